@@ -1,0 +1,261 @@
+"""What a run is: frozen dataclasses, read from flags, written to `config.json`, read back by every program.
+
+A field whose default is None is planned from the data (`flexunet.planning`); in a run folder every
+field has its value. Nothing is evaluated and unknown keys fail.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from flexunet.datasets.errors import InputError
+
+
+def knob(
+    default: Any,
+    help: str,  # noqa: A002 - the word that flags use
+    *,
+    choices: tuple[str, ...] | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> Any:
+  """Returns a dataclass field that also carries what a flag needs to be made from it."""
+  metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum}
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+class _Checked:
+  """Checks each field against its knob, so that a flag, a file and a caller get the same error."""
+
+  def __post_init__(self):
+    hints = typing.get_type_hints(type(self))
+    for field in dataclasses.fields(self):
+      object.__setattr__(
+          self, field.name, _checked_value(field, hints[field.name], getattr(self, field.name))
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(_Checked):
+  """Shape of a FlexUNet; the names are those of `flexunet.build_model` and of the flags."""
+
+  image_size: tuple[int, int] | None = knob(
+      None, "Height and width of the network's input, e.g. 512,512; one number means a square."
+  )
+  image_channels: int = knob(
+      1, "Channels of the input; 3 repeats grey images as the published recipes do.", minimum=1
+  )
+  num_classes: int | None = knob(None, "Classes, background included.", minimum=1)
+  base_filters: int | None = knob(
+      None, "Channels of the first stage; they double at each stage below.", minimum=1
+  )
+  base_kernels: int | None = knob(
+      None, "Odd kernel edge of the first stage; shrinks by 2 per stage, down to 3.", minimum=1
+  )
+  num_layers: int | None = knob(None, "Stages, the bottleneck included.", minimum=1, maximum=12)
+  dropout_rate: float | None = knob(
+      None, "Dropout at stage n (from 0) is n times this rate.", minimum=0.0, maximum=0.9
+  )
+  dilation: int = knob(1, "Dilation of the first stage; shrinks by 1 per stage, to 1.", minimum=1)
+  normalization: str | None = knob(
+      None,
+      "Layer after each convolution.",
+      choices=("none", "batch", "group", "instance", "layer"),
+  )
+  activation: str = knob(
+      "relu",
+      "Activation after each convolution.",
+      choices=("relu", "leaky_relu", "elu", "selu", "gelu", "silu", "mish"),
+  )
+  input_normalization: str = knob(
+      "unit",
+      "How 0..255 enters the network: times 1/255, or zero mean and unit deviation per image.",
+      choices=("unit", "per_image"),
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(_Checked):
+  """Which records are read, and how they become batches."""
+
+  dataset: str | None = knob(
+      None,
+      "Built dataset as name[/config[/version]] below --data_dir, e.g. hippocampus_t1w/left_right;"
+      " not needed when --data_dir is the version folder itself.",
+  )
+  data_dir: str = knob(
+      "~/tensorflow_datasets", "Folder of built datasets, or the version folder of one."
+  )
+  train_split: str = knob("train", "Split that is trained on.")
+  validation_split: str = knob("validation", "Split that picks the best checkpoint.")
+  resize_mode: str | None = knob(
+      None,
+      "How images come to --image_size: 'pad' keeps the resolution and adds a border, 'fit' scales"
+      " with the aspect kept and adds a border, 'stretch' scales each axis (the published way).",
+      choices=("pad", "fit", "stretch"),
+  )
+  foreground_fraction: float | None = knob(
+      None,
+      "Share of each batch drawn from slices with foreground; the rest covers every slice once an"
+      " epoch. 0 draws uniformly.",
+      minimum=0.0,
+      maximum=1.0,
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig(_Checked):
+  """How the weights are found."""
+
+  batch_size: int | None = knob(None, "Slices per step.", minimum=1)
+  epochs: int | None = knob(None, "At most so many passes over the training split.", minimum=1)
+  max_minutes: float | None = knob(
+      0.0,
+      "Ends training cleanly after that time, with the learning-rate schedule fitted to it. 0: no"
+      " limit.",
+      minimum=0.0,
+  )
+  learning_rate: float | None = knob(None, "Initial learning rate.", minimum=0.0)
+  optimizer: str | None = knob(None, "Optimizer.", choices=("adam", "adamw", "sgd"))
+  weight_decay: float = knob(1e-4, "Decoupled weight decay of adamw.", minimum=0.0)
+  clipvalue: float = knob(0.5, "Gradients are clipped to +- this value; 0: not.", minimum=0.0)
+  schedule: str | None = knob(
+      None,
+      "Learning rate over the run: 'constant', 'cosine' or 'poly' (power 0.9) down to zero.",
+      choices=("constant", "cosine", "poly"),
+  )
+  warmup_steps: int | None = knob(
+      None, "Steps over which the learning rate rises from 0 linearly.", minimum=0
+  )
+  loss: str | None = knob(None, "Training loss, by its name in flexunet/losses.py.")
+  early_stopping_patience: int | None = knob(
+      None, "Stops after so many epochs without a better validation score; 0: never.", minimum=0
+  )
+  reduce_lr_factor: float = knob(
+      0.5, "Factor of the learning-rate reduction on a plateau.", minimum=0.01, maximum=0.99
+  )
+  reduce_lr_patience: int | None = knob(
+      None,
+      "Epochs without a better validation loss before the learning rate is reduced; 0: never.",
+      minimum=0,
+  )
+  validations: int = knob(
+      0, "At most so many validations in a run (0: one per epoch).", minimum=0
+  )
+  previews: int = knob(4, "Validation slices drawn after each epoch; 0: none.", minimum=0)
+  seed: int = knob(1, "Seed of weights, order, dropout and augmentation.", minimum=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetFacts:
+  """What a run remembers of the dataset it was trained on, enough to predict without it.
+
+  Attributes:
+    name: dataset/config/version.
+    fingerprint: Of the records, from the build report; None for datasets built elsewhere.
+    label_scheme: [{"name": str, "color": [r, g, b]}], position is the class id.
+    slice_plan: {"axes", "plane"} of `SlicePlan`, or None for pictures.
+    intensity: {"kind", "low", "high"} of `IntensityWindow`, or None for pictures.
+    spacing_mm: Median (row, column) spacing of the training slices, None where unknown.
+  """
+
+  name: str
+  fingerprint: str | None
+  label_scheme: list[dict[str, Any]]
+  slice_plan: dict[str, Any] | None
+  intensity: dict[str, Any] | None
+  spacing_mm: list[float] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+  """Everything a run folder's `config.json` holds."""
+
+  model: ModelConfig
+  data: DataConfig
+  training: TrainingConfig
+  dataset_facts: DatasetFacts
+  reasons: dict[str, str]
+
+  def to_json(self) -> dict[str, Any]:
+    return dataclasses.asdict(self)
+
+  @classmethod
+  def from_json(cls, values: Mapping[str, Any]) -> RunConfig:
+    """Reads what `to_json` wrote; unknown and missing names are an InputError."""
+    parts = {"model": ModelConfig, "data": DataConfig, "training": TrainingConfig}
+    known = [*parts, "dataset_facts", "reasons"]
+    _refuse_unknown(values, known, "config.json")
+    if missing := [name for name in known if name not in values]:
+      raise InputError(f"config.json must hold {known}. Missing: {missing}.")
+    built = {name: from_mapping(part, values[name]) for name, part in parts.items()}
+    return cls(
+        **built,
+        dataset_facts=from_mapping(DatasetFacts, values["dataset_facts"]),
+        reasons=dict(values["reasons"]),
+    )
+
+
+T = typing.TypeVar("T")
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
+  """Builds a config dataclass from names and values; an unknown name lists the nearest one."""
+  fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+  _refuse_unknown(values, [field.name for field in fields], cls.__name__)
+  return cls(**values)
+
+
+def _refuse_unknown(values: Mapping[str, Any], known: list[str], where: str) -> None:
+  for name in values:
+    if name not in known:
+      near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+      hint = f" Did you mean {' or '.join(near)}?" if near else f" Known: {', '.join(known)}."
+      raise InputError(f"{where} has no {name!r}.{hint}")
+
+
+def optional_base(hint: Any) -> tuple[Any, bool]:
+  """Returns (type without None, whether None was allowed)."""
+  if typing.get_origin(hint) in (typing.Union, types.UnionType):
+    inner = [part for part in typing.get_args(hint) if part is not type(None)]
+    return inner[0], True
+  return hint, False
+
+
+def _checked_value(field: dataclasses.Field, hint: Any, value: Any) -> Any:
+  base, optional = optional_base(hint)
+  if value is None:
+    if optional:
+      return None
+    raise InputError(f"{field.name} must be given.")
+  if typing.get_origin(base) is tuple:
+    return _checked_size(field.name, value)
+  wanted = (int, float) if base is float else base
+  if not isinstance(value, wanted) or (isinstance(value, bool) and base is not bool):
+    raise InputError(f"{field.name} must be of type {base.__name__}. Got: {value!r}.")
+  if base is float:
+    value = float(value)
+  limits = field.metadata
+  if (choices := limits.get("choices")) and value not in choices:
+    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
+    hint_text = f" Did you mean {near[0]!r}?" if near else ""
+    raise InputError(f"{field.name} must be one of {', '.join(choices)}. Got: {value!r}.{hint_text}")
+  low, high = limits.get("minimum"), limits.get("maximum")
+  if (low is not None and value < low) or (high is not None and value > high) or value != value:
+    bounds = f">= {low}" if high is None else f"from {low} to {high}"
+    raise InputError(f"{field.name} must be {bounds}. Got: {value!r}.")
+  return value
+
+
+def _checked_size(name: str, value: Any) -> tuple[int, int]:
+  size = (value, value) if isinstance(value, int) else tuple(value)
+  if len(size) == 1:
+    size = size * 2
+  if len(size) != 2 or not all(isinstance(edge, int) and edge > 0 for edge in size):
+    raise InputError(f"{name} must be one or two positive whole numbers. Got: {value!r}.")
+  return size  # type: ignore[return-value]

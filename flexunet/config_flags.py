@@ -1,0 +1,66 @@
+"""absl flags made from the knobs of a config dataclass: one source for name, default and help."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Collection
+from typing import Any
+
+from absl import flags
+
+from flexunet import config
+from flexunet.datasets.errors import InputError
+
+
+def define(cls: type, *, skip: Collection[str] = ()) -> dict[str, flags.FlagHolder]:
+  """Defines one flag per field of `cls`, except `skip`; to be called by files one runs.
+
+  Returns:
+    field name -> holder, for `read`.
+  """
+  hints = typing.get_type_hints(cls)
+  return {
+      field.name: _define_one(field, hints[field.name])
+      for field in dataclasses.fields(cls)
+      if field.name not in skip
+  }
+
+
+def read(cls: type, holders: dict[str, flags.FlagHolder], **extra: Any) -> Any:
+  """Builds `cls` from the flags' values and `extra`."""
+  values = {name: holder.value for name, holder in holders.items()}
+  if "image_size" in values and values["image_size"] is not None:
+    values["image_size"] = _sizes(values["image_size"])
+  return config.from_mapping(cls, {**values, **extra})
+
+
+def _define_one(field: dataclasses.Field, hint: Any) -> flags.FlagHolder:
+  base, optional = config.optional_base(hint)
+  text = field.metadata.get("help", "")
+  if optional and field.default is None:
+    text += " Default: planned from the data."
+  if typing.get_origin(base) is tuple:
+    return flags.DEFINE_list(field.name, field.default, text)
+  if base is bool:
+    return flags.DEFINE_boolean(field.name, field.default, text)
+  if choices := field.metadata.get("choices"):
+    return flags.DEFINE_enum(field.name, field.default, choices, text)
+  limits = {
+      "lower_bound": field.metadata.get("minimum"),
+      "upper_bound": field.metadata.get("maximum"),
+  }
+  if base is int:
+    return flags.DEFINE_integer(field.name, field.default, text, **limits)
+  if base is float:
+    return flags.DEFINE_float(field.name, field.default, text, **limits)
+  return flags.DEFINE_string(field.name, field.default, text)
+
+
+def _sizes(parts: list[str]) -> tuple[int, ...]:
+  try:
+    return tuple(int(part) for part in parts)
+  except ValueError:
+    raise InputError(
+        f"--image_size must be one or two whole numbers such as 256 or 512,512. Got: {parts}."
+    ) from None

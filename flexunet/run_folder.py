@@ -1,0 +1,124 @@
+"""The run folder: where everything of one run lies, written so that a kill leaves no half file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+from flexunet import config
+from flexunet.datasets.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+  """Names the files of a run; nothing else spells them."""
+
+  path: pathlib.Path
+
+  @property
+  def config_json(self) -> pathlib.Path:
+    return self.path / "config.json"
+
+  @property
+  def manifest_json(self) -> pathlib.Path:
+    return self.path / "manifest.json"
+
+  @property
+  def checkpoints(self) -> pathlib.Path:
+    return self.path / "checkpoints"
+
+  @property
+  def model_keras(self) -> pathlib.Path:
+    return self.path / "model.keras"
+
+  @property
+  def history_csv(self) -> pathlib.Path:
+    return self.path / "history.csv"
+
+  @property
+  def curves_png(self) -> pathlib.Path:
+    return self.path / "curves.png"
+
+  @property
+  def previews(self) -> pathlib.Path:
+    return self.path / "previews"
+
+  @property
+  def tensorboard(self) -> pathlib.Path:
+    return self.path / "tensorboard"
+
+  @property
+  def evaluation(self) -> pathlib.Path:
+    return self.path / "evaluation"
+
+  @property
+  def metrics_json(self) -> pathlib.Path:
+    return self.evaluation / "metrics.json"
+
+  @property
+  def cases_csv(self) -> pathlib.Path:
+    return self.evaluation / "cases.csv"
+
+  @property
+  def report_html(self) -> pathlib.Path:
+    return self.path / "report.html"
+
+  @classmethod
+  def create(cls, path: str | os.PathLike) -> RunFolder:
+    """Makes the folder; refuses one that already holds files."""
+    path = pathlib.Path(path).expanduser()
+    if path.exists() and not path.is_dir():
+      raise InputError(f"--run_dir {path} must be a folder. Got a file.")
+    if path.is_dir() and any(path.iterdir()):
+      raise InputError(
+          f"--run_dir {path} must be new or empty, so that no earlier run is lost. It holds"
+          f" {len(list(path.iterdir()))} entries. Pass a new folder."
+      )
+    path.mkdir(parents=True, exist_ok=True)
+    return cls(path)
+
+  @classmethod
+  def open(cls, path: str | os.PathLike) -> RunFolder:
+    """Opens the folder of an existing run; InputError when it is none."""
+    run = cls(pathlib.Path(path).expanduser())
+    if not run.config_json.is_file():
+      what = "has no config.json" if run.path.is_dir() else "does not exist"
+      raise InputError(
+          f"--run_dir {run.path} must be the folder of a run made by flexunet.train; it {what}."
+      )
+    return run
+
+  def read_config(self) -> config.RunConfig:
+    try:
+      values = json.loads(self.config_json.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+      raise InputError(f"{self.config_json} must be readable JSON: {error}.") from error
+    return config.RunConfig.from_json(values)
+
+  def write_config(self, run_config: config.RunConfig) -> None:
+    write_json(self.config_json, run_config.to_json())
+
+
+def write_json(path: pathlib.Path, values: Any) -> None:
+  """Writes strict JSON (NaN is refused) in one step."""
+  write_bytes(path, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_bytes(path: pathlib.Path, data: bytes) -> None:
+  """Replaces `path` by `data` in one step: a reader sees the old file or the new one."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+  try:
+    with os.fdopen(handle, "wb") as stream:
+      stream.write(data)
+      stream.flush()
+      os.fsync(stream.fileno())
+    os.chmod(name, 0o644)  # mkstemp makes it private; results are as shared as their folder.
+    os.replace(name, path)
+  except BaseException:
+    pathlib.Path(name).unlink(missing_ok=True)
+    raise
