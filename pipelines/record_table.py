@@ -1,0 +1,150 @@
+"""Where each record lies and whose it is, as NumPy columns: what order, balance and folds need.
+
+A row number ("record") names a record of one split everywhere in the pipeline.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+import pathlib
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+
+from flexunet.datasets.errors import InputError
+
+# A TFRecord is: length (8 bytes, little endian), its crc (4), the payload, the payload's crc (4).
+_HEADER = struct.Struct("<Q4x")
+_FRAME_BYTES = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordTable:
+  """The records of one split, in file order.
+
+  Attributes:
+    files: Shard files.
+    shard: int32 [N], index into `files`.
+    offset: int64 [N], where the record's frame begins in its shard.
+    subject, volume: str [N]; empty strings for datasets built elsewhere.
+    slice_index, fold: int32 [N]; -1 where unknown.
+    height, width: int32 [N]; 0 where unknown.
+    pixels: int64 [N, classes], labelled pixels per class; None where unknown.
+  """
+
+  files: list[str]
+  shard: np.ndarray
+  offset: np.ndarray
+  subject: np.ndarray
+  volume: np.ndarray
+  slice_index: np.ndarray
+  fold: np.ndarray
+  height: np.ndarray
+  width: np.ndarray
+  pixels: np.ndarray | None
+
+  def __len__(self) -> int:
+    return len(self.offset)
+
+  @property
+  def foreground(self) -> np.ndarray:
+    """Rows that hold a labelled pixel of any class but the background, int64 [M]."""
+    if self.pixels is None:
+      return np.zeros(0, np.int64)
+    return np.flatnonzero(self.pixels[:, 1:].sum(axis=1) > 0)
+
+  def take(self, rows: np.ndarray) -> RecordTable:
+    """Returns the table of some rows only, e.g. of a fold."""
+    columns = {
+        field.name: value[rows]
+        for field in dataclasses.fields(self)
+        if field.name != "files" and (value := getattr(self, field.name)) is not None
+    }
+    return dataclasses.replace(self, **columns)
+
+  def describe(self, row: int) -> str:
+    """Returns which record a row is, for messages: shard name, record number, subject, slice."""
+    in_shard = int(np.sum((self.shard == self.shard[row]) & (self.offset < self.offset[row])))
+    text = f"record {in_shard} of {os.path.basename(self.files[self.shard[row]])}"
+    if self.subject[row]:
+      text += f" (subject {self.subject[row]}, slice {self.slice_index[row]})"
+    return text
+
+
+def read(listing: pathlib.Path, split: str, files: Sequence[str]) -> RecordTable:
+  """Reads one split of `records.csv`."""
+  with open(listing, newline="", encoding="utf-8") as stream:
+    reader = csv.DictReader(stream)
+    pixel_columns = [name for name in reader.fieldnames or [] if name.startswith("pixels_")]
+    rows = [row for row in reader if row["split"] == split]
+  shard_of = {os.path.basename(file): index for index, file in enumerate(files)}
+
+  def integers(name: str, dtype=np.int32) -> np.ndarray:
+    return np.array([int(row[name] or -1) for row in rows], dtype)
+
+  try:
+    shard = np.array([_shard_index(row["shard"], shard_of) for row in rows], np.int32)
+    return RecordTable(
+        files=list(files),
+        shard=shard,
+        offset=integers("offset", np.int64),
+        subject=np.array([row["subject"] for row in rows], str),
+        volume=np.array([row["volume"] for row in rows], str),
+        slice_index=integers("slice_index"),
+        fold=integers("fold"),
+        height=integers("height"),
+        width=integers("width"),
+        pixels=np.array([[int(row[name]) for name in pixel_columns] for row in rows], np.int64)
+        if pixel_columns
+        else None,
+    )
+  except (KeyError, ValueError) as error:
+    raise InputError(
+        f"{listing} must list the records of this dataset, but it cannot be read: {error}. Build"
+        " the dataset again."
+    ) from error
+
+
+def _shard_index(name: str, shard_of: dict[str, int]) -> int:
+  return int(name) if name.isdigit() else shard_of[name]
+
+
+def scan(files: Sequence[str]) -> RecordTable:
+  """Finds the records of TFRecord shards by their frame headers alone; payloads are not read."""
+  shard, offset = [], []
+  for index, file in enumerate(files):
+    size = os.path.getsize(file)
+    position = 0
+    with open(file, "rb") as stream:
+      while position < size:
+        stream.seek(position)
+        header = stream.read(_HEADER.size)
+        if len(header) == _HEADER.size:
+          end = position + _FRAME_BYTES + _HEADER.unpack(header)[0]
+        if len(header) < _HEADER.size or end > size:
+          raise InputError(
+              f"{file} must be whole TFRecords; record {shard.count(index)} at byte {position} runs"
+              f" past the file's end of {size} bytes. Build or copy the dataset again."
+          )
+        shard.append(index)
+        offset.append(position)
+        position = end
+  count = len(offset)
+  unknown = np.full(count, -1, np.int32)
+  empty = np.full(count, "", str)
+  zero = np.zeros(count, np.int32)
+  return RecordTable(
+      files=list(files),
+      shard=np.array(shard, np.int32),
+      offset=np.array(offset, np.int64),
+      subject=empty,
+      volume=empty,
+      slice_index=unknown,
+      fold=unknown,
+      height=zero,
+      width=zero,
+      pixels=None,
+  )
