@@ -1,0 +1,98 @@
+"""From volumes to upright slices and back, exactly.
+
+Slices come as [row, column, slice]. Rows run from anterior to posterior (axial) or from superior
+to inferior (coronal, sagittal). Columns keep the direction the dataset stores, and slices ascend
+as stored, so nothing is claimed about left and right that the source does not say.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import nibabel as nib
+import numpy as np
+
+from flexunet.datasets.errors import InputError, unknown_name
+from flexunet.datasets.volume import Volume
+
+PLANES = ("axial", "coronal", "sagittal")
+_AXIS_OF_CODE = {"L": 0, "R": 0, "P": 1, "A": 1, "I": 2, "S": 2}
+# Per plane: the code towards which rows run, and which anatomical axis columns and slices follow.
+_FRAMES = {"axial": ("P", 0, 2), "coronal": ("I", 0, 1), "sagittal": ("I", 1, 0)}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Slices:
+  """Upright slices.
+
+  Attributes:
+    pixels: [row, column, slice], in the dtype of the voxels.
+    spacing_mm: (row, column) distance of neighbouring pixels; NaN where unknown.
+    slice_spacing_mm: Distance of neighbouring slices; NaN where unknown.
+  """
+
+  pixels: np.ndarray
+  spacing_mm: tuple[float, float]
+  slice_spacing_mm: float
+
+
+@dataclasses.dataclass(frozen=True)
+class SlicePlan:
+  """How the volumes of a dataset are cut.
+
+  Attributes:
+    axes: Which way the stored axes of the dataset point, e.g. "LAS". A volume with a stated
+      orientation is turned to them; one without is taken as stored.
+    plane: "axial", "coronal" or "sagittal".
+  """
+
+  axes: str
+  plane: str
+
+  def __post_init__(self):
+    if self.plane not in PLANES:
+      raise unknown_name("plane", self.plane, PLANES)
+    if sorted(_AXIS_OF_CODE.get(code, -1) for code in self.axes) != [0, 1, 2]:
+      raise InputError(
+          f"axes must name one of L/R, one of P/A and one of I/S, such as 'RAS'; got {self.axes!r}."
+      )
+
+  @property
+  def display_axes(self) -> str:
+    """Codes towards which row, column and slice run, e.g. "PLS" for axial slices of "LAS"."""
+    stored = {_AXIS_OF_CODE[code]: code for code in self.axes}
+    row, column_axis, slice_axis = _FRAMES[self.plane]
+    return row + stored[column_axis] + stored[slice_axis]
+
+  def extract(self, volume: Volume) -> Slices:
+    """Cuts a volume into upright slices; every voxel appears once, unchanged."""
+    turn = self._turn(volume)
+    pixels = nib.orientations.apply_orientation(volume.voxels, turn)
+    # turn[i] tells where stored axis i goes.
+    spacing = np.empty(3)
+    spacing[turn[:, 0].astype(int)] = volume.spacing_mm
+    return Slices(pixels, (float(spacing[0]), float(spacing[1])), float(spacing[2]))
+
+  def restore(self, pixels: np.ndarray, like: Volume) -> np.ndarray:
+    """Puts [row, column, slice] back on the grid of `like`: the exact inverse of `extract`."""
+    turn = self._turn(like)
+    expected = np.empty(3, int)
+    expected[turn[:, 0].astype(int)] = like.voxels.shape
+    if pixels.shape != tuple(expected):
+      raise ValueError(
+          f"Slices of a volume {like.voxels.shape} have the shape {tuple(expected)}, got"
+          f" {pixels.shape}."
+      )
+    back = np.empty_like(turn)
+    for stored_axis, (display_axis, flip) in enumerate(turn):
+      back[int(display_axis)] = (stored_axis, flip)
+    return nib.orientations.apply_orientation(pixels, back)
+
+  def _turn(self, volume: Volume) -> np.ndarray:
+    """Returns the axis permutation and flips [3, 2] from the stored axes to the display axes."""
+    if volume.oriented:
+      stored = nib.orientations.io_orientation(volume.affine)
+    else:
+      stored = nib.orientations.axcodes2ornt(self.axes)
+    display = nib.orientations.axcodes2ornt(self.display_axes)
+    return nib.orientations.ornt_transform(stored, display)

@@ -1,0 +1,77 @@
+"""Geometry as a type: voxels together with where they lie in the patient.
+
+Voxel axes are [i, j, k] in file order. World coordinates are RAS+ millimetres.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import nibabel as nib
+import numpy as np
+
+
+def spacing_of(affine: np.ndarray) -> np.ndarray:
+  """Returns the edge lengths of a voxel in mm, float64 [3]; NaN where the file states none."""
+  return np.sqrt((np.asarray(affine, np.float64)[:3, :3] ** 2).sum(axis=0))
+
+
+def axis_codes_of(affine: np.ndarray) -> str:
+  """Returns which way each voxel axis points, such as "RAS"; "???" for a singular affine."""
+  affine = np.asarray(affine, np.float64)
+  if not np.isfinite(affine).all():
+    return "???"
+  return "".join(code or "?" for code in nib.orientations.aff2axcodes(affine))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Volume:
+  """Voxels and where they lie.
+
+  Attributes:
+    voxels: Array [i, j, k] in file order.
+    affine: float64 [4, 4]; maps (i, j, k, 1) to RAS+ mm.
+    oriented: False when the file states no orientation (ANALYZE, NIfTI without qform and sform):
+      the affine then holds the spacing only, and its directions are a reader's convention.
+  """
+
+  voxels: np.ndarray
+  affine: np.ndarray
+  oriented: bool
+
+  def __post_init__(self):
+    object.__setattr__(self, "affine", np.asarray(self.affine, np.float64))
+    if self.voxels.ndim != 3 or self.affine.shape != (4, 4):
+      raise ValueError(
+          f"A volume has voxels [i, j, k] and an affine [4, 4], got {self.voxels.shape} and"
+          f" {self.affine.shape}."
+      )
+
+  @property
+  def spacing_mm(self) -> np.ndarray:
+    """float64 [3], in the order of the voxel axes."""
+    return spacing_of(self.affine)
+
+  @property
+  def axis_codes(self) -> str:
+    """Which way the axes point; a convention only where `oriented` is False."""
+    return axis_codes_of(self.affine)
+
+
+@dataclasses.dataclass(frozen=True)
+class VolumeHeader:
+  """What a header tells before any voxel is read.
+
+  Attributes:
+    shape: Voxels along [i, j, k].
+    dtype: How the file stores a voxel, before its scale factors.
+    spacing_mm: Edge lengths of a voxel; NaN where the file states none.
+    axis_codes: Such as "LAS"; "" where the file states no orientation.
+    oriented: Whether the file states an orientation.
+  """
+
+  shape: tuple[int, int, int]
+  dtype: np.dtype
+  spacing_mm: tuple[float, float, float]
+  axis_codes: str
+  oriented: bool
