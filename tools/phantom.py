@@ -1,0 +1,135 @@
+"""Writes phantom raw data: made-up heads in the file layout of a real dataset.
+
+    python -m flexunet.tools.phantom hippocampus_t1w OUT --subjects=12 --seed=0
+
+The heads are drawn from formulas, no person is behind them. They let demo and tests run without a
+download, and give a model something it can learn. The same seed gives the same files, and subject
+n does not depend on how many subjects are asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from absl import app
+from absl import flags
+from absl import logging
+
+from flexunet import command_line
+from flexunet.datasets import errors
+from flexunet.tools import phantom_ct
+from flexunet.tools import phantom_volumes
+
+_SUBJECTS = flags.DEFINE_integer("subjects", 12, "Labelled subjects to make.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Decides everything about them.", lower_bound=0)
+_SIZE = flags.DEFINE_list(
+    "size", None, "Voxels per stored axis (volumes), or edge and slices (pictures), e.g. 96,40,96."
+)
+
+# Patient numbers of CT-ICH, in the order in which phantoms take them.
+ICH_PATIENTS = tuple(49 + (n * 31) % 82 for n in range(82))
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How one dataset is written.
+
+  Attributes:
+    default_size: Used where the caller gives none; a shorter size takes the missing end from it.
+    most_subjects: As many as the layout has names for.
+    write: Called with (out, subjects, seed, size).
+  """
+
+  default_size: tuple[int, ...]
+  most_subjects: int
+  write: Callable[[pathlib.Path, int, int, tuple[int, ...]], None]
+
+
+def _generator(seed: int, index: int) -> np.random.Generator:
+  return np.random.default_rng([seed, index])
+
+
+def _hippocampus(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, ...]) -> None:
+  """`subjects` in Train/ with labels, and a tenth of that (at least one) in Test/ without."""
+  for index in range(subjects + max(1, subjects // 10)):
+    phantom_volumes.write_hippocampus(
+        out, index, index < subjects, _generator(seed, index), size
+    )
+
+
+def _brain_ich_ct(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, ...]) -> None:
+  for index, patient in enumerate(ICH_PATIENTS[:subjects]):
+    phantom_ct.write_ich(out, patient, index, _generator(seed, index), size)
+
+
+LAYOUTS: dict[str, Layout] = {
+    "hippocampus_t1w": Layout(phantom_volumes.HIPPOCAMPUS_SIZE, 800, _hippocampus),
+    "brain_ich_ct": Layout(phantom_ct.CT_SIZE, len(ICH_PATIENTS), _brain_ich_ct),
+}
+
+
+def write(
+    dataset: str,
+    out_dir: str | pathlib.Path,
+    subjects: int = 12,
+    seed: int = 0,
+    size: Sequence[int] | None = None,
+) -> pathlib.Path:
+  """Writes phantom raw data of `dataset` into a new or empty folder and returns it.
+
+  Args:
+    dataset: A key of `LAYOUTS`.
+    out_dir: Created when missing; a folder with anything in it is refused.
+    subjects: Labelled subjects; a layout with an unlabelled part gets some more.
+    seed: Decides everything about them, together with the number of the subject.
+    size: Voxels per stored axis, or (edge, slices) of pictures; see `Layout.default_size`.
+  """
+  if dataset not in LAYOUTS:
+    near = difflib.get_close_matches(dataset, LAYOUTS, 1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise errors.InputError(
+        f"There are phantoms of {', '.join(sorted(LAYOUTS))}. Got: {dataset!r}.{hint}"
+    )
+  layout, out = LAYOUTS[dataset], pathlib.Path(out_dir)
+  if not 1 <= subjects <= layout.most_subjects:
+    raise errors.InputError(
+        f"Phantoms of {dataset}: subjects must be 1 to {layout.most_subjects}. Got: {subjects}."
+    )
+  given = tuple(size or ())
+  if len(given) > len(layout.default_size) or any(edge < 8 for edge in given):
+    raise errors.InputError(
+        f"Phantoms of {dataset}: size must be up to {len(layout.default_size)} numbers of at least"
+        f" 8, as in {layout.default_size}. Got: {given}."
+    )
+  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    raise errors.InputError(f"{out}: phantoms go into a new or an empty folder. Name another one.")
+  out.mkdir(parents=True, exist_ok=True)
+  layout.write(out, subjects, seed, given + layout.default_size[len(given) :])
+  return out
+
+
+def main(argv: Sequence[str]) -> None:
+  if len(argv) != 3:
+    raise app.UsageError("Usage: python -m flexunet.tools.phantom DATASET OUT [--subjects=N]")
+  try:
+    size = [int(text) for text in _SIZE.value or ()]
+  except ValueError as error:
+    raise errors.InputError(
+        f"--size must be whole numbers such as 96,40,96. Got: {','.join(_SIZE.value)}."
+    ) from error
+  out = write(argv[1], argv[2], _SUBJECTS.value, _SEED.value, size)
+  files = [path for path in out.rglob("*") if path.is_file()]
+  megabytes = sum(path.stat().st_size for path in files) / 1e6
+  logging.info("%s: %d files, %.0f MB in %s", argv[1], len(files), megabytes, out)
+
+
+def run() -> None:
+  command_line.run(main)
+
+
+if __name__ == "__main__":
+  run()
