@@ -6,6 +6,7 @@ are RGB, 0..255. They serve the eye only: nothing is trained on them.
 
 from __future__ import annotations
 
+import colorsys
 import dataclasses
 from collections.abc import Mapping, Sequence
 
@@ -115,3 +116,16 @@ class LabelScheme:
           'A label scheme is a list of {"name": ..., "color": [red, green, blue]},'
           f" got {str(classes)[:200]}."
       ) from error
+
+  @classmethod
+  def from_names(cls, names: Sequence[str]) -> LabelScheme:
+    """Gives colours to bare names, the first of which is the background: for data built elsewhere."""
+    # The golden ratio spreads any number of hues far apart.
+    hues = [(index * 0.618034) % 1.0 for index in range(len(names) - 1)]
+    colors = [(0, 0, 0), *(colorsys.hsv_to_rgb(hue, 0.85, 0.95) for hue in hues)]
+    return cls(
+        tuple(
+            LabelClass(name, tuple(round(255 * channel) for channel in color))  # type: ignore[arg-type]
+            for name, color in zip(names, colors)
+        )
+    )
