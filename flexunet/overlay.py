@@ -1,0 +1,228 @@
+"""Labels drawn over grey slices: blended pictures, panels and contact sheets.
+
+Images are uint8 [H, W]; labels hold class ids, uint8 [H, W], 0 is the background; colours are
+uint8 RGB. Everything here is for the eye: figures are never computed from these pictures.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import io
+from collections.abc import Sequence
+
+import numpy as np
+
+# Shown instead of a class colour without hue (white, grey, black), which a grey scan would
+# swallow. From Okabe and Ito's set, which colour-blind readers can tell apart.
+_STAND_INS = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (213, 94, 0),
+    (204, 121, 167),
+)
+_MIN_SATURATION = 0.25
+_MIN_BRIGHTNESS = 0.35
+
+
+def display_palette(palette: np.ndarray) -> np.ndarray:
+  """Returns `palette` [classes, 3] with every foreground colour visible on a grey scan.
+
+  Colours with a hue are kept. Grey ones are replaced, each by the stand-in farthest from the
+  colours already in use, so that no two classes look alike.
+  """
+  shown = np.array(palette, np.uint8, copy=True)
+  dull = []
+  for index in range(1, len(shown)):
+    _, saturation, brightness = colorsys.rgb_to_hsv(*(shown[index] / 255.0))
+    if saturation < _MIN_SATURATION or brightness < _MIN_BRIGHTNESS:
+      dull.append(index)
+  used = [shown[index].astype(int) for index in range(1, len(shown)) if index not in dull]
+  for index in dull:
+    distances = [
+        min((float(np.linalg.norm(other - np.array(color))) for other in used), default=1e3)
+        for color in _STAND_INS
+    ]
+    shown[index] = _STAND_INS[int(np.argmax(distances))]
+    used.append(shown[index].astype(int))
+  return shown
+
+
+def contour(label: np.ndarray) -> np.ndarray:
+  """Returns bool [H, W]: foreground pixels with a 4-neighbour of another class."""
+  edge = np.zeros(label.shape, bool)
+  down = label[1:] != label[:-1]
+  right = label[:, 1:] != label[:, :-1]
+  edge[1:] |= down
+  edge[:-1] |= down
+  edge[:, 1:] |= right
+  edge[:, :-1] |= right
+  return edge & (label > 0)
+
+
+def to_rgb(image: np.ndarray) -> np.ndarray:
+  """Returns a grey uint8 [H, W] picture as [H, W, 3]."""
+  return np.repeat(image[..., None], 3, axis=-1)
+
+
+def blend(
+    image: np.ndarray, label: np.ndarray, palette: np.ndarray, *, opacity: float = 0.35
+) -> np.ndarray:
+  """Returns uint8 [H, W, 3]: `image`, each class tinted and outlined in its colour.
+
+  Args:
+    image: uint8 [H, W].
+    label: uint8 [H, W], ids below len(palette).
+    palette: uint8 [classes, 3]; entry 0 is never drawn.
+    opacity: Share of the colour inside a region; its outline is opaque.
+
+  Raises:
+    ValueError: Image and label differ in shape.
+  """
+  if image.shape != label.shape:
+    raise ValueError(f"Image and label must have one shape. Got {image.shape} and {label.shape}.")
+  rgb = to_rgb(image).astype(np.float32)
+  inside = label > 0
+  colors = palette[label].astype(np.float32)
+  rgb[inside] += opacity * (colors[inside] - rgb[inside])
+  edge = contour(label)
+  rgb[edge] = colors[edge]
+  return np.round(rgb).astype(np.uint8)
+
+
+def crop_box(
+    labels: Sequence[np.ndarray], *, margin: float = 0.6, min_size: int = 48
+) -> tuple[slice, slice]:
+  """Returns the square window (rows, columns) around the foreground of all `labels` [H, W].
+
+  The margin is a share of the foreground's larger side, on each side. Without any foreground,
+  or where the window would show nearly everything anyway, it is the whole slice.
+  """
+  shape = labels[0].shape
+  found = np.zeros(shape, bool)
+  for label in labels:
+    found |= label > 0
+  whole = (slice(0, shape[0]), slice(0, shape[1]))
+  if not found.any():
+    return whole
+  rows, columns = np.flatnonzero(found.any(axis=1)), np.flatnonzero(found.any(axis=0))
+  extent = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
+  size = max(min_size, round(extent * (1 + 2 * margin)))
+  if size > 0.8 * min(shape):
+    return whole
+  box = []
+  for ends, length in ((rows, shape[0]), (columns, shape[1])):
+    start = round((ends[0] + ends[-1] + 1) / 2 - size / 2)
+    start = min(max(start, 0), length - size)
+    box.append(slice(int(start), int(start + size)))
+  return box[0], box[1]
+
+
+def frame(rgb: np.ndarray, box: tuple[slice, slice], color=(255, 255, 255)) -> np.ndarray:
+  """Returns a copy of `rgb` [H, W, 3] with the outline of `box` drawn in `color`."""
+  framed = rgb.copy()
+  rows, columns = box
+  framed[rows, columns.start] = color
+  framed[rows, columns.stop - 1] = color
+  framed[rows.start, columns] = color
+  framed[rows.stop - 1, columns] = color
+  return framed
+
+
+def richest_slices(label: np.ndarray, count: int) -> list[int]:
+  """Returns up to `count` positions along the last axis of `label` [H, W, N], in order.
+
+  They are the slices with most foreground, no two neighbours while others are left, so that the
+  sheet shows the length of a structure. Without foreground: evenly spread slices.
+  """
+  slices = label.shape[-1]
+  count = min(count, slices)
+  areas = np.count_nonzero(label, axis=(0, 1))
+  if not areas.any():
+    return [int(k) for k in np.linspace(0, slices - 1, count + 2)[1:-1].round()]
+  ranked = [int(k) for k in np.argsort(-areas, kind="stable") if areas[k]]
+  chosen: list[int] = []
+  for min_gap in (2, 1):
+    for k in ranked:
+      if len(chosen) < count and all(abs(k - other) >= min_gap for other in chosen):
+        chosen.append(k)
+  return sorted(chosen)
+
+
+def contact_sheet(
+    tiles: Sequence[np.ndarray], *, columns: int, tile_size: int = 320, gap: int = 6
+) -> np.ndarray:
+  """Returns `tiles` (uint8 [h, w, 3] of any sizes) on one dark sheet, row by row.
+
+  Each tile is scaled to fit a square of `tile_size` pixels, its aspect kept, and centred.
+  """
+  from PIL import Image
+
+  rows = -(-len(tiles) // columns)
+  columns = min(columns, len(tiles))
+  step = tile_size + gap
+  sheet = Image.new("RGB", (columns * step + gap, rows * step + gap), (16, 16, 16))
+  for position, tile in enumerate(tiles):
+    picture = Image.fromarray(tile)
+    scale = tile_size / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    picture = picture.resize(size, Image.Resampling.BICUBIC)
+    row, column = divmod(position, columns)
+    sheet.paste(
+        picture,
+        (
+            gap + column * step + (tile_size - size[0]) // 2,
+            gap + row * step + (tile_size - size[1]) // 2,
+        ),
+    )
+  return np.asarray(sheet)
+
+
+def volume_sheet(
+    pixels: np.ndarray,
+    label: np.ndarray,
+    palette: np.ndarray,
+    *,
+    aspect: float = 1.0,
+    max_tiles: int = 12,
+    columns: int = 4,
+) -> np.ndarray:
+  """Returns a contact sheet of the slices of a volume with most foreground, labels drawn in.
+
+  Args:
+    pixels: uint8 [H, W, N], upright slices.
+    label: uint8 [H, W, N].
+    palette: uint8 [classes, 3].
+    aspect: Height of a pixel over its width, in mm; tiles are stretched to it.
+    max_tiles: Slices shown at most.
+    columns: Tiles in a row.
+  """
+  tiles = [
+      stretch(blend(pixels[..., k], label[..., k], palette), aspect)
+      for k in richest_slices(label, max_tiles)
+  ]
+  return contact_sheet(tiles, columns=columns)
+
+
+def stretch(rgb: np.ndarray, aspect: float) -> np.ndarray:
+  """Returns `rgb` [H, W, 3] resampled to square pixels, along the axis that this lengthens.
+
+  `aspect` is the height of a pixel over its width; 1, NaN and non-positive values change nothing.
+  """
+  if not np.isfinite(aspect) or aspect <= 0 or abs(aspect - 1) < 0.01:
+    return rgb
+  from PIL import Image
+
+  height, width = rgb.shape[:2]
+  size = (width, round(height * aspect)) if aspect > 1 else (round(width / aspect), height)
+  return np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BICUBIC))
+
+
+def encode_png(picture: np.ndarray) -> bytes:
+  """Returns a uint8 picture, [H, W] or [H, W, 3], as the bytes of a PNG file."""
+  from PIL import Image
+
+  buffer = io.BytesIO()
+  Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
+  return buffer.getvalue()
