@@ -112,7 +112,7 @@ def normalization_layer(kind: str, channels: int, name: str) -> keras.layers.Lay
     return _group_normalization(channels, name)
   if kind == "layer":
     return keras.layers.LayerNormalization(epsilon=1e-5, name=name)
-  raise ValueError(f"normalization must be a name of knobs.NORMALIZATIONS. Got: {kind!r}.")
+  raise ValueError(f"normalization must be one of knobs.py. Got: {kind!r}.")
 
 
 def input_normalization_layer(kind: str, name: str) -> keras.layers.Layer:
@@ -121,7 +121,7 @@ def input_normalization_layer(kind: str, name: str) -> keras.layers.Layer:
     return keras.layers.Rescaling(1.0 / 255.0, dtype="float32", name=name)
   if kind == "per_image":
     return PerImageNormalization(name=name)
-  raise ValueError(f"input_normalization must be a name of knobs.INPUT_NORMALIZATIONS. Got: {kind!r}.")
+  raise ValueError(f"input_normalization must be one of knobs.py. Got: {kind!r}.")
 
 
 def convolution_block(

@@ -1,0 +1,179 @@
+"""Streaming metrics of training, computed on the device batch by batch.
+
+They take what the losses take (see `loss_base`): integer labels [batch, height, width],
+probabilities [batch, height, width, classes], and weights of which 0 leaves out an example or a
+pixel. Pass them as `weighted_metrics` to `compile`: Keras gives weights to no others.
+
+The hard scores are ratios of pixel counts over all images since the last reset, so a slice
+without the class is no special case. The scores per volume, which the evaluation reports, are in
+`evaluation_metrics`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import keras
+from keras import ops
+
+from flexunet import loss_base
+from flexunet.datasets.errors import InputError
+
+# Ratios of true positives, false positives, false negatives and true negatives of one class.
+_SCORES = {
+    "dice": lambda tp, fp, fn, tn: (2.0 * tp, 2.0 * tp + fp + fn),
+    "iou": lambda tp, fp, fn, tn: (tp, tp + fp + fn),
+    "sensitivity": lambda tp, fp, fn, tn: (tp, tp + fn),
+    "specificity": lambda tp, fp, fn, tn: (tn, tn + fp),
+    "precision": lambda tp, fp, fn, tn: (tp, tp + fp),
+}
+SCORES = tuple(_SCORES)
+METRICS = ("dice_coef_multiclass", *SCORES)
+
+
+@keras.saving.register_keras_serializable(package="flexunet")
+class DiceCoefMulticlass(keras.metrics.Metric):
+  """The published score: mean over images of (2 sum(y p) + 1) / (sum(y) + sum(p) + 1).
+
+  The sums run over height, width and class, background included, with soft probabilities. For a
+  softmax both sum(y) and sum(p) are the number of pixels, so it is close to pixel accuracy and
+  says little about small structures: it is here for comparison with published figures alone.
+  """
+
+  def __init__(self, num_classes: int, name: str = "dice_coef_multiclass", **kwargs):
+    super().__init__(name=name, **kwargs)
+    self.num_classes = num_classes
+    self.total = self.add_variable((), "zeros", dtype="float32", name="total")
+    self.images = self.add_variable((), "zeros", dtype="float32", name="images")
+
+  def update_state(self, y_true, y_pred, sample_weight=None):
+    label = loss_base.label_map(y_true)
+    one_hot = loss_base.one_hot_channels(label, self.num_classes)
+    probability = ops.cast(ops.convert_to_tensor(y_pred), "float32")
+    weight = loss_base.pixel_weight(sample_weight, label)
+    inside = ops.expand_dims(weight, -1)
+    axes = (1, 2, 3)
+    overlap = ops.sum(inside * one_hot * probability, axis=axes)
+    mass = ops.sum(inside * (one_hot + probability), axis=axes)
+    counts = ops.cast(ops.max(weight, axis=(1, 2)) > 0, "float32")
+    self.total.assign_add(ops.sum(counts * (2.0 * overlap + 1.0) / (mass + 1.0)))
+    self.images.assign_add(ops.sum(counts))
+
+  def result(self):
+    return self.total / ops.maximum(self.images, 1.0)
+
+  def get_config(self):
+    return {**super().get_config(), "num_classes": self.num_classes}
+
+
+@keras.saving.register_keras_serializable(package="flexunet")
+class ConfusionMetrics(keras.metrics.Metric):
+  """Hard scores of every class out of one confusion matrix; `result` is a dict.
+
+  For each score there is "foreground_<score>", the mean over the foreground classes, and for each
+  score in `per_class` also "<score>_<class>". A ratio of nothing (a class that no label and no
+  prediction has) is NaN and is left out of the mean.
+
+  Attributes:
+    num_classes: Channels of the prediction; 1 means a foreground probability, cut at 0.5.
+    class_names: One per label value, background first; "0", "1", ... when None.
+    scores: Which of `SCORES` are averaged over the foreground.
+    per_class: Which of `SCORES` are also told class by class.
+  """
+
+  def __init__(
+      self,
+      num_classes: int,
+      class_names: Sequence[str] | None = None,
+      scores: Sequence[str] = ("dice", "iou", "sensitivity", "specificity"),
+      per_class: Sequence[str] = ("dice",),
+      name: str = "confusion",
+      **kwargs,
+  ):
+    super().__init__(name=name, **kwargs)
+    self.num_classes = num_classes
+    self.num_labels = max(num_classes, 2)
+    self.class_names = list(class_names or map(str, range(self.num_labels)))
+    if len(self.class_names) != self.num_labels:
+      raise InputError(
+          f"class_names must name {self.num_labels} label values, background first."
+          f" Got {len(self.class_names)}: {self.class_names}."
+      )
+    self.scores = list(scores)
+    self.per_class = list(per_class)
+    # float32 counts a class to 16.7 million exactly and stays within 1e-6 beyond.
+    self.matrix = self.add_variable(
+        (self.num_labels, self.num_labels), "zeros", dtype="float32", name="matrix"
+    )
+
+  def update_state(self, y_true, y_pred, sample_weight=None):
+    label = loss_base.label_map(y_true)
+    weight = loss_base.pixel_weight(sample_weight, label)
+    # A product of one-hot matrices: a scatter into few bins is slow on accelerators.
+    truth = ops.one_hot(label, self.num_labels, dtype="float32") * ops.expand_dims(weight, -1)
+    claim = ops.one_hot(self._hard(y_pred), self.num_labels, dtype="float32")
+    flat = (-1, self.num_labels)
+    counts = ops.matmul(ops.transpose(ops.reshape(truth, flat)), ops.reshape(claim, flat))
+    self.matrix.assign_add(counts)
+
+  def _hard(self, y_pred):
+    probability = ops.convert_to_tensor(y_pred)
+    if self.num_classes == 1:
+      return ops.cast(probability[..., 0] >= 0.5, "int32")
+    return ops.argmax(probability, axis=-1)
+
+  def result(self):
+    matrix = ops.convert_to_tensor(self.matrix)
+    true_positive = ops.diagonal(matrix)
+    false_positive = ops.sum(matrix, axis=0) - true_positive
+    false_negative = ops.sum(matrix, axis=1) - true_positive
+    true_negative = ops.sum(matrix) - true_positive - false_positive - false_negative
+    results = {}
+    for score in dict.fromkeys([*self.scores, *self.per_class]):
+      part, whole = _SCORES[score](true_positive, false_positive, false_negative, true_negative)
+      known = ops.cast(whole > 0, "float32")
+      ratio = part / ops.maximum(whole, 1.0)
+      if score in self.scores:
+        total, count = ops.sum((ratio * known)[1:]), ops.sum(known[1:])
+        results[f"foreground_{score}"] = _or_nan(total, count)
+      if score in self.per_class:
+        for index, class_name in enumerate(self.class_names):
+          if index:
+            results[f"{score}_{class_name}"] = _or_nan((ratio * known)[index], known[index])
+    return results
+
+  def get_config(self):
+    return {
+        **super().get_config(),
+        "num_classes": self.num_classes,
+        "class_names": self.class_names,
+        "scores": self.scores,
+        "per_class": self.per_class,
+    }
+
+
+def _or_nan(total, count):
+  """Returns total / count, NaN where count is 0."""
+  return ops.where(count > 0, total / ops.maximum(count, 1.0), float("nan"))
+
+
+def training_metrics(
+    names: Sequence[str], num_classes: int, class_names: Sequence[str] | None = None
+) -> list[keras.metrics.Metric]:
+  """Returns fresh metrics for the names of `METRICS`; the hard scores share one matrix.
+
+  Dice is also told class by class.
+  """
+  for name in names:
+    if name not in METRICS:
+      near = difflib.get_close_matches(str(name), METRICS, n=1)
+      hint = f" Did you mean {near[0]!r}?" if near else ""
+      raise InputError(f"metrics must be of {', '.join(METRICS)}. Got: {name!r}.{hint}")
+  metrics: list[keras.metrics.Metric] = []
+  if "dice_coef_multiclass" in names:
+    metrics.append(DiceCoefMulticlass(num_classes))
+  if scores := [name for name in dict.fromkeys(names) if name in _SCORES]:
+    per_class = [score for score in scores if score == "dice"]
+    metrics.append(ConfusionMetrics(num_classes, class_names, scores, per_class))
+  return metrics
