@@ -10,19 +10,15 @@ n does not depend on how many subjects are asked for.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from absl import app
-from absl import flags
-from absl import logging
+from absl import app, flags
 
 from flexunet import command_line
 from flexunet.datasets import errors
-from flexunet.tools import phantom_ct
-from flexunet.tools import phantom_volumes
+from flexunet.tools import phantom_ct, phantom_pictures, phantom_volumes
 
 _SUBJECTS = flags.DEFINE_integer("subjects", 12, "Labelled subjects to make.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Decides everything about them.", lower_bound=0)
@@ -32,6 +28,8 @@ _SIZE = flags.DEFINE_list(
 
 # Patient numbers of CT-ICH, in the order in which phantoms take them.
 ICH_PATIENTS = tuple(49 + (n * 31) % 82 for n in range(82))
+# Version 1.3.1, the NIfTI form, has no patients 059 to 065.
+_NIFTI_PATIENTS = tuple(number for number in ICH_PATIENTS if not 59 <= number <= 65)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +64,43 @@ def _brain_ich_ct(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, 
     phantom_ct.write_ich(out, patient, index, _generator(seed, index), size)
 
 
+def _brain_ich_ct_nifti(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, ...]) -> None:
+  for index, patient in enumerate(_NIFTI_PATIENTS[:subjects]):
+    phantom_ct.write_ich_nifti(out, patient, index, _generator(seed, index), size)
+
+
+def _brain_stroke_ct(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, ...]) -> None:
+  for index in range(subjects):
+    patient = ICH_PATIENTS[index // 2]
+    phantom_ct.write_stroke(out, patient, index, _generator(seed, index), size)
+
+
+def _full_head(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, ...]) -> None:
+  for index in range(subjects):
+    phantom_volumes.write_full_head(out, index, _generator(seed, index), size)
+
+
+def _ms(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, ...]) -> None:
+  for index in range(subjects):
+    phantom_volumes.write_ms(out, index, _generator(seed, index), size)
+  phantom_volumes.write_ms_tables(out, subjects, size)
+
+
+def _image_mask(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, ...]) -> None:
+  for index in range(subjects):
+    phantom_pictures.write_subject(out, index, _generator(seed, index), size)
+
+
 LAYOUTS: dict[str, Layout] = {
-    "hippocampus_t1w": Layout(phantom_volumes.HIPPOCAMPUS_SIZE, 800, _hippocampus),
     "brain_ich_ct": Layout(phantom_ct.CT_SIZE, len(ICH_PATIENTS), _brain_ich_ct),
+    "brain_ich_ct/nifti": Layout(
+        phantom_ct.CT_NIFTI_SIZE, len(_NIFTI_PATIENTS), _brain_ich_ct_nifti
+    ),
+    "brain_stroke_ct": Layout(phantom_ct.STROKE_SIZE, len(ICH_PATIENTS), _brain_stroke_ct),
+    "full_head_t1w": Layout(phantom_volumes.FULL_HEAD_SIZE, 900, _full_head),
+    "hippocampus_t1w": Layout(phantom_volumes.HIPPOCAMPUS_SIZE, 800, _hippocampus),
+    "image_mask": Layout(phantom_pictures.PICTURE_SIZE, 900, _image_mask),
+    "ms_lesion_mri": Layout(phantom_volumes.MS_SIZE, 900, _ms),
 }
 
 
@@ -89,21 +121,17 @@ def write(
     size: Voxels per stored axis, or (edge, slices) of pictures; see `Layout.default_size`.
   """
   if dataset not in LAYOUTS:
-    near = difflib.get_close_matches(dataset, LAYOUTS, 1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise errors.InputError(
-        f"There are phantoms of {', '.join(sorted(LAYOUTS))}. Got: {dataset!r}.{hint}"
-    )
+    raise errors.unknown_name("phantom dataset", dataset, LAYOUTS)
   layout, out = LAYOUTS[dataset], pathlib.Path(out_dir)
   if not 1 <= subjects <= layout.most_subjects:
     raise errors.InputError(
         f"Phantoms of {dataset}: subjects must be 1 to {layout.most_subjects}. Got: {subjects}."
     )
   given = tuple(size or ())
-  if len(given) > len(layout.default_size) or any(edge < 8 for edge in given):
+  if len(given) > len(layout.default_size) or any(edge < 2 for edge in given):
     raise errors.InputError(
         f"Phantoms of {dataset}: size must be up to {len(layout.default_size)} numbers of at least"
-        f" 8, as in {layout.default_size}. Got: {given}."
+        f" 2, as in {layout.default_size}. Got: {given}."
     )
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise errors.InputError(f"{out}: phantoms go into a new or an empty folder. Name another one.")
@@ -124,7 +152,7 @@ def main(argv: Sequence[str]) -> None:
   out = write(argv[1], argv[2], _SUBJECTS.value, _SEED.value, size)
   files = [path for path in out.rglob("*") if path.is_file()]
   megabytes = sum(path.stat().st_size for path in files) / 1e6
-  logging.info("%s: %d files, %.0f MB in %s", argv[1], len(files), megabytes, out)
+  print(f"{argv[1]}: {len(files)} files, {megabytes:.0f} MB in {out}")
 
 
 def run() -> None:

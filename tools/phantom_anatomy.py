@@ -178,7 +178,7 @@ def tissue_map(head: HeadShape, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     hippocampus: uint8 of the grid's shape; 0 elsewhere, 1 left, 2 right.
   """
   coordinates = grid.coordinates()
-  right, anterior, superior = coordinates
+  right, _, superior = coordinates
   r = radius(head, coordinates)
   fold = folds(head, coordinates)
   tissue = np.zeros(grid.shape, np.uint8)

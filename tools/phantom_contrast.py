@@ -16,9 +16,10 @@ MRI_SIGNAL = {
     "t2": (0, 2, 92, 66, 180, 12, 70, 150),
     "flair": (0, 2, 92, 72, 18, 10, 70, 160),
 }
-# Hounsfield units of the same; the last entry is fresh blood.
-CT_HU = (-1000, -1000, 37, 28, 8, 900, 45, 72)
-LESION = 7  # Index of the lesion in the tables above.
+# Hounsfield units of the same; then fresh blood, and an infarct.
+CT_HU = (-1000, -1000, 37, 28, 8, 900, 45, 72, 16)
+LESION = 7  # Index of the lesion (in CT: of blood) in the tables above.
+CT_INFARCT = 8
 
 
 def _broadcast_lines(shape: tuple[int, ...]) -> list[np.ndarray]:

@@ -9,21 +9,24 @@ import csv
 import dataclasses
 import pathlib
 
+import nibabel as nib
 import numpy as np
 from PIL import Image
 
-from flexunet.tools import phantom_anatomy
-from flexunet.tools import phantom_contrast
-from flexunet.tools import phantom_lesions
+from flexunet.tools import phantom_anatomy, phantom_contrast, phantom_lesions
 
 Size = tuple[int, ...]
 
 CT_SIZE = (650, 16)
+CT_NIFTI_SIZE = (512, 16)
+STROKE_SIZE = (512, 16)
 _FIELD_MM = 230.0
 _LOWEST_MM, _HIGHEST_MM = -32.0, 78.0
 _BRAIN_WINDOW = (40.0, 120.0)
 _BONE_WINDOW = (700.0, 3200.0)
 _ICH_ROOT = "computed-tomography-images-for-intracranial-hemorrhage-detection-and-segmentation-1.0.0"
+_STROKE_TREE = ("NEW-DATASET", "REAL-TIME STROKE DETECTION IN MRI, CT, PET IMAGES", "CT Images",
+                "data")  # fmt: skip
 _CSV_COLUMNS = ("PatientNumber", "SliceNumber", *phantom_lesions.SUBTYPES, "No_Hemorrhage",
                 "Fracture_Yes_No")  # fmt: skip
 
@@ -63,12 +66,10 @@ def draw_ct(rng: np.random.Generator, size: Size, lesions: tuple[str, ...]) -> C
       masks[name] = phantom_lesions.infarct(coordinates, tissue, rng)
     else:
       masks[name] = phantom_lesions.bleeding(name, head, coordinates, tissue, rng)
-  for mask in masks.values():
-    tissue[mask] = phantom_contrast.LESION
-  hu = phantom_contrast.ct_hu(tissue, rng)
-  if "Ischemic" in masks:
-    hu[masks["Ischemic"]] -= phantom_contrast.CT_HU[phantom_contrast.LESION] - 17
-  return CtScan(hu, masks, spacing_mm)
+  for name, mask in masks.items():
+    ischemic = name == "Ischemic"
+    tissue[mask] = phantom_contrast.CT_INFARCT if ischemic else phantom_contrast.LESION
+  return CtScan(phantom_contrast.ct_hu(tissue, rng), masks, spacing_mm)
 
 
 def upright(voxels: np.ndarray) -> np.ndarray:
@@ -79,6 +80,11 @@ def upright(voxels: np.ndarray) -> np.ndarray:
 def jpeg(pixels: np.ndarray, path: pathlib.Path, quality: int = 90) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   Image.fromarray(np.ascontiguousarray(pixels)).save(path, quality=quality)
+
+
+def png(pixels: np.ndarray, path: pathlib.Path) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(np.ascontiguousarray(pixels)).save(path)
 
 
 def ich_lesions(index: int, rng: np.random.Generator) -> tuple[str, ...]:
@@ -134,3 +140,57 @@ def _append_rows(path: pathlib.Path, columns, rows) -> None:
     if new:
       writer.writerow(columns)
     writer.writerows(rows)
+
+
+def write_ich_nifti(
+    out: pathlib.Path, patient: int, index: int, rng: np.random.Generator, size: Size
+) -> None:
+  """One CT-ICH patient of v1.3.1: HU and a 0/255 mask with rounding noise, axes L, A, S."""
+  scan = draw_ct(rng, size, ich_lesions(index, rng))
+  affine = np.diag([-scan.spacing_mm[0], *scan.spacing_mm[1:], 1.0])
+  # The mask was resampled by the publisher, so its values are near 0 and 255, not equal to them.
+  noisy = scan.mask * 255.0 + rng.uniform(-3, 3, scan.mask.shape)
+  for folder, voxels in (("ct_scans", scan.hu), ("masks", noisy.clip(0, 255))):
+    path = out / folder / f"{patient:03d}.nii"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(voxels.round().astype(np.int16), affine), path)
+  rows = []
+  for k in range(size[1]):
+    seen = [int(scan.lesions[name][..., k].any()) if name in scan.lesions else 0
+            for name in phantom_lesions.SUBTYPES]  # fmt: skip
+    rows.append([patient, k + 1, *seen, int(not any(seen)), 0])
+  _append_rows(out / "hemorrhage_diagnosis_raw_ct.csv", _CSV_COLUMNS, rows)
+
+
+def write_stroke(
+    out: pathlib.Path, patient: int, index: int, rng: np.random.Generator, size: Size
+) -> None:
+  """One subject of the stroke set: even ones bleed, odd ones have an infarct.
+
+  The quirks: one bleeding subject in four has no mask folder; of the others every second calls its
+  masks `N_HGE_Seg.jpg`; infarct masks hold 0/255, 0..5, or 0 and 251..255, in turn.
+  """
+  ischemic = index % 2 == 1
+  number = index // 2
+  lesions = ("Ischemic",) if ischemic else (phantom_lesions.SUBTYPES[number % 5],)
+  scan = draw_ct(rng, size, lesions)
+  brain = upright(phantom_contrast.window(scan.hu, *_BRAIN_WINDOW))
+  mask = upright(scan.mask)
+  subject = f"{539000 + 7 * number:07d}" if ischemic else f"{patient:03d}"
+  part = "Testing" if number % 4 == 3 else "Training"
+  root = out.joinpath(*_STROKE_TREE, part, "Ischemic" if ischemic else "Hemorrhagic")
+  without_masks = not ischemic and number % 4 == 2
+  for k in np.flatnonzero(mask.any(axis=(0, 1))):
+    name = f"{k + 1:03d}" if ischemic else f"{k + 1}"
+    png(brain[..., k], root / "images" / subject / f"{name}.png")
+    if without_masks:
+      continue
+    if not ischemic and number % 2 == 1:
+      jpeg(mask[..., k] * np.uint8(255), root / "mask" / subject / f"{name}_HGE_Seg.jpg", 75)
+      continue
+    values = mask[..., k] * np.uint8(255)
+    if ischemic and number % 3 == 1:
+      values = mask[..., k] * rng.choice(np.array([1, 2, 3, 5], np.uint8), mask.shape[:2])
+    elif ischemic and number % 3 == 2:
+      values = mask[..., k] * rng.integers(251, 256, mask.shape[:2], dtype=np.uint8)
+    png(values, root / "mask" / subject / f"{name}.png")

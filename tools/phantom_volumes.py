@@ -11,8 +11,7 @@ import pathlib
 import nibabel as nib
 import numpy as np
 
-from flexunet.tools import phantom_anatomy
-from flexunet.tools import phantom_contrast
+from flexunet.tools import phantom_anatomy, phantom_contrast, phantom_lesions, phantom_spreadsheet
 
 Size = tuple[int, ...]
 
@@ -20,6 +19,10 @@ HIPPOCAMPUS_SIZE = (96, 40, 96)
 # Millimetres that the default grid covers; other sizes cover the same with other voxels.
 _HIPPOCAMPUS_FIELD_MM = (200.0, 80.0, 200.0)
 _HIPPOCAMPUS_CENTRE_MM = (0.0, -15.0, -4.0)
+FULL_HEAD_SIZE = (88, 104, 96)
+_FULL_HEAD_FIELD_MM = (176.0, 208.0, 192.0)
+MS_SIZE = (112, 96, 20)  # Rows run to posterior, columns to the right.
+_MS_FIELD_MM = (208.0, 176.0, 100.0)
 
 
 def _analyze(voxels: np.ndarray, spacing_mm, byte_order: str, path: pathlib.Path) -> None:
@@ -55,3 +58,88 @@ def write_hippocampus(
   if labelled:
     label_path = out / "Train" / "Labels" / f"{name}_Hipp_Labels.hdr"
     _analyze(hippocampus, spacing_mm, byte_order, label_path)
+
+
+def write_full_head(out: pathlib.Path, index: int, rng: np.random.Generator, size: Size) -> None:
+  """One subject of the full-head set: T1 as int16, the seven classes as float32.
+
+  Every fifth subject is a control (no `_deface` in its names); the label of every fourth is 4-D,
+  that of every third is stored as uint8.
+  """
+  spacing_mm = tuple(mm / count for mm, count in zip(_FULL_HEAD_FIELD_MM, size, strict=True))
+  grid = phantom_anatomy.Grid(size, spacing_mm, "LAS", (0.0, 0.0, -2.0))
+  tissue, _ = phantom_anatomy.tissue_map(phantom_anatomy.draw_head(rng), grid)
+  image = (phantom_contrast.mri(tissue, "t1", rng, noise=4.0, bias=0.15) * 4).astype(np.int16)
+  label = tissue.astype(np.uint8 if index % 3 == 2 else np.float32)
+  control = index % 5 == 4
+  subject = f"{'NC' if control else ('GU', 'NYU')[index % 2]}{index + 1:03d}"
+  suffix = "" if control else "_deface"
+  root = out / "Data" / ("Control_Subjects" if control else "Anonymized_Subjects")
+  for folder, name, voxels in (
+      ("T1-Weighted MRI", f"{subject}{suffix}.nii", image),
+      ("Full-Head Segmentation", f"{subject}_label{suffix}.nii",
+       label[..., None] if index % 4 == 1 else label),
+  ):  # fmt: skip
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(voxels, grid.affine), root / folder / name)
+  metadata = out / "Data" / "Metadata.csv"
+  if not metadata.exists():
+    metadata.write_text("\ufeffSubject,Group\r\n", encoding="utf-8", newline="")
+  with metadata.open("a", encoding="utf-8", newline="") as stream:
+    stream.write(f"{subject},{'control' if control else 'stroke'}\r\n")
+
+
+def write_ms(out: pathlib.Path, index: int, rng: np.random.Generator, size: Size) -> None:
+  """One MS patient: three modalities, each on a grid of its own, as float64 without geometry.
+
+  Axes are posterior, right, superior. T1 is finer by 8/7 in its plane, FLAIR has two slices more.
+  """
+  rows, columns, slices = size
+  shapes = {
+      "T2": (rows, columns, slices),
+      "T1": (rows * 8 // 7, columns * 8 // 7, slices),
+      "Flair": (rows, columns, slices + 2),
+  }
+  folder = out / f"Patient-{index + 1}"
+  folder.mkdir(parents=True, exist_ok=True)
+  head = phantom_anatomy.draw_head(rng)
+  lesion_seed = int(rng.integers(2**31))
+  for modality, shape in shapes.items():
+    spacing_mm = tuple(mm / count for mm, count in zip(_MS_FIELD_MM, shape, strict=True))
+    grid = phantom_anatomy.Grid(shape, spacing_mm, "PRS", (0.0, 0.0, 22.0))
+    tissue, _ = phantom_anatomy.tissue_map(head, grid)
+    # The same plaques in each modality, wherever its voxels lie.
+    plaques = phantom_lesions.plaques(
+        grid.coordinates(), tissue, np.random.default_rng(lesion_seed)
+    )
+    tissue[plaques] = phantom_contrast.LESION
+    image = phantom_contrast.mri(tissue, modality.lower(), rng, noise=4.0, bias=0.15)
+    _bare_nifti(image, folder / f"{index + 1}-{modality}.nii")
+    _bare_nifti(plaques, folder / f"{index + 1}-LesionSeg-{modality}.nii")
+
+
+def _bare_nifti(voxels: np.ndarray, path: pathlib.Path) -> None:
+  """float64 NIfTI that states neither spacing nor orientation."""
+  image = nib.Nifti1Image(voxels.astype(np.float64), None)
+  image.header.set_data_dtype(np.float64)
+  image.set_qform(None, code=0)
+  image.set_sform(None, code=0)
+  nib.save(image, path)
+
+
+def write_ms_tables(out: pathlib.Path, subjects: int, size: Size) -> None:
+  """The two spreadsheets; of the second, which has two header rows, builders read the spacing."""
+  phantom_spreadsheet.write(
+      out / "Supplementary Table 1 for patient info .xlsx", [["ID"], *[[n + 1] for n in range(subjects)]]
+  )  # fmt: skip
+  between_mm = _MS_FIELD_MM[2] / size[2]
+  flair_mm = _MS_FIELD_MM[2] / (size[2] + 2)
+  columns = ["Slice Thickness (mm)", "Spacing Between Slices (mm)"]
+  rows = [
+      ["Patient ID", "T1-Weighted", None, "T2-Weighted", None, "FLAIR", None],
+      [None, *columns, *columns, *columns],
+  ]
+  for n in range(subjects):
+    pairs = [value for mm in (between_mm, between_mm, flair_mm) for value in (0.9 * mm, mm)]
+    rows.append([n + 1, *pairs])
+  phantom_spreadsheet.write(out / "Supplementary Table 2 for  sequence parameters .xlsx", rows)
