@@ -13,7 +13,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from flexunet.datasets.errors import InputError
+from flexunet.datasets.errors import InputError, unknown_name
 
 
 def knob(
@@ -144,9 +144,7 @@ class TrainingConfig(_Checked):
       "Epochs without a better validation loss before the learning rate is reduced; 0: never.",
       minimum=0,
   )
-  validations: int = knob(
-      0, "At most so many validations in a run (0: one per epoch).", minimum=0
-  )
+  validation_epochs: int | None = knob(None, "Validates every so many epochs.", minimum=1)
   previews: int = knob(4, "Validation slices drawn after each epoch; 0: none.", minimum=0)
   seed: int = knob(1, "Seed of weights, order, dropout and augmentation.", minimum=0)
 
@@ -214,9 +212,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
 def _refuse_unknown(values: Mapping[str, Any], known: list[str], where: str) -> None:
   for name in values:
     if name not in known:
-      near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-      hint = f" Did you mean {' or '.join(near)}?" if near else f" Known: {', '.join(known)}."
-      raise InputError(f"{where} has no {name!r}.{hint}")
+      raise unknown_name(f"entry of {where}", name, known)
 
 
 def optional_base(hint: Any) -> tuple[Any, bool]:

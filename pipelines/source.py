@@ -12,7 +12,7 @@ import os
 import pathlib
 from typing import TYPE_CHECKING, Any
 
-from flexunet.datasets.errors import InputError
+from flexunet.datasets.errors import InputError, unknown_name
 from flexunet.datasets.label_scheme import LabelScheme
 from flexunet.pipelines import record_table
 
@@ -79,11 +79,7 @@ class DatasetSource:
 
   def check_split(self, split: str) -> None:
     if split not in self.info.splits:
-      near = difflib.get_close_matches(split, self.splits, n=1)
-      hint = f" Did you mean {near[0]!r}?" if near else ""
-      raise InputError(
-          f"Dataset {self.name} has the splits {', '.join(self.splits)}. Got: {split!r}.{hint}"
-      )
+      raise unknown_name(f"split of dataset {self.name}", split, self.splits)
     if not self.info.splits[split].num_examples:
       raise InputError(f"Split {split!r} of dataset {self.name} holds no records.")
 

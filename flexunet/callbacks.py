@@ -1,0 +1,191 @@
+"""What steers a run while it trains: learning rate, time, best model, early stopping.
+
+Each callback tells its state as JSON and takes it back, so that a resumed run goes on as if it
+had never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import keras
+from absl import logging
+
+from flexunet import run_folder, schedules
+
+MONITOR = "val_foreground_dice"
+
+
+class RunCallback(keras.callbacks.Callback):
+  """A callback whose state can be saved and restored.
+
+  `_STATE` names its attributes (numbers, strings, None) that change during the run.
+  """
+
+  _STATE: tuple[str, ...] = ()
+
+  def state(self) -> dict[str, Any]:
+    return {name: getattr(self, name) for name in self._STATE}
+
+  def load_state(self, state: dict[str, Any]) -> None:
+    for name in self._STATE:
+      setattr(self, name, state[name])
+
+
+class RunClock(RunCallback):
+  """Knows how far the run is: in steps, and in minutes where a limit is set.
+
+  Attributes:
+    step: Training steps done, over all epochs.
+    total_steps: Steps of a run that nothing ends early.
+    limit_s: Time limit in seconds; 0: none.
+  """
+
+  _STATE = ("step", "spent_s", "validation_s")
+
+  def __init__(self, total_steps: int, max_minutes: float):
+    super().__init__()
+    self.total_steps = total_steps
+    self.limit_s = 60.0 * max_minutes
+    self.step = 0
+    self.spent_s = 0.0  # Before this process started, for a resumed run.
+    self.validation_s = 0.0  # The longest validation so far, which must fit into the limit.
+    self._started = time.monotonic()
+    self._validation_started: float | None = None
+
+  @property
+  def elapsed_s(self) -> float:
+    return self.spent_s + time.monotonic() - self._started
+
+  @property
+  def progress(self) -> float:
+    """Share of the run that is done, 0..1."""
+    done = self.step / max(1, self.total_steps)
+    if self.limit_s:
+      done = max(done, self.elapsed_s / max(1e-3, self.limit_s - self._reserve_s))
+    return min(1.0, done)
+
+  def state(self) -> dict[str, Any]:
+    return {**super().state(), "spent_s": self.elapsed_s}
+
+  def load_state(self, state: dict[str, Any]) -> None:
+    super().load_state(state)
+    self._started = time.monotonic()
+
+  def on_train_batch_end(self, batch, logs=None):
+    self.step += 1
+    if self.limit_s and self.elapsed_s + self._reserve_s >= self.limit_s:
+      self.model.stop_training = True
+
+  def on_test_begin(self, logs=None):
+    self._validation_started = time.monotonic()
+
+  def on_test_end(self, logs=None):
+    if self._validation_started is not None:
+      self.validation_s = max(self.validation_s, time.monotonic() - self._validation_started)
+
+  @property
+  def _reserve_s(self) -> float:
+    # The last epoch ends with a validation and with writing the model and the pictures.
+    return 1.2 * self.validation_s + 0.01 * self.limit_s
+
+
+class LearningRate(RunCallback):
+  """Sets the learning rate of each step: warm-up x schedule(progress) x plateau reductions."""
+
+  _STATE = ("factor", "best_loss", "wait")
+
+  def __init__(
+      self,
+      clock: RunClock,
+      *,
+      initial: float,
+      schedule: str,
+      warmup_steps: int,
+      reduce_factor: float,
+      reduce_patience: int,
+  ):
+    super().__init__()
+    self._clock = clock
+    self._initial, self._schedule, self._warmup_steps = initial, schedule, warmup_steps
+    self._reduce_factor, self._reduce_patience = reduce_factor, reduce_patience
+    self.factor = 1.0
+    self.best_loss = math.inf
+    self.wait = 0
+
+  def current(self) -> float:
+    rate = self._initial * self.factor * schedules.scale(self._schedule, self._clock.progress)
+    return rate * schedules.warmup(self._clock.step, self._warmup_steps)
+
+  def on_train_batch_begin(self, batch, logs=None):
+    self.model.optimizer.learning_rate.assign(self.current())
+
+  def on_epoch_end(self, epoch, logs=None):
+    loss = (logs or {}).get("val_loss")
+    if loss is None or not self._reduce_patience:
+      return
+    if loss < self.best_loss:
+      self.best_loss, self.wait = float(loss), 0
+      return
+    self.wait += 1
+    if self.wait >= self._reduce_patience:
+      self.factor *= self._reduce_factor
+      self.wait = 0
+
+
+class BestModel(RunCallback):
+  """Keeps the model with the best validation score in the run folder, replaced in one step."""
+
+  _STATE = ("best", "best_epoch")
+
+  def __init__(self, run: run_folder.RunFolder, saved_model: keras.Model):
+    """Takes the model to save, which shares its weights with the one in training."""
+    super().__init__()
+    self._run, self._saved_model = run, saved_model
+    self.best = -math.inf
+    self.best_epoch: int | None = None
+
+  def on_epoch_end(self, epoch, logs=None):
+    score = (logs or {}).get(MONITOR)
+    if score is None:
+      return
+    # NaN: no class of the validation split was found or there; the loss has to decide then.
+    value = float(score) if score == score else -float(logs["val_loss"]) - 1e6
+    if value > self.best:
+      self.best, self.best_epoch = value, epoch
+      save_model(self._saved_model, self._run)
+
+
+class EarlyStop(RunCallback):
+  """Ends the run after `patience` validations without a better score."""
+
+  _STATE = ("best", "wait", "stopped_epoch")
+
+  def __init__(self, patience: int):
+    super().__init__()
+    self._patience = patience
+    self.best = -math.inf
+    self.wait = 0
+    self.stopped_epoch: int | None = None
+
+  def on_epoch_end(self, epoch, logs=None):
+    score = (logs or {}).get(MONITOR)
+    if score is None or not self._patience:
+      return
+    if score > self.best:
+      self.best, self.wait = float(score), 0
+      return
+    self.wait += 1
+    if self.wait >= self._patience:
+      self.stopped_epoch = epoch
+      self.model.stop_training = True
+      logging.info("No better %s for %d epochs.", MONITOR, self._patience)
+
+
+def save_model(model: keras.Model, run: run_folder.RunFolder) -> None:
+  """Writes `model.keras` so that a reader sees the old model or the new one, never a half."""
+  partial = run.path / ".model.partial.keras"
+  model.save(partial)
+  partial.replace(run.model_keras)

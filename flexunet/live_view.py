@@ -1,0 +1,173 @@
+"""What a user sees while a run trains: a progress bar, history.csv, curves and previews."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from flexunet import callbacks, overlay, run_folder
+
+
+class ProgressBar(keras.callbacks.Callback):
+  """One bar an epoch on standard error: loss, foreground Dice, images a second."""
+
+  def __init__(self, steps_per_epoch: int, batch_size: int):
+    super().__init__()
+    self._steps, self._batch_size = steps_per_epoch, batch_size
+    self._bar: Any = None
+
+  def on_epoch_begin(self, epoch, logs=None):
+    import tqdm
+
+    self._bar = tqdm.tqdm(
+        total=self._steps,
+        desc=f"epoch {epoch + 1}",
+        unit="step",
+        file=sys.stderr,
+        dynamic_ncols=True,
+        mininterval=0.5,
+    )
+
+  def on_train_batch_end(self, batch, logs=None):
+    bar = self._bar
+    bar.update(1)
+    if logs and bar.n % 10 == 0:
+      bar.set_postfix(self._figures(logs), refresh=False)
+
+  def on_epoch_end(self, epoch, logs=None):
+    self._bar.set_postfix(self._figures(logs or {}))
+    self._bar.close()
+
+  def _figures(self, logs) -> dict[str, str]:
+    shown = {
+        "loss": logs.get("loss"),
+        "dice": logs.get("foreground_dice"),
+        "val_loss": logs.get("val_loss"),
+        "val_dice": logs.get(callbacks.MONITOR),
+    }
+    figures = {name: f"{value:.3f}" for name, value in shown.items() if value is not None}
+    rate = self._bar.format_dict.get("rate")
+    if rate:
+      figures["images/s"] = f"{rate * self._batch_size:.0f}"
+    return figures
+
+
+class History(callbacks.RunCallback):
+  """Writes history.csv and curves.png after each epoch, one row an epoch."""
+
+  _STATE = ("rows",)
+
+  def __init__(self, run: run_folder.RunFolder, clock: callbacks.RunClock):
+    super().__init__()
+    self._run, self._clock = run, clock
+    self.rows: list[dict[str, Any]] = []
+
+  def on_epoch_end(self, epoch, logs=None):
+    row = {
+        "epoch": epoch + 1,
+        "step": self._clock.step,
+        "seconds": round(self._clock.elapsed_s, 1),
+        "learning_rate": float(
+            keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
+        ),
+        **{name: float(value) for name, value in (logs or {}).items()},
+    }
+    self.rows.append(row)
+    self.write()
+
+  def write(self) -> None:
+    names = list(dict.fromkeys(name for row in self.rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(self.rows)
+    run_folder.write_bytes(self._run.history_csv, text.getvalue().encode())
+    run_folder.write_bytes(self._run.curves_png, draw_curves(self.rows))
+
+
+def draw_curves(rows: Sequence[dict[str, Any]]) -> bytes:
+  """Returns a PNG: loss and foreground Dice of both splits and the learning rate over epochs."""
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(12, 3.6), layout="constrained")
+  panels = figure.subplots(1, 3)
+  lines = {
+      "Loss": (("loss", "training"), ("val_loss", "validation")),
+      "Foreground Dice": (("foreground_dice", "training"), (callbacks.MONITOR, "validation")),
+      "Learning rate": (("learning_rate", "learning rate"),),
+  }
+  for panel, (title, names) in zip(panels, lines.items()):
+    for name, caption in names:
+      points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
+      if points:
+        panel.plot(*zip(*points), label=caption, marker="o" if len(points) < 30 else None, ms=3)
+    panel.set_title(title)
+    panel.set_xlabel("epoch")
+    panel.grid(alpha=0.3)
+    if len(names) > 1:
+      panel.legend()
+  panels[1].set_ylim(0, 1)
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format="png", dpi=100)
+  return buffer.getvalue()
+
+
+class Previews(keras.callbacks.Callback):
+  """Draws image, truth and prediction of a few validation slices after each epoch."""
+
+  def __init__(
+      self,
+      run: run_folder.RunFolder,
+      images: np.ndarray,
+      labels: np.ndarray,
+      palette: np.ndarray,
+      every: int = 1,
+  ):
+    """Takes the slices once: uint8 [N, h, w, channels] and [N, h, w]; they are few."""
+    super().__init__()
+    self._run = run
+    self._images, self._labels = images, labels
+    self._palette = overlay.display_palette(palette)
+    self._every = every
+
+  def on_epoch_end(self, epoch, logs=None):
+    # The first epoch too: a wrong label shows at once.
+    if epoch % self._every and callbacks.MONITOR not in (logs or {}):
+      return
+    predicted = predict_labels(self.model, self._images)
+    tiles = []
+    for image, truth, guess in zip(self._images, self._labels, predicted):
+      grey = image.mean(axis=-1).astype(np.uint8)
+      tiles += [overlay.to_rgb(grey), *(overlay.blend(grey, x, self._palette) for x in (truth, guess))]
+    sheet = overlay.contact_sheet(tiles, columns=6 if len(tiles) > 3 else 3, tile_size=256)
+    run_folder.write_bytes(
+        self._run.previews / f"epoch_{epoch + 1:04d}.png", overlay.encode_png(sheet)
+    )
+
+
+def predict_labels(model: keras.Model, images: np.ndarray) -> np.ndarray:
+  """Returns class ids uint8 [N, h, w] of images at the network's own size."""
+  probability = model.predict_on_batch(images)
+  if isinstance(probability, (list, tuple)):  # Deep supervision: the full-size output is first.
+    probability = probability[0]
+  probability = np.asarray(probability)
+  if probability.shape[-1] == 1:
+    return (probability[..., 0] > 0.5).astype(np.uint8)
+  return probability.argmax(axis=-1).astype(np.uint8)
+
+
+def final_line(rows: Sequence[dict[str, Any]]) -> str:
+  """Returns one line of JSON that tells how the run ended."""
+  last = rows[-1] if rows else {}
+  best = max((row.get(callbacks.MONITOR, float("nan")) for row in rows), default=float("nan"))
+  shown = {"epochs": len(rows), "steps": last.get("step"), "seconds": last.get("seconds")}
+  if best == best:
+    shown["best_val_foreground_dice"] = round(best, 4)
+  return json.dumps(shown)

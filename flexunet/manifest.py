@@ -1,0 +1,58 @@
+"""`manifest.json`: what is needed to repeat a run and to tell two runs apart."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+_PACKAGES = (
+    "flexunet", "tensorflow", "keras", "tensorflow-datasets", "numpy", "nibabel", "pillow", "scipy",
+    "jax", "torch",
+)
+
+
+def collect(argv: Sequence[str], fingerprint: str | None, devices: Sequence[str]) -> dict[str, Any]:
+  """Returns versions, data fingerprint, revision of the code, command and devices."""
+  import keras
+
+  return {
+      "command": ["flexunet.train", *argv[1:]],
+      "data_fingerprint": fingerprint,
+      "revision": _revision(),
+      "versions": {name: version for name in _PACKAGES if (version := _version(name))},
+      "python": platform.python_version(),
+      "platform": f"{platform.system()} {platform.machine()}",
+      "keras_backend": keras.config.backend(),
+      "devices": list(devices),
+      "byte_order": sys.byteorder,
+  }
+
+
+def _version(name: str) -> str | None:
+  try:
+    return importlib.metadata.version(name)
+  except importlib.metadata.PackageNotFoundError:
+    return None
+
+
+def _revision() -> str | None:
+  """Returns the commit of a checkout, with `+changes` when files differ; None for a wheel."""
+  root = pathlib.Path(__file__).resolve().parent.parent
+  if not (root / ".git").exists():
+    return None
+  try:
+    commit = _git(root, "rev-parse", "HEAD").strip()
+    return commit + ("+changes" if _git(root, "status", "--porcelain", "-uno").strip() else "")
+  except (OSError, subprocess.CalledProcessError):
+    return None
+
+
+def _git(root: pathlib.Path, *words: str) -> str:
+  return subprocess.run(
+      ["git", "-C", str(root), *words], check=True, capture_output=True, text=True, timeout=20
+  ).stdout

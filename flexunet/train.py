@@ -1,0 +1,49 @@
+"""Trains a FlexUNet on a built dataset.
+
+  python -m flexunet.train --dataset=hippocampus_t1w --data_dir=DATA --run_dir=RUN
+
+Every flag without a value is planned from the data; RUN/config.json tells what was chosen and why.
+Afterwards: python -m flexunet.evaluate --run_dir=RUN --split=test
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from flexunet import command_line, config, config_flags
+
+_RUN_DIR = flags.DEFINE_string("run_dir", None, "New folder for everything of this run.", required=True)
+_MODEL = config_flags.define(config.ModelConfig)
+_DATA = config_flags.define(config.DataConfig)
+_TRAINING = config_flags.define(config.TrainingConfig)
+
+
+def main(argv: Sequence[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
+  # The library's start-up lines say nothing a user can act on.
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  model = config_flags.read(config.ModelConfig, _MODEL)
+  data = config_flags.read(config.DataConfig, _DATA)
+  settings = config_flags.read(config.TrainingConfig, _TRAINING)
+
+  # Heavy imports after the flags are known to be right: a typo answers at once.
+  from flexunet import live_view, run_folder, training
+
+  opened = training.open_data(data)
+  run_config = training.complete(model, data, settings, opened)
+  run = run_folder.RunFolder.create(_RUN_DIR.value)
+  rows = training.fit(run_config, run, opened, sys.argv)
+  print(live_view.final_line(rows))
+
+
+def run() -> None:
+  command_line.run(main)
+
+
+if __name__ == "__main__":
+  run()
