@@ -1,0 +1,41 @@
+"""The run folder loses nothing and leaves no half files."""
+
+import json
+
+import pytest
+
+from flexunet import run_folder
+from flexunet.datasets.errors import InputError
+
+
+def test_a_folder_with_files_is_refused(tmp_path):
+  (tmp_path / "old.txt").write_text("kept")
+  with pytest.raises(InputError, match="new or empty"):
+    run_folder.RunFolder.create(tmp_path)
+  assert (tmp_path / "old.txt").read_text() == "kept"
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+  (tmp_path / "run").write_text("")
+  with pytest.raises(InputError, match="must be a folder"):
+    run_folder.RunFolder.create(tmp_path / "run")
+
+
+@pytest.mark.parametrize("make", [True, False])
+def test_a_folder_that_is_no_run_is_refused(tmp_path, make):
+  folder = tmp_path / "none"
+  if make:
+    folder.mkdir()
+  with pytest.raises(InputError, match="config.json" if make else "does not exist"):
+    run_folder.RunFolder.open(folder)
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
+  target = tmp_path / "values.json"
+  run_folder.write_json(target, {"a": 1})
+  with pytest.raises(ValueError):
+    run_folder.write_json(target, {"a": float("nan")})
+  with pytest.raises(TypeError):
+    run_folder.write_bytes(target, "text")
+  assert json.loads(target.read_text()) == {"a": 1}
+  assert [p.name for p in tmp_path.iterdir()] == ["values.json"]
