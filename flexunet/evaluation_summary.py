@@ -1,17 +1,20 @@
 """From scores of single volumes to the figures of a split: means, spreads, intervals.
 
-A row is one volume and class: a dict with `subject`, `volume`, `class` (name), `dice`,
-`reference_pixels`, `predicted_pixels` and any further scores. NaN means that a score is not
+A row is one volume and class: a dict with `subject`, `volume`, `class` (name), `status` (one of
+`evaluation_metrics.STATUSES`), `dice` and any further scores. NaN means that a score is not
 defined for that row: it is left out of averages and counted.
 """
 
 from __future__ import annotations
 
 import collections
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from flexunet import evaluation_metrics
 
 Row = Mapping[str, Any]
 
@@ -31,6 +34,10 @@ INTERVAL_RULE = (
     "95 % percentile interval of 2000 bootstrap resamples of subjects, all volumes of a subject"
     " together; null with fewer than 3 subjects."
 )
+PUBLISHED_RULE = (
+    "Mean over slices of (2 sum(y p) + 1) / (sum(y) + sum(p) + 1), with y the one-hot truth, p the"
+    " probabilities, and the sums over height, width and class, background included."
+)
 _RESAMPLES = 2000
 _MIN_SUBJECTS = 3
 
@@ -39,14 +46,11 @@ def statistics(values: Sequence[float]) -> dict[str, float | int]:
   """Returns mean, median, sd (n - 1), min, max and n of the values that are not NaN."""
   finite = np.asarray([value for value in values if not np.isnan(value)], np.float64)
   if not finite.size:
-    nothing = float("nan")
-    return {
-        "mean": nothing, "median": nothing, "sd": nothing, "min": nothing, "max": nothing, "n": 0,
-    }  # fmt: skip
+    return {**dict.fromkeys(("mean", "median", "sd", "min", "max"), math.nan), "n": 0}
   return {
       "mean": float(finite.mean()),
       "median": float(np.median(finite)),
-      "sd": float(finite.std(ddof=1)) if finite.size > 1 else float("nan"),
+      "sd": float(finite.std(ddof=1)) if finite.size > 1 else math.nan,
       "min": float(finite.min()),
       "max": float(finite.max()),
       "n": int(finite.size),
@@ -78,12 +82,12 @@ def subject_interval(
   return float(low), float(high)
 
 
-def foreground_dice(rows: Sequence[Row]) -> dict[str, float]:
-  """Returns volume -> mean Dice over its foreground classes; NaN where none has one."""
-  scores: dict[str, list[float]] = {}
+def foreground_dice(rows: Sequence[Row]) -> dict[tuple[str, str], float]:
+  """Returns (subject, volume) -> mean Dice of its foreground classes; NaN where none has one."""
+  scores: dict[tuple[str, str], list[float]] = {}
   for row in rows:
-    scores.setdefault(row["volume"], []).append(row["dice"])
-  return {volume: statistics(values)["mean"] for volume, values in scores.items()}
+    scores.setdefault((row["subject"], row["volume"]), []).append(row["dice"])
+  return {key: statistics(values)["mean"] for key, values in scores.items()}
 
 
 def summarize(
@@ -97,56 +101,43 @@ def summarize(
     score_names: Columns to average per class, `dice` among them.
 
   Returns:
-    `foreground_dice`, `per_class`, `per_subject` and `presence` (how often a volume's class was
-    found, missed, or found where there is none), plain numbers, NaN where undefined.
+    `foreground_dice`, `per_class`, `per_subject` and `rules`; NaN where undefined. Per class also
+    `presence`: in how many volumes it was found, missed, or found where there is none.
   """
-  subject_of = {row["volume"]: row["subject"] for row in rows}
   per_volume = foreground_dice(rows)
-  volumes = list(per_volume)
-  overall = statistics(list(per_volume.values()))
-  interval = subject_interval(
-      list(per_volume.values()), [subject_of[volume] for volume in volumes]
-  )
-  per_class = {}
-  for name in class_names:
-    chosen = [row for row in rows if row["class"] == name]
-    entry = {score: statistics([row[score] for row in chosen]) for score in score_names}
-    subjects = [row["subject"] for row in chosen]
-    ci95 = subject_interval([row["dice"] for row in chosen], subjects)
-    per_class[name] = {
-        **entry,
-        "dice": {
-            **entry["dice"],
-            "ci95": list(ci95) if ci95 else None,
-            "n_empty": sum(_presence(row) == "both_empty" for row in chosen),
-        },
-        "presence": dict(
-            {kind: 0 for kind in ("both_present", "missed", "false_alarm", "both_empty")},
-            **collections.Counter(_presence(row) for row in chosen),
-        ),
-    }
+  overall = list(per_volume.values())
   return {
       "foreground_dice": {
-          **overall,
-          "ci95": list(interval) if interval else None,
-          "n_empty": sum(np.isnan(value) for value in per_volume.values()),
-          "rule": FOREGROUND_RULE,
+          **statistics(overall),
+          "ci95": subject_interval(overall, [subject for subject, _ in per_volume]),
+          "n_empty": sum(math.isnan(value) for value in overall),
       },
-      "per_class": per_class,
+      "per_class": {
+          name: _of_class([row for row in rows if row["class"] == name], score_names)
+          for name in class_names
+      },
       "per_subject": _per_subject(rows, per_volume, class_names),
-      "rules": {"dice": DICE_RULE, "ci95": INTERVAL_RULE},
+      "rules": {"dice": DICE_RULE, "foreground_dice": FOREGROUND_RULE, "ci95": INTERVAL_RULE},
   }
 
 
-def _presence(row: Row) -> str:
-  truth, found = row["reference_pixels"] > 0, row["predicted_pixels"] > 0
-  if truth:
-    return "both_present" if found else "missed"
-  return "false_alarm" if found else "both_empty"
+def _of_class(rows: Sequence[Row], score_names: Sequence[str]) -> dict[str, Any]:
+  entry: dict[str, Any] = {score: statistics([row[score] for row in rows]) for score in score_names}
+  dice = [row["dice"] for row in rows]
+  presence = collections.Counter(dict.fromkeys(evaluation_metrics.STATUSES, 0))
+  presence.update(row["status"] for row in rows)
+  entry["dice"]["ci95"] = subject_interval(dice, [row["subject"] for row in rows])
+  entry["dice"]["n_empty"] = presence["both_empty"]
+  # A single false pixel in a healthy volume is a Dice of 0; without those volumes the figure
+  # tells how well a structure is outlined where there is one.
+  present = [row["dice"] for row in rows if row["status"] in ("both_present", "missed")]
+  entry["dice_where_present"] = statistics(present)
+  entry["presence"] = dict(presence)
+  return entry
 
 
 def _per_subject(
-    rows: Sequence[Row], per_volume: Mapping[str, float], class_names: Sequence[str]
+    rows: Sequence[Row], per_volume: Mapping[tuple[str, str], float], class_names: Sequence[str]
 ) -> list[dict[str, Any]]:
   """Returns one entry a subject, its volumes averaged, in the order of first appearance."""
   by_subject: dict[str, list[Row]] = {}
@@ -154,14 +145,27 @@ def _per_subject(
     by_subject.setdefault(row["subject"], []).append(row)
   entries = []
   for subject, own in by_subject.items():
-    volumes = list(dict.fromkeys(row["volume"] for row in own))
+    scores = [value for (owner, _), value in per_volume.items() if owner == subject]
     entries.append({
         "subject": subject,
-        "volumes": len(volumes),
-        "foreground_dice": statistics([per_volume[volume] for volume in volumes])["mean"],
+        "volumes": len(scores),
+        "foreground_dice": statistics(scores)["mean"],
         "dice": {
             name: statistics([row["dice"] for row in own if row["class"] == name])["mean"]
             for name in class_names
         },
     })
   return entries
+
+
+def strict(values: Any) -> Any:
+  """Returns nested plain values as strict JSON knows them: what is not finite becomes None."""
+  if isinstance(values, Mapping):
+    return {str(key): strict(value) for key, value in values.items()}
+  if isinstance(values, (list, tuple)):
+    return [strict(value) for value in values]
+  if isinstance(values, (float, np.floating)):
+    return float(values) if np.isfinite(values) else None
+  if isinstance(values, np.integer):
+    return int(values)
+  return values

@@ -126,7 +126,7 @@ class Predictor:
     answers = self._answers(batch, resizing)
     for row, position in enumerate(positions):
       native_hw = np.asarray(slices[position]).shape[:2]
-      yield resizing.invert(answers[row : row + 1], native_hw)[0].numpy()
+      yield np.asarray(resizing.invert(answers[row : row + 1], native_hw)[0])
 
   def _input(
       self, slices: Sequence[np.ndarray], position: int, resizing: Resizing
