@@ -47,14 +47,18 @@ def read(path) -> Volume:
   Raises:
     InputError: When the file is unreadable, truncated, corrupt, larger than the limit or not 3-D.
   """
-  volume, slope, inter = read_stored(path)
+  return scaled(*read_stored(path))
+
+
+def scaled(volume: Volume, slope: float, inter: float) -> Volume:
+  """Applies scale factors to stored numbers; without any the volume comes back as it is."""
   if (slope, inter) == (1.0, 0.0):
     return volume
   stored = volume.voxels.dtype
   few_bits = stored == np.float32 or stored.itemsize <= 2
   target = np.float32 if few_bits else np.float64
-  scaled = (volume.voxels.astype(np.float64) * slope + inter).astype(target)
-  return Volume(scaled, volume.affine, volume.oriented)
+  voxels = (volume.voxels.astype(np.float64) * slope + inter).astype(target)
+  return Volume(voxels, volume.affine, volume.oriented)
 
 
 def read_stored(path) -> tuple[Volume, float, float]:

@@ -1,0 +1,237 @@
+"""The base of all dataset builders: from a raw folder to TFRecords, split by subject.
+
+To add a dataset:
+1. Make the folder `datasets/<name>/` with an empty `__init__.py`, `README.md` (source, licence,
+   what was dropped or changed, class table, commands), `CITATIONS.bib`, `TAGS.txt`.
+2. In `<name>_dataset_builder.py` write `class Builder(volume_builder.VolumeBuilder)` for scans, or
+   `class Builder(base_builder.BrainBuilder)` for pictures, with VERSION, RELEASE_NOTES, HOMEPAGE,
+   LAYOUT, SPLIT_SALT, MANUAL_DOWNLOAD_INSTRUCTIONS and BUILDER_CONFIGS (`RecordConfig`s).
+3. Give it `label_scheme`, `intensity` and, for scans, `slice_plan` and `label_map`.
+4. Write `find_cases(findings)`: walk `findings.root`, pair files, look at headers, and call
+   `findings.add(Case(...))`, `.leave_out(file, why)` or `.problem(line)`. It writes nothing and
+   reads no voxel. `integrity.py` has the checks.
+5. For pictures write `slices_of(case, notes)`, a generator of `Slice`. It runs in a worker.
+6. Add the name to `catalog.NAMES` and the folder to `packages` in setup.cfg; test it with
+   `tfds.testing.DatasetBuilderTestCase` on a phantom.
+What else a dataset may override: `extra_features`, `split_subjects`, `read_scan`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+
+from flexunet.datasets import build_run, case_records, record_features, subject_splits
+from flexunet.datasets.builder_config import RecordConfig
+from flexunet.datasets.cases import Case, Findings, Notes
+from flexunet.datasets.intensity import IntensityWindow
+from flexunet.datasets.label_scheme import LabelScheme
+from flexunet.datasets.slicing import SlicePlan
+
+# {builder name: source file}: the same file may be imported under two module names, by the
+# package and by `tfds build datasets/<name>`; TFDS would refuse the second.
+_REGISTERED_FROM: dict[str, pathlib.Path] = {}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Slice:
+  """One slice as a builder yields it.
+
+  Attributes:
+    index: Position in the volume; unique within the case.
+    image: uint8 [H, W], or [H, W, 3] for colour pictures.
+    label: Class ids uint8 [H, W]; None when the case is unlabelled.
+    spacing_mm: (row, column); NaN where unknown.
+    slice_spacing_mm: NaN where unknown.
+    extras: Values of the dataset's extra features.
+  """
+
+  index: int
+  image: np.ndarray
+  label: np.ndarray | None
+  spacing_mm: tuple[float, float] = (float("nan"), float("nan"))
+  slice_spacing_mm: float = float("nan")
+  extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class BrainBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """Builds 2-D slices; see the head of this file for what a dataset must give."""
+
+  HOMEPAGE: ClassVar[str] = ""
+  LAYOUT: ClassVar[str] = ""  # One line: what the raw folder must look like.
+  SPLIT_SALT: ClassVar[str] = "flexunet"
+  IMAGE_CHANNELS: ClassVar[int] = 1
+
+  # Processes that read cases; None takes all CPUs this process may use.
+  num_workers: int | None = None
+  # What the volumes of this build store; found from the headers before the first is read.
+  voxel_dtype: np.dtype = np.dtype(np.int16)
+
+  def __init_subclass__(cls, skip_registration: bool = False, **kwargs):
+    source = pathlib.Path(inspect.getfile(cls)).resolve()
+    name = source.stem.removesuffix("_dataset_builder")
+    again = not skip_registration and _REGISTERED_FROM.setdefault(name, source) == source
+    again = again and name in tfds.core.registered._DATASET_REGISTRY  # noqa: SLF001
+    super().__init_subclass__(skip_registration=skip_registration or again, **kwargs)
+    # TFDS derives these from the module's dotted name, which a remapped package breaks.
+    cls.pkg_dir_path = epath.Path(source.parent)
+    cls.code_path = epath.Path(source)
+
+  # What a dataset gives.
+
+  def label_scheme(self) -> LabelScheme:
+    """Returns the classes of the current config."""
+    raise NotImplementedError
+
+  def intensity(self) -> IntensityWindow:
+    """Returns how intensities become 8 bits, when the config has no window of its own."""
+    return IntensityWindow("none")
+
+  def slice_plan(self) -> SlicePlan | None:
+    """Returns how volumes are cut, when the config has no plane of its own; None: pictures."""
+    return None
+
+  def extra_features(self) -> dict[str, Any]:
+    """Returns features beyond the shared schema."""
+    return {}
+
+  def find_cases(self, findings: Findings) -> None:
+    """Looks through `findings.root`; reads headers only."""
+    raise NotImplementedError
+
+  def slices_of(self, case: Case, notes: Notes) -> Iterator[Slice]:
+    """Reads one case, in a worker process."""
+    raise NotImplementedError
+
+  def split_subjects(self, strata: Mapping[str, str]) -> dict[str, str]:
+    """Returns {subject: split} for the labelled subjects {subject: stratum}."""
+    return subject_splits.assign(strata, self.SPLIT_SALT)
+
+  # What follows from it.
+
+  def active_plan(self) -> SlicePlan | None:
+    """Returns the slice plan with the config's plane."""
+    plan = self.slice_plan()
+    if plan is None or self.builder_config.plane is None:
+      return plan
+    return dataclasses.replace(plan, plane=self.builder_config.plane)
+
+  def active_intensity(self) -> IntensityWindow:
+    """Returns the intensity window, the config's own first."""
+    if self.builder_config.window is not None:
+      return IntensityWindow("window", *self.builder_config.window)
+    return self.intensity()
+
+  def inspect_source(self, root) -> Findings:
+    """Looks through a raw folder and raises all its problems at once; writes nothing.
+
+    Raises:
+      InputError: When anything is wrong with it.
+    """
+    findings = Findings(pathlib.Path(root))
+    if not findings.root.is_dir():
+      findings.problem(f"{findings.root}: there is no such folder.")
+    else:
+      self.find_cases(findings)
+    findings.finish(self.LAYOUT)
+    return findings
+
+  def records_of(
+      self, case: Case, fold: int, notes: Notes
+  ) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Yields (key, example, columns of the record table) of one case."""
+    scheme = self.label_scheme()
+    for cut in self.slices_of(case, notes):
+      label = np.zeros(cut.image.shape[:2], np.uint8) if cut.label is None else cut.label
+      pixels = np.bincount(label.ravel(), minlength=scheme.num_classes)
+      key = f"{case.key}_{cut.index:04d}"
+      if case.labelled and (reason := self._reason_to_drop(key, int(pixels[1:].sum()))):
+        notes.facts[reason] = notes.facts.get(reason, 0) + 1
+        continue
+      example = {
+          "image": case_records.encode_png(cut.image),
+          "label": case_records.encode_png(label),
+          "slice_index": cut.index,
+          "spacing_mm": np.asarray(cut.spacing_mm, np.float32),
+          "slice_spacing_mm": np.float32(cut.slice_spacing_mm),
+          "subject": case.subject,
+          "volume": case.volume,
+          "fold": fold,
+          **cut.extras,
+      }
+      row = {
+          "slice_index": cut.index,
+          "height": label.shape[0],
+          "width": label.shape[1],
+          "pixels": tuple(int(count) for count in pixels),
+      }
+      yield key, example, row
+
+  def _reason_to_drop(self, key: str, foreground_pixels: int) -> str:
+    """Returns under which name a slice is counted that the config leaves out; "" keeps it."""
+    config = self.builder_config
+    if 0 < foreground_pixels < config.min_foreground_pixels:
+      return "slices_below_min_foreground_left_out"
+    if foreground_pixels == 0 and config.empty_share < 1:
+      # The hash decides, not a random draw: the same slices stay in every build.
+      draw = int(subject_splits.salted_hash(f"{self.SPLIT_SALT}:empty", key)[:8], 16) / 2**32
+      if draw >= config.empty_share:
+        return "empty_slices_left_out"
+    return ""
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    info = self.dataset_info_from_configs(
+        features=self._make_features(),
+        homepage=self.HOMEPAGE or None,
+        disable_shuffling=True,  # The order is ours: by salted hash, written once.
+        supervised_keys=("image", "label"),
+    )
+    # TFDS would ask a cloud bucket for metadata of a dataset that cannot be there.
+    info.initialize_from_bucket = lambda: None
+    return info
+
+  def _make_features(self) -> tfds.features.FeaturesDict:
+    return record_features.slice_features(
+        self.label_scheme(), self.extra_features(), self.IMAGE_CHANNELS
+    )
+
+  @classmethod
+  def for_reading(cls, config: str | Mapping[str, Any], voxel_dtype: str) -> BrainBuilder:
+    """Makes a builder that only reads cases, for a worker process."""
+    if not isinstance(config, str):
+      config = cls.builder_config_cls(**config)
+    # The folder does not exist and is never made.
+    builder = cls(data_dir=pathlib.Path(__file__).with_name("none"), config=config)
+    builder.set_voxel_dtype(np.dtype(voxel_dtype))
+    return builder
+
+  def set_voxel_dtype(self, dtype: np.dtype) -> None:
+    """Tells what the volumes of this build store."""
+    self.voxel_dtype = dtype
+
+  def voxel_dtype_of(self, findings: Findings) -> np.dtype:
+    """Returns the dtype that holds the voxels of all cases without loss."""
+    del findings
+    return self.voxel_dtype
+
+  def _download_and_prepare(self, dl_manager, download_config) -> None:
+    """Replaces the serial generation of TFDS; called inside its temporary folder."""
+    if download_config.max_examples_per_split == 0:
+      return
+    build_run.build(self, pathlib.Path(dl_manager.manual_dir), download_config)
+
+  def _split_generators(self, dl_manager):
+    raise NotImplementedError("This builder writes its shards itself; see build_run.py.")
+
+  def _generate_examples(self):
+    raise NotImplementedError("This builder writes its shards itself; see build_run.py.")
+
+
+__all__ = ["BrainBuilder", "RecordConfig", "Slice"]

@@ -1,0 +1,174 @@
+"""Turns one case into serialized records in a work file of its own; runs in worker processes.
+
+Workers never import TensorFlow: pictures are encoded by Pillow and the container is NumPy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import io
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import pathlib
+import signal
+import sys
+import threading
+import zlib
+from typing import Any
+
+import numpy as np
+
+from flexunet.datasets.cases import Case, Notes
+from flexunet.datasets.errors import InputError
+
+# Pillow's default effort; 9 is three times slower for 3 % less.
+_PNG_LEVEL = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseTask:
+  """One case to be read: which, where its work files go, and its fold."""
+
+  case: Case
+  fold: int
+  stem: pathlib.Path
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordRow:
+  """One record of a work file, with what the tables of the build need."""
+
+  key: str
+  start: int
+  length: int
+  crc: int
+  slice_index: int | None
+  height: int | None
+  width: int | None
+  pixels: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class BuilderAddress:
+  """How a worker makes the builder anew: builders themselves do not travel.
+
+  Attributes:
+    module, class_name: Where its class is.
+    module_root: Folder that must be on the path for it (a builder may be loaded by its file).
+    config: Name of a config of the class, or all fields of one made up by the user.
+    voxel_dtype: What the volumes of this build store.
+  """
+
+  module: str
+  class_name: str
+  module_root: str
+  config: str | dict[str, Any]
+  voxel_dtype: str
+
+  def load(self):
+    """Imports and makes the builder in this process."""
+    if self.module_root not in sys.path:
+      sys.path.append(self.module_root)
+    builder_class = getattr(importlib.import_module(self.module), self.class_name)
+    return builder_class.for_reading(self.config, self.voxel_dtype)
+
+
+_BUILDER = None
+
+
+def start_worker(address: BuilderAddress) -> None:
+  """Prepares a worker process, once."""
+  global _BUILDER
+  # Ctrl-C reaches the whole process group; the parent alone decides what it means.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  threading.Thread(target=_leave_with_parent, daemon=True).start()
+  _BUILDER = address.load()
+
+
+def _leave_with_parent() -> None:
+  """Ends a worker whose parent was killed: it would wait for tasks for ever."""
+  parent = multiprocessing.parent_process()
+  if parent is not None:
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def run_in_worker(task: CaseTask) -> str | None:
+  """Reads the case with the process's own builder; returns the line of its error, if any."""
+  return write_case(_BUILDER, task)
+
+
+def write_case(builder, task: CaseTask) -> str | None:
+  """Writes `<stem>.records` and `<stem>.json`; the latter appears last and makes both count.
+
+  Returns:
+    None, or the message of the `InputError` that reading the case raised.
+  """
+  from tensorflow_datasets.core import example_serializer
+
+  from flexunet.datasets import tfrecord
+
+  features = builder.info.features
+  serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+  notes = Notes()
+  rows: list[RecordRow] = []
+  temporary = task.stem.with_suffix(".part")
+  start, checksum = 0, 0
+  try:
+    with open(temporary, "wb") as stream:
+      for key, example, row in builder.records_of(task.case, task.fold, notes):
+        encoded = features.encode_example(example)
+        # Without `deterministic` the fields come in another order in every process.
+        payload = serializer.get_tf_example(encoded).SerializeToString(deterministic=True)
+        stream.write(payload)
+        crc = tfrecord.masked_crc(payload)
+        rows.append(RecordRow(key=key, start=start, length=len(payload), crc=crc, **row))
+        start += len(payload)
+        checksum = zlib.crc32(payload, checksum)
+  except InputError as error:
+    temporary.unlink(missing_ok=True)
+    return str(error)
+  os.replace(temporary, task.stem.with_suffix(".records"))
+  index = {
+      "bytes": start,
+      "crc32": checksum,
+      "rows": [dataclasses.astuple(row) for row in rows],
+      "notes": dataclasses.asdict(notes),
+  }
+  temporary.write_text(json.dumps(index))
+  os.replace(temporary, task.stem.with_suffix(".json"))
+  return None
+
+
+def is_finished(stem: pathlib.Path) -> bool:
+  """Tells whether an earlier build wrote this case whole."""
+  try:
+    index = json.loads(stem.with_suffix(".json").read_text())
+    checksum, size = 0, 0
+    with open(stem.with_suffix(".records"), "rb") as stream:
+      while block := stream.read(1 << 20):
+        checksum, size = zlib.crc32(block, checksum), size + len(block)
+  except (OSError, ValueError):
+    return False
+  return (size, checksum) == (index["bytes"], index["crc32"])
+
+
+def read_index(stem: pathlib.Path) -> tuple[list[RecordRow], Notes]:
+  """Returns the rows and notes of a finished case."""
+  index = json.loads(stem.with_suffix(".json").read_text())
+  rows = []
+  for row in index["rows"]:
+    rows.append(RecordRow(*row[:-1], pixels=tuple(row[-1])))
+  return rows, Notes(**index["notes"])
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+  """Returns uint8 [H, W] or [H, W, 3] as PNG."""
+  from PIL import Image
+
+  buffer = io.BytesIO()
+  Image.fromarray(pixels).save(buffer, "PNG", compress_level=_PNG_LEVEL)
+  return buffer.getvalue()

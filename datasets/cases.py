@@ -1,0 +1,154 @@
+"""What a raw folder holds, found before anything is written: cases, problems, what is left out.
+
+A case is what is read in one go: a scan with its label, or the series of pictures of one person.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from flexunet.datasets import errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """One scan, or one series of pictures.
+
+  Attributes:
+    key: Unique and stable; record keys begin with it. No path, no free text of the source.
+    subject: Stable pseudonym of the person.
+    volume: Stable pseudonym of the scan.
+    files: All files of the case by role, e.g. {"image": ..., "label": ...}.
+    labelled: False puts the case into the split `unlabeled`.
+    stratum: Subjects of one stratum are spread over the splits in the split's ratios.
+    fold: Cross-validation fold where the publisher fixed one; None lets the builder decide.
+    details: Whatever else the dataset's `slices_of` needs; must pickle and have a stable repr.
+  """
+
+  key: str
+  subject: str
+  volume: str
+  files: Mapping[str, pathlib.Path]
+  labelled: bool = True
+  stratum: str = ""
+  fold: int | None = None
+  details: Any = None
+
+  def state(self, root: pathlib.Path) -> str:
+    """Returns a digest that changes when a file of the case does (name, size or time)."""
+    parts = [self.key, self.subject, self.volume, str(self.fold), repr(self.details)]
+    for role, path in sorted(self.files.items()):
+      stat = path.stat()
+      name = path.relative_to(root).as_posix()
+      parts.append(f"{role}:{name}:{stat.st_size}:{stat.st_mtime_ns}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+class Findings:
+  """Collects what a look through a raw folder brings up.
+
+  Attributes:
+    root: The raw folder.
+    cases: What will be built.
+    left_out: {file name relative to the root: reason}; goes into the build report.
+    warnings: Lines that the build report and the user get.
+    problems: One line each; a single one prevents the build.
+  """
+
+  def __init__(self, root: pathlib.Path):
+    self.root = pathlib.Path(root)
+    self.cases: list[Case] = []
+    self.left_out: dict[str, str] = {}
+    self.warnings: list[str] = []
+    self.problems: list[str] = []
+
+  def add(self, case: Case) -> None:
+    self.cases.append(case)
+
+  def leave_out(self, path: pathlib.Path, reason: str) -> None:
+    """Notes a file of the source that gets no record, and why."""
+    self.left_out[self.relative(path)] = reason
+
+  def warn(self, text: str) -> None:
+    self.warnings.append(text)
+
+  def problem(self, text: str) -> None:
+    """Notes what is wrong: name the file, what must hold, what came."""
+    self.problems.append(text)
+
+  def relative(self, path: pathlib.Path) -> str:
+    """Returns the file's name below the root; no local path may enter a report."""
+    try:
+      return pathlib.Path(path).relative_to(self.root).as_posix()
+    except ValueError:
+      return pathlib.Path(path).name
+
+  def finish(self, expected_layout: str) -> None:
+    """Adds what holds for every dataset and raises all problems at once.
+
+    Raises:
+      InputError: All problems of the folder, the first ten in full.
+    """
+    self._check_keys()
+    self._check_links()
+    self._drop_unlabelled_of_labelled()
+    if not self.problems and not self.cases:
+      self.problems.append(f"{self.root}: nothing of this dataset was found in the folder.")
+    if self.problems:
+      raise errors.from_problems(
+          self.problems, f"Nothing was built. Expected layout: {expected_layout}."
+      )
+    self.cases.sort(key=lambda case: case.key)
+
+  def _check_keys(self) -> None:
+    seen: dict[str, Case] = {}
+    for case in self.cases:
+      if first := seen.get(case.key):
+        files = [self.relative(next(iter(c.files.values()))) for c in (first, case)]
+        self.problem(f"{files[1]}: duplicate of {files[0]}: both are {case.key!r}; keep one.")
+      seen[case.key] = case
+
+  def _check_links(self) -> None:
+    root = self.root.resolve()
+    for case in self.cases:
+      for path in case.files.values():
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+          self.problem(
+              f"{self.relative(path)}: a link that leads out of the folder; put the file itself"
+              " there."
+          )
+
+  def _drop_unlabelled_of_labelled(self) -> None:
+    labelled = {case.subject for case in self.cases if case.labelled}
+    for case in [c for c in self.cases if not c.labelled and c.subject in labelled]:
+      self.cases.remove(case)
+      for path in case.files.values():
+        self.leave_out(path, "unlabelled scan of a subject that has labelled ones")
+
+
+@dataclasses.dataclass
+class Notes:
+  """What reading one case brings up, for the build report; JSON-able.
+
+  Attributes:
+    histograms: {mask file kind: {stored value: voxels}}.
+    facts: Anything worth a line for this volume, by name.
+    left_out: {file name relative to the root: reason}.
+    warnings: Lines that the build report and the user get.
+  """
+
+  histograms: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+  facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+  left_out: dict[str, str] = dataclasses.field(default_factory=dict)
+  warnings: list[str] = dataclasses.field(default_factory=list)
+
+  def count_values(self, kind: str, values, counts) -> None:
+    """Adds the values of a mask file to the histogram of its kind."""
+    histogram = self.histograms.setdefault(kind, {})
+    for value, count in zip(values, counts, strict=True):
+      name = f"{value:g}"
+      histogram[name] = histogram.get(name, 0) + int(count)

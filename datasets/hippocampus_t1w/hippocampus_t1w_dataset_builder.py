@@ -1,0 +1,113 @@
+"""Hippocampus in T1-weighted MRI, Henry Ford Hospital (ANALYZE pairs, coronal)."""
+
+from __future__ import annotations
+
+import re
+
+import tensorflow_datasets as tfds
+
+from flexunet.datasets import integrity, volume_builder, volume_io
+from flexunet.datasets.builder_config import RecordConfig
+from flexunet.datasets.cases import Case, Findings
+from flexunet.datasets.intensity import IntensityWindow
+from flexunet.datasets.label_scheme import LabelClass, LabelScheme
+from flexunet.datasets.slicing import SlicePlan
+
+_SCAN = re.compile(r"HFH_(\d+)", re.IGNORECASE)
+_LABEL = re.compile(r"HFH_(\d+)_Hipp_Labels", re.IGNORECASE)
+_BACKGROUND = LabelClass("background", (0, 0, 0))
+
+
+class Builder(volume_builder.VolumeBuilder):
+  """Builds coronal slices with one class (default), with two, or whole volumes."""
+
+  VERSION = tfds.core.Version("1.0.0")
+  RELEASE_NOTES = {"1.0.0": "Initial release."}
+  HOMEPAGE = "https://www.nitrc.org/projects/hippseg_2011/"
+  LAYOUT = "Train/HFH_NNN.hdr + .img, Train/Labels/HFH_NNN_Hipp_Labels.hdr + .img, Test/HFH_NNN.*"
+  SPLIT_SALT = "hippocampus_t1w"
+  MANUAL_DOWNLOAD_INSTRUCTIONS = (
+      "Get the set from Kaggle (andrewmvd/hippocampus-segmentation-in-mri-images) or NITRC"
+      f" (hippseg_2011) and unpack it, so that the folder holds {LAYOUT}."
+  )
+  BUILDER_CONFIGS = [
+      RecordConfig(name="slices", description="Coronal slices; both hippocampi are one class."),
+      RecordConfig(name="left_right", description="Coronal slices; labels 1 and 2 stay two."),
+      RecordConfig(name="volumes", form="volumes", description="Whole scans; two classes."),
+  ]
+  DEFAULT_BUILDER_CONFIG_NAME = "slices"
+
+  def _keeps_two(self) -> bool:
+    return self.builder_config.name.startswith(("left_right", "volumes"))
+
+  def label_scheme(self) -> LabelScheme:
+    if self._keeps_two():
+      # Which of the two is the left one is not documented by the publisher: no claim is made.
+      sides = LabelClass("hippocampus_1", (255, 0, 0)), LabelClass("hippocampus_2", (0, 255, 0))
+      return LabelScheme((_BACKGROUND, *sides))
+    return LabelScheme((_BACKGROUND, LabelClass("hippocampus", (255, 0, 0))))
+
+  def label_map(self) -> dict[int, int]:
+    return {0: 0, 1: 1, 2: 2 if self._keeps_two() else 1}
+
+  def slice_plan(self) -> SlicePlan:
+    # ANALYZE states no orientation. The stored axes run across, forward and up; "L" is its
+    # convention for the first one, not a fact about these scans.
+    return SlicePlan(axes="LAS", plane="coronal")
+
+  def intensity(self) -> IntensityWindow:
+    return IntensityWindow("percentile", 0.5, 99.5)
+
+  def find_cases(self, findings: Findings) -> None:
+    folder = integrity.find_folder(findings.root, "Train")
+    if folder is None:
+      return
+    train = integrity.child(folder, "Train")
+    test = integrity.child(folder, "Test")
+    labels_folder = integrity.child(train, "Labels")
+    scans = _by_number(findings, train, _SCAN)
+    labels = _by_number(findings, labels_folder, _LABEL) if labels_folder else {}
+    integrity.unpaired(
+        findings, [scans[n] for n in sorted(scans.keys() - labels.keys())],
+        "Train/Labels/HFH_NNN_Hipp_Labels of its number",
+    )
+    integrity.unpaired(
+        findings, [labels[n] for n in sorted(labels.keys() - scans.keys())],
+        "Train/HFH_NNN of its number",
+    )
+    for number in sorted(scans.keys() & labels.keys()):
+      _add(findings, number, scans[number], labels[number])
+    for number, scan in sorted(_by_number(findings, test, _SCAN).items() if test else ()):
+      _add(findings, number, scan, None)
+
+
+def _by_number(findings: Findings, folder, pattern: re.Pattern) -> dict[str, object]:
+  """Returns {subject number: file} of the volumes whose names follow the pattern."""
+  found = {}
+  for stem, path in integrity.volumes_by_stem(folder, findings).items():
+    if match := pattern.fullmatch(stem):
+      number = match[1]
+      if number in found:
+        findings.problem(f"{findings.relative(path)}: a second file of subject HFH_{number}.")
+      found[number] = path
+    else:
+      findings.leave_out(path, "its name is not one of this dataset")
+  return found
+
+
+def _add(findings: Findings, number: str, scan, label) -> None:
+  if not integrity.check_volumes(findings, scan, label):
+    return
+  files = integrity.volume_files("image", scan)
+  if label is not None:
+    files |= integrity.volume_files("label", label)
+  name = f"hfh_{number}"
+  # One scan a subject, so the scan's name is the subject's. The two matrices (256 and 512) come
+  # with 0.39 and 0.78 mm pixels; each split gets its share of both.
+  fine = min(volume_io.read_header(scan).spacing_mm) < 0.6
+  findings.add(
+      Case(
+          key=name, subject=name, volume=name, files=files, labelled=label is not None,
+          stratum="fine" if fine else "coarse",
+      )
+  )
