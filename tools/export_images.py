@@ -1,0 +1,93 @@
+"""Writes a built dataset as a folder of pictures: {train,validation,test}/{images,masks}.
+
+    python -m flexunet.tools.export_images DIR OUT [--image_mode=rgb|grey]
+
+DIR is the folder of one built dataset (config of slices). Masks are RGB PNG in the dataset's
+palette, which OUT/palette.json states; the scripts published beside the datasets read this form,
+and so does the dataset `image_mask`. Unlabelled slices go to unlabeled/images, without masks.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import tqdm
+from absl import app, flags
+from PIL import Image
+
+from flexunet import command_line
+from flexunet.datasets.errors import InputError
+from flexunet.tools import built_datasets, dataset_statistics
+from flexunet.tools.built_datasets import BuiltDataset
+
+_IMAGE_MODE = flags.DEFINE_enum(
+    "image_mode", "rgb", ["rgb", "grey"], "Grey slices as three equal channels, or as one."
+)
+
+
+def export(
+    dataset: BuiltDataset, out: pathlib.Path, image_mode: str = "rgb", progress: bool = False
+) -> dict[str, int]:
+  """Writes every record as a pair of PNG files; returns {split: pairs}.
+
+  Args:
+    dataset: A dataset of slices.
+    out: A new or an empty folder.
+    image_mode: "rgb" repeats the grey channel three times, "grey" keeps one.
+    progress: Shows a bar.
+  """
+  if dataset.rows and not dataset.rows[0]["slice_index"]:
+    raise InputError(
+        f"{dataset.path}: holds whole volumes, which are no pictures. Export a config of slices."
+    )
+  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    raise InputError(f"{out}: pictures go into a new or an empty folder. Name another one.")
+  scheme = dataset.scheme
+  counts: dict[str, int] = {}
+  for split in dataset.splits:
+    (out / split / "images").mkdir(parents=True)
+    if split != "unlabeled":
+      (out / split / "masks").mkdir()
+  colors = {c.name: list(c.color) for c in scheme.classes}
+  (out / "palette.json").write_text(json.dumps(colors, indent=1) + "\n", encoding="utf-8")
+  records = tqdm.tqdm(
+      dataset.records(), total=len(dataset.rows), unit=" record", disable=not progress, leave=False
+  )
+  for row, example in records:
+    # Keys may hold signs that a file name cannot; those of this project's datasets do not.
+    name = re.sub(r"[^\w.-]", "_", row["key"]) + ".png"
+    folder = out / row["split"]
+    image = np.asarray(example["image"])
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    if image_mode == "rgb":
+      picture = picture.convert("RGB")
+    if (folder / "images" / name).exists():
+      raise InputError(f"{dataset.path}: two records would be called {name}.")
+    picture.save(folder / "images" / name)
+    if row["split"] != "unlabeled":
+      label = np.asarray(example["label"])[..., 0]
+      Image.fromarray(scheme.colorize(label)).save(folder / "masks" / name)
+    counts[row["split"]] = counts.get(row["split"], 0) + 1
+  return counts
+
+
+def main(argv: Sequence[str]) -> None:
+  if len(argv) != 3:
+    raise app.UsageError("Usage: python -m flexunet.tools.export_images DIR OUT")
+  dataset = built_datasets.find_one(pathlib.Path(argv[1]))
+  out = pathlib.Path(argv[2])
+  counts = export(dataset, out, _IMAGE_MODE.value, dataset_statistics.shows_progress())
+  listing = ", ".join(f"{split} {count}" for split, count in counts.items())
+  print(f"{out}: {listing}")
+
+
+def run() -> None:
+  command_line.run(main)
+
+
+if __name__ == "__main__":
+  run()
