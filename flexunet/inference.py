@@ -184,10 +184,12 @@ def scheme_of(run_config: config.RunConfig) -> label_scheme.LabelScheme:
 
 
 def _refuse_sided_classes(run_config: config.RunConfig) -> None:
-  names = [entry["name"] for entry in run_config.dataset_facts.label_scheme]
+  names = [entry["name"] for entry in run_config.dataset_facts.label_scheme[1:]]
   words = {word for name in names for word in re.split(r"[\W_]+", name.lower())}
-  if sided := sorted(words & {"left", "right", "l", "r"}):
+  # Classes that are numbered apart, such as hippocampus_1 and hippocampus_2, are sides as well.
+  stems = [re.sub(r"[\W_]*\d+$", "", name) for name in names]
+  if words & {"left", "right", "l", "r"} or len(set(stems)) < len(stems):
     raise InputError(
-        f"--tta averages over mirrored slices, which exchanges the sides. The classes {names}"
-        f" tell sides apart ({', '.join(sided)}). Predict without --tta."
+        f"--tta averages over mirrored slices, which exchanges the sides. The classes {names} tell"
+        " sides apart. Leave out --tta."
     )

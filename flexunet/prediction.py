@@ -1,0 +1,222 @@
+"""Predicts scans into files: label volumes on the scan's own grid, label pictures, overlays.
+
+A picture given to a network trained on volumes is taken as one upright slice whose grey values
+already are what the dataset's records hold (windowed to 8 bits). A volume given to a network
+trained on pictures is refused: the run does not know how to cut it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from flexunet import config, inference, overlay, run_folder
+from flexunet.datasets import picture_io, resampling, slicing, volume_io
+from flexunet.datasets.errors import InputError
+from flexunet.datasets.intensity import IntensityWindow
+from flexunet.prediction_inputs import Scan
+
+# Beyond this ratio of pixel sizes structures look unlike anything in training.
+_SPACING_RATIO = 2.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outputs:
+  """What is written beside each label, and whether older files may be replaced."""
+
+  folder: pathlib.Path
+  overlay: bool = True
+  color_masks: bool = False
+  probabilities: bool = False
+  overwrite: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What became of a folder: files predicted, and one line for each failure and each warning."""
+
+  predicted: int
+  failures: list[str]
+  warnings: list[str]
+
+
+def predict_all(
+    scans: Sequence[Scan],
+    predictor: inference.Predictor,
+    run_config: config.RunConfig,
+    outputs: Outputs,
+    *,
+    show_progress: bool = True,
+) -> Outcome:
+  """Predicts each scan; a file that cannot be read or written does not lose the others."""
+  import tqdm
+
+  failures: list[str] = []
+  warnings: list[str] = []
+  bar = tqdm.tqdm(scans, unit="scan", file=sys.stderr, disable=not show_progress)
+  for scan in bar:
+    bar.set_postfix_str(scan.stem)
+    try:
+      warnings += predict_one(scan, predictor, run_config, outputs)
+    except (InputError, OSError) as error:
+      failures.append(str(error))
+    except MemoryError:
+      failures.append(f"{scan.path}: too large for this machine's memory.")
+  return Outcome(len(scans) - len(failures), failures, warnings)
+
+
+def predict_one(
+    scan: Scan, predictor: inference.Predictor, run_config: config.RunConfig, outputs: Outputs
+) -> list[str]:
+  """Predicts one scan and writes its files, the label last; returns warnings.
+
+  Raises:
+    InputError: The file is bad, of the wrong kind, or an output exists already.
+  """
+  _refuse_existing(scan, outputs)
+  if scan.kind == "picture":
+    _predict_picture(scan, predictor, run_config, outputs)
+    return []
+  return _predict_volume(scan, predictor, run_config, outputs)
+
+
+def _predict_volume(
+    scan: Scan, predictor: inference.Predictor, run_config: config.RunConfig, outputs: Outputs
+) -> list[str]:
+  facts = run_config.dataset_facts
+  if facts.slice_plan is None or facts.intensity is None:
+    raise InputError(
+        f"{scan.path}: the run was trained on pictures ({facts.name}) and does not know how to cut"
+        " a volume into slices. Give it pictures, or a run trained on volumes."
+    )
+  volume = volume_io.read(scan.path)
+  plan = slicing.SlicePlan(**facts.slice_plan)
+  cut = plan.extract(volume)
+  pixels = IntensityWindow(**facts.intensity).to_uint8(cut.pixels)
+  native = dataclasses.replace(cut, pixels=pixels)
+  seen = _resampled(native, run_config, scan)
+  label = np.empty(seen.pixels.shape, np.uint8)
+  wanted = None
+  if outputs.probabilities:
+    wanted = np.empty((*seen.pixels.shape, predictor.num_classes), np.float16)
+  slices = np.moveaxis(seen.pixels, -1, 0)
+  for index, probability in enumerate(predictor.probabilities(slices)):
+    label[..., index] = inference.to_label(probability)
+    if wanted is not None:
+      wanted[..., index, :] = probability
+  label = _on_grid(label, native.pixels.shape)
+
+  folder = scan.label_path(outputs.folder).parent
+  folder.mkdir(parents=True, exist_ok=True)
+  if outputs.overlay:
+    palette = overlay.display_palette(inference.scheme_of(run_config).palette)
+    height, width = cut.spacing_mm
+    sheet = overlay.volume_sheet(native.pixels, label, palette, aspect=height / width)
+    _write_png(scan, outputs, "_overlay.png", sheet)
+  if wanted is not None:
+    channels = [
+        plan.restore(_on_grid(wanted[..., index], native.pixels.shape), volume)
+        for index in range(predictor.num_classes)
+    ]
+    _write_probabilities(scan, outputs, np.stack(channels, axis=-1), run_config)
+  volume_io.write_like(scan.path, plan.restore(label, volume), scan.label_path(outputs.folder))
+  return _spacing_warning(scan, seen.spacing_mm, facts.spacing_mm)
+
+
+def _predict_picture(
+    scan: Scan, predictor: inference.Predictor, run_config: config.RunConfig, outputs: Outputs
+) -> None:
+  image = picture_io.read_gray(scan.path)
+  probability = next(predictor.probabilities([image]))
+  label = inference.to_label(probability)
+  scheme = inference.scheme_of(run_config)
+  scan.label_path(outputs.folder).parent.mkdir(parents=True, exist_ok=True)
+  if outputs.overlay:
+    blended = overlay.blend(image, label, overlay.display_palette(scheme.palette))
+    _write_png(scan, outputs, "_overlay.png", blended)
+  if outputs.color_masks:
+    _write_png(scan, outputs, "_color.png", scheme.colorize(label))
+  if outputs.probabilities:
+    _write_probabilities(scan, outputs, probability.astype(np.float16), run_config)
+  _write_png(scan, outputs, "_label.png", label)
+
+
+def _resampled(
+    native: slicing.Slices, run_config: config.RunConfig, scan: Scan
+) -> slicing.Slices:
+  """Returns the slices at the isotropic spacing of a dataset that was built with one."""
+  isotropic_mm = getattr(run_config.dataset_facts, "isotropic_mm", None)
+  if not isotropic_mm:
+    return native
+  resampled, _ = resampling.isotropic(native, None, float(isotropic_mm), scan.path.name)
+  return dataclasses.replace(resampled, pixels=np.round(resampled.pixels).astype(np.uint8))
+
+
+def _on_grid(voxels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  """Returns [row, column, slice] picked onto a grid of another size over the same field of view."""
+  if voxels.shape == shape:
+    return voxels
+  # The voxel whose centre is nearest, along each axis by itself.
+  picked = [
+      np.minimum(((np.arange(target) + 0.5) * source / target).astype(int), source - 1)
+      for source, target in zip(voxels.shape, shape, strict=True)
+  ]
+  return voxels[np.ix_(*picked)]
+
+
+def _spacing_warning(
+    scan: Scan, spacing_mm: tuple[float, float], trained_mm: Sequence[float] | None
+) -> list[str]:
+  if trained_mm is None or not np.isfinite(spacing_mm).all():
+    return []
+  ratio = float(np.max(np.maximum(
+      np.divide(spacing_mm, trained_mm), np.divide(trained_mm, spacing_mm)
+  )))  # fmt: skip
+  if ratio < _SPACING_RATIO:
+    return []
+  shown = " x ".join(f"{edge:.2g}" for edge in spacing_mm)
+  trained = " x ".join(f"{edge:.2g}" for edge in trained_mm)
+  return [
+      f"{scan.path}: its pixels are {shown} mm, those of the training {trained} mm. The label may"
+      " be poor."
+  ]
+
+
+def _refuse_existing(scan: Scan, outputs: Outputs) -> None:
+  if outputs.overwrite:
+    return
+  wanted = [scan.label_path(outputs.folder)]
+  if scan.suffix.lower().startswith((".hdr", ".img")):
+    twin = {".hdr": ".img", ".img": ".hdr"}[scan.suffix.lower()[:4]] + scan.suffix[4:]
+    wanted.append(scan.output(outputs.folder, f"_label{twin}"))
+  for ending, asked in (
+      ("_overlay.png", outputs.overlay),
+      ("_color.png", outputs.color_masks and scan.kind == "picture"),
+      ("_probability.npz", outputs.probabilities),
+  ):
+    if asked:
+      wanted.append(scan.output(outputs.folder, ending))
+  if existing := [path for path in wanted if path.exists()]:
+    raise InputError(
+        f"{scan.path}: its output {existing[0]} exists already. Pass --overwrite to replace it, or"
+        " another --output_dir."
+    )
+
+
+def _write_png(scan: Scan, outputs: Outputs, ending: str, picture: np.ndarray) -> None:
+  run_folder.write_bytes(scan.output(outputs.folder, ending), overlay.encode_png(picture))
+
+
+def _write_probabilities(
+    scan: Scan, outputs: Outputs, probability: np.ndarray, run_config: config.RunConfig
+) -> None:
+  """Writes float16 probabilities, classes last, on the grid of the scan, and the class names."""
+  names = np.array(inference.scheme_of(run_config).names)
+  buffer = io.BytesIO()
+  np.savez_compressed(buffer, probability=probability, classes=names)
+  run_folder.write_bytes(scan.output(outputs.folder, "_probability.npz"), buffer.getvalue())
