@@ -78,7 +78,7 @@ class BrainBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     source = pathlib.Path(inspect.getfile(cls)).resolve()
     name = source.stem.removesuffix("_dataset_builder")
     again = not skip_registration and _REGISTERED_FROM.setdefault(name, source) == source
-    again = again and name in tfds.core.registered._DATASET_REGISTRY  # noqa: SLF001
+    again = again and name in tfds.core.registered._DATASET_REGISTRY
     super().__init_subclass__(skip_registration=skip_registration or again, **kwargs)
     # TFDS derives these from the module's dotted name, which a remapped package breaks.
     cls.pkg_dir_path = epath.Path(source.parent)

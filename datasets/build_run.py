@@ -159,7 +159,7 @@ def _write_split(builder, name, records, download_config) -> build_report.BuiltS
       getattr(download_config, "num_shards", None),
       getattr(download_config, "max_shard_size", None),
   )
-  template = builder._get_filename_template(name)  # noqa: SLF001
+  template = builder._get_filename_template(name)
   paths = [
       pathlib.Path(template.sharded_filepath(shard_index=index, num_shards=count))
       for index in range(count)
@@ -173,7 +173,7 @@ def _split_info(builder, name: str, split: build_report.BuiltSplit) -> tfds.core
       name=name,
       shard_lengths=[shard.records for shard in split.shards],
       num_bytes=sum(record.row.length for record in split.records),
-      filename_template=builder._get_filename_template(name),  # noqa: SLF001
+      filename_template=builder._get_filename_template(name),
   )
 
 

@@ -1,4 +1,4 @@
-"""Checks of raw folders that need headers only: finding, pairing, shapes, in any case of letters."""
+"""Checks of raw folders that need headers only: finding, pairing, shapes, whatever the case."""
 
 from __future__ import annotations
 

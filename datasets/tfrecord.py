@@ -34,7 +34,8 @@ def _table() -> np.ndarray:
 def _zeros_table(power: int) -> np.ndarray:
   """uint32 [4, 256]: appends 2**power zero bytes to a checksum, looked up byte by byte."""
   if power == 0:
-    registers = np.arange(256, dtype=np.uint32)[None] << (8 * np.arange(4, dtype=np.uint32))[:, None]
+    shifts = 8 * np.arange(4, dtype=np.uint32)
+    registers = np.arange(256, dtype=np.uint32)[None] << shifts[:, None]
     return (registers >> 8) ^ _table()[registers & 0xFF]
   half = _zeros_table(power - 1)
   return _apply(half, half)

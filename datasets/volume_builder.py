@@ -118,7 +118,7 @@ class VolumeBuilder(base_builder.BrainBuilder, skip_registration=True):
 
   def _stored_dtype(self) -> np.dtype:
     """Returns the dtype of an already built dataset, else the one found in the source."""
-    if tfds.core.utils.file_utils.is_valid_variant_dir(self.data_path):
+    if (self.data_path / "features.json").exists():
       built = tfds.features.FeaturesDict.from_config(self.data_path)
       return np.dtype(built["image"].np_dtype)
     return self.voxel_dtype
@@ -126,9 +126,11 @@ class VolumeBuilder(base_builder.BrainBuilder, skip_registration=True):
   def set_voxel_dtype(self, dtype: np.dtype) -> None:
     super().set_voxel_dtype(dtype)
     if self.builder_config.form == "volumes":
-      self.info._features = self._make_features()  # noqa: SLF001
+      self.info._features = self._make_features()
 
   def voxel_dtype_of(self, findings: Findings) -> np.dtype:
+    if self.builder_config.form != "volumes":
+      return self.voxel_dtype
     dtypes = {volume_io.read_header(case.files["image"]).dtype for case in findings.cases}
     return functools.reduce(np.promote_types, sorted(dtypes, key=str))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import tensorflow_datasets as tfds
@@ -18,6 +19,13 @@ _LABEL = re.compile(r"HFH_(\d+)_Hipp_Labels", re.IGNORECASE)
 _BACKGROUND = LabelClass("background", (0, 0, 0))
 
 
+@dataclasses.dataclass(kw_only=True)
+class HippocampusConfig(RecordConfig):
+  """Adds whether the two hippocampi stay two classes."""
+
+  two_classes: bool = False
+
+
 class Builder(volume_builder.VolumeBuilder):
   """Builds coronal slices with one class (default), with two, or whole volumes."""
 
@@ -31,24 +39,25 @@ class Builder(volume_builder.VolumeBuilder):
       f" (hippseg_2011) and unpack it, so that the folder holds {LAYOUT}."
   )
   BUILDER_CONFIGS = [
-      RecordConfig(name="slices", description="Coronal slices; both hippocampi are one class."),
-      RecordConfig(name="left_right", description="Coronal slices; labels 1 and 2 stay two."),
-      RecordConfig(name="volumes", form="volumes", description="Whole scans; two classes."),
+      HippocampusConfig(name="slices", description="Coronal slices; one hippocampus class."),
+      HippocampusConfig(
+          name="left_right", two_classes=True, description="Coronal slices; labels 1, 2 stay two."
+      ),
+      HippocampusConfig(
+          name="volumes", form="volumes", two_classes=True, description="Whole scans; two classes."
+      ),
   ]
   DEFAULT_BUILDER_CONFIG_NAME = "slices"
 
-  def _keeps_two(self) -> bool:
-    return self.builder_config.name.startswith(("left_right", "volumes"))
-
   def label_scheme(self) -> LabelScheme:
-    if self._keeps_two():
+    if self.builder_config.two_classes:
       # Which of the two is the left one is not documented by the publisher: no claim is made.
       sides = LabelClass("hippocampus_1", (255, 0, 0)), LabelClass("hippocampus_2", (0, 255, 0))
       return LabelScheme((_BACKGROUND, *sides))
     return LabelScheme((_BACKGROUND, LabelClass("hippocampus", (255, 0, 0))))
 
   def label_map(self) -> dict[int, int]:
-    return {0: 0, 1: 1, 2: 2 if self._keeps_two() else 1}
+    return {0: 0, 1: 1, 2: 2 if self.builder_config.two_classes else 1}
 
   def slice_plan(self) -> SlicePlan:
     # ANALYZE states no orientation. The stored axes run across, forward and up; "L" is its

@@ -1,0 +1,99 @@
+"""The datasets by name; a builder is imported when it is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+from flexunet.datasets.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+  from flexunet.datasets.base_builder import BrainBuilder
+
+NAMES = ("brain_ich_ct", "hippocampus_t1w")
+
+
+def builder_class(name: str) -> type[BrainBuilder]:
+  """Returns the builder class of a dataset.
+
+  Raises:
+    InputError: For an unknown name, with its nearest spelling.
+  """
+  if name not in NAMES:
+    raise unknown_name("dataset", name, NAMES)
+  module = importlib.import_module(f"flexunet.datasets.{name}.{name}_dataset_builder")
+  return module.Builder
+
+
+def builder(
+    name: str,
+    data_dir: str | os.PathLike | None = None,
+    config: str | None = None,
+    options: dict[str, Any] | None = None,
+    file_format: str | None = None,
+) -> BrainBuilder:
+  """Returns a builder; `name` may carry the config, as in "hippocampus_t1w/left_right".
+
+  Args:
+    name: Dataset, or dataset/config.
+    data_dir: Where datasets are built.
+    config: Config name, when `name` has none.
+    options: Values of the config's fields that replace its own; the config then gets a name of
+      its own, so that both can lie side by side.
+    file_format: "tfrecord" (default) or "array_record".
+
+  Raises:
+    InputError: For an unknown dataset, config or option, with its nearest spelling.
+  """
+  name, _, named = name.partition("/")
+  chosen = builder_class(name)
+  configs = chosen.builder_configs
+  config = named or config or chosen.DEFAULT_BUILDER_CONFIG_NAME
+  if config not in configs:
+    raise unknown_name(f"config of {name}", config, configs)
+  selected = configs[config]
+  if options:
+    selected = with_options(selected, options)
+  kwargs = {"file_format": file_format} if file_format else {}
+  return chosen(
+      data_dir=None if data_dir is None else os.fspath(data_dir), config=selected, **kwargs
+  )
+
+
+def with_options(config, options: dict[str, Any]):
+  """Returns a config with some fields replaced, named after them; itself when nothing changes."""
+  fields = {field.name for field in dataclasses.fields(config)}
+  for name in options:
+    if name not in fields:
+      raise unknown_name("option", name, fields)
+  changed = dataclasses.replace(config, **options)
+  differing = {
+      name: getattr(changed, name)
+      for name in sorted(options)
+      if getattr(changed, name) != getattr(config, name)
+  }
+  if not differing:
+    return config
+  parts = [f"{name}_{_plain(value)}" for name, value in differing.items()]
+  return dataclasses.replace(changed, name="-".join([config.name, *parts]))
+
+
+def register_all() -> None:
+  """Imports all builders, so that `tfds.builder(name)` finds them."""
+  for name in NAMES:
+    builder_class(name)
+
+
+def _plain(value: Any) -> str:
+  """Returns a value as a piece of a folder name."""
+  if isinstance(value, (tuple, list)):
+    return "_".join(_plain(entry) for entry in value)
+  text = f"{value:g}" if isinstance(value, float) else str(value)
+  if not all(letter.isalnum() or letter in "._+-" for letter in text):
+    raise InputError(f"An option cannot be {value!r}: it becomes part of a folder name.")
+  return text
+
+
+__all__ = ["NAMES", "builder", "builder_class", "register_all", "with_options"]

@@ -1,0 +1,127 @@
+"""Builds a dataset: a raw folder, as its publisher ships it, becomes TFRecords split by subject.
+
+    python -m flexunet.tools.build hippocampus_t1w --manual_dir=RAW --data_dir=OUT
+
+DATASET is a name, or name/config, e.g. hippocampus_t1w/left_right. RAW is the unpacked download;
+nothing in it is changed. The result lies in OUT/DATASET/CONFIG/VERSION, and any TFDS reader opens
+it; build_report.json beside the shards tells what was counted, split and left out, and why.
+
+The whole folder is checked first; --dry_run shows what was found and builds nothing. A build that
+was interrupted goes on where it stopped when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+from absl import flags
+
+from flexunet import command_line
+from flexunet.datasets import catalog
+from flexunet.datasets.errors import InputError
+
+_MANUAL_DIR = flags.DEFINE_string("manual_dir", None, "Raw folder: the unpacked download.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder in which datasets are built.")
+_NUM_WORKERS = flags.DEFINE_integer(
+    "num_workers", None, "Processes that read scans; all CPUs by default.", lower_bound=1
+)
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Build again what is built already.")
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Check the raw folder, print a table per file, build nothing."
+)
+_FILE_FORMAT = flags.DEFINE_enum(
+    "file_format", "tfrecord", ["tfrecord", "array_record"],
+    "Container of the records; flexunet.train reads tfrecord.",
+)
+_PLANE = flags.DEFINE_enum(
+    "plane", None, ["axial", "coronal", "sagittal"], "Cut volumes along another plane."
+)
+_EMPTY_SLICES = flags.DEFINE_string(
+    "empty_slices", None,
+    "Slices without a labelled pixel: keep, drop, or the share 0..1 to keep, in every labelled"
+    " split. Scores of whole volumes need keep.",
+)
+_MIN_FOREGROUND = flags.DEFINE_integer(
+    "min_foreground_pixels", None,
+    "Leave out slices that have labelled pixels, but fewer than this.", lower_bound=0,
+)
+_WINDOW = flags.DEFINE_list(
+    "window", None, "Intensities LOW,HIGH that become 0 and 255, e.g. -20,100 for CT."
+)
+_ISOTROPIC = flags.DEFINE_float(
+    "isotropic_mm", None, "Resample volumes to this spacing before they are cut."
+)
+
+
+def main(argv: Sequence[str]) -> None:
+  if len(argv) != 2:
+    known = ", ".join(catalog.NAMES)
+    raise InputError(f"Name one dataset to build, e.g. hippocampus_t1w/left_right. Known: {known}.")
+  manual_dir, data_dir = _raw_folder(argv[1]), _DATA_DIR.value
+  if data_dir is None and not _DRY_RUN.value:
+    raise InputError("--data_dir is missing: the folder in which the dataset is to be built.")
+  builder = catalog.builder(
+      argv[1],
+      # A dry run reads no built dataset either.
+      data_dir=data_dir or manual_dir / "none",
+      options=_options(),
+      file_format=_FILE_FORMAT.value,
+  )
+  builder.num_workers = _NUM_WORKERS.value
+  from flexunet.tools import build_output
+
+  if _DRY_RUN.value:
+    build_output.print_files(builder, manual_dir)
+    return
+  if build_output.is_built(builder) and not _OVERWRITE.value:
+    print(f"Already built: {builder.data_path} (--overwrite builds it again).")
+    return
+  build_output.build(builder, manual_dir, overwrite=_OVERWRITE.value)
+  build_output.print_summary(builder)
+
+
+def _raw_folder(dataset: str) -> pathlib.Path:
+  name = dataset.partition("/")[0]
+  builder_class = catalog.builder_class(name)
+  if _MANUAL_DIR.value is None:
+    raise InputError(
+        f"--manual_dir is missing: the raw folder of {name}."
+        f" {builder_class.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+    )
+  folder = pathlib.Path(_MANUAL_DIR.value).expanduser()
+  if not folder.is_dir():
+    raise InputError(
+        f"--manual_dir {folder}: there is no such folder."
+        f" {builder_class.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+    )
+  return folder
+
+
+def _options() -> dict:
+  """Returns the options of the config that were given as flags."""
+  given = {
+      "plane": _PLANE.value,
+      "empty_slices": _EMPTY_SLICES.value,
+      "min_foreground_pixels": _MIN_FOREGROUND.value,
+      "window": _window(),
+      "isotropic_mm": _ISOTROPIC.value,
+  }
+  return {name: value for name, value in given.items() if value is not None}
+
+
+def _window() -> tuple[float, ...] | None:
+  if _WINDOW.value is None:
+    return None
+  try:
+    return tuple(float(limit) for limit in _WINDOW.value)
+  except ValueError as error:
+    raise InputError(f"--window must be two numbers LOW,HIGH, got {_WINDOW.value}.") from error
+
+
+def run() -> None:
+  command_line.run(main)
+
+
+if __name__ == "__main__":
+  run()
