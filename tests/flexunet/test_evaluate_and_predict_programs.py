@@ -1,0 +1,97 @@
+"""The two programs as a user starts them, with a real, untrained network."""
+
+import json
+import subprocess
+import sys
+
+import dataset_samples
+import nibabel as nib
+import numpy as np
+import pytest
+import run_samples
+
+from flexunet import run_folder
+
+SCHEME = [{"name": name, "color": [9, 9, 200]} for name in dataset_samples.NAMES]
+
+
+def start(program: str, *flags: str) -> subprocess.CompletedProcess:
+  return subprocess.run(
+      [sys.executable, "-m", f"flexunet.{program}", *map(str, flags)],
+      capture_output=True, text=True, timeout=120,
+  )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  import keras
+
+  from flexunet import model
+
+  keras.utils.set_random_seed(1)
+  made = run_folder.RunFolder.create(tmp_path_factory.mktemp("runs") / "run")
+  made.write_config(
+      run_samples.with_facts(
+          run_samples.run_config(),
+          label_scheme=SCHEME,
+          fingerprint=dataset_samples.FINGERPRINT,
+      )
+  )
+  network = model.build_model(
+      image_size=(32, 32), image_channels=1, num_classes=3, base_filters=4, base_kernels=3,
+      num_layers=2,
+  )  # fmt: skip
+  network.save(made.model_keras)
+  return made
+
+
+@pytest.mark.slow
+def test_evaluate_writes_figures_cases_and_report(run, tmp_path):
+  slices = [dataset_samples.blob_slice(20, 26, seed=k) for k in range(3)]
+  records = [
+      {"image": image, "label": label, "subject": "A", "volume": "A_scan", "slice_index": k}
+      for k, (image, label) in enumerate(slices)
+  ]
+  dataset_samples.write_dataset(tmp_path, {"train": records[:1], "test": records})
+  done = start("evaluate", f"--run_dir={run.path}", "--split=test", f"--data_dir={tmp_path}")
+  assert done.returncode == 0, done.stderr
+  line = json.loads(done.stdout)
+  assert line["volumes"] == 1 and 0 <= line["foreground_dice"] <= 1
+  metrics = json.loads(run.metrics_json.read_text())
+  assert metrics["test"]["foreground_dice"]["mean"] == line["foreground_dice"]
+  assert run.cases_csv.is_file() and run.report_html.is_file()
+
+
+@pytest.mark.slow
+def test_predict_writes_a_label_on_the_scan_even_larger_than_the_network(run, tmp_path):
+  # 40 rows do not fit the padded 32 of the network, which then runs at another size.
+  voxels = np.random.default_rng(0).integers(0, 900, (40, 26, 5)).astype(np.int16)
+  nib.save(nib.Nifti1Image(voxels, np.diag([1, 1, 4, 1])), tmp_path / "scan.nii")
+  (tmp_path / "bad.nii").write_bytes(b"no volume")
+  flags = (f"--run_dir={run.path}", f"--input={tmp_path}", f"--output_dir={tmp_path / 'out'}")
+  done = start("predict", *flags)
+  assert done.returncode == 1
+  assert json.loads(done.stdout) == {
+      "predicted": 1, "failed": 1, "labels_skipped": 0, "pictures_skipped": 0
+  }  # fmt: skip
+  (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+  assert "bad.nii" in line
+  label = nib.load(tmp_path / "out" / "scan_label.nii")
+  assert label.shape == (40, 26, 5) and label.get_data_dtype() == np.uint8
+  assert (tmp_path / "out" / "scan_overlay.png").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("program", "flags", "message"),
+    [
+        ("evaluate", ("--run_dir=/nowhere",), "does not exist"),
+        ("predict", ("--run_dir=/nowhere", "--input=a", "--output_dir=b"), "does not exist"),
+        ("predict", ("--run_dir=/nowhere", "--input=a"), "--output_dir"),
+        ("evaluate", ("--run_dirr=/nowhere",), "run_dir"),
+    ],
+)
+def test_bad_flags_end_in_one_line_and_exit_code_one(program, flags, message):
+  done = start(program, *flags)
+  assert done.returncode == 1
+  assert "Traceback" not in done.stderr and message in done.stdout + done.stderr
