@@ -9,49 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from flexunet import evaluation_examples, evaluation_metrics, inference, surface_distance
 from flexunet.datasets.errors import InputError
-from flexunet.pipelines.reading import RecordReader
-from flexunet.pipelines.record_table import RecordTable
+from flexunet.labelled_volumes import LabelledVolume, read_volumes
 from flexunet.pipelines.source import DatasetSource
-
-_GEOMETRY = ("spacing_mm", "slice_spacing_mm")
-
-
-@dataclasses.dataclass(eq=False)
-class LabelledVolume:
-  """The slices of one volume, in order.
-
-  Attributes:
-    subject, volume: Whose, and which scan; made up from the record where the data state none.
-    slice_index: Of each slice.
-    images: uint8 [H, W, channels] each.
-    labels: uint8 [H, W] each.
-    spacing_mm: (row, column), NaN where unknown.
-    slice_spacing_mm: NaN where unknown.
-  """
-
-  subject: str
-  volume: str
-  slice_index: list[int]
-  images: list[np.ndarray]
-  labels: list[np.ndarray]
-  spacing_mm: tuple[float, float]
-  slice_spacing_mm: float
-
-  @property
-  def distances(self) -> str:
-    """Returns how surface distances are measured: "3d", "2d" or "none"."""
-    if not np.isfinite(self.spacing_mm).all():
-      return "none"
-    gapless = len(self.labels) > 1 and set(np.diff(self.slice_index)) == {1}
-    one_size = len({label.shape for label in self.labels}) == 1
-    return "3d" if gapless and one_size and np.isfinite(self.slice_spacing_mm) else "2d"
 
 
 @dataclasses.dataclass(eq=False)
@@ -128,61 +94,6 @@ def score_split(
   )
 
 
-def read_volumes(source: DatasetSource, table: RecordTable) -> Iterator[LabelledVolume]:
-  """Yields the volumes of a table at native resolution, slices in order of their index."""
-  import tensorflow as tf
-  import tensorflow_datasets as tfds
-
-  rows, names = volume_order(table)
-  reader = RecordReader(source.info.features, table, "image", "label")
-  wanted = {key: True for key in ("image", "label", *_GEOMETRY) if key in source.info.features}
-  features = tfds.decode.PartialDecoding(wanted).extract_features(source.info.features)
-  records = (
-      tf.data.Dataset.from_tensor_slices(rows)
-      .map(
-          lambda row: features.deserialize_example(reader.serialized(row)),
-          num_parallel_calls=tf.data.AUTOTUNE,
-          deterministic=True,
-      )
-      .prefetch(16)
-  )
-  volume: LabelledVolume | None = None
-  for row, (subject, name), record in zip(
-      rows, names, records.as_numpy_iterator(), strict=True
-  ):
-    if volume is None or (subject, name) != (volume.subject, volume.volume):
-      if volume is not None:
-        yield volume
-      spacing = np.asarray(record.get("spacing_mm", (np.nan, np.nan)), float)
-      volume = LabelledVolume(
-          subject, name, [], [], [],
-          spacing_mm=(spacing[0], spacing[1]),
-          slice_spacing_mm=float(record.get("slice_spacing_mm", np.nan)),
-      )  # fmt: skip
-    volume.slice_index.append(int(table.slice_index[row]))
-    volume.images.append(record["image"])
-    volume.labels.append(record["label"][..., 0])
-  if volume is not None:
-    yield volume
-
-
-def volume_order(table: RecordTable) -> tuple[np.ndarray, list[tuple[str, str]]]:
-  """Returns the rows of a table volume by volume, and the (subject, volume) of each.
-
-  Volumes come in the order of their first record. A record that states no volume is one alone.
-  """
-  names = []
-  for row in range(len(table)):
-    subject, volume = str(table.subject[row]), str(table.volume[row])
-    if not volume:
-      # Named by its place, for there is nothing else to tell it by.
-      volume = f"record_{row:06d}"
-    names.append((subject or volume, volume))
-  rank = {name: position for position, name in enumerate(dict.fromkeys(names))}
-  rows = np.lexsort((table.slice_index, [rank[name] for name in names]))
-  return rows.astype(np.int64), [names[row] for row in rows]
-
-
 def score_volume(
     volume: LabelledVolume,
     predictions: Sequence[np.ndarray],
@@ -198,6 +109,7 @@ def score_volume(
     tolerance_mm: Of the surface Dice.
   """
   kind = volume.distances
+  spacing: tuple[float, ...]
   if kind == "3d":
     truth, found = np.stack(volume.labels), np.stack(predictions)
     spacing = (volume.slice_spacing_mm, *volume.spacing_mm)
@@ -256,7 +168,7 @@ def _distances_in_slices(
 class _Published:
   """Running means of the two figures that published FlexUNet results state."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._coefficients: list[float] = []
     self._right = self._pixels = 0
 

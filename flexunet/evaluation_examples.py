@@ -11,6 +11,7 @@ import io
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,7 @@ class Example:
 class ExampleKeeper:
   """Keeps the examples with the lowest and the highest Dice of those offered, and no others."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._kept: list[Example] = []
 
   def offer(self, example: Example) -> None:
@@ -77,7 +78,7 @@ def path_of(run: run_folder.RunFolder, split: str) -> pathlib.Path:
 
 def write(path: pathlib.Path, examples: Sequence[Example]) -> None:
   """Replaces the file in one step."""
-  arrays: dict[str, np.ndarray] = {}
+  arrays: dict[str, Any] = {}
   about = []
   for number, example in enumerate(examples):
     for name in ("image", "truth", "prediction"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,12 +57,12 @@ def definitions(entries: Sequence[tuple[str, str]]) -> str:
   return "<dl>" + "".join(f"<dt>{term}</dt><dd>{what}</dd>" for term, what in entries) + "</dl>"
 
 
-def color(rgb: Sequence[int]) -> str:
+def color(rgb: Iterable[int]) -> str:
   """Returns "#rrggbb"."""
   return "#{:02x}{:02x}{:02x}".format(*(int(channel) for channel in rgb))
 
 
-def swatch(rgb: Sequence[int]) -> str:
+def swatch(rgb: Iterable[int]) -> str:
   """Returns a small square of a colour."""
   return f'<span class="swatch" style="background:{color(rgb)}"></span>'
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import run_samples
 
-from flexunet import evaluation, evaluation_run, inference, run_folder
+from flexunet import evaluation, evaluation_run, inference, labelled_volumes, run_folder
 from flexunet.datasets.errors import InputError
 from flexunet.pipelines.source import open_dataset
 
@@ -73,7 +73,7 @@ def evaluate(run, splits, data_dir, **options):
 
 def test_volumes_come_whole_and_in_order_from_mixed_records(data_dir):
   source = open_dataset("blobs", data_dir)
-  volumes = list(evaluation.read_volumes(source, source.table("test")))
+  volumes = list(labelled_volumes.read_volumes(source, source.table("test")))
   assert [(v.subject, v.slice_index) for v in volumes] == [
       ("A", [0, 1, 2, 3]), ("B", [0, 1, 2]), ("C", [0, 1]),
   ]  # fmt: skip
@@ -86,7 +86,7 @@ def test_volumes_come_whole_and_in_order_from_mixed_records(data_dir):
 def test_records_without_a_volume_are_volumes_of_their_own(data_dir):
   table = open_dataset("blobs", data_dir).table("train")
   table.subject[:], table.volume[:] = "", ""
-  assert evaluation.volume_order(table)[1] == [("record_000000",) * 2, ("record_000001",) * 2]
+  assert labelled_volumes.volume_order(table)[1] == [("record_000000",) * 2, ("record_000001",) * 2]
 
 
 def test_a_perfect_network_scores_one_and_empty_volumes_do_not_count(run, data_dir):
@@ -173,7 +173,7 @@ def test_other_classes_are_refused_even_then(run, data_dir):
 
 
 def volume(truths, slice_index=None, spacing_mm=(1.0, 1.0), slice_spacing_mm=3.0):
-  return evaluation.LabelledVolume(
+  return labelled_volumes.LabelledVolume(
       "A", "A_scan", list(slice_index or range(len(truths))),
       [truth[..., None] for truth in truths], list(truths), spacing_mm, slice_spacing_mm,
   )  # fmt: skip
@@ -185,7 +185,7 @@ def square(top: int, left: int, size: int = 3, shape=(12, 10)) -> np.ndarray:
   return label
 
 
-def score(truth: evaluation.LabelledVolume, found) -> dict:
+def score(truth: labelled_volumes.LabelledVolume, found) -> dict:
   return evaluation.score_volume(truth, found, ["background", "x"], 1.0)[0]
 
 
