@@ -12,6 +12,8 @@ from flexunet.datasets.label_scheme import LabelScheme
 
 # Where files lie on one machine tells a reader nothing and may tell too much.
 _LOCAL_KNOBS = ("data_dir",)
+# The column of history.csv by which the trainer picks the best epoch.
+VALIDATION_SCORE = "val_foreground_dice"
 _TITLES = {"model": "Network", "data": "Data", "training": "Training"}
 
 
@@ -88,13 +90,13 @@ def curves_section(history: Sequence[Mapping[str, float]]) -> str:
 
   per_class = [
       name for name in history[0]
-      if name.startswith("dice_") and name not in ("dice_coef_multiclass", "dice_foreground")
+      if name.startswith("dice_") and name != "dice_coef_multiclass"
   ]  # fmt: skip
   charts = [
       ("Loss", [line("training", "loss"), line("validation", "val_loss")], None),
       (
           "Foreground Dice",
-          [line("training", "dice_foreground"), line("validation", "val_dice_foreground")],
+          [line("training", "foreground_dice"), line("validation", VALIDATION_SCORE)],
           (0.0, 1.0),
       ),
       ("Learning rate", [line("learning rate", "learning_rate")], None),
@@ -123,10 +125,10 @@ def curves_section(history: Sequence[Mapping[str, float]]) -> str:
 
 
 def _best_epoch(history: Sequence[Mapping[str, float]]) -> int | None:
-  scored = [row for row in history if math.isfinite(row.get("val_dice_foreground", math.nan))]
+  scored = [row for row in history if math.isfinite(row.get(VALIDATION_SCORE, math.nan))]
   if not scored:
     return None
-  return int(max(scored, key=lambda row: row["val_dice_foreground"])["epoch"])
+  return int(max(scored, key=lambda row: row[VALIDATION_SCORE])["epoch"])
 
 
 def knobs_section(config: Mapping[str, Any]) -> str:

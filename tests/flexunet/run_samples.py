@@ -71,7 +71,7 @@ def evaluated_run(path, subjects: int = 4) -> run_folder.RunFolder:
   """Writes a run folder with a history and an evaluated split `test`; the model is missing."""
   run = run_folder.RunFolder.create(path)
   run.write_config(run_config())
-  history = ["epoch,seconds,learning_rate,loss,val_loss,dice_foreground,val_dice_foreground"]
+  history = ["epoch,seconds,learning_rate,loss,val_loss,foreground_dice,val_foreground_dice"]
   history += [
       f"{epoch},{20 * epoch},{0.002 * (1 - epoch / 12)},{1 / epoch},"
       + (f"{1.2 / epoch},{1 - 0.7 / epoch},{1 - 0.9 / epoch}" if epoch % 2 else ",,")

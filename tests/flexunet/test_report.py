@@ -8,7 +8,7 @@ import re
 import pytest
 import run_samples
 
-from flexunet import report, report_figures, run_folder
+from flexunet import report, report_figures, report_training, run_folder
 from flexunet.datasets.errors import InputError
 
 
@@ -80,6 +80,12 @@ def test_worst_and_best_cases_show_four_pictures_each(page):
 
 def test_the_best_epoch_is_marked_although_validation_was_rarer_than_epochs(page):
   assert "epoch 11, whose weights were kept" in page
+
+
+def test_the_best_epoch_is_that_of_the_trainer():
+  from flexunet import callbacks
+
+  assert report_training.VALIDATION_SCORE == callbacks.MONITOR
 
 
 def test_a_run_in_training_has_a_report_too(tmp_path):
