@@ -125,7 +125,9 @@ def _assemble(builder, folder, findings, tasks, download_config) -> None:
   sides = builder.split_subjects({case.subject: case.stratum for case in labelled})
   for task in tasks:
     rows, notes[task.case.key] = case_records.read_index(task.stem)
-    side = sides[task.case.subject] if task.case.labelled else subject_splits.UNLABELED
+    side = subject_splits.UNLABELED
+    if task.case.labelled:
+      side = task.case.side or sides[task.case.subject]
     work_file = task.stem.with_suffix(".records")
     records[side].extend(PlacedRecord(task.case, task.fold, row, work_file) for row in rows)
   for name in _SPLITS[:3]:

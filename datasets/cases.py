@@ -26,6 +26,8 @@ class Case:
     labelled: False puts the case into the split `unlabeled`.
     stratum: Subjects of one stratum are spread over the splits in the split's ratios.
     fold: Cross-validation fold where the publisher fixed one; None lets the builder decide.
+    side: Split of this case alone, whatever its subject's: only for published splits that put one
+      subject on two sides, which the build then warns of by name.
     details: Whatever else the dataset's `slices_of` needs; must pickle and have a stable repr.
   """
 
@@ -36,6 +38,7 @@ class Case:
   labelled: bool = True
   stratum: str = ""
   fold: int | None = None
+  side: str | None = None
   details: Any = None
 
   def state(self, root: pathlib.Path) -> str:

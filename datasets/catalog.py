@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from flexunet.datasets.errors import InputError, unknown_name
+from flexunet.datasets.errors import unknown_name
 
 if TYPE_CHECKING:
   from flexunet.datasets.base_builder import BrainBuilder
 
-NAMES = ("brain_ich_ct", "hippocampus_t1w")
+NAMES = (
+    "brain_ich_ct",
+    "brain_stroke_ct",
+    "full_head_t1w",
+    "hippocampus_t1w",
+    "image_mask",
+    "ms_lesion_mri",
+)
+_MOST_LETTERS = 40
 
 
 def builder_class(name: str) -> type[BrainBuilder]:
@@ -91,8 +100,8 @@ def _plain(value: Any) -> str:
   if isinstance(value, (tuple, list)):
     return "_".join(_plain(entry) for entry in value)
   text = f"{value:g}" if isinstance(value, float) else str(value)
-  if not all(letter.isalnum() or letter in "._+-" for letter in text):
-    raise InputError(f"An option cannot be {value!r}: it becomes part of a folder name.")
+  if len(text) > _MOST_LETTERS or not all(c.isalnum() or c in "._+-" for c in text):
+    return hashlib.sha256(text.encode()).hexdigest()[:8]  # A pattern or a palette is no file name.
   return text
 
 

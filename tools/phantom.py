@@ -26,10 +26,8 @@ _SIZE = flags.DEFINE_list(
     "size", None, "Voxels per stored axis (volumes), or edge and slices (pictures), e.g. 96,40,96."
 )
 
-# Patient numbers of CT-ICH, in the order in which phantoms take them.
-ICH_PATIENTS = tuple(49 + (n * 31) % 82 for n in range(82))
-# Version 1.3.1, the NIfTI form, has no patients 059 to 065.
-_NIFTI_PATIENTS = tuple(number for number in ICH_PATIENTS if not 59 <= number <= 65)
+# So few patients of the published list never bled: one phantom of three takes their numbers.
+_MOST_CT_SUBJECTS = 54
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,18 +58,20 @@ def _hippocampus(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, .
 
 
 def _brain_ich_ct(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, ...]) -> None:
-  for index, patient in enumerate(ICH_PATIENTS[:subjects]):
+  for index, patient in enumerate(phantom_ct.ich_patients(subjects)):
     phantom_ct.write_ich(out, patient, index, _generator(seed, index), size)
 
 
 def _brain_ich_ct_nifti(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, ...]) -> None:
-  for index, patient in enumerate(_NIFTI_PATIENTS[:subjects]):
+  # Version 1.3.1, the NIfTI form, has no patients 059 to 065.
+  for index, patient in enumerate(phantom_ct.ich_patients(subjects, absent=range(59, 66))):
     phantom_ct.write_ich_nifti(out, patient, index, _generator(seed, index), size)
 
 
 def _brain_stroke_ct(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, ...]) -> None:
+  bleeding = phantom_ct.bleeding_patients()
   for index in range(subjects):
-    patient = ICH_PATIENTS[index // 2]
+    patient = bleeding[index // 2]
     phantom_ct.write_stroke(out, patient, index, _generator(seed, index), size)
 
 
@@ -92,11 +92,11 @@ def _image_mask(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, ..
 
 
 LAYOUTS: dict[str, Layout] = {
-    "brain_ich_ct": Layout(phantom_ct.CT_SIZE, len(ICH_PATIENTS), _brain_ich_ct),
+    "brain_ich_ct": Layout(phantom_ct.CT_SIZE, _MOST_CT_SUBJECTS, _brain_ich_ct),
     "brain_ich_ct/nifti": Layout(
-        phantom_ct.CT_NIFTI_SIZE, len(_NIFTI_PATIENTS), _brain_ich_ct_nifti
+        phantom_ct.CT_NIFTI_SIZE, _MOST_CT_SUBJECTS, _brain_ich_ct_nifti
     ),
-    "brain_stroke_ct": Layout(phantom_ct.STROKE_SIZE, len(ICH_PATIENTS), _brain_stroke_ct),
+    "brain_stroke_ct": Layout(phantom_ct.STROKE_SIZE, _MOST_CT_SUBJECTS, _brain_stroke_ct),
     "full_head_t1w": Layout(phantom_volumes.FULL_HEAD_SIZE, 900, _full_head),
     "hippocampus_t1w": Layout(phantom_volumes.HIPPOCAMPUS_SIZE, 800, _hippocampus),
     "image_mask": Layout(phantom_pictures.PICTURE_SIZE, 900, _image_mask),

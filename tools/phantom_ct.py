@@ -8,11 +8,13 @@ from __future__ import annotations
 import csv
 import dataclasses
 import pathlib
+from collections.abc import Container, Iterable
 
 import nibabel as nib
 import numpy as np
 from PIL import Image
 
+from flexunet.datasets import ct_ich_patients
 from flexunet.tools import phantom_anatomy, phantom_contrast, phantom_lesions
 
 Size = tuple[int, ...]
@@ -24,7 +26,9 @@ _FIELD_MM = 230.0
 _LOWEST_MM, _HIGHEST_MM = -32.0, 78.0
 _BRAIN_WINDOW = (40.0, 120.0)
 _BONE_WINDOW = (700.0, 3200.0)
-_ICH_ROOT = "computed-tomography-images-for-intracranial-hemorrhage-detection-and-segmentation-1.0.0"
+_ICH_ROOT = (
+    "computed-tomography-images-for-intracranial-hemorrhage-detection-and-segmentation-1.0.0"
+)
 _STROKE_TREE = ("NEW-DATASET", "REAL-TIME STROKE DETECTION IN MRI, CT, PET IMAGES", "CT Images",
                 "data")  # fmt: skip
 _CSV_COLUMNS = ("PatientNumber", "SliceNumber", *phantom_lesions.SUBTYPES, "No_Hemorrhage",
@@ -87,6 +91,36 @@ def png(pixels: np.ndarray, path: pathlib.Path) -> None:
   Image.fromarray(np.ascontiguousarray(pixels)).save(path)
 
 
+def bleeding_patients(absent: Container[int] = ()) -> list[int]:
+  """Numbers of patients with a haemorrhage by the published list, so that phantoms agree with it.
+
+  The first is on the side train of the split, then validation, test, train, train, and so on.
+  """
+  return _by_side([n for n in ct_ich_patients.HEMORRHAGE_PATIENTS if n not in absent])
+
+
+def _by_side(numbers: Iterable[int]) -> list[int]:
+  sides = ct_ich_patients.sides()
+  waiting: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+  for number in sorted(numbers):
+    waiting[sides[ct_ich_patients.subject_name(number)]].append(number)
+  order = []
+  while any(waiting.values()):
+    for side in ("train", "validation", "test", "train", "train"):
+      if waiting[side]:
+        order.append(waiting[side].pop(0))
+  return order
+
+
+def ich_patients(count: int, absent: Container[int] = ()) -> list[int]:
+  """Numbers of the first `count` phantom patients: each third one is without haemorrhage."""
+  every = range(ct_ich_patients.FIRST_PATIENT, ct_ich_patients.LAST_PATIENT + 1)
+  bleeding = iter(bleeding_patients(absent))
+  others = set(every) - ct_ich_patients.HEMORRHAGE_PATIENTS
+  healthy = iter(_by_side(n for n in others if n not in absent))
+  return [next(healthy if index % 3 == 2 else bleeding) for index in range(count)]
+
+
 def ich_lesions(index: int, rng: np.random.Generator) -> tuple[str, ...]:
   """Two of three subjects bleed: one subtype each in turn, every second one with another."""
   if index % 3 == 2:
@@ -102,8 +136,8 @@ def write_ich(
   """One CT-ICH patient of v1.0.0: brain and bone windows, masks on positive slices, CSV rows.
 
   The quirks: masks carry JPEG noise; the first positive slice of every third subject has no mask
-  (the CSV alone knows it bleeds), and the ninth, nineteenth, ... subject has no masks at all; one
-  bone picture of the first subject is missing.
+  (the CSV alone knows it bleeds), and the eighth, seventeenth, ... has no masks at all; one bone
+  picture of the first subject is missing.
   """
   scan = draw_ct(rng, size, ich_lesions(index, rng))
   folder = out / _ICH_ROOT / "Patients_CT" / f"{patient:03d}"
@@ -114,7 +148,7 @@ def write_ich(
   enough = max(4, size[0] ** 2 // 2500)
   positive = [k for k in range(size[1]) if mask[..., k].sum() >= enough]
   masked = positive[1:] if index % 3 == 1 and len(positive) > 2 else positive
-  if index % 10 == 8:
+  if index % 9 == 7:
     masked = []
   rows = []
   for k in range(size[1]):

@@ -129,13 +129,12 @@ def _bare_nifti(voxels: np.ndarray, path: pathlib.Path) -> None:
 
 def write_ms_tables(out: pathlib.Path, subjects: int, size: Size) -> None:
   """The two spreadsheets; of the second, which has two header rows, builders read the spacing."""
-  phantom_spreadsheet.write(
-      out / "Supplementary Table 1 for patient info .xlsx", [["ID"], *[[n + 1] for n in range(subjects)]]
-  )  # fmt: skip
+  patients: list[list[float | str | None]] = [["ID"], *[[n + 1] for n in range(subjects)]]
+  phantom_spreadsheet.write(out / "Supplementary Table 1 for patient info .xlsx", patients)
   between_mm = _MS_FIELD_MM[2] / size[2]
   flair_mm = _MS_FIELD_MM[2] / (size[2] + 2)
   columns = ["Slice Thickness (mm)", "Spacing Between Slices (mm)"]
-  rows = [
+  rows: list[list[float | str | None]] = [
       ["Patient ID", "T1-Weighted", None, "T2-Weighted", None, "FLAIR", None],
       [None, *columns, *columns, *columns],
   ]

@@ -7,9 +7,11 @@ import pathlib
 import nibabel as nib
 import numpy as np
 import pytest
-from flexunet.datasets.errors import InputError
-from flexunet.tools import phantom
 from PIL import Image
+
+from flexunet.datasets import ct_ich_patients
+from flexunet.datasets.errors import InputError
+from flexunet.tools import phantom, phantom_ct
 
 SMALL = {
     "brain_ich_ct": (96, 8),
@@ -82,13 +84,22 @@ def test_haemorrhage_table_and_masks_tell_the_same_but_for_the_planned_gaps(tmp_
   masked = {(int(path.parts[-3]), int(path.name.split("_")[0]))
             for path in root.rglob("*_HGE_Seg.jpg")}  # fmt: skip
   assert masked < positive
-  # The ninth patient has no mask at all, as patient 049 of the real set.
-  unlabelled_patient = phantom.ICH_PATIENTS[8]
-  assert unlabelled_patient not in {patient for patient, _ in masked}
-  assert len({patient for patient, _ in positive}) == 6
+  # The eighth patient has no mask at all, as patient 049 of the real set.
+  unlabelled_patient = phantom_ct.ich_patients(9)[7]
+  patients = {patient for patient, _ in positive}
+  assert patients - {patient for patient, _ in masked} == {unlabelled_patient}
+  assert len(patients) == 6 and patients <= ct_ich_patients.HEMORRHAGE_PATIENTS
   brain = list(root.glob("Patients_CT/*/brain/[0-9]*.jpg"))
   assert len(brain) - len(masked) == 9 * 8
   assert len(list(root.glob("Patients_CT/*/bone/*.jpg"))) == 9 * 8 - 1
+
+
+def test_six_haemorrhage_subjects_cover_the_three_sides_of_the_split_with_masks():
+  patients = phantom_ct.ich_patients(6)
+  sides = [ct_ich_patients.sides()[ct_ich_patients.subject_name(n)] for n in patients]
+  # Of three subjects the third is healthy.
+  bleeding = [side for index, side in enumerate(sides) if index % 3 != 2]
+  assert set(bleeding) == {"train", "validation", "test"}
 
 
 def test_haemorrhage_masks_are_grey_noisy_and_blood_is_brighter_than_brain(tmp_path):
@@ -103,8 +114,9 @@ def test_haemorrhage_masks_are_grey_noisy_and_blood_is_brighter_than_brain(tmp_p
 
 def test_ct_volumes_hold_hounsfield_units_and_masks_with_rounding_noise(tmp_path):
   phantom.write("brain_ich_ct/nifti", tmp_path, 1, 0, SMALL["brain_ich_ct/nifti"])
-  scan = nib.load(tmp_path / "ct_scans" / "049.nii")
-  mask = voxels(tmp_path / "masks" / "049.nii")
+  patient = phantom_ct.ich_patients(1, absent=range(59, 66))[0]
+  scan = nib.load(tmp_path / "ct_scans" / f"{patient:03d}.nii")
+  mask = voxels(tmp_path / "masks" / f"{patient:03d}.nii")
   assert scan.shape == mask.shape == (64, 64, 8)
   assert "".join(nib.aff2axcodes(scan.affine)) == "LAS"
   assert voxels(scan.get_filename()).min() < -900
@@ -114,8 +126,9 @@ def test_ct_volumes_hold_hounsfield_units_and_masks_with_rounding_noise(tmp_path
 def test_stroke_masks_come_in_every_known_form(tmp_path):
   root = phantom.write("brain_stroke_ct", tmp_path, 8, 0, SMALL["brain_stroke_ct"])
   data = next(root.rglob("data"))
+  unmasked = f"{phantom_ct.bleeding_patients()[2]:03d}"
   bleeding = {p.name for p in data.glob("*/Hemorrhagic/images/*")}
-  assert bleeding - {p.name for p in data.glob("*/Hemorrhagic/mask/*")} == {"111"}
+  assert bleeding - {p.name for p in data.glob("*/Hemorrhagic/mask/*")} == {unmasked}
   assert list(data.rglob("*_HGE_Seg.jpg"))
   assert sorted(p.name for p in data.iterdir()) == ["Testing", "Training"]
   values = []

@@ -1,0 +1,187 @@
+"""Haemorrhagic and ischaemic stroke in head CT (pictures in folders of subjects)."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from flexunet.datasets import (
+    base_builder,
+    ct_ich_patients,
+    integrity,
+    leftovers,
+    picture_io,
+    published_palettes,
+    subject_splits,
+)
+from flexunet.datasets.brain_stroke_ct import mask_values
+from flexunet.datasets.builder_config import RecordConfig
+from flexunet.datasets.cases import Case, Findings, Notes
+from flexunet.datasets.errors import InputError
+from flexunet.datasets.label_scheme import LabelScheme
+
+_TYPES = ("Hemorrhagic", "Ischemic")
+_PARTS = ("Training", "Testing")
+_SLICE = re.compile(r"0*(\d+)(?:_HGE_Seg)?", re.IGNORECASE)
+
+
+@dataclasses.dataclass
+class _Subject:
+  """What the folders hold of one subject; slices by number."""
+
+  stroke_type: str
+  parts: dict[str, pathlib.Path] = dataclasses.field(default_factory=dict)
+  images: dict[int, pathlib.Path] = dataclasses.field(default_factory=dict)
+  masks: dict[int, pathlib.Path] = dataclasses.field(default_factory=dict)
+
+
+class Builder(base_builder.BrainBuilder):
+  """Builds CT slices with two classes of stroke."""
+
+  VERSION = tfds.core.Version("1.0.0")
+  RELEASE_NOTES = {"1.0.0": "Initial release."}
+  HOMEPAGE = (
+      "https://www.kaggle.com/datasets/programmer3/"
+      "real-time-stroke-detection-in-mri-ct-pet-images"
+  )
+  LAYOUT = (
+      "CT Images/data/{Training,Testing}/{Hemorrhagic,Ischemic}/{images,mask}/SUBJECT/SLICE.png"
+  )
+  SPLIT_SALT = "brain_stroke_ct"
+  MANUAL_DOWNLOAD_INSTRUCTIONS = (
+      "Get the set from Kaggle (programmer3/real-time-stroke-detection-in-mri-ct-pet-images) and"
+      f" unpack it, so that the folder holds {LAYOUT}."
+  )
+  BUILDER_CONFIGS = [RecordConfig(name="slices", description="CT slices, two classes of stroke.")]
+  DEFAULT_BUILDER_CONFIG_NAME = "slices"
+
+  def label_scheme(self) -> LabelScheme:
+    return published_palettes.BRAIN_STROKE
+
+  def split_subjects(self, strata: Mapping[str, str]) -> dict[str, str]:
+    # Patients of CT-ICH stand where they stand in `brain_ich_ct`.
+    shared = ct_ich_patients.sides()
+    own = {subject: stratum for subject, stratum in strata.items() if subject not in shared}
+    sides = subject_splits.assign(own, self.SPLIT_SALT) if own else {}
+    return sides | {subject: shared[subject] for subject in strata if subject in shared}
+
+  def find_cases(self, findings: Findings) -> None:
+    data = _data_folder(findings)
+    if data is None:
+      return
+    subjects: dict[str, _Subject] = {}
+    for part in _PARTS:
+      for stroke_type in _TYPES:
+        part_folder = integrity.child(data, part)
+        folder = integrity.child(part_folder, stroke_type) if part_folder else None
+        if folder is not None:
+          _collect(findings, subjects, folder, part, stroke_type)
+    for name in sorted(subjects):
+      _add(findings, name, subjects[name])
+    leftovers.note(findings)
+
+  def slices_of(self, case: Case, notes: Notes) -> Iterator[base_builder.Slice]:
+    ischemic = case.stratum == "ischemic"
+    for number in case.details:
+      image = picture_io.read_gray(case.files[f"image_{number:04d}"])
+      path = case.files[f"mask_{number:04d}"]
+      mask = picture_io.read_gray(path)
+      if mask.shape != image.shape:
+        raise InputError(
+            f"{path}: a mask has the size of its picture {image.shape}, got {mask.shape}."
+        )
+      notes.count_values(f"{case.stratum}_mask", *np.unique(mask, return_counts=True))
+      label = mask_values.lesion(mask, path, ischemic) * np.uint8(2 if ischemic else 1)
+      yield base_builder.Slice(number, image, label)
+
+
+def _data_folder(findings: Findings) -> pathlib.Path | None:
+  """Returns the folder with Training and Testing of the CT part, noting the other parts."""
+  above = integrity.find_folder(findings.root, "CT Images")
+  if above is not None:
+    for other in ("MRI Images", "PET Images"):
+      if folder := integrity.child(above, other):
+        findings.leave_out(folder, "only the CT part is used")
+    return integrity.find_folder(integrity.child(above, "CT Images"), *_PARTS)
+  return integrity.find_folder(findings.root, *_PARTS)
+
+
+def _collect(
+    findings: Findings,
+    subjects: dict[str, _Subject],
+    folder: pathlib.Path,
+    part: str,
+    stroke_type: str,
+) -> None:
+  for kind, names in (("images", ("images", "image")), ("masks", ("mask", "masks"))):
+    kind_folder = integrity.child(folder, *names)
+    for subject_folder in integrity.children(kind_folder) if kind_folder else ():
+      name = _subject_name(subject_folder, stroke_type)
+      if name is None:
+        findings.leave_out(subject_folder, "not a folder of a subject, which is a number")
+        continue
+      subject = subjects.setdefault(name, _Subject(stroke_type))
+      subject.parts[part] = subject_folder
+      found = subject.images if kind == "images" else subject.masks
+      for number, path in _pictures(findings, subject_folder):
+        if number in found:
+          findings.problem(
+              f"{findings.relative(path)}: duplicate of {findings.relative(found[number])}: both"
+              f" are slice {number} of one subject; keep one."
+          )
+        found[number] = path
+
+
+def _subject_name(folder: pathlib.Path, stroke_type: str) -> str | None:
+  if not folder.is_dir() or not folder.name.isdigit():
+    return None
+  number = int(folder.name)
+  if stroke_type == "Ischemic":
+    return f"aisd_{number:07d}"
+  # The bleeding subjects are patients of CT-ICH, under the same numbers.
+  if ct_ich_patients.is_patient(number):
+    return ct_ich_patients.subject_name(number)
+  return f"hemorrhagic_{number:03d}"
+
+
+def _pictures(findings: Findings, folder: pathlib.Path) -> Iterator[tuple[int, pathlib.Path]]:
+  for path in integrity.children(folder):
+    match = _SLICE.fullmatch(path.stem)
+    if match is None or not picture_io.is_picture(path):
+      findings.leave_out(path, "its name is not one of this dataset")
+      continue
+    try:
+      picture_io.read_header(path)
+    except InputError as error:
+      findings.problem(str(error))
+    yield int(match[1]), path
+
+
+def _add(findings: Findings, name: str, subject: _Subject) -> None:
+  if len(subject.parts) > 1:
+    findings.warn(f"Subject {name} stands in Training and in Testing; here it is on one side.")
+  alone = [subject.masks[n] for n in sorted(subject.masks.keys() - subject.images.keys())]
+  integrity.unpaired(findings, alone, "picture of its number")
+  reason = "no mask of this slice: unlabelled" if subject.masks else (
+      "no mask folder of this subject: unlabelled"
+  )  # fmt: skip
+  for number in sorted(subject.images.keys() - subject.masks.keys()):
+    findings.leave_out(subject.images[number], reason)
+  numbers = tuple(sorted(subject.images.keys() & subject.masks.keys()))
+  if not numbers:
+    return
+  files = {f"image_{n:04d}": subject.images[n] for n in numbers}
+  files |= {f"mask_{n:04d}": subject.masks[n] for n in numbers}
+  shared = name.startswith("ctich_")
+  findings.add(
+      Case(
+          key=name, subject=name, volume=name, files=files, details=numbers,
+          stratum=subject.stroke_type.lower(),
+          fold=ct_ich_patients.fold(int(name.removeprefix("ctich_"))) if shared else None,
+      )
+  )  # fmt: skip

@@ -1,0 +1,144 @@
+"""Full heads in T1-weighted MRI with seven classes, stroke patients and controls (NIfTI)."""
+
+from __future__ import annotations
+
+import itertools
+import pathlib
+import re
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from flexunet.datasets import integrity, leftovers, published_palettes, volume_builder
+from flexunet.datasets.builder_config import RecordConfig
+from flexunet.datasets.cases import Case, Findings, Notes
+from flexunet.datasets.intensity import IntensityWindow
+from flexunet.datasets.label_scheme import LabelScheme
+from flexunet.datasets.slicing import SlicePlan
+
+# Which folder tells which group a subject is of.
+_GROUPS = {"Anonymized_Subjects": "stroke", "Control_Subjects": "control"}
+_SCANS, _LABELS = "T1-Weighted MRI", "Full-Head Segmentation"
+_MARKS = re.compile(r"_(label|deface)(?=_|$)", re.IGNORECASE)
+_GREY, _WHITE, _CSF = 2, 3, 4
+
+
+class Builder(volume_builder.VolumeBuilder):
+  """Builds axial slices (default), or whole volumes."""
+
+  VERSION = tfds.core.Version("1.0.0")
+  RELEASE_NOTES = {"1.0.0": "Initial release."}
+  HOMEPAGE = (
+      "https://www.kaggle.com/datasets/andrewbirnbaum/"
+      "full-head-mri-and-segmentation-of-stroke-patients"
+  )
+  LAYOUT = (
+      "Data/{Anonymized_Subjects,Control_Subjects}/{T1-Weighted MRI/ID[_deface].nii, Full-Head"
+      " Segmentation/ID_label[_deface].nii}"
+  )
+  SPLIT_SALT = "full_head_t1w"
+  MANUAL_DOWNLOAD_INSTRUCTIONS = (
+      "Get the set from Kaggle"
+      " (andrewbirnbaum/full-head-mri-and-segmentation-of-stroke-patients) and unpack it, so that"
+      f" the folder holds {LAYOUT}."
+  )
+  BUILDER_CONFIGS = [
+      RecordConfig(name="slices", description="Axial slices, seven classes."),
+      RecordConfig(name="volumes", form="volumes", description="Whole scans, seven classes."),
+  ]
+  DEFAULT_BUILDER_CONFIG_NAME = "slices"
+
+  def label_scheme(self) -> LabelScheme:
+    return published_palettes.FULL_HEAD
+
+  def label_map(self) -> dict[int, int]:
+    return {value: value for value in range(7)}
+
+  def slice_plan(self) -> SlicePlan:
+    return SlicePlan(axes="LAS", plane="axial")
+
+  def intensity(self) -> IntensityWindow:
+    return IntensityWindow("percentile", 0.5, 99.5)
+
+  def find_cases(self, findings: Findings) -> None:
+    folder = integrity.find_folder(findings.root, *_GROUPS)
+    if folder is None:
+      return
+    for name, group in _GROUPS.items():
+      if group_folder := integrity.child(folder, name):
+        _find_group(findings, group_folder, group)
+    if not any(case.labelled for case in findings.cases) and not findings.problems:
+      findings.problem(
+          f"{folder}: no scan has a label. A label is called ID_label.nii or ID_label_deface.nii,"
+          " where the scan is ID.nii or ID_deface.nii."
+      )
+    leftovers.note(findings)
+
+  def read_scan(self, case: Case, notes: Notes) -> volume_builder.Scan:
+    scan = super().read_scan(case, notes)
+    if scan.label is not None:
+      _check_contrast(case, scan, notes)
+    return scan
+
+
+def _find_group(findings: Findings, folder: pathlib.Path, group: str) -> None:
+  scans = _by_subject(findings, integrity.child(folder, _SCANS))
+  labels = _by_subject(findings, integrity.child(folder, _LABELS))
+  # Publications count 54 to 72 subjects of this set, so what has no twin is told, not refused.
+  for subject in sorted(labels.keys() - scans.keys()):
+    findings.leave_out(labels[subject], "label without a scan")
+    findings.warn(f"{findings.relative(labels[subject])}: has no scan; left out.")
+  for subject in sorted(scans):
+    scan, label = scans[subject], labels.get(subject)
+    if not integrity.check_volumes(findings, scan, label):
+      continue
+    files = integrity.volume_files("image", scan)
+    if label is None:
+      findings.warn(f"{findings.relative(scan)}: has no label; it goes to the split unlabeled.")
+    else:
+      files |= integrity.volume_files("label", label)
+    findings.add(
+        Case(
+            key=subject, subject=subject, volume=subject, files=files,
+            labelled=label is not None, stratum=group,
+        )
+    )  # fmt: skip
+
+
+def _by_subject(findings: Findings, folder: pathlib.Path | None) -> dict[str, pathlib.Path]:
+  """Returns {subject: file}; ID_deface, ID_label_deface, ID_label and ID all name subject ID."""
+  found: dict[str, pathlib.Path] = {}
+  if folder is None:
+    return found
+  for stem, path in integrity.volumes_by_stem(folder, findings).items():
+    subject = re.sub(r"[^a-z0-9]+", "-", _MARKS.sub("", stem).lower())
+    if subject in found:
+      findings.problem(
+          f"{findings.relative(path)}: a second file of subject {subject}, beside"
+          f" {findings.relative(found[subject])}; keep one of them."
+      )
+    found[subject] = path
+  return found
+
+
+def _check_contrast(case: Case, scan: volume_builder.Scan, notes: Notes) -> None:
+  """Notes the mean T1 of the brain tissues; where their order is wrong, so may be the numbering.
+
+  On T1 white matter is brighter than grey, and grey brighter than fluid. Other code for this set
+  has labels 2 and 3 the wrong way round.
+  """
+  voxels = scan.volume.voxels
+  means = {}
+  for name, value in (("white_matter", _WHITE), ("grey_matter", _GREY), ("csf", _CSF)):
+    inside = scan.label == value
+    if inside.any():
+      means[name] = round(float(np.mean(voxels[inside], dtype=np.float64)), 2)
+  notes.facts["mean_t1"] = means
+  values = list(means.values())
+  in_order = all(brighter > darker for brighter, darker in itertools.pairwise(values))
+  notes.facts["white_over_grey_over_csf"] = in_order
+  if not in_order:
+    notes.warnings.append(
+        f"{case.volume}: mean T1 should fall from white matter to grey matter to CSF, but is"
+        f" {means}. Are the labels 2 (grey) and 3 (white) swapped in this file?"
+    )

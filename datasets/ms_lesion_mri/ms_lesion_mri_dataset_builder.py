@@ -1,0 +1,154 @@
+"""Lesions of multiple sclerosis in T2, T1 and FLAIR (NIfTI without geometry)."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from flexunet.datasets import integrity, leftovers, published_palettes, volume_builder
+from flexunet.datasets.builder_config import RecordConfig
+from flexunet.datasets.cases import Case, Findings, Notes
+from flexunet.datasets.errors import unknown_name
+from flexunet.datasets.intensity import IntensityWindow
+from flexunet.datasets.label_scheme import LabelScheme
+from flexunet.datasets.ms_lesion_mri import sequence_table
+from flexunet.datasets.slicing import SlicePlan
+
+MODALITIES = ("t1", "t2", "flair")
+_PATIENT = re.compile(r"Patient-(\d+)", re.IGNORECASE)
+_FILE = re.compile(r"(\d+)-(LesionSeg-)?(T1|T2|Flair)", re.IGNORECASE)
+
+
+@dataclasses.dataclass(kw_only=True)
+class MsConfig(RecordConfig):
+  """Which of the three scans of a patient is built.
+
+  Attributes:
+    modality: "t1", "t2" or "flair". They are not co-registered and differ in shape.
+  """
+
+  modality: str = "t2"
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.modality not in MODALITIES:
+      raise unknown_name("modality", self.modality, MODALITIES)
+
+
+def _configs() -> list[MsConfig]:
+  configs = []
+  for modality in ("t2", "t1", "flair"):
+    name = modality.upper()
+    configs.append(MsConfig(name=modality, modality=modality, description=f"Axial {name} slices."))
+    configs.append(
+        MsConfig(
+            name=f"{modality}_volumes", modality=modality, form="volumes",
+            description=f"Whole {name} scans.",
+        )
+    )  # fmt: skip
+  return configs
+
+
+class Builder(volume_builder.VolumeBuilder):
+  """Builds axial slices of one modality (T2 by default), or whole volumes."""
+
+  VERSION = tfds.core.Version("1.0.0")
+  RELEASE_NOTES = {"1.0.0": "Initial release."}
+  HOMEPAGE = "https://data.mendeley.com/datasets/8bctsm8jz7/1"
+  LAYOUT = "Patient-N/{N-T1,N-T2,N-Flair,N-LesionSeg-T1,N-LesionSeg-T2,N-LesionSeg-Flair}.nii"
+  SPLIT_SALT = "ms_lesion_mri"
+  MANUAL_DOWNLOAD_INSTRUCTIONS = (
+      "Get the set from Mendeley Data (8bctsm8jz7, version 1) and unpack it with its two"
+      f" spreadsheets, so that the folder holds, at any depth, {LAYOUT}."
+  )
+  BUILDER_CONFIGS = _configs()
+  DEFAULT_BUILDER_CONFIG_NAME = "t2"
+
+  def label_scheme(self) -> LabelScheme:
+    return published_palettes.MS_LESION
+
+  def label_map(self) -> dict[int, int]:
+    return {0: 0, 1: 1}
+
+  def slice_plan(self) -> SlicePlan:
+    # The files state no orientation. The arrays run to posterior, right and superior; which side
+    # is the right one cannot be verified.
+    return SlicePlan(axes="PRS", plane="axial")
+
+  def intensity(self) -> IntensityWindow:
+    return IntensityWindow("percentile", 0.5, 99.5)
+
+  def find_cases(self, findings: Findings) -> None:
+    modality = self.builder_config.modality
+    folders = list(_patient_folders(findings.root))
+    spacing = sequence_table.slice_spacing_mm(findings, modality) if folders else {}
+    for folder in folders:
+      _find_patient(findings, folder, modality, spacing)
+    if folders:
+      _leave_out_tables(findings)
+      leftovers.note(findings)
+
+  def read_scan(self, case: Case, notes: Notes) -> volume_builder.Scan:
+    scan = super().read_scan(case, notes)
+    # The headers say 1 mm, which is true of none of these scans.
+    spacing_mm = np.array([np.nan, np.nan, case.details["slice_spacing_mm"]])
+    return dataclasses.replace(scan, spacing_mm=spacing_mm)
+
+
+def _patient_folders(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  for path in integrity.children(folder):
+    if path.is_dir() and not path.is_symlink():
+      if _PATIENT.fullmatch(path.name):
+        yield path
+      else:
+        yield from _patient_folders(path)
+
+
+def _find_patient(
+    findings: Findings, folder: pathlib.Path, modality: str, spacing: dict[int, float]
+) -> None:
+  match = _PATIENT.fullmatch(folder.name)
+  patient = int(match[1])
+  found: dict[bool, pathlib.Path] = {}
+  for stem, path in integrity.volumes_by_stem(folder, findings).items():
+    name = _FILE.fullmatch(stem)
+    if name is None:
+      findings.leave_out(path, "its name is not one of this dataset")
+    elif int(name[1]) != patient:
+      findings.problem(
+          f"{findings.relative(path)}: names patient {name[1]} in the folder of patient {patient};"
+          " put it into its own folder."
+      )
+    elif name[3].lower() != modality:
+      findings.leave_out(path, f"another modality than {modality}")
+    else:
+      found[bool(name[2])] = path
+  if missing := {False, True} - found.keys():
+    wanted = f"{patient}-{'LesionSeg-' if True in missing else ''}{modality}.nii"
+    findings.problem(f"{findings.relative(folder)}: lacks {wanted}. Add it, or remove the folder.")
+    return
+  if not integrity.check_volumes(findings, found[False], found[True]):
+    return
+  subject = f"ms_{patient:03d}"
+  findings.add(
+      Case(
+          key=f"{subject}_{modality}", subject=subject, volume=f"{subject}_{modality}",
+          files=integrity.volume_files("image", found[False])
+          | integrity.volume_files("label", found[True]),
+          details={"slice_spacing_mm": spacing.get(patient, float("nan"))},
+      )
+  )  # fmt: skip
+
+
+def _leave_out_tables(findings: Findings) -> None:
+  table = sequence_table.find(findings.root)
+  for path in findings.root.rglob("*.xlsx"):
+    if path == table:
+      findings.leave_out(path, "only the spacing between slices is read from it")
+    else:
+      findings.leave_out(path, "free text on the health of patients stays out of the records")
