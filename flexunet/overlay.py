@@ -119,14 +119,12 @@ def crop_box(
   return box[0], box[1]
 
 
-def frame(rgb: np.ndarray, box: tuple[slice, slice], color=(255, 255, 255)) -> np.ndarray:
-  """Returns a copy of `rgb` [H, W, 3] with the outline of `box` drawn in `color`."""
-  framed = rgb.copy()
+def frame(picture: np.ndarray, box: tuple[slice, slice]) -> np.ndarray:
+  """Returns a copy of a picture, [H, W] or [H, W, 3], with the outline of `box` in white."""
+  framed = picture.copy()
   rows, columns = box
-  framed[rows, columns.start] = color
-  framed[rows, columns.stop - 1] = color
-  framed[rows.start, columns] = color
-  framed[rows.stop - 1, columns] = color
+  framed[rows, [columns.start, columns.stop - 1]] = 255
+  framed[[rows.start, rows.stop - 1], columns] = 255
   return framed
 
 
@@ -205,18 +203,18 @@ def volume_sheet(
   return contact_sheet(tiles, columns=columns)
 
 
-def stretch(rgb: np.ndarray, aspect: float) -> np.ndarray:
-  """Returns `rgb` [H, W, 3] resampled to square pixels, along the axis that this lengthens.
+def stretch(picture: np.ndarray, aspect: float) -> np.ndarray:
+  """Returns [H, W] or [H, W, 3] resampled to square pixels, along the axis that this lengthens.
 
   `aspect` is the height of a pixel over its width; 1, NaN and non-positive values change nothing.
   """
   if not np.isfinite(aspect) or aspect <= 0 or abs(aspect - 1) < 0.01:
-    return rgb
+    return picture
   from PIL import Image
 
-  height, width = rgb.shape[:2]
+  height, width = picture.shape[:2]
   size = (width, round(height * aspect)) if aspect > 1 else (round(width / aspect), height)
-  return np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BICUBIC))
+  return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
 
 
 def encode_png(picture: np.ndarray) -> bytes:

@@ -37,11 +37,10 @@ def case_section(examples: Sequence[Example], scheme: LabelScheme) -> str:
 def _case(example: Example, palette: np.ndarray) -> str:
   box = overlay.crop_box([example.truth, example.prediction])
   crop = example.image[box]
-  whole = overlay.to_rgb(example.image)
   zoomed = crop.shape != example.image.shape
   panels = [
-      ("slice", overlay.frame(whole, box) if zoomed else whole),
-      ("image", overlay.to_rgb(crop)),
+      ("slice", overlay.frame(example.image, box)),
+      ("image", crop),
       ("truth", overlay.blend(crop, example.truth[box], palette)),
       ("prediction", overlay.blend(crop, example.prediction[box], palette)),
   ]

@@ -41,6 +41,7 @@ _PRESENCE = {
     "both_empty": "both empty",
 }
 _FEW_SUBJECTS = 10
+_SUBJECTS_SHOWN = 60
 
 
 def label_of(score: str) -> str:
@@ -218,9 +219,11 @@ def _subject_table(figures: Mapping[str, Any], palette: Mapping[str, np.ndarray]
           page.number(entry["foreground_dice"]),
           *(page.number(entry["dice"][name]) for name in shown),
       ]
-      for entry in entries
+      for entry in entries[:_SUBJECTS_SHOWN]
   ]
-  return "<h3>Per subject, worst first</h3>" + page.table(headers, rows)
+  hidden = len(entries) - len(rows)
+  more = f'<p class="note">And {hidden} more in evaluation/cases.csv.</p>' if hidden else ""
+  return "<h3>Per subject, worst first</h3>" + page.table(headers, rows) + more
 
 
 def _published(published: Mapping[str, Any]) -> str:

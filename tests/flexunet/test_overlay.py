@@ -56,6 +56,16 @@ def test_crop_box_is_a_square_inside_the_slice_around_all_foreground():
   assert rows.start == 0 and columns.start == 0  # Moved inside, not cut.
 
 
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_a_frame_is_drawn_on_a_copy_just_inside_its_box(channels):
+  picture = np.zeros((6, 8, *channels), np.uint8)
+  framed = overlay.frame(picture, (slice(1, 5), slice(2, 7)))
+  assert not picture.any()
+  white = framed.reshape(6, 8, -1).min(axis=-1) == 255
+  # 4 x 5 pixels without their 2 x 3 inner ones.
+  assert white.sum() == 4 * 5 - 2 * 3 and white[1:5, 2:7].sum() == white.sum()
+
+
 def test_crop_box_without_foreground_is_the_whole_slice():
   assert overlay.crop_box([np.zeros((7, 9), np.uint8)]) == (slice(0, 7), slice(0, 9))
 
