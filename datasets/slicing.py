@@ -76,11 +76,10 @@ class SlicePlan:
   def restore(self, pixels: np.ndarray, like: Volume) -> np.ndarray:
     """Puts [row, column, slice] back on the grid of `like`: the exact inverse of `extract`."""
     turn = self._turn(like)
-    expected = np.empty(3, int)
-    expected[turn[:, 0].astype(int)] = like.voxels.shape
-    if pixels.shape != tuple(expected):
+    expected = tuple(like.voxels.shape[axis] for axis in np.argsort(turn[:, 0]))
+    if pixels.shape != expected:
       raise ValueError(
-          f"Slices of a volume {like.voxels.shape} have the shape {tuple(expected)}, got"
+          f"Slices of a volume {like.voxels.shape} have the shape {expected}, got"
           f" {pixels.shape}."
       )
     back = np.empty_like(turn)

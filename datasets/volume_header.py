@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import io
+import logging
 import math
 import pathlib
 import struct
@@ -29,6 +30,7 @@ MAX_VOLUME_BYTES = 4 << 30
 # Deflate cannot shrink data more than 1032-fold (RFC 1951: 258 bytes in 2 bits).
 _MAX_DEFLATE_RATIO = 1032
 _NIFTI1_BYTES, _NIFTI2_BYTES = 348, 540
+_SILENT = logging.Logger("silent", logging.CRITICAL)
 _TWIN = {".hdr": ".img", ".img": ".hdr"}
 
 
@@ -132,7 +134,7 @@ def open_header(path) -> OpenedHeader:
     InputError: When the header is unreadable, its twin is missing, or what it declares cannot be.
   """
   header_path, data_path = files_of(path)
-  header = _parse(header_path, single=header_path == data_path)
+  header, pixdim = _parse(header_path, single=header_path == data_path)
   try:
     stored_shape = tuple(int(size) for size in header.get_data_shape())
     dtype = np.dtype(header.get_data_dtype())
@@ -147,7 +149,7 @@ def open_header(path) -> OpenedHeader:
   slope = 1.0 if slope is None else float(slope)
   inter = 0.0 if inter is None else float(inter)
   oriented = _is_oriented(header)
-  affine = _affine_of(header_path, header, oriented)
+  affine = _affine_of(header_path, header, oriented, pixdim)
   return OpenedHeader(header, header_path, data_path, stored_shape, shape, dtype, offset,
                       slope, inter, affine, oriented)
 
@@ -173,7 +175,8 @@ def _find_twin(path: pathlib.Path, suffix: str, twin_kind: str) -> pathlib.Path:
   )
 
 
-def _parse(path: pathlib.Path, single: bool) -> nib.analyze.AnalyzeHeader:
+def _parse(path: pathlib.Path, single: bool) -> tuple[nib.analyze.AnalyzeHeader, np.ndarray]:
+  """Returns the header, with nibabel's repairs, and its voxel edges [3] before them."""
   try:
     with open_stream(path) as stream:
       block = stream.read(_NIFTI2_BYTES)
@@ -199,7 +202,11 @@ def _parse(path: pathlib.Path, single: bool) -> nib.analyze.AnalyzeHeader:
       raise InputError(f"{path}: this is no ANALYZE or NIfTI header.")
     block = block[:_NIFTI1_BYTES]
   try:
-    return header_class.from_fileobj(io.BytesIO(block))
+    header = header_class.from_fileobj(io.BytesIO(block), check=False)
+    pixdim = np.array(header["pixdim"][1:4], np.float64)
+    # Repairs what is harmless and raises the rest; it would print each repair.
+    header.check_fix(logger=_SILENT)
+    return header, pixdim
   except (*_HEADER_ERRORS, *STREAM_ERRORS) as error:
     raise _bad_header(path, error) from error
 
@@ -238,7 +245,7 @@ def _is_oriented(header) -> bool:
   return int(header["qform_code"]) > 0 or int(header["sform_code"]) > 0
 
 
-def _affine_of(path: pathlib.Path, header, oriented: bool) -> np.ndarray:
+def _affine_of(path: pathlib.Path, header, oriented: bool, pixdim: np.ndarray) -> np.ndarray:
   """Returns the stated affine; where none is stated, one that holds the spacing only."""
   if oriented:
     try:
@@ -248,7 +255,7 @@ def _affine_of(path: pathlib.Path, header, oriented: bool) -> np.ndarray:
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
       raise InputError(f"{path}: the header's affine is singular or not finite. Repair the header.")
     return affine
-  zooms = np.abs(np.asarray(header["pixdim"][1:4], np.float64))
+  zooms = np.abs(pixdim)
   # A zero means that nobody filled it in: the spacing is unknown, not zero.
   zooms = np.where(np.isfinite(zooms) & (zooms > 0), zooms, np.nan)
   affine = np.zeros((4, 4))
