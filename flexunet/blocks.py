@@ -58,7 +58,8 @@ class PadToMultiple(keras.layers.Layer):
 
   def call(self, images):
     height, width = ops.shape(images)[1:3]
-    below, right = -height % self.multiple, -width % self.multiple
+    # Remainders of positive numbers only: ONNX rounds those of negative ones the other way.
+    below, right = ((self.multiple - n % self.multiple) % self.multiple for n in (height, width))
     # Known sizes that fit cost nothing.
     if isinstance(below, int) and isinstance(right, int) and below == right == 0:
       return images

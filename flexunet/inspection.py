@@ -183,17 +183,29 @@ def knobs_of_keras_file(path: pathlib.Path) -> Knobs:
     raise InputError(f"{path} does not exist. Pass a .keras file.") from None
   except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
     raise InputError(f"{path} must be a model saved as .keras: {error}.") from error
-  by_name = {layer["config"]["name"]: layer for layer in layers}
+  return knobs_of_layers(layers, str(path))
+
+
+def knobs_of_layers(layers: list[dict], source: str) -> Knobs:
+  """Reads the knobs of a FlexUNet back from the layers of its `get_config()`.
+
+  Args:
+    layers: The entries of "layers".
+    source: What an error is to name.
+
+  Raises:
+    InputError: A network of another kind.
+  """
   try:
-    return _knobs_of_layers(by_name)
+    return _knobs_by_name({layer["config"]["name"]: layer for layer in layers})
   except (KeyError, TypeError, IndexError) as error:
     raise InputError(
-        f"{path} must hold a FlexUNet made by flexunet.build_model. It has no layer or setting"
+        f"{source} must hold a FlexUNet made by flexunet.build_model. It has no layer or setting"
         f" {error}."
     ) from error
 
 
-def _knobs_of_layers(layers: dict[str, dict]) -> Knobs:
+def _knobs_by_name(layers: dict[str, dict]) -> Knobs:
   first = layers["encoder0_conv0"]["config"]
   num_layers = 1 + sum(name.startswith("pool") for name in layers)
   _, height, width, channels = layers["image"]["config"]["batch_shape"]

@@ -1,0 +1,65 @@
+"""The exporting program, started as users start it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from flexunet import model
+
+
+def started(*arguments: str) -> subprocess.CompletedProcess:
+  return subprocess.run(
+      [sys.executable, "-m", "flexunet.tools.export_model", *arguments],
+      capture_output=True, text=True, check=False,
+  )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_model_file_becomes_a_folder_that_tells_its_checks(tmp_path):
+  network = model.build_model((12, 20), 1, 3, 4, 3, 2)
+  network.save(tmp_path / "model.keras")
+  done = started(f"--model={tmp_path / 'model.keras'}", f"--output_dir={tmp_path / 'out'}",
+                 "--formats=weights,saved_model")  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  facts = json.loads((tmp_path / "out" / "export.json").read_text())
+  assert [entry["format"] for entry in facts["exports"]] == ["weights", "saved_model"]
+  assert facts["image_size"] == [12, 20]
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["model.keras", "out"]
+  again = started(f"--model={tmp_path / 'model.keras'}", f"--output_dir={tmp_path / 'out'}")
+  assert again.returncode == 1 and "must be new or empty" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "either --run_dir or --model"),
+        (["--model=m.keras", "--run_dir=r"], "either --run_dir or --model"),
+        (["--run_dir=/no/such/run"], "does not exist"),
+        (["--model=/no/such/m.keras"], "does not exist"),
+        (["--model=m.keras", "--image_size=x"], "--image_size must be"),
+        (["--model=m.keras", "--formats="], "--formats must name"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_one(arguments, said, tmp_path):
+  done = started(f"--output_dir={tmp_path / 'out'}", *arguments)
+  assert done.returncode == 1
+  assert said in done.stderr and done.stderr.startswith("error: ")
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--formats=tflite"], "--formats must be of"), ([], "must be a model saved as .keras")],
+)
+def test_bad_input_found_late_leaves_nothing(arguments, said, tmp_path):
+  damaged = tmp_path / "model.keras"
+  damaged.write_bytes(b"no archive")
+  done = started(f"--output_dir={tmp_path / 'out'}", f"--model={damaged}", *arguments)
+  assert done.returncode == 1
+  assert said in done.stderr and "Traceback" not in done.stderr
+  assert list(tmp_path.iterdir()) == [damaged]

@@ -1,0 +1,135 @@
+"""Exports a trained network for other programs, and proves that each file answers as it does.
+
+  python -m flexunet.tools.export_model --run_dir=RUN --output_dir=OUT --formats=saved_model,litert
+  python -m flexunet.tools.export_model --model=model.keras --output_dir=OUT --formats=onnx
+
+OUT/export.json tells input, output, classes, and how far each format differs from the network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from absl import app, flags
+
+from flexunet import command_line, run_folder
+from flexunet.datasets.errors import InputError
+
+_RUN_DIR = flags.DEFINE_string("run_dir", None, "Run folder whose best model is exported.")
+_MODEL = flags.DEFINE_string("model", None, "Model file (.keras) to export.")
+_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "New folder for the files.", required=True)
+_FORMATS = flags.DEFINE_list(
+    "formats", ["saved_model"], "Comma-separated: saved_model, onnx, litert, weights."
+)
+_IMAGE_SIZE = flags.DEFINE_list(
+    "image_size", None, "Height,width (or one number) of the exported network; default: its own."
+)
+
+
+def main(argv: Sequence[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
+  size = _size(_IMAGE_SIZE.value)
+  output = pathlib.Path(_OUTPUT_DIR.value).expanduser()
+  if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    raise InputError(f"--output_dir {output} must be new or empty. Pass a new folder.")
+  if not _FORMATS.value:
+    raise InputError("--formats must name at least one format, e.g. saved_model.")
+  path, facts = _source()
+
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  from flexunet import exporting
+
+  for name in _FORMATS.value:
+    exporting.check_format(name)
+  network = load_network(path)
+  # Written beside its place and renamed: an export that fails its check leaves nothing.
+  output.parent.mkdir(parents=True, exist_ok=True)
+  partial = pathlib.Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+  try:
+    done = exporting.export(network, list(dict.fromkeys(_FORMATS.value)), partial, size)
+    entries = [
+        {**dataclasses.asdict(entry), "path": entry.path.name, "bytes": _bytes(entry.path)}
+        for entry in done
+    ]
+    run_folder.write_json(
+        partial / "export.json",
+        {
+            **facts,
+            "input": "float32 [batch, height, width, channels], values 0..255",
+            "output": "float32 [batch, height, width, classes], probabilities",
+            "image_size": list(size or network.input_shape[1:3]),
+            "image_channels": network.input_shape[-1],
+            "exports": entries,
+        },
+    )
+    partial.chmod(0o755)  # mkdtemp makes it private.
+    os.replace(partial, output)
+  except BaseException:
+    shutil.rmtree(partial, ignore_errors=True)
+    raise
+  for entry in entries:
+    print(
+        f"{output / entry['path']}: {entry['bytes'] / 2**20:.1f} MiB, largest difference"
+        f" {entry['max_difference']:.1e}, same class for {100 * entry['label_agreement']:.3f} %"
+    )
+
+
+def _source() -> tuple[pathlib.Path, dict[str, Any]]:
+  """Returns the model file and what export.json is to tell of its classes."""
+  if bool(_RUN_DIR.value) == bool(_MODEL.value):
+    raise InputError("Pass either --run_dir or --model.")
+  facts: dict[str, Any] = {}
+  if _MODEL.value:
+    path = pathlib.Path(_MODEL.value).expanduser()
+  else:
+    run = run_folder.RunFolder.open(_RUN_DIR.value)
+    path = run.model_keras
+    facts = {"classes": run.read_config().dataset_facts.label_scheme}
+  if not path.is_file():
+    raise InputError(f"{path} does not exist. Pass the folder of a finished run or a .keras file.")
+  return path, facts
+
+
+def _size(texts: Sequence[str] | None) -> tuple[int, int] | None:
+  if texts is None:
+    return None
+  try:
+    numbers = [int(text) for text in texts]
+  except ValueError:
+    numbers = []
+  if len(numbers) not in (1, 2) or min(numbers) < 1:
+    raise InputError(f"--image_size must be one or two whole numbers. Got: {','.join(texts)}.")
+  return numbers[0], numbers[-1]
+
+
+def load_network(path: pathlib.Path) -> Any:
+  """Returns the Keras model of a file; InputError when it is damaged."""
+  import keras
+
+  from flexunet import blocks  # noqa: F401 - registers the layers that the file names.
+
+  try:
+    return keras.saving.load_model(path, compile=False)
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    raise InputError(f"{path} must be a model saved as .keras: {first}") from error
+
+
+def _bytes(path: pathlib.Path) -> int:
+  files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+  return sum(each.stat().st_size for each in files)
+
+
+def run() -> None:
+  command_line.run(main)
+
+
+if __name__ == "__main__":
+  run()
