@@ -92,7 +92,7 @@ def blend(
 
 
 def crop_box(
-    labels: Sequence[np.ndarray], *, margin: float = 0.6, min_size: int = 48
+    labels: Sequence[np.ndarray], *, margin: float = 0.3, min_size: int = 48
 ) -> tuple[slice, slice]:
   """Returns the square window (rows, columns) around the foreground of all `labels` [H, W].
 

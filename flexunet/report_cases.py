@@ -29,7 +29,7 @@ def case_section(examples: Sequence[Example], scheme: LabelScheme) -> str:
       parts += [_case(example, palette) for example in chosen]
   parts.append(
       '<p class="note">Of each volume the slice with most true foreground; the Dice is that of the'
-      " whole volume. The frame in the first picture shows what the others enlarge.</p>"
+      " whole volume. Where there is a frame in the first picture, the others enlarge it.</p>"
   )
   return "".join(parts)
 

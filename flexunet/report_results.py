@@ -96,8 +96,8 @@ def caveats(
     says = []
     if evaluated["subjects"] < _FEW_SUBJECTS:
       says.append(
-          f"only {evaluated['subjects']} subjects. The figures can change much with other people:"
-          " read the interval, not the mean alone."
+          f"only {evaluated['subjects']} subjects. The figures can change much with other people;"
+          " of so few, even the interval is too narrow."
       )
     if split == config["data"]["validation_split"]:
       says.append("it chose the best checkpoint, so its figures are optimistic.")
@@ -182,7 +182,7 @@ def _class_tables(per_class: Mapping[str, Any], palette: Mapping[str, np.ndarray
     others.remove("dice_where_present")  # The same figures as above.
   if others:
     rows = [
-        [named[name], *(_mean_and_sd(entry[score]) for score in others)]
+        [named[name], *(_mean_and_sd(entry[score], _digits(score)) for score in others)]
         for name, entry in per_class.items()
     ]
     parts.append(page.table(["Class", *(page.text(label_of(score)) for score in others)], rows))
@@ -198,9 +198,13 @@ def _class_tables(per_class: Mapping[str, Any], palette: Mapping[str, np.ndarray
   return "".join(parts)
 
 
-def _mean_and_sd(entry: Mapping[str, Any]) -> str:
-  mean = page.number(entry["mean"])
-  return mean if entry["sd"] is None else f"{mean} ± {page.number(entry['sd'])}"
+def _mean_and_sd(entry: Mapping[str, Any], digits: int) -> str:
+  mean = page.number(entry["mean"], digits)
+  return mean if entry["sd"] is None else f"{mean} ± {page.number(entry['sd'], digits)}"
+
+
+def _digits(score: str) -> int:
+  return 2 if score.endswith("_mm") else 3
 
 
 def _subject_table(figures: Mapping[str, Any], palette: Mapping[str, np.ndarray]) -> str:
