@@ -8,7 +8,7 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from flexunet.datasets.errors import unknown_name
+from flexunet.datasets.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
   from flexunet.datasets.base_builder import BrainBuilder
@@ -72,8 +72,13 @@ def builder(
 
 
 def with_options(config, options: dict[str, Any]):
-  """Returns a config with some fields replaced, named after them; itself when nothing changes."""
+  """Returns a config with some fields replaced, named after them; itself when nothing changes.
+
+  The option "name" names it otherwise.
+  """
   fields = {field.name for field in dataclasses.fields(config)}
+  options = dict(options)
+  title = options.pop("name", None)
   for name in options:
     if name not in fields:
       raise unknown_name("option", name, fields)
@@ -83,6 +88,8 @@ def with_options(config, options: dict[str, Any]):
       for name in sorted(options)
       if getattr(changed, name) != getattr(config, name)
   }
+  if title is not None:
+    return dataclasses.replace(changed, name=_folder_name(title))
   if not differing:
     return config
   parts = [f"{name}_{_plain(value)}" for name, value in differing.items()]
@@ -93,6 +100,12 @@ def register_all() -> None:
   """Imports all builders, so that `tfds.builder(name)` finds them."""
   for name in NAMES:
     builder_class(name)
+
+
+def _folder_name(title: str) -> str:
+  if not title or title[0] == "." or not all(c.isalnum() or c in "._+-" for c in title):
+    raise InputError(f"A config name is a folder name of letters, digits and ._+-, got {title!r}.")
+  return title
 
 
 def _plain(value: Any) -> str:

@@ -53,6 +53,30 @@ _ISOTROPIC = flags.DEFINE_float(
     "isotropic_mm", None, "Resample volumes to this spacing before they are cut."
 )
 
+_CONFIG_NAME = flags.DEFINE_string(
+    "config_name", None,
+    "Name of the built config, so that two folders with equal options can lie side by side.",
+)
+_PALETTE = flags.DEFINE_string(
+    "palette", None,
+    "image_mask: a preset such as full_head_t1w, or a JSON file {\"background\": [0, 0, 0],"
+    " \"tumour\": [255, 0, 0]}.",
+)
+_SUBJECT_PATTERN = flags.DEFINE_string(
+    "subject_pattern", None,
+    "image_mask: regular expression with a group subject (and maybe slice), found in file names.",
+)
+_SPLIT = flags.DEFINE_enum(
+    "split", None, ["published", "subject"],
+    "image_mask: keep train, valid and test of the folder, or split anew by subject.",
+)
+_OFF_PALETTE = flags.DEFINE_float(
+    "off_palette_limit", None, "image_mask: largest share of a mask's pixels off the palette."
+)
+_IMAGE_CHANNELS = flags.DEFINE_enum(
+    "image_channels", None, ["1", "3"], "image_mask: grey or colour pictures."
+)
+
 
 def main(argv: Sequence[str]) -> None:
   if len(argv) != 2:
@@ -106,7 +130,16 @@ def _options() -> dict:
       "min_foreground_pixels": _MIN_FOREGROUND.value,
       "window": _window(),
       "isotropic_mm": _ISOTROPIC.value,
+      "name": _CONFIG_NAME.value,
+      "subject_pattern": _SUBJECT_PATTERN.value,
+      "split": _SPLIT.value,
+      "off_palette_limit": _OFF_PALETTE.value,
+      "image_channels": int(_IMAGE_CHANNELS.value) if _IMAGE_CHANNELS.value else None,
   }
+  if _PALETTE.value is not None:
+    from flexunet.datasets.image_mask import image_mask_config
+
+    given |= image_mask_config.options_of(_PALETTE.value)
   return {name: value for name, value in given.items() if value is not None}
 
 

@@ -18,6 +18,8 @@ from flexunet.datasets.published_palettes import PRESETS
 
 # Where three classes meet, interpolation mixes three colours; JPEG adds some noise on top.
 FOREIGN_DISTANCE = 48.0
+# JPEG moves a colour by this much; nearer than this it is the palette's.
+JPEG_TOLERANCE = 12
 
 
 def palette_scheme(preset_or_file: str) -> LabelScheme:
@@ -64,7 +66,7 @@ def scheme_of(colors: object, source: str) -> LabelScheme:
 
 
 def foreign_pixels(rgb: np.ndarray, scheme: LabelScheme) -> tuple[int, int]:
-  """Returns how many pixels are foreign, and how many differ from the background colour.
+  """Returns how many pixels are foreign, and how many are painted: not the background colour.
 
   Args:
     rgb: uint8 [H, W, 3].
@@ -86,12 +88,12 @@ def commonest_painted(rgb: np.ndarray, scheme: LabelScheme) -> tuple[int, int, i
   return _commonest(colors, counts * _painted(colors, scheme))
 
 
-def has_class_color(rgb: np.ndarray, scheme: LabelScheme, tolerance: int) -> bool:
-  """Tells whether a pixel has the colour of a class but the background, within a tolerance."""
+def has_class_color(rgb: np.ndarray, scheme: LabelScheme) -> bool:
+  """Tells whether a pixel has the colour of a class, but for the background's."""
   colors, _ = _distinct(rgb)
   classes = scheme.palette[1:].astype(np.float32)
   distance = np.abs(colors[:, None] - classes).max(axis=-1)
-  return bool((distance <= tolerance).any())
+  return bool((distance <= JPEG_TOLERANCE).any())
 
 
 def _distinct(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -108,7 +110,7 @@ def _commonest(colors: np.ndarray, counts: np.ndarray) -> tuple[int, int, int]:
 
 
 def _painted(colors: np.ndarray, scheme: LabelScheme) -> np.ndarray:
-  return np.abs(colors - scheme.palette[0].astype(np.float32)).max(axis=1) > 0
+  return np.abs(colors - scheme.palette[0].astype(np.float32)).max(axis=1) > JPEG_TOLERANCE
 
 
 def _foreign(colors: np.ndarray, scheme: LabelScheme) -> np.ndarray:

@@ -17,8 +17,6 @@ from flexunet.datasets.published_palettes import PRESETS
 
 # Of the painted pixels, how many may be foreign to the palette before the palette is refused.
 _FOREIGN_LIMIT = 0.05
-# JPEG moves a colour by this much; nearer than this it is the palette's.
-_JPEG_TOLERANCE = 12
 _FEW_PIXELS = 50
 
 
@@ -96,6 +94,8 @@ class Builder(base_builder.BrainBuilder):
     config, scheme = self.builder_config, self.label_scheme()
     read = picture_io.read_gray if config.image_channels == 1 else picture_io.read_rgb
     off_pixels, all_pixels = 0.0, 0
+    without_class: list[str] = []
+    with_class = False
     for index in case.details:
       path = case.files[f"mask_{index:06d}"]
       rgb = picture_io.read_rgb(path)
@@ -105,29 +105,38 @@ class Builder(base_builder.BrainBuilder):
             f"{path}: {100 * off_share:.1f} % of its pixels are of no palette colour, the limit is"
             f" {100 * config.off_palette_limit:g} %. Is --palette the one of these masks?"
         )
-      _check_palette(path, rgb, scheme)
+      foreign, painted = colors.foreign_pixels(rgb, scheme)
+      if foreign > max(_FEW_PIXELS, _FOREIGN_LIMIT * painted):
+        raise InputError(
+            f"{path}: {foreign} of its {painted} painted pixels are of colours foreign to the"
+            f" palette, such as {colors.commonest_foreign(rgb, scheme)}. Is --palette the one of"
+            " these masks?"
+        )
+      if colors.has_class_color(rgb, scheme):
+        with_class = True
+      elif painted > _FEW_PIXELS:
+        without_class.append(
+            f"{path}: no pixel has the colour of a class, though {painted} are painted, such as"
+            f" {colors.commonest_painted(rgb, scheme)}."
+        )
       _count_gray(rgb, notes)
       off_pixels += off_share * label.size
       all_pixels += label.size
       yield base_builder.Slice(index, read(case.files[f"image_{index:06d}"]), label)
+    # A faint mask may be blurred all over; where all of a subject's are, the palette is wrong.
+    if without_class and not with_class:
+      raise InputError(f"{without_class[0]} Is --palette the one of these masks?")
+    notes.warnings.extend(_faint_masks(case, without_class))
     notes.facts["off_palette_share"] = round(off_pixels / max(all_pixels, 1), 6)
     if case.side:
       notes.facts["published_side"] = case.side
 
 
-def _check_palette(path, rgb: np.ndarray, scheme: LabelScheme) -> None:
-  foreign, painted = colors.foreign_pixels(rgb, scheme)
-  if foreign > max(_FEW_PIXELS, _FOREIGN_LIMIT * painted):
-    raise InputError(
-        f"{path}: {foreign} of its {painted} painted pixels are of colours foreign to the palette,"
-        " such as"
-        f" {colors.commonest_foreign(rgb, scheme)}. Is --palette the one of these masks?"
-    )
-  if painted > _FEW_PIXELS and not colors.has_class_color(rgb, scheme, _JPEG_TOLERANCE):
-    raise InputError(
-        f"{path}: no pixel has the colour of a class, though {painted} are painted, such as"
-        f" {colors.commonest_painted(rgb, scheme)}. Is --palette the one of these masks?"
-    )
+def _faint_masks(case: Case, lines: list[str]) -> list[str]:
+  """Returns a warning about masks that hold mixed colours only."""
+  if not lines:
+    return []
+  return [f"{case.volume}: masks with colours between those of the palette only: {len(lines)}."]
 
 
 def _count_gray(rgb: np.ndarray, notes: Notes) -> None:
