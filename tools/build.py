@@ -85,24 +85,27 @@ def main(argv: Sequence[str]) -> None:
   manual_dir, data_dir = _raw_folder(argv[1]), _DATA_DIR.value
   if data_dir is None and not _DRY_RUN.value:
     raise InputError("--data_dir is missing: the folder in which the dataset is to be built.")
-  builder = catalog.builder(
-      argv[1],
-      # A dry run reads no built dataset either.
-      data_dir=data_dir or manual_dir / "none",
-      options=_options(),
-      file_format=_FILE_FORMAT.value,
-  )
-  builder.num_workers = _NUM_WORKERS.value
   from flexunet.tools import build_output
 
+  def make_builder():
+    made = catalog.builder(
+        argv[1],
+        # A dry run reads no built dataset either.
+        data_dir=data_dir or manual_dir / "none",
+        options=_options(),
+        file_format=_FILE_FORMAT.value,
+    )
+    made.num_workers = _NUM_WORKERS.value
+    return made
+
+  builder = make_builder()
   if _DRY_RUN.value:
     build_output.print_files(builder, manual_dir)
     return
   if build_output.is_built(builder) and not _OVERWRITE.value:
     print(f"Already built: {builder.data_path} (--overwrite builds it again).")
     return
-  build_output.build(builder, manual_dir, overwrite=_OVERWRITE.value)
-  build_output.print_summary(builder)
+  build_output.print_summary(build_output.build(make_builder, manual_dir))
 
 
 def _raw_folder(dataset: str) -> pathlib.Path:
@@ -114,9 +117,10 @@ def _raw_folder(dataset: str) -> pathlib.Path:
         f" {builder_class.MANUAL_DOWNLOAD_INSTRUCTIONS}"
     )
   folder = pathlib.Path(_MANUAL_DIR.value).expanduser()
-  if not folder.is_dir():
+  if not folder.is_dir() or not any(folder.iterdir()):
+    what = "the folder is empty" if folder.is_dir() else "there is no such folder"
     raise InputError(
-        f"--manual_dir {folder}: there is no such folder."
+        f"--manual_dir {folder}: {what}."
         f" {builder_class.MANUAL_DOWNLOAD_INSTRUCTIONS}"
     )
   return folder

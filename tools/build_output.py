@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import shutil
 import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -14,13 +17,39 @@ _SHOWN_VALUES = 8
 _SPLIT_ORDER = ("train", "validation", "test", "unlabeled")
 
 
-def build(builder, manual_dir: pathlib.Path, overwrite: bool) -> None:
-  """Builds the dataset; after a failure nothing is left but what was there before."""
+def build(make_builder: Callable[[], Any], manual_dir: pathlib.Path) -> Any:
+  """Builds a dataset, anew if it is there, and returns its builder.
+
+  After a failure nothing is left but what was there before.
+  """
+  version_folder = pathlib.Path(make_builder().data_path)
+  with _set_aside(version_folder):
+    # A builder made before would still hold the splits of the old dataset.
+    builder = make_builder()
+    _build_new(builder, manual_dir)
+  return builder
+
+
+@contextlib.contextmanager
+def _set_aside(version_folder: pathlib.Path) -> Iterator[None]:
+  """Puts an existing dataset out of the way, and back when the new one fails."""
+  aside = version_folder.with_name(f".replaced-{version_folder.name}")
+  if version_folder.exists():
+    shutil.rmtree(aside, ignore_errors=True)
+    version_folder.rename(aside)
+  try:
+    yield
+  except BaseException:
+    if aside.exists() and not version_folder.exists():
+      aside.rename(version_folder)
+    raise
+  shutil.rmtree(aside, ignore_errors=True)
+
+
+def _build_new(builder, manual_dir: pathlib.Path) -> None:
   import tensorflow_datasets as tfds
 
-  builder.inspect_source(manual_dir)  # Before an existing dataset is deleted.
-  mode = tfds.GenerateMode.REUSE_CACHE_IF_EXISTS if overwrite else None
-  config = tfds.download.DownloadConfig(manual_dir=manual_dir, **_only(download_mode=mode))
+  config = tfds.download.DownloadConfig(manual_dir=manual_dir)
   version_folder = pathlib.Path(builder.data_path)
   data_dir = version_folder
   while data_dir.name != builder.name:
@@ -36,10 +65,6 @@ def build(builder, manual_dir: pathlib.Path, overwrite: bool) -> None:
       _remove_leftovers(data_dir / builder.name)
       for folder in created:
         _remove_empty(folder)
-
-
-def _only(**kwargs) -> dict:
-  return {name: value for name, value in kwargs.items() if value is not None}
 
 
 def _quiet(builder) -> None:
