@@ -10,6 +10,7 @@ from flexunet.tools.built_datasets import BuiltDataset
 from flexunet.tools.dataset_statistics import Statistics
 
 _TILE = 200
+_TITLE_HEIGHT = 36
 _LINE_COLORS = ("#555555", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -43,7 +44,8 @@ def _split_chart(axis, dataset: BuiltDataset) -> None:
   axis.bar(names, records, color="#c6d3dd", label="records")
   axis.bar(names, foreground, color="#0072B2", label="with foreground")
   for place, name in enumerate(names):
-    text = f"{splits[name]['num_subjects']} subjects\n{records[place]} records"
+    subjects = splits[name]["num_subjects"]
+    text = f"{subjects} subject{'s' if subjects != 1 else ''}\n{records[place]} records"
     axis.annotate(text, (place, records[place]), ha="center", va="bottom", fontsize=8)
   axis.margins(y=0.2)
   axis.set_title("Records per split")
@@ -64,6 +66,7 @@ def _class_chart(axis, dataset: BuiltDataset) -> None:
   axis.set_xticks(places + width * (len(splits) - 1) / 2, scheme.names, rotation=20, ha="right",
                   fontsize=8)  # fmt: skip
   axis.set_yscale("log")
+  axis.set_ylim(bottom=1e-3)
   axis.set_title("Share of pixels per class, % (log)")
   axis.legend(fontsize=8, frameon=False)
 
@@ -159,11 +162,17 @@ def contact_sheet(dataset: BuiltDataset, samples) -> np.ndarray:
   )
 
 
-def stack(pictures: list[np.ndarray]) -> np.ndarray:
-  """Puts pictures of any width below each other on white."""
-  width = max(picture.shape[1] for picture in pictures)
+def stack(pictures: dict[str, np.ndarray]) -> np.ndarray:
+  """Puts pictures of any width below each other on white, each under its title."""
+  from PIL import Image, ImageDraw, ImageFont
+
+  width = max(picture.shape[1] for picture in pictures.values())
   padded = []
-  for picture in pictures:
+  for title, picture in pictures.items():
+    band = Image.new("RGB", (width, _TITLE_HEIGHT), "white")
+    font = ImageFont.load_default(size=18)
+    ImageDraw.Draw(band).text((8, 8), title, fill="#1c2126", font=font)
+    padded.append(np.asarray(band))
     right = width - picture.shape[1]
     padded.append(np.pad(picture, ((0, 8), (0, right), (0, 0)), constant_values=255))
   return np.concatenate(padded)

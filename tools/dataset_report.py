@@ -55,7 +55,9 @@ def write_report(dataset: BuiltDataset, output: pathlib.Path, progress: bool = F
   ])  # fmt: skip
   template = string.Template(_TEMPLATE.read_text(encoding="utf-8"))
   page = template.substitute(title=html.escape(dataset.name), body=body)
-  picture = overlay.encode_png(dataset_charts.stack([charts, *sheets.values()]))
+  picture = overlay.encode_png(
+      dataset_charts.stack({dataset.name: charts, **{_title(n): s for n, s in sheets.items()}})
+  )
   # The page last: where it is, both are.
   output.with_suffix(".png").write_bytes(picture)
   output.write_text(page, encoding="utf-8")
@@ -137,9 +139,13 @@ def _size_note(statistics: Statistics) -> str:
   return f'<p class="note">Sizes: {shown}{more}. Spacing: {spacing}.</p>'
 
 
-def _sheet(name: str, picture: np.ndarray, dataset: BuiltDataset) -> str:
+def _title(name: str) -> str:
   titles = {"negative": "Slices without foreground", "unlabeled": "Scans without labels"}
-  title = report_html.text(titles.get(name, name))
+  return titles.get(name, name)
+
+
+def _sheet(name: str, picture: np.ndarray, dataset: BuiltDataset) -> str:
+  title = report_html.text(_title(name))
   if name in dataset.scheme.names:
     # The colour as drawn: dull palette colours are replaced on the sheet.
     colors = overlay.display_palette(dataset.scheme.palette)
