@@ -39,7 +39,7 @@ def _case(example: Example, palette: np.ndarray) -> str:
   crop = example.image[box]
   zoomed = crop.shape != example.image.shape
   panels = [
-      ("slice", overlay.frame(example.image, box)),
+      ("slice", overlay.frame(example.image, box) if zoomed else example.image),
       ("image", crop),
       ("truth", overlay.blend(crop, example.truth[box], palette)),
       ("prediction", overlay.blend(crop, example.prediction[box], palette)),
