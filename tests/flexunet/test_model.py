@@ -163,6 +163,25 @@ def test_a_saved_network_answers_equally(changes, tmp_path):
   np.testing.assert_array_equal(network(pictures), again(pictures))
 
 
+@pytest.mark.parametrize(
+    ("num_classes", "shares"), [(3, [0.9, 0.08, 0.02]), (2, [600, 0]), (1, [0.75, 0.25])]
+)
+def test_an_untrained_network_expects_the_classes_at_their_shares(num_classes, shares):
+  network = small(num_classes=num_classes, deep_supervision=True)
+  model.set_class_prior(network, shares)
+  for output in network(np.zeros((1, 16, 24, 1))):  # No features: the bias alone answers.
+    expected = np.array(shares) / sum(shares)
+    found = output.numpy().mean((0, 1, 2))
+    np.testing.assert_allclose(found, expected[1:] if num_classes == 1 else expected, atol=2e-5)
+    assert found.min() > 0
+
+
+@pytest.mark.parametrize("shares", [[0.5, 0.5], [0.5, 0.5, -0.1], [0, 0, 0]])
+def test_shares_that_do_not_fit_are_refused(shares):
+  with pytest.raises(InputError, match="3 numbers of at least 0"):
+    model.set_class_prior(small(), shares)
+
+
 def test_deep_supervision_repeats_the_coarse_outputs():
   network = small(deep_supervision=True)
   fine, coarse = (output.numpy() for output in network(images(1, 16, 24, 1)))
