@@ -88,7 +88,12 @@ def evaluate(
     )
     figures = evaluation_summary.summarize(scores.rows, names[1:], _SCORES)
     figures["published"] = scores.published
-    figures["evaluated"] = {"split": split, **scores.counts, **about}
+    figures["evaluated"] = {
+        "split": split,
+        **scores.counts,
+        "subjects_also_trained_on": _shared_subjects(source, split, run_config.data.train_split),
+        **about,
+    }
     written[split] = evaluation_summary.strict(figures)
     _write_split(run, split, written[split], scores)
   report.write_report(run)
@@ -135,6 +140,17 @@ def check_data(
         " have been trained on. Name the right --data_dir, or pass --allow_other_data when all its"
         " subjects are new."
     )
+
+
+def _shared_subjects(source: DatasetSource, split: str, train_split: str) -> int:
+  """Returns how many subjects of a split stand in the training split too.
+
+  Builders split by subject, but published folders do not always.
+  """
+  if train_split not in source.splits:
+    return 0
+  own, trained = (set(source.table(name).subject.tolist()) for name in (split, train_split))
+  return len((own & trained) - {""})
 
 
 def split_counts(source: DatasetSource) -> dict[str, dict[str, int]]:

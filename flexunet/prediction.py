@@ -131,8 +131,9 @@ def _predict_volume(
 def _predict_picture(
     scan: Scan, predictor: inference.Predictor, run_config: config.RunConfig, outputs: Outputs
 ) -> None:
-  image = picture_io.read_gray(scan.path)
-  probability = next(predictor.probabilities([image]))
+  pixels = _read_picture(scan, run_config)
+  image = pixels if pixels.ndim == 2 else np.round(pixels.mean(axis=-1)).astype(np.uint8)
+  probability = next(predictor.probabilities([pixels]))
   label = inference.to_label(probability)
   scheme = inference.scheme_of(run_config)
   scan.label_path(outputs.folder).parent.mkdir(parents=True, exist_ok=True)
@@ -144,6 +145,16 @@ def _predict_picture(
   if outputs.probabilities:
     _write_probabilities(scan, outputs, probability.astype(np.float16), run_config)
   _write_png(scan, outputs, "_label.png", label)
+
+
+def _read_picture(scan: Scan, run_config: config.RunConfig) -> np.ndarray:
+  """Returns uint8 [H, W], or [H, W, 3] for a colour picture and a network of three channels."""
+  try:
+    return picture_io.read_gray(scan.path)
+  except InputError:
+    if run_config.model.image_channels != 3:
+      raise
+    return picture_io.read_rgb(scan.path)
 
 
 def _resampled(

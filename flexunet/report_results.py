@@ -103,6 +103,12 @@ def caveats(
       says.append("it chose the best checkpoint, so its figures are optimistic.")
     if split == config["data"]["train_split"]:
       says.append("the network was trained on it. Its figures tell nothing about new people.")
+    elif shared := evaluated["subjects_also_trained_on"]:
+      says.append(
+          f"{shared} of its {evaluated['subjects']} subjects were trained on too, with other"
+          " slices. Its figures say little about new people: build the dataset with a split by"
+          " subject."
+      )
     if empty := figures["foreground_dice"]["n_empty"]:
       says.append(
           f"{empty} of {evaluated['volumes']} volumes are empty in truth and prediction; they have"

@@ -92,7 +92,7 @@ def evaluated_run(path, subjects: int = 4) -> run_folder.RunFolder:
   figures["evaluated"] = {
       "split": "test", "subjects": subjects, "volumes": subjects, "slices": 31 * subjects,
       "fingerprint": "f" * 16, "model_sha256": "0" * 64, "surface_tolerance_mm": 1.0,
-      "volumes_with_2d_distances": 0, "volumes_without_spacing": 1,
+      "subjects_also_trained_on": 0, "volumes_with_2d_distances": 0, "volumes_without_spacing": 1,
       "dataset_splits": {"test": {"subjects": subjects, "volumes": subjects, "slices": 124}},
   }  # fmt: skip
   run_folder.write_json(run.metrics_json, evaluation_summary.strict({"test": figures}))

@@ -101,6 +101,16 @@ def test_a_perfect_network_scores_one_and_empty_volumes_do_not_count(run, data_d
   assert evaluated["dataset_splits"]["train"] == {"subjects": 1, "volumes": 1, "slices": 2}
 
 
+def test_subjects_on_both_sides_of_a_split_are_counted_and_told(run, tmp_path):
+  both = [*records("A", 2), *records("B", 2)]
+  dataset_samples.write_dataset(tmp_path / "data", {"train": both[:2], "test": both})
+  evaluated = evaluate(run, ["test", "train"], tmp_path / "data")
+  assert evaluated["test"]["evaluated"]["subjects_also_trained_on"] == 1
+  report = run.report_html.read_text()
+  assert "1 of its 2 subjects were trained on too" in report
+  assert "the network was trained on it" in report
+
+
 def test_the_published_figure_is_computed_as_published(run, data_dir):
   published = evaluate(run, ["validation"], data_dir)["validation"]["published"]
   # The network answers 0.8 at the true class of each of the 20 x 26 pixels of every slice.

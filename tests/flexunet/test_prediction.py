@@ -1,5 +1,6 @@
 """Predictions lie on their scans: round trips through files, formats, orientations, failures."""
 
+import dataclasses
 import itertools
 
 import nibabel as nib
@@ -154,6 +155,20 @@ def test_a_picture_gives_class_ids_an_overlay_and_on_wish_colours(tmp_path):
   assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "a_overlay.png")), blended)
   colors = np.array([entry["color"] for entry in run_samples.CLASSES])
   assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "a_color.png")), colors[truth])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_colour_picture_needs_a_network_of_three_channels(tmp_path, channels):
+  pixels = np.zeros((8, 9, 3), np.uint8)
+  pixels[2:5] = (250, 60, 50)  # Its mean of 120 is class 1 of the stand-in.
+  Image.fromarray(pixels).save(tmp_path / "a.png")
+  model = dataclasses.replace(make_config().model, image_channels=channels)
+  outcome = predict(tmp_path, tmp_path / "out", dataclasses.replace(make_config(), model=model))
+  if channels == 1:
+    assert "must be a grey picture" in outcome.failures[0]
+  else:
+    label = np.asarray(Image.open(tmp_path / "out" / "a_label.png"))
+    assert np.array_equal(label, (pixels[..., 0] > 0).astype(np.uint8))
 
 
 def test_a_volume_for_a_run_on_pictures_is_refused(tmp_path):
