@@ -25,6 +25,7 @@ from flexunet.datasets import (
     build_report,
     case_pool,
     case_records,
+    case_worker,
     errors,
     shard_writer,
     subject_splits,
@@ -56,27 +57,20 @@ def build(builder, root: pathlib.Path, download_config) -> None:
     missing = [task for task in tasks if not case_records.is_finished(task.stem)]
     if len(missing) < len(tasks):
       logging.info("Going on: %d of %d cases are done.", len(tasks) - len(missing), len(tasks))
-    workers = builder.num_workers or available_cpus()
+    workers = builder.num_workers or case_pool.available_cpus()
     if problems := case_pool.read_cases(builder, address_of(builder), missing, workers):
       shutil.rmtree(work)  # Bad input leaves nothing half-written.
       raise errors.from_problems(problems, "Nothing was built.")
     _assemble(builder, folder, findings, tasks, download_config)
 
 
-def available_cpus() -> int:
-  """Returns how many CPUs this process may use."""
-  if hasattr(os, "sched_getaffinity"):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
-
-
-def address_of(builder) -> case_records.BuilderAddress:
+def address_of(builder) -> case_worker.BuilderAddress:
   """Returns how a worker process makes the same builder."""
   config = builder.builder_config
   known = builder.builder_configs.get(config.name) is config
   module = type(builder).__module__
   source = pathlib.Path(inspect.getfile(type(builder))).resolve()
-  return case_records.BuilderAddress(
+  return case_worker.BuilderAddress(
       module=module,
       class_name=type(builder).__name__,
       module_root=os.fspath(source.parents[module.count(".")]),

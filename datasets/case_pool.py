@@ -1,18 +1,41 @@
-"""Reads cases with a pool of processes, a few at a time, or in this process."""
+"""Reads cases with a pool of worker processes, one case each at a time, or in this process."""
 
 from __future__ import annotations
 
 import concurrent.futures
-import multiprocessing
-from collections.abc import Iterable, Iterator
+import json
+import os
+import pathlib
+import pickle
+import queue
+import subprocess
+import sys
+from collections.abc import Iterator
 
 import tqdm
 
 from flexunet.datasets import case_records
-from flexunet.datasets.case_records import BuilderAddress, CaseTask
+from flexunet.datasets.case_records import CaseTask
+from flexunet.datasets.case_worker import BuilderAddress
 
 # Below this many cases the start of the processes costs more than they save.
 _FEW_CASES = 4
+_WORKER = "import sys; sys.path[:] = sys.argv[1:]; " + (
+    "from flexunet.datasets import case_worker; case_worker.main()"
+)
+
+
+def available_cpus() -> int:
+  """Returns how many CPUs this process may use, by affinity and by its control group's quota."""
+  count = os.cpu_count() or 1
+  if hasattr(os, "sched_getaffinity"):
+    count = len(os.sched_getaffinity(0))
+  try:
+    quota, period = pathlib.Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    count = min(count, max(1, round(int(quota) / int(period))))
+  except (OSError, ValueError):
+    pass  # No such limit ("max"), or another system.
+  return count
 
 
 def read_cases(
@@ -32,7 +55,7 @@ def read_cases(
   with bar:
     num_workers = min(num_workers, len(tasks))
     if num_workers <= 1 or len(tasks) < _FEW_CASES:
-      messages = _serial(builder, tasks)
+      messages = (case_records.write_case(builder, task) for task in tasks)
     else:
       messages = _parallel(address, tasks, num_workers)
     problems = []
@@ -43,40 +66,84 @@ def read_cases(
   return sorted(problems)
 
 
-def _serial(builder, tasks: Iterable[CaseTask]) -> Iterator[str | None]:
-  for task in tasks:
-    yield case_records.write_case(builder, task)
-
-
 def _parallel(
     address: BuilderAddress, tasks: list[CaseTask], num_workers: int
 ) -> Iterator[str | None]:
-  # Spawned, not forked: the parent may hold TensorFlow, whose threads do not survive a fork.
-  context = multiprocessing.get_context("spawn")
-  pool = concurrent.futures.ProcessPoolExecutor(
-      num_workers, context, case_records.start_worker, (address,)
-  )
+  """Yields the answers as they come; a thread per worker waits for its process."""
+  workers: list[_Worker] = []
+  idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+
+  def run(task: CaseTask) -> str | None:
+    worker = idle.get()
+    try:
+      return worker.ask(task)
+    finally:
+      idle.put(worker)
+
   try:
-    waiting = iter(tasks)
-    running = set()
-    while True:
-      # One task more than workers keeps them busy, and no more volumes in memory than workers.
-      for task in waiting:
-        running.add(pool.submit(case_records.run_in_worker, task))
-        if len(running) > num_workers:
-          break
-      if not running:
-        return
-      done, running = concurrent.futures.wait(
-          running, return_when=concurrent.futures.FIRST_COMPLETED
-      )
-      for future in done:
-        yield future.result()
-  except concurrent.futures.process.BrokenProcessPool as error:
-    raise RuntimeError(
-        "A worker process of the build ended at once. In a script, call the build below"
-        ' `if __name__ == "__main__":`, because workers import the script again. Otherwise the'
-        " machine may be short of memory: build with fewer workers (num_workers=1)."
-    ) from error
+    for _ in range(num_workers):
+      workers.append(_Worker(address))
+      idle.put(workers[-1])
+    with concurrent.futures.ThreadPoolExecutor(num_workers) as threads:
+      futures = [threads.submit(run, task) for task in tasks]
+      try:
+        for future in concurrent.futures.as_completed(futures):
+          yield future.result()
+      except BaseException:
+        threads.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+          worker.kill()  # Releases the threads that wait for an answer.
+        raise
   finally:
-    pool.shutdown(wait=True, cancel_futures=True)
+    for worker in workers:
+      worker.close()
+
+
+class _Worker:
+  """One worker process; `ask` blocks until it answers."""
+
+  def __init__(self, address: BuilderAddress):
+    self._process = subprocess.Popen(
+        [sys.executable, "-c", _WORKER, *sys.path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        # Ctrl-C reaches a whole group of processes; the parent alone decides what it means.
+        start_new_session=True,
+    )
+    self._address: BuilderAddress | None = address
+
+  def ask(self, task: CaseTask) -> str | None:
+    """Returns the message of the case's bad input, if any."""
+    if self._address is not None:
+      address, self._address = self._address, None
+      self._exchange(address)
+    return self._exchange(task)
+
+  def _exchange(self, message) -> str | None:
+    try:
+      pickle.dump(message, self._process.stdin)
+      self._process.stdin.flush()
+      line = self._process.stdout.readline()
+    except BrokenPipeError:
+      line = b""
+    if not line:
+      raise RuntimeError(
+          f"A worker process of the build ended with exit code {self._process.wait()} before it"
+          " answered. The machine may be short of memory: build with fewer workers."
+      )
+    answer = json.loads(line)
+    if "fault" in answer:
+      raise RuntimeError(f"Reading a case failed in a worker process:\n{answer['fault']}")
+    return answer["problem"]
+
+  def kill(self) -> None:
+    self._process.kill()
+
+  def close(self) -> None:
+    """Lets the process end by closing its input."""
+    try:
+      self._process.stdin.close()
+    except BrokenPipeError:
+      pass
+    self._process.wait()
+    self._process.stdout.close()

@@ -6,18 +6,11 @@ Workers never import TensorFlow: pictures are encoded by Pillow and the containe
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import io
 import json
-import multiprocessing
-import multiprocessing.connection
 import os
 import pathlib
-import signal
-import sys
-import threading
 import zlib
-from typing import Any
 
 import numpy as np
 
@@ -49,56 +42,6 @@ class RecordRow:
   height: int | None
   width: int | None
   pixels: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class BuilderAddress:
-  """How a worker makes the builder anew: builders themselves do not travel.
-
-  Attributes:
-    module, class_name: Where its class is.
-    module_root: Folder that must be on the path for it (a builder may be loaded by its file).
-    config: Name of a config of the class, or all fields of one made up by the user.
-    voxel_dtype: What the volumes of this build store.
-  """
-
-  module: str
-  class_name: str
-  module_root: str
-  config: str | dict[str, Any]
-  voxel_dtype: str
-
-  def load(self):
-    """Imports and makes the builder in this process."""
-    if self.module_root not in sys.path:
-      sys.path.append(self.module_root)
-    builder_class = getattr(importlib.import_module(self.module), self.class_name)
-    return builder_class.for_reading(self.config, self.voxel_dtype)
-
-
-_BUILDER = None
-
-
-def start_worker(address: BuilderAddress) -> None:
-  """Prepares a worker process, once."""
-  global _BUILDER
-  # Ctrl-C reaches the whole process group; the parent alone decides what it means.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  threading.Thread(target=_leave_with_parent, daemon=True).start()
-  _BUILDER = address.load()
-
-
-def _leave_with_parent() -> None:
-  """Ends a worker whose parent was killed: it would wait for tasks for ever."""
-  parent = multiprocessing.parent_process()
-  if parent is not None:
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
-
-
-def run_in_worker(task: CaseTask) -> str | None:
-  """Reads the case with the process's own builder; returns the line of its error, if any."""
-  return write_case(_BUILDER, task)
 
 
 def write_case(builder, task: CaseTask) -> str | None:

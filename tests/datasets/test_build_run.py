@@ -1,6 +1,8 @@
 """A whole build: the same bytes every time, nothing half-done, no subject on two sides."""
 
 import csv
+import dataclasses
+import itertools
 import pathlib
 import signal
 import subprocess
@@ -11,7 +13,13 @@ import build_samples
 import pytest
 import tensorflow_datasets as tfds
 
-from flexunet.datasets import case_records, shard_writer, subject_splits
+from flexunet.datasets import (
+    build_run,
+    case_pool,
+    case_records,
+    shard_writer,
+    subject_splits,
+)
 from flexunet.datasets.errors import InputError
 
 HIPPOCAMPUS = "hippocampus_t1w"
@@ -102,7 +110,7 @@ def test_the_report_agrees_with_the_shards_and_the_table(built):
 def test_records_are_mixed_and_shards_are_several(built):
   rows = [row for row in build_samples.rows_of(built) if row["split"] == "train"]
   subjects = [row["subject"] for row in rows]
-  changes = sum(a != b for a, b in zip(subjects, subjects[1:]))
+  changes = sum(a != b for a, b in itertools.pairwise(subjects))
   assert changes > len(set(subjects))
   assert len({row["shard"] for row in rows}) == 4
 
@@ -204,7 +212,7 @@ def test_a_killed_build_resumes_to_the_same_bytes(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_script_without_a_main_guard_fails_instead_of_hanging(raw, tmp_path):
+def test_a_script_without_a_main_guard_builds_too(raw, built, tmp_path):
   script = tmp_path / "script.py"
   script.write_text(
       "import tensorflow_datasets as tfds\n"
@@ -214,11 +222,18 @@ def test_a_script_without_a_main_guard_fails_instead_of_hanging(raw, tmp_path):
       "builder.download_and_prepare(\n"
       f"    download_config=tfds.download.DownloadConfig(manual_dir={str(raw)!r}))\n"
   )
-  result = subprocess.run(
-      [sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
-  assert result.returncode != 0
-  assert "__main__" in result.stderr
-  assert not list((tmp_path / "out").rglob("dataset_info.json"))
+  subprocess.run([sys.executable, str(script)], timeout=120, check=True)
+  folder = tmp_path / "out" / HIPPOCAMPUS / "slices" / "1.0.0"
+  assert build_samples.digests(folder) == build_samples.digests(built.data_path)
+
+
+@pytest.mark.slow
+def test_a_fault_in_a_worker_comes_back_with_its_trace(raw, tmp_path):
+  builder = build_samples.catalog.builder(HIPPOCAMPUS, tmp_path)
+  address = dataclasses.replace(build_run.address_of(builder), config="no such config")
+  task = case_records.CaseTask(builder.inspect_source(raw).cases[0], 0, tmp_path / "x")
+  with pytest.raises(RuntimeError, match="no such config"):
+    case_pool.read_cases(builder, address, [task] * 4, 2)
 
 
 @pytest.mark.slow

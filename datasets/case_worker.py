@@ -1,0 +1,68 @@
+"""A worker process of the build: reads tasks from its standard input until that is closed.
+
+Not a `multiprocessing` worker on purpose: those import the main program again, which costs many
+seconds below `tfds build` and hangs a script without a main guard. When the parent is killed its
+end of the pipe closes, so no worker stays behind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import pickle
+import sys
+import traceback
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class BuilderAddress:
+  """How a worker makes the builder anew: builders themselves do not travel.
+
+  Attributes:
+    module, class_name: Where its class is.
+    module_root: Folder that must be on the path for it (a builder may be loaded by its file).
+    config: Name of a config of the class, or all fields of one made up by the user.
+    voxel_dtype: What the volumes of this build store.
+  """
+
+  module: str
+  class_name: str
+  module_root: str
+  config: str | dict[str, Any]
+  voxel_dtype: str
+
+  def load(self):
+    """Imports and makes the builder in this process."""
+    if self.module_root not in sys.path:
+      sys.path.append(self.module_root)
+    builder_class = getattr(importlib.import_module(self.module), self.class_name)
+    return builder_class.for_reading(self.config, self.voxel_dtype)
+
+
+def main() -> None:
+  """Answers each pickled task with one line of JSON: {"problem": ...} or {"fault": ...}."""
+  # Whatever a library prints goes to standard error; standard output carries the answers.
+  answers = os.fdopen(os.dup(1), "w", buffering=1)
+  os.dup2(2, 1)
+  tasks = sys.stdin.buffer
+  builder, case_records = None, None
+  while True:
+    try:
+      # The parent is the same program on the same machine: no data of others is unpickled.
+      task = pickle.load(tasks)
+    except EOFError:
+      return
+    try:
+      if builder is None:
+        from flexunet.datasets import case_records
+
+        builder = task.load()
+        answer = {"problem": None}
+      else:
+        answer = {"problem": case_records.write_case(builder, task)}
+    except Exception:
+      answer = {"fault": traceback.format_exc()}
+    print(json.dumps(answer), file=answers)
