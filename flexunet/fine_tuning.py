@@ -1,0 +1,85 @@
+"""Starts a new network from the weights of a trained one, also with other classes or channels."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from flexunet.datasets.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+  """What became of the layers, by name; to be told to the user.
+
+  Attributes:
+    copied: Taken over as they are.
+    adapted: Taken over for another number of input channels.
+    fresh: Left as they were made: heads of another number of classes or new outputs.
+  """
+
+  copied: list[str]
+  adapted: list[str]
+  fresh: list[str]
+
+  def sentence(self) -> str:
+    """Returns one line for the log."""
+    text = f"{len(self.copied)} layers taken over"
+    if self.adapted:
+      text += f", {', '.join(self.adapted)} adapted to the number of channels"
+    if self.fresh:
+      text += f", {', '.join(sorted(self.fresh))} made anew"
+    return f"{text}."
+
+
+def transfer_weights(source: keras.Model, target: keras.Model) -> Transfer:
+  """Copies weights layer by layer, by name; `target` changes in place.
+
+  The two may differ in image size, channels, classes, dropout and deep supervision, not in what
+  decides the shape of the other weights.
+
+  Raises:
+    InputError: The networks differ in stages, filters, kernels or normalization.
+  """
+  theirs = {layer.name: layer for layer in source.layers if layer.weights}
+  mine = {layer.name: layer for layer in target.layers if layer.weights}
+  heads = {name for name in {*theirs, *mine} if name.startswith("head")}
+  if alone := sorted((theirs.keys() ^ mine.keys()) - heads):
+    raise InputError(
+        "The network to start from must have the stages and normalization of the new one. Only"
+        f" one of them has {', '.join(alone[:3])} ({len(alone)} layers in all)."
+    )
+  done = Transfer([], [], [])
+  planned = []
+  for name, layer in mine.items():
+    if name not in theirs:
+      done.fresh.append(name)
+      continue
+    old, new = theirs[name].get_weights(), layer.get_weights()
+    if [w.shape for w in old] == [w.shape for w in new]:
+      done.copied.append(name)
+    elif name in heads:
+      done.fresh.append(name)
+      continue
+    elif name == "encoder0_conv0" and old[0].shape[-1:] == new[0].shape[-1:] and (
+        old[0].shape[:2] == new[0].shape[:2]
+    ):
+      old = [_for_channels(old[0], new[0].shape[2]), *old[1:]]
+      done.adapted.append(name)
+    else:
+      raise InputError(
+          "The network to start from must have the filters and kernels of the new one. Layer"
+          f" {name}: {old[0].shape} there, {new[0].shape} here."
+      )
+    planned.append((layer, old))
+  for layer, weights in planned:  # Only now: a refused network is left untouched.
+    layer.set_weights(weights)
+  return done
+
+
+def _for_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
+  """Returns [h, w, channels, filters] that answers equally to pictures of equal channels."""
+  mean = kernel.sum(axis=2, keepdims=True) / channels
+  return np.repeat(mean, channels, axis=2)
