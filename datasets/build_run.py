@@ -19,7 +19,6 @@ import sys
 from collections.abc import Iterator, Mapping
 
 import tensorflow_datasets as tfds
-from absl import logging
 
 from flexunet.datasets import (
     build_report,
@@ -55,10 +54,10 @@ def build(builder, root: pathlib.Path, download_config) -> None:
       name = hashlib.sha256(f"{case.state(findings.root)}:{fold}".encode()).hexdigest()[:24]
       tasks.append(case_records.CaseTask(case, fold, work / name))
     missing = [task for task in tasks if not case_records.is_finished(task.stem)]
-    if len(missing) < len(tasks):
-      logging.info("Going on: %d of %d cases are done.", len(tasks) - len(missing), len(tasks))
     workers = builder.num_workers or case_pool.available_cpus()
-    if problems := case_pool.read_cases(builder, address_of(builder), missing, workers):
+    if problems := case_pool.read_cases(
+        builder, address_of(builder), missing, workers, done=len(tasks) - len(missing)
+    ):
       shutil.rmtree(work)  # Bad input leaves nothing half-written.
       raise errors.from_problems(problems, "Nothing was built.")
     _assemble(builder, folder, findings, tasks, download_config)

@@ -39,7 +39,7 @@ def available_cpus() -> int:
 
 
 def read_cases(
-    builder, address: BuilderAddress, tasks: list[CaseTask], num_workers: int
+    builder, address: BuilderAddress, tasks: list[CaseTask], num_workers: int, done: int = 0
 ) -> list[str]:
   """Writes the work files of all tasks; returns the messages of the cases that are bad input.
 
@@ -50,8 +50,12 @@ def read_cases(
     address: Where worker processes find the same builder.
     tasks: The cases.
     num_workers: Processes to use.
+    done: Cases that an earlier build finished; the progress bar starts there.
   """
-  bar = tqdm.tqdm(total=len(tasks), desc="Reading", unit=" case", disable=None, leave=False)
+  bar = tqdm.tqdm(
+      total=done + len(tasks), initial=done, desc="Reading", unit=" case", disable=None,
+      leave=False,
+  )
   with bar:
     num_workers = min(num_workers, len(tasks))
     if num_workers <= 1 or len(tasks) < _FEW_CASES:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging as standard_logging
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 
 from absl import app, logging
@@ -15,9 +18,12 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
   Only `InputError` is caught. Anything else is a fault of the program and keeps its trace.
   """
-  # Progress of the libraries is noise beside our own; absl would print each info line.
-  logging.set_verbosity(logging.WARNING)
-  logging.set_stderrthreshold("warning")
+  # The start-up lines of the libraries are noise beside our own; --verbosity brings them back.
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+  logging.set_verbosity(logging.ERROR)
+  logging.set_stderrthreshold("error")
+  logging.get_absl_logger().addFilter(_is_worth_telling)
   app.run(lambda argv: _report_bad_input(main, argv))
 
 
@@ -27,3 +33,37 @@ def _report_bad_input(main: Callable[[Sequence[str]], None], argv: Sequence[str]
   except InputError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(1)
+
+
+def load_tensorflow() -> None:
+  """Imports TensorFlow and finds its devices without its start-up lines.
+
+  TF 2.21 writes them before its log level is read, so standard error is set aside meanwhile. What
+  it said is shown after all when the import fails, and its errors when the machine has a GPU.
+  """
+  if "tensorflow" in sys.modules:
+    return
+  sys.stderr.flush()
+  kept = os.dup(2)
+  with tempfile.TemporaryFile() as aside:
+    os.dup2(aside.fileno(), 2)
+    failed = True
+    try:
+      import tensorflow as tf
+
+      tf.config.list_physical_devices()
+      failed = False
+    finally:
+      os.dup2(kept, 2)
+      os.close(kept)
+      aside.seek(0)
+      said = aside.read().decode(errors="replace")
+      if failed:
+        sys.stderr.write(said)
+      elif os.path.exists("/dev/nvidiactl"):
+        sys.stderr.writelines(f"{line}\n" for line in said.splitlines() if line.startswith("E"))
+
+
+def _is_worth_telling(record: standard_logging.LogRecord) -> bool:
+  # TFDS warns of its own use of an attribute that it has deprecated, at each feature it reads.
+  return "`FeatureConnector.dtype` is deprecated" not in record.getMessage()
