@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 # Shown instead of a class colour without hue (white, grey, black), which a grey scan would
-# swallow. From Okabe and Ito's set, which colour-blind readers can tell apart.
+# swallow. Okabe and Ito's set, which colour-blind readers can tell apart, and two bright ones.
 _STAND_INS = (
     (230, 159, 0),
     (86, 180, 233),
@@ -21,6 +21,8 @@ _STAND_INS = (
     (240, 228, 66),
     (213, 94, 0),
     (204, 121, 167),
+    (0, 225, 225),
+    (255, 60, 220),
 )
 _MIN_SATURATION = 0.25
 _MIN_BRIGHTNESS = 0.35
@@ -38,15 +40,25 @@ def display_palette(palette: np.ndarray) -> np.ndarray:
     _, saturation, brightness = colorsys.rgb_to_hsv(*(shown[index] / 255.0))
     if saturation < _MIN_SATURATION or brightness < _MIN_BRIGHTNESS:
       dull.append(index)
-  used = [shown[index].astype(int) for index in range(1, len(shown)) if index not in dull]
+  used = [_lab(shown[index]) for index in range(1, len(shown)) if index not in dull]
   for index in dull:
     distances = [
-        min((float(np.linalg.norm(other - np.array(color))) for other in used), default=1e3)
+        min((float(np.linalg.norm(other - _lab(color))) for other in used), default=0.0)
         for color in _STAND_INS
     ]
     shown[index] = _STAND_INS[int(np.argmax(distances))]
-    used.append(shown[index].astype(int))
+    used.append(_lab(shown[index]))
   return shown
+
+
+def _lab(rgb: Sequence[int] | np.ndarray) -> np.ndarray:
+  """Returns a colour as CIELAB (white D65): distances there are those an eye sees."""
+  share = np.asarray(rgb, np.float64) / 255
+  linear = np.where(share > 0.04045, ((share + 0.055) / 1.055) ** 2.4, share / 12.92)
+  to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+  xyz = np.array(to_xyz) @ linear / (0.9505, 1.0, 1.089)
+  x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+  return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
 def contour(label: np.ndarray) -> np.ndarray:

@@ -23,7 +23,8 @@ def case_section(examples: Sequence[Example], scheme: LabelScheme) -> str:
       if index
   )
   parts = [f'<div class="legend">{legend}</div>']
-  for side, title in (("worst", "Worst cases"), ("best", "Best cases")):
+  only = "The only case" if len(examples) == 1 else "Best cases"
+  for side, title in (("worst", "Worst cases"), ("best", only)):
     if chosen := [example for example in examples if example.side == side]:
       parts.append(f"<h3>{title}</h3>")
       parts += [_case(example, palette) for example in chosen]

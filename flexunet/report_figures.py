@@ -163,7 +163,7 @@ def strip_chart(
         for value, offset in zip(values, offsets, strict=True)
     ]
     parts.append(
-        f'<text x="{right + 10}" y="{middle + 4}" fill="{_TEXT}" {_FONT}>{median:.3g}</text>'
+        f'<text x="{right + 10}" y="{middle + 4}" fill="{_TEXT}" {_FONT}>{median:.3f}</text>'
     )
   return _svg(parts, width, bottom + 26, title)
 

@@ -29,6 +29,11 @@ def number(value: Any, digits: int = 3) -> str:
   return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
 
 
+def count(amount: int, unit: str) -> str:
+  """Returns "1 volume", "2 volumes", "1,205 slices"."""
+  return f"{amount:,} {unit}" + ("" if amount == 1 else "s")
+
+
 def interval(ends: Sequence[float] | None, digits: int = 3) -> str:
   """Returns "0.81 to 0.89"; a dash for None."""
   return DASH if not ends else f"{number(ends[0], digits)} to {number(ends[1], digits)}"

@@ -54,9 +54,10 @@ def tiles(split: str, figures: Mapping[str, Any]) -> str:
   overall, evaluated = figures["foreground_dice"], figures["evaluated"]
   ci95 = overall["ci95"]
   spread = f"95 % interval {page.interval(ci95)}" if ci95 else "too few subjects for an interval"
+  volumes = page.count(overall["n"], "volume")
   worst, best = page.number(overall["min"]), page.number(overall["max"])
   entries = [
-      ("Mean foreground Dice", page.number(overall["mean"]), f"{overall['n']} volumes; {spread}"),
+      ("Mean foreground Dice", page.number(overall["mean"]), f"{volumes}; {spread}"),
       ("Median Dice", page.number(overall["median"]), f"worst {worst}, best {best}"),
   ]
   medians = [entry["hd95_mm"]["median"] for entry in figures["per_class"].values()
@@ -64,7 +65,8 @@ def tiles(split: str, figures: Mapping[str, Any]) -> str:
   if known := [value for value in medians if value is not None]:
     what = "median of the volumes" + ("; of the worst class" if len(medians) > 1 else "")
     entries.append(("HD95", f"{max(known):.1f} mm", what))
-  counts = f"{evaluated['volumes']} volumes, {evaluated['slices']:,} slices in {page.text(split)}"
+  counts = ", ".join(page.count(evaluated[f"{unit}s"], unit) for unit in ("volume", "slice"))
+  counts += f" in {page.text(split)}"
   entries.append(("Subjects", page.number(evaluated["subjects"]), counts))
   return '<div class="tiles">' + "".join(
       f'<div class="tile"><span class="what">{what}</span><b>{value}</b><span>{note}</span></div>'
@@ -93,11 +95,12 @@ def caveats(
   found = []
   for split, figures in evaluations.items():
     evaluated = figures["evaluated"]
+    volumes = page.count(evaluated["volumes"], "volume")
     says = []
     if evaluated["subjects"] < _FEW_SUBJECTS:
       says.append(
-          f"only {evaluated['subjects']} subjects. The figures can change much with other people;"
-          " of so few, even the interval is too narrow."
+          f"only {page.count(evaluated['subjects'], 'subject')}. The figures can change much with"
+          " other people; of so few, even the interval is too narrow."
       )
     if split == config["data"]["validation_split"]:
       says.append("it chose the best checkpoint, so its figures are optimistic.")
@@ -105,24 +108,22 @@ def caveats(
       says.append("the network was trained on it. Its figures tell nothing about new people.")
     elif shared := evaluated["subjects_also_trained_on"]:
       says.append(
-          f"{shared} of its {evaluated['subjects']} subjects were trained on too, with other"
+          f"{shared} of {page.count(evaluated['subjects'], 'subject')} trained on too, with other"
           " slices. Its figures say little about new people: build the dataset with a split by"
           " subject."
       )
     if empty := figures["foreground_dice"]["n_empty"]:
       says.append(
-          f"{empty} of {evaluated['volumes']} volumes are empty in truth and prediction; they have"
-          " no Dice and are left out of its means."
+          f"{empty} of {volumes} empty in truth and prediction: no Dice, left out of its means."
       )
     if flat := evaluated["volumes_with_2d_distances"]:
       says.append(
-          f"{flat} of {evaluated['volumes']} volumes have gaps between their slices or a single"
-          " slice; their surface distances are measured within slices."
+          f"{flat} of {volumes} with gaps between slices, or a single slice: surface distances are"
+          " measured within slices."
       )
     if unknown := evaluated["volumes_without_spacing"]:
       says.append(
-          f"{unknown} of {evaluated['volumes']} volumes state no spacing; they have no distances in"
-          " millimetres."
+          f"{unknown} of {volumes} without a known spacing: no distances in millimetres."
       )
     if evaluated["fingerprint"] != config["dataset_facts"]["fingerprint"]:
       says.append("evaluated on other records than those the run was trained on.")

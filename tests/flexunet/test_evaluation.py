@@ -107,7 +107,7 @@ def test_subjects_on_both_sides_of_a_split_are_counted_and_told(run, tmp_path):
   evaluated = evaluate(run, ["test", "train"], tmp_path / "data")
   assert evaluated["test"]["evaluated"]["subjects_also_trained_on"] == 1
   report = run.report_html.read_text()
-  assert "1 of its 2 subjects were trained on too" in report
+  assert "1 of 2 subjects trained on too" in report
   assert "the network was trained on it" in report
 
 

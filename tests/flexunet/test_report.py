@@ -70,7 +70,7 @@ def test_figures_and_rules_are_on_the_page(page):
 
 def test_few_subjects_and_missing_spacing_are_said_before_the_figures(page):
   assert "only 4 subjects" in page
-  assert "1 of 4 volumes state no spacing" in page
+  assert "1 of 4 volumes without a known spacing" in page
 
 
 def test_worst_and_best_cases_show_four_pictures_each(page):
