@@ -65,6 +65,14 @@ def scheme_of(colors: object, source: str) -> LabelScheme:
   return scheme
 
 
+def far_share(rgb: np.ndarray, scheme: LabelScheme) -> float:
+  """Returns the share of pixels farther than JPEG's noise from every palette colour."""
+  colors, counts = _distinct(rgb)
+  palette = scheme.palette.astype(np.float32)
+  distance = np.abs(colors[:, None] - palette).max(axis=-1).min(axis=-1)
+  return float(counts[distance > JPEG_TOLERANCE].sum() / max(counts.sum(), 1))
+
+
 def foreign_pixels(rgb: np.ndarray, scheme: LabelScheme) -> tuple[int, int]:
   """Returns how many pixels are foreign, and how many are painted: not the background colour.
 
