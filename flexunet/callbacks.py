@@ -6,16 +6,19 @@ had never stopped.
 
 from __future__ import annotations
 
+import collections
 import math
 import time
 from typing import Any
 
 import keras
+import numpy as np
 from absl import logging
 
 from flexunet import run_folder, schedules
 
 MONITOR = "val_foreground_dice"
+_STEPS_TO_JUDGE_BY = 5  # The first ones trace and compile.
 
 
 class RunCallback(keras.callbacks.Callback):
@@ -45,8 +48,9 @@ class RunClock(RunCallback):
 
   _STATE = ("step", "spent_s", "validation_s")
 
-  def __init__(self, total_steps: int, max_minutes: float):
+  def __init__(self, total_steps: int, max_minutes: float, validation_batches: int = 0):
     super().__init__()
+    self._validation_batches = validation_batches
     self.total_steps = total_steps
     self.limit_s = 60.0 * max_minutes
     self.step = 0
@@ -54,6 +58,8 @@ class RunClock(RunCallback):
     self.validation_s = 0.0  # The longest validation so far, which must fit into the limit.
     self._started = time.monotonic()
     self._validation_started: float | None = None
+    self._step_started = self._started
+    self._step_s: collections.deque[float] = collections.deque(maxlen=50)
 
   @property
   def elapsed_s(self) -> float:
@@ -74,8 +80,12 @@ class RunClock(RunCallback):
     super().load_state(state)
     self._started = time.monotonic()
 
+  def on_train_batch_begin(self, batch, logs=None):
+    self._step_started = time.monotonic()
+
   def on_train_batch_end(self, batch, logs=None):
     self.step += 1
+    self._step_s.append(time.monotonic() - self._step_started)
     if self.limit_s and self.elapsed_s + self._reserve_s >= self.limit_s:
       self.model.stop_training = True
 
@@ -89,7 +99,12 @@ class RunClock(RunCallback):
   @property
   def _reserve_s(self) -> float:
     # The last epoch ends with a validation and with writing the model and the pictures.
-    return 1.2 * self.validation_s + 0.01 * self.limit_s
+    expected_s = self.validation_s
+    if not expected_s and len(self._step_s) >= _STEPS_TO_JUDGE_BY:
+      # Before the first one: a step forward alone takes about half a training step, and the graph
+      # of the validation has to be traced.
+      expected_s = 2.0 + 0.5 * float(np.median(self._step_s)) * self._validation_batches
+    return 1.2 * expected_s + 0.01 * self.limit_s
 
 
 class LearningRate(RunCallback):

@@ -32,7 +32,8 @@ class ProgressBar(keras.callbacks.Callback):
         unit="step",
         file=sys.stderr,
         dynamic_ncols=True,
-        mininterval=0.5,
+        # A log file wants a line now and then, a terminal a living bar.
+        mininterval=0.5 if sys.stderr.isatty() else 30.0,
     )
 
   def on_train_batch_end(self, batch, logs=None):

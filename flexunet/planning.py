@@ -75,7 +75,7 @@ def plan(
       training, "epochs", _ENDLESS_EPOCHS if timed else 50,
       "--max_minutes ends the run" if timed else "enough for a few dozen subjects",
   )
-  training = choose(training, "learning_rate", 2e-3, "tried with adamw and batch normalization")
+  training = choose(training, "learning_rate", 6e-3, "tried with adamw and batch normalization")
   training = choose(training, "optimizer", "adamw", "decoupled weight decay")
   training = choose(training, "schedule", "cosine", "ends at zero, so the last weights are calm")
   training = choose(training, "warmup_steps", 50, "the first steps of Adam are noisy")

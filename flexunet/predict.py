@@ -40,6 +40,7 @@ def main(argv: Sequence[str]) -> None:
   # The library's start-up lines say nothing a user can act on.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   # Heavy imports after the flags are known to be right: a typo answers at once.
+  command_line.load_tensorflow()
   from flexunet import inference, prediction, prediction_inputs, run_folder
 
   run = run_folder.RunFolder.open(_RUN_DIR.value)

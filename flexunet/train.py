@@ -8,7 +8,6 @@ Afterwards: python -m flexunet.evaluate --run_dir=RUN --split=test
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -25,13 +24,12 @@ _TRAINING = config_flags.define(config.TrainingConfig)
 def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
-  # The library's start-up lines say nothing a user can act on.
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   model = config_flags.read(config.ModelConfig, _MODEL)
   data = config_flags.read(config.DataConfig, _DATA)
   settings = config_flags.read(config.TrainingConfig, _TRAINING)
 
   # Heavy imports after the flags are known to be right: a typo answers at once.
+  command_line.load_tensorflow()
   from flexunet import live_view, run_folder, training
 
   opened = training.open_data(data)

@@ -108,9 +108,13 @@ def fit(
   )
   validation_batches = batches.evaluation_batches(opened.source, opened.validation, spec)
   network = build(run_config)
+  if (shares := drawn_pixel_shares(opened.train, epoch_order)) is not None:
+    model_module.set_class_prior(network, shares)
   compile_model(network, run_config)
 
-  clock = callbacks.RunClock(total_steps, settings.max_minutes)
+  clock = callbacks.RunClock(
+      total_steps, settings.max_minutes, int(validation_batches.cardinality())
+  )
   history = live_view.History(run, clock)
   steering = [
       clock,
@@ -133,6 +137,7 @@ def fit(
       epochs=settings.epochs,
       steps_per_epoch=steps,
       callbacks=steering,
+      shuffle=False,  # The order is the pipeline's.
       verbose=0,
   )
   return history.rows
@@ -229,6 +234,17 @@ def make_order(run_config: config.RunConfig, table: RecordTable) -> order.EpochO
       drawn=drawn,
       pools=(pool,) if drawn else (),
   )
+
+
+def drawn_pixel_shares(table: RecordTable, epoch_order: order.EpochOrder) -> np.ndarray | None:
+  """Returns the share of each class among the pixels that the order draws; None where unknown."""
+  if table.pixels is None:
+    return None
+  uniform = table.pixels.mean(axis=0)
+  drawn = epoch_order.drawn / epoch_order.batch_size
+  pooled = [table.pixels[pool].mean(axis=0) for pool in epoch_order.pools] or [uniform]
+  mixed = (1 - drawn) * uniform + drawn * np.mean(pooled, axis=0)
+  return mixed / mixed.sum()
 
 
 def keras_batches(dataset):

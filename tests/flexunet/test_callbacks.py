@@ -58,6 +58,7 @@ def test_a_plateau_reduces_the_rate_after_its_patience():
 
 def test_a_time_limit_stops_and_drives_the_schedule(monkeypatch):
   now = [0.0]
+  monkeypatch.setattr(callbacks, "_STEPS_TO_JUDGE_BY", 10**6)
   monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
   clock = callbacks.RunClock(total_steps=10**6, max_minutes=1.0)
   clock.set_model(FakeModel())
