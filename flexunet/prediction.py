@@ -116,7 +116,8 @@ def _predict_volume(
   if outputs.overlay:
     palette = overlay.display_palette(inference.scheme_of(run_config).palette)
     height, width = cut.spacing_mm
-    sheet = overlay.volume_sheet(native.pixels, label, palette, aspect=height / width)
+    aspect = height / width if width > 0 else 1.0  # Not known where the file states no spacing.
+    sheet = overlay.volume_sheet(native.pixels, label, palette, aspect=aspect)
     _write_png(scan, outputs, "_overlay.png", sheet)
   if wanted is not None:
     channels = [

@@ -263,4 +263,6 @@ def figure_definitions(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
       ("dice_coef_multiclass", evaluation_summary.PUBLISHED_RULE),
       (page.DASH, "Not defined."),
   ]
+  if figures["evaluated"].get("mirrored"):
+    entries.append(("Mirroring", "Probabilities are averaged with those of the mirrored slice."))
   return page.definitions([(page.text(term), page.text(what)) for term, what in entries])
