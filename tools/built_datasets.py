@@ -44,6 +44,14 @@ class BuiltDataset:
     return {name: self.report["splits"][name] for name in order if name in self.report["splits"]}
 
   @functools.cached_property
+  def rows_of_shard(self) -> dict[str, list[dict[str, str]]]:
+    """The rows of each shard, in order; a shard without rows is there too."""
+    by_shard: dict[str, list[dict[str, str]]] = {s["file"]: [] for s in self.report["shards"]}
+    for row in self.rows:
+      by_shard.setdefault(row["shard"], []).append(row)
+    return by_shard
+
+  @functools.cached_property
   def info(self):
     """The `tfds.core.DatasetInfo`."""
     import tensorflow_datasets as tfds
@@ -71,7 +79,7 @@ class BuiltDataset:
       InputError: When a record is not where the table says; `verify_records` tells more.
     """
     for shard in self.report["shards"]:
-      rows = [row for row in self.rows if row["shard"] == shard["file"]]
+      rows = self.rows_of_shard[shard["file"]]
       for row, payload in zip(rows, self._payloads(shard["file"], rows), strict=True):
         yield row, self.decode(payload)
 

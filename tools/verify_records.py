@@ -49,7 +49,7 @@ def verify(dataset: BuiltDataset, progress: bool = False) -> Verification:
   total = 0
   shards = dataset.report["shards"]
   for shard in tqdm.tqdm(shards, unit=" shard", disable=not progress, leave=False):
-    rows = [row for row in dataset.rows if row["shard"] == shard["file"]]
+    rows = dataset.rows_of_shard[shard["file"]]
     path = dataset.path / shard["file"]
     if not path.is_file():
       problems.append(f"{shard['file']}: the shard is missing, with its {len(rows)} records.")
@@ -100,9 +100,9 @@ def _check_array_record(dataset: BuiltDataset, path: pathlib.Path, rows):
 
 def _table_problems(dataset: BuiltDataset) -> Iterator[str]:
   """Compares the report, records.csv and the metadata of TFDS with each other."""
-  report, rows = dataset.report, dataset.rows
+  report = dataset.report
   for shard in report["shards"]:
-    listed = sum(row["shard"] == shard["file"] for row in rows)
+    listed = len(dataset.rows_of_shard[shard["file"]])
     if listed != shard["records"]:
       yield (f"{build_report.RECORDS_NAME}: lists {listed} records of {shard['file']}, the build"
              f" report {shard['records']}.")  # fmt: skip

@@ -1,0 +1,287 @@
+"""verify_records, dataset_report and export_images, on small built phantoms."""
+
+import json
+import pathlib
+import re
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from flexunet.datasets import catalog, shard_writer, tfrecord
+from flexunet.datasets.errors import InputError
+from flexunet.tools import (
+    built_datasets,
+    dataset_report,
+    dataset_statistics,
+    export_images,
+    phantom,
+    verify_records,
+)
+
+SIZES = {
+    "hippocampus_t1w": (24, 12, 20),
+    "hippocampus_t1w/volumes": (24, 12, 20),
+    "full_head_t1w": (20, 24, 8),
+}
+
+
+def build(dataset: str, folder: pathlib.Path, options=None) -> pathlib.Path:
+  """Builds a phantom dataset and returns its version folder."""
+  name = dataset.partition("/")[0]
+  raw = phantom.write(name, folder / "raw", subjects=4, seed=0, size=SIZES[dataset])
+  builder = catalog.builder(dataset, folder / "data", options=options)
+  builder.num_workers = 1
+  builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=raw))
+  return pathlib.Path(builder.data_path)
+
+
+@pytest.fixture(scope="module")
+def slices(tmp_path_factory):
+  return build("hippocampus_t1w", tmp_path_factory.mktemp("slices"))
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory):
+  return build("hippocampus_t1w/volumes", tmp_path_factory.mktemp("volumes"))
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory):
+  return build("full_head_t1w", tmp_path_factory.mktemp("heads"))
+
+
+@pytest.fixture
+def copy(slices, tmp_path):
+  """A copy of the built dataset, to be damaged; keeps the folders dataset/config/version."""
+  return pathlib.Path(shutil.copytree(slices, tmp_path / "hippocampus_t1w/slices/1.0.0"))
+
+
+def problems_of(folder: pathlib.Path) -> list[str]:
+  return verify_records.verify(built_datasets.open_folder(folder)).problems
+
+
+def shard_with(folder: pathlib.Path, records: int = 4):
+  """Returns (path, rows) of the first train shard, which holds some records."""
+  dataset = built_datasets.open_folder(folder)
+  rows = [row for row in dataset.rows if row["split"] == "train"]
+  rows = [row for row in rows if row["shard"] == rows[0]["shard"]]
+  assert len(rows) >= records
+  return folder / rows[0]["shard"], rows
+
+
+def frame_of(data: bytes, row) -> bytes:
+  start = int(row["offset"])
+  return data[start : start + int(row["length"]) + tfrecord.FRAME_BYTES]
+
+
+@pytest.mark.parametrize("fixture", ["slices", "volumes", "heads"])
+def test_a_built_dataset_verifies(request, fixture):
+  folder = request.getfixturevalue(fixture)
+  result = verify_records.verify(built_datasets.open_folder(folder))
+  assert result.problems == [] and result.records == len(built_datasets.open_folder(folder).rows)
+  assert result.name.endswith("/1.0.0")
+
+
+@pytest.mark.parametrize("where", ["payload", "checksum", "length"])
+def test_a_flipped_bit_is_found_wherever_it_is(copy, where):
+  path, rows = shard_with(copy)
+  row = rows[2]
+  place = {"payload": 12 + 40, "checksum": 12 + int(row["length"]), "length": 1}[where]
+  data = bytearray(path.read_bytes())
+  data[int(row["offset"]) + place] ^= 4
+  path.write_bytes(data)
+  [problem] = problems_of(copy)
+  assert problem.startswith(f"{path.name}: record 2 ({row['key']})")
+
+
+def test_a_shard_cut_at_a_record_boundary_is_found(copy):
+  path, rows = shard_with(copy)
+  path.write_bytes(path.read_bytes()[: int(rows[-2]["offset"])])
+  assert problems_of(copy) == [
+      f"{path.name}: record {row['record']} ({row['key']}) is missing." for row in rows[-2:]
+  ]
+
+
+def test_a_shard_cut_within_a_record_is_found(copy):
+  path, rows = shard_with(copy)
+  path.write_bytes(path.read_bytes()[:-5])
+  [problem] = problems_of(copy)
+  assert rows[-1]["key"] in problem and "the file ends within the record" in problem
+
+
+def test_a_removed_record_is_found_and_named(copy):
+  path, rows = shard_with(copy)
+  data = path.read_bytes()
+  path.write_bytes(data.replace(frame_of(data, rows[1]), b""))
+  assert problems_of(copy) == [f"{path.name}: record 1 ({rows[1]['key']}) is missing."]
+
+
+def test_a_duplicated_record_is_found_and_named(copy):
+  path, rows = shard_with(copy)
+  data = path.read_bytes()
+  path.write_bytes(data + frame_of(data, rows[1]))
+  [problem] = problems_of(copy)
+  assert problem == (
+      f"{path.name}: record {len(rows)}: is a second copy of record 1 ({rows[1]['key']})."
+  )
+
+
+def test_records_in_another_order_are_found(copy):
+  path, rows = shard_with(copy)
+  data = path.read_bytes()
+  frames = [frame_of(data, row) for row in rows]
+  path.write_bytes(b"".join([frames[1], frames[0], *frames[2:]]))
+  [problem] = problems_of(copy)
+  assert problem == f"{path.name}: record 0 onwards stand in another order than built."
+
+
+def test_a_record_moved_to_another_shard_is_found(copy):
+  dataset = built_datasets.open_folder(copy)
+  path, rows = shard_with(copy)
+  other = next(row for row in dataset.rows if row["split"] == "test")
+  data = (copy / other["shard"]).read_bytes()
+  path.write_bytes(path.read_bytes() + frame_of(data, other))
+  problems = problems_of(copy)
+  assert any(f"{path.name}: record {len(rows)}: belongs to no row" in line for line in problems)
+  assert f"subject {other['subject']} stands on two sides: test, train." in problems
+
+
+def test_a_missing_and_an_unknown_shard_are_found(copy):
+  path, rows = shard_with(copy)
+  path.rename(path.with_name("extra.tfrecord-00000-of-00001"))
+  problems = problems_of(copy)
+  assert f"{path.name}: the shard is missing, with its {len(rows)} records." in problems
+  assert "extra.tfrecord-00000-of-00001: the build report knows no such shard." in problems
+
+
+def test_a_table_that_tells_other_pixels_is_found(copy):
+  dataset = built_datasets.open_folder(copy)
+  table = copy / "records.csv"
+  row = next(row for row in dataset.rows if int(row["pixels_hippocampus"]) > 0)
+  lines = table.read_text().splitlines()
+  [place] = [n for n, line in enumerate(lines) if f",{row['key']}," in line]
+  count = row["pixels_hippocampus"]
+  lines[place] = re.sub(rf",{count}$", f",{int(count) + 1}", lines[place])
+  table.write_text("\n".join(lines) + "\n")
+  [problem] = problems_of(copy)
+  assert row["key"] in problem and f"has {count} pixels of hippocampus" in problem
+
+
+def test_a_report_that_was_edited_is_found(copy):
+  path = copy / "build_report.json"
+  report = json.loads(path.read_text())
+  report["shards"][0]["sha256"] = "0" * 64
+  path.write_text(json.dumps(report))
+  problems = problems_of(copy)
+  assert any("fingerprint" in line for line in problems)
+  assert any("sha256" in line for line in problems)
+
+
+def test_a_rewritten_shard_with_another_label_is_found(copy):
+  """Every checksum of the container is right again, and so is the sha256 in the report."""
+  dataset = built_datasets.open_folder(copy)
+  path, rows = shard_with(copy)
+  data = path.read_bytes()
+  row = next(row for row in rows if int(row["pixels_hippocampus"]) > 0)
+  start = int(row["offset"]) + tfrecord.HEADER_BYTES
+  example = dataset.decode(data[start : start + int(row["length"])])
+  example["label"] = np.zeros_like(example["label"])
+  payload = dataset.info.features.serialize_example(example)
+  frame = tfrecord.frame(payload, tfrecord.masked_crc(payload))
+  path.write_bytes(data.replace(frame_of(data, row), frame))
+  report_path = copy / "build_report.json"
+  report = json.loads(report_path.read_text())
+  [shard] = [shard for shard in report["shards"] if shard["file"] == path.name]
+  shard["sha256"] = shard_writer.sha256_of(path)
+  report_path.write_text(json.dumps(report))
+  assert any(row["key"] in line and "pixels of" in line for line in problems_of(copy))
+
+
+def test_a_folder_without_a_dataset_is_refused(tmp_path):
+  with pytest.raises(InputError, match="no built dataset was found"):
+    built_datasets.find(tmp_path)
+  with pytest.raises(InputError, match="no such folder"):
+    built_datasets.find(tmp_path / "none")
+
+
+def test_a_damaged_report_is_one_line(copy):
+  (copy / "build_report.json").write_text("{")
+  with pytest.raises(InputError, match="one of them is damaged"):
+    built_datasets.find(copy)
+
+
+def test_an_exported_folder_holds_every_record_in_its_colours(slices, tmp_path):
+  dataset = built_datasets.open_folder(slices)
+  counts = export_images.export(dataset, tmp_path / "out")
+  assert counts == {name: entry["num_records"] for name, entry in dataset.splits.items()}
+  row = next(row for row in dataset.rows if int(row["pixels_hippocampus"]) > 0)
+  name = f"{row['key']}.png"
+  mask = np.asarray(Image.open(tmp_path / "out" / row["split"] / "masks" / name))
+  assert (mask == dataset.scheme.palette[1]).all(axis=-1).sum() == int(row["pixels_hippocampus"])
+  image = Image.open(tmp_path / "out" / row["split"] / "images" / name)
+  assert image.mode == "RGB" and image.size == (int(row["width"]), int(row["height"]))
+  assert not (tmp_path / "out" / "unlabeled" / "masks").exists()
+  assert json.loads((tmp_path / "out" / "palette.json").read_text())["hippocampus"] == [255, 0, 0]
+
+
+def test_an_exported_folder_builds_again_as_image_mask_with_equal_pixels(slices, tmp_path):
+  dataset = built_datasets.open_folder(slices)
+  export_images.export(dataset, tmp_path / "out", image_mode="grey")
+  pattern = r"(?P<subject>.*)_(?P<slice>\d+)$"
+  builder = catalog.builder(
+      "image_mask/hippocampus_t1w", tmp_path / "data", options={"subject_pattern": pattern})
+  builder.num_workers = 1
+  config = tfds.download.DownloadConfig(manual_dir=tmp_path / "out")
+  builder.download_and_prepare(download_config=config)
+  again = built_datasets.open_folder(pathlib.Path(builder.data_path))
+  labelled = {(row["split"], row["key"]): row["pixels_hippocampus"]
+              for row in dataset.rows if row["split"] != "unlabeled"}  # fmt: skip
+  assert {(row["split"], row["key"]): row["pixels_hippocampus"] for row in again.rows} == labelled
+
+
+def test_whole_volumes_are_no_pictures(volumes, tmp_path):
+  with pytest.raises(InputError, match="no pictures"):
+    export_images.export(built_datasets.open_folder(volumes), tmp_path / "out")
+  assert not (tmp_path / "out").exists()
+
+
+def test_an_export_into_a_folder_with_files_is_refused(slices, tmp_path):
+  (tmp_path / "mine.txt").write_text("mine")
+  with pytest.raises(InputError, match="new or an empty folder"):
+    export_images.export(built_datasets.open_folder(slices), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fixture", ["slices", "volumes", "heads"])
+def test_the_report_is_one_file_with_the_counts_of_the_build(request, fixture, tmp_path):
+  dataset = built_datasets.open_folder(request.getfixturevalue(fixture))
+  dataset_report.write_report(dataset, tmp_path / "a.html")
+  page = (tmp_path / "a.html").read_text()
+  assert not re.findall(r'(?:src|href)="(?!data:)', page)  # Nothing is loaded from elsewhere.
+  assert str(len(dataset.rows)) in page and dataset.report["fingerprint"] in page
+  for name in dataset.scheme.names:
+    assert name in page
+  assert "$" not in page.split("</style>")[1]
+  picture = np.asarray(Image.open(tmp_path / "a.png"))
+  assert picture.shape[1] > 1000 and picture.std() > 10
+
+
+def test_intensities_are_counted_by_class(slices):
+  dataset = built_datasets.open_folder(slices)
+  counts = dataset_statistics.gather(dataset).intensities.sum(axis=1)
+  labelled = [entry for name, entry in dataset.splits.items() if name != "unlabeled"]
+  assert counts.tolist() == [sum(e["pixels"][name] for e in labelled)
+                             for name in dataset.scheme.names]  # fmt: skip
+
+
+def test_the_sheet_shows_different_subjects_first(slices):
+  rows = dataset_statistics.chosen_rows(built_datasets.open_folder(slices))["hippocampus"]
+  assert len({row["subject"] for row in rows[:4]}) == 4
+
+
+def test_a_report_needs_a_folder_that_exists(slices, tmp_path):
+  with pytest.raises(InputError, match="does not exist"):
+    dataset_report.write_report(built_datasets.open_folder(slices), tmp_path / "no" / "a.html")
