@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import flags
 
-from flexunet import config
+from flexunet.datasets import checked
 from flexunet.datasets.errors import InputError
 
 
@@ -32,11 +32,11 @@ def read(cls: type, holders: dict[str, flags.FlagHolder], **extra: Any) -> Any:
   values = {name: holder.value for name, holder in holders.items()}
   if "image_size" in values and values["image_size"] is not None:
     values["image_size"] = _sizes(values["image_size"])
-  return config.from_mapping(cls, {**values, **extra})
+  return checked.from_mapping(cls, {**values, **extra})
 
 
 def _define_one(field: dataclasses.Field, hint: Any) -> flags.FlagHolder:
-  base, optional = config.optional_base(hint)
+  base, optional = checked.optional_base(hint)
   text = field.metadata.get("help", "")
   if optional and field.default is None:
     text += " Default: planned from the data."

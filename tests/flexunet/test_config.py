@@ -7,6 +7,7 @@ import pytest
 from absl import flags
 
 from flexunet import config, config_flags
+from flexunet.datasets import checked
 from flexunet.datasets.errors import InputError
 
 PARTS = (config.ModelConfig, config.DataConfig, config.TrainingConfig)
@@ -58,7 +59,7 @@ def test_one_number_means_a_square():
 
 def test_an_unknown_name_lists_the_nearest():
   with pytest.raises(InputError, match="Did you mean 'learning_rate'"):
-    config.from_mapping(config.TrainingConfig, {"learning_rat": 1.0})
+    checked.from_mapping(config.TrainingConfig, {"learning_rat": 1.0})
   values = run_config().to_json()
   values["modle"] = {}
   with pytest.raises(InputError, match="model"):
