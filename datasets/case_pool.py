@@ -1,8 +1,8 @@
-"""Reads cases with a pool of worker processes, one case each at a time, or in this process."""
+"""Reads cases in this process and in worker processes beside it, one case each at a time."""
 
 from __future__ import annotations
 
-import concurrent.futures
+import collections
 import json
 import os
 import pathlib
@@ -10,6 +10,7 @@ import pickle
 import queue
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import tqdm
@@ -49,7 +50,7 @@ def read_cases(
     builder: Reads in this process when there is one worker, or little to do.
     address: Where worker processes find the same builder.
     tasks: The cases.
-    num_workers: Processes to use.
+    num_workers: Processes to use, this one included.
     done: Cases that an earlier build finished; the progress bar starts there.
   """
   bar = tqdm.tqdm(
@@ -61,7 +62,7 @@ def read_cases(
     if num_workers <= 1 or len(tasks) < _FEW_CASES:
       messages = (case_records.write_case(builder, task) for task in tasks)
     else:
-      messages = _parallel(address, tasks, num_workers)
+      messages = _parallel(builder, address, tasks, num_workers)
     problems = []
     for message in messages:
       bar.update()
@@ -71,36 +72,54 @@ def read_cases(
 
 
 def _parallel(
-    address: BuilderAddress, tasks: list[CaseTask], num_workers: int
+    builder, address: BuilderAddress, tasks: list[CaseTask], num_workers: int
 ) -> Iterator[str | None]:
-  """Yields the answers as they come; a thread per worker waits for its process."""
-  workers: list[_Worker] = []
-  idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+  """Yields the answers as they come; this process is one of the workers.
 
-  def run(task: CaseTask) -> str | None:
-    worker = idle.get()
+  It starts reading at once, while the others still import what they need.
+  """
+  waiting = collections.deque(tasks)
+  answers: queue.SimpleQueue[str | None | Exception] = queue.SimpleQueue()
+
+  def next_task() -> CaseTask | None:
     try:
-      return worker.ask(task)
-    finally:
-      idle.put(worker)
+      return waiting.popleft()
+    except IndexError:
+      return None
 
+  def serve(worker: _Worker) -> None:
+    try:
+      while (task := next_task()) is not None:
+        answers.put(worker.ask(task))
+    except Exception as error:
+      answers.put(error)
+
+  workers = [_Worker(address) for _ in range(num_workers - 1)]
+  threads = [threading.Thread(target=serve, args=(worker,), daemon=True) for worker in workers]
   try:
-    for _ in range(num_workers):
-      workers.append(_Worker(address))
-      idle.put(workers[-1])
-    with concurrent.futures.ThreadPoolExecutor(num_workers) as threads:
-      futures = [threads.submit(run, task) for task in tasks]
-      try:
-        for future in concurrent.futures.as_completed(futures):
-          yield future.result()
-      except BaseException:
-        threads.shutdown(wait=False, cancel_futures=True)
-        for worker in workers:
-          worker.kill()  # Releases the threads that wait for an answer.
-        raise
-  finally:
+    for thread in threads:
+      thread.start()
+    answered = 0
+    while answered < len(tasks):
+      mine = next_task()
+      if mine is not None:
+        answers.put(case_records.write_case(builder, mine))
+      while answered < len(tasks) and (mine is None or not answers.empty()):
+        answer = answers.get()
+        if isinstance(answer, Exception):
+          raise answer
+        answered += 1
+        yield answer
+  except BaseException:
+    waiting.clear()
     for worker in workers:
+      worker.kill()  # Releases the threads that wait for an answer.
+    raise
+  finally:
+    for worker, thread in zip(workers, threads):
       worker.close()
+      if thread.ident is not None:
+        thread.join()
 
 
 class _Worker:
