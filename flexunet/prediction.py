@@ -63,8 +63,10 @@ def predict_all(
     bar.set_postfix_str(scan.stem)
     try:
       warnings += predict_one(scan, predictor, run_config, outputs)
-    except (InputError, OSError) as error:
+    except InputError as error:
       failures.append(str(error))
+    except OSError as error:  # A full disk, a folder without permission.
+      failures.append(f"{scan.path}: {error.strerror or error} ({error.filename}).")
     except MemoryError:
       failures.append(f"{scan.path}: too large for this machine's memory.")
   return Outcome(len(scans) - len(failures), failures, warnings)

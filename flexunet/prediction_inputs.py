@@ -76,6 +76,8 @@ def find(input_path: pathlib.Path, output_dir: pathlib.Path, *, volumes_first: b
   Raises:
     InputError: There is nothing to predict, or two inputs would write one output.
   """
+  if output_dir.exists() and not output_dir.is_dir():
+    raise InputError(f"--output_dir {output_dir} must be a folder. Got a file.")
   if input_path.is_file():
     scan = _scan(input_path, pathlib.PurePath())
     if scan is None:

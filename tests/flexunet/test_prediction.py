@@ -260,6 +260,22 @@ def test_two_inputs_for_one_output_are_refused(tmp_path):
     prediction_inputs.find(tmp_path, tmp_path / "out", volumes_first=False)
 
 
+def test_an_output_folder_that_is_a_file_is_refused(tmp_path):
+  for name in ("a.nii", "out"):
+    (tmp_path / name).write_bytes(b"")
+  with pytest.raises(InputError, match="--output_dir"):
+    prediction_inputs.find(tmp_path / "a.nii", tmp_path / "out", volumes_first=True)
+
+
+def test_a_label_that_cannot_be_written_names_its_scan(tmp_path):
+  (tmp_path / "in" / "x").mkdir(parents=True)
+  nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.eye(4)), tmp_path / "in/x/a.nii")
+  (tmp_path / "out").mkdir()
+  (tmp_path / "out" / "x").write_bytes(b"a file where the folder should be")
+  (line,) = predict(tmp_path / "in", tmp_path / "out").failures
+  assert line.startswith(str(tmp_path / "in/x/a.nii"))
+
+
 @pytest.mark.parametrize("name", ["missing", "notes.txt", "empty"])
 def test_nothing_to_predict_is_an_error(tmp_path, name):
   (tmp_path / "notes.txt").write_bytes(b"")
