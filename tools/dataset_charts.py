@@ -137,6 +137,9 @@ def _position_chart(axis, dataset: BuiltDataset) -> None:
   for index, (name, found) in enumerate(places.items(), start=1):
     if found:
       axis.hist(found, bins, histtype="step", color=palette[index], label=name, linewidth=1.6)
+  if not per_volume:
+    axis.set_axis_off()  # Whole volumes: where in them a class occurs is not in the table.
+    return
   axis.set_title("Where in the volume a class occurs (0 first slice, 1 last)")
   axis.set_ylabel("records", fontsize=9)
   if any(places.values()):

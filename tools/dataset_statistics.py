@@ -96,28 +96,30 @@ def gather(dataset: BuiltDataset, progress: bool = False) -> Statistics:
   intensities = np.zeros((num_classes, 256), np.int64)
   sizes: dict[tuple[int, int], int] = {}
   spacing: dict[str, np.ndarray] = {}
-  kept: dict[str, Sample] = {}
+  kept: dict[str, tuple[tuple[int, float], Sample]] = {}
   records = tqdm.tqdm(
       dataset.records(), total=len(dataset.rows), unit=" record", disable=not progress, leave=False
   )
   for row, example in records:
     spacing[row["volume"]] = _spacing(example)
-    for image, label, aspect in _slices(dataset, example):
+    slices = list(_slices(dataset, example))
+    for position, (image, label, aspect) in enumerate(slices):
       grey = image if image.ndim == 2 else image.mean(axis=-1).astype(np.uint8)
       if row["split"] != "unlabeled":
         joint = label.astype(np.int64).ravel() * 256 + grey.ravel()
         intensities += np.bincount(joint, minlength=num_classes * 256).reshape(num_classes, 256)
       sizes[label.shape] = sizes.get(label.shape, 0) + 1
       if row["key"] in wanted:
-        best = kept.get(row["key"])
-        if best is None or np.count_nonzero(label) > np.count_nonzero(best.label):
-          kept[row["key"]] = Sample(row, image, label, aspect)
+        # Of a whole volume the slice with most foreground; without any, the middle one.
+        rank = (np.count_nonzero(label), -abs(position - len(slices) / 2))
+        if row["key"] not in kept or rank > kept[row["key"]][0]:
+          kept[row["key"]] = (rank, Sample(row, image, label, aspect))
   width = max((len(mm) for mm in spacing.values()), default=0)
   return Statistics(
       intensities=intensities,
       sizes=sizes,
       spacing_mm=np.array([mm for mm in spacing.values() if len(mm) == width]).reshape(-1, width),
-      samples={name: [kept[row["key"]] for row in rows] for name, rows in groups.items()},
+      samples={name: [kept[row["key"]][1] for row in rows] for name, rows in groups.items()},
   )
 
 
