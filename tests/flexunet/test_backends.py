@@ -1,0 +1,92 @@
+"""The same weights, losses and metrics give the same numbers on every Keras backend."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+# A free size that needs padding, every kind of our own layer, one step of training.
+_PROGRAM = """
+import json, sys
+import keras, numpy as np
+from flexunet import losses, metrics, model
+
+random = np.random.default_rng(0)
+images = random.integers(0, 256, (2, 13, 18, 1)).astype("float32")
+label = random.integers(0, 3, (2, 13, 18))
+network = model.build_model(
+    None, 1, 3, 4, 5, 3, dropout_rate=0.0, normalization=sys.argv[1],
+    input_normalization="per_image", activation="mish",
+)
+# Kernels as they start, the rest positive: a running variance has to be.
+network.set_weights([
+    random.normal(0, 1, w.shape) * (2 / np.prod(w.shape[:-1])) ** 0.5 if w.ndim > 1
+    else random.uniform(0.5, 1, w.shape) for w in network.get_weights()
+])
+probability = keras.ops.convert_to_numpy(network(images, training=False))
+weight = np.array([1.0, 0.5], "float32")
+found = {"probability": float(probability[1, 12, 17, 2]), "mean": float((probability**2).mean())}
+for name in losses.LOSSES:
+  found[name] = float(losses.make(name, 3)(label, probability, weight))
+confusion = metrics.ConfusionMetrics(3)
+confusion.update_state(label, probability, weight)
+found |= {name: float(value) for name, value in confusion.result().items()}
+network.compile(
+    keras.optimizers.SGD(0.05), losses.make("basnet_hybrid", 3),
+    weighted_metrics=metrics.training_metrics(["dice_coef_multiclass", "dice"], 3),
+)
+history = network.fit(images, label, sample_weight=weight, epochs=3, batch_size=2, verbose=0).history
+found |= {f"fit_{name}": values[-1] for name, values in history.items()}
+print(json.dumps(found))
+"""
+
+
+@functools.lru_cache
+def numbers(backend: str, normalization: str) -> dict[str, float]:
+  done = subprocess.run(
+      [sys.executable, "-c", _PROGRAM, normalization],
+      env={**os.environ, "KERAS_BACKEND": backend}, capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr[-2000:]
+  return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.mark.parametrize("normalization", ["batch", "group"])
+def test_numbers_agree_with_tensorflow(backend, normalization):
+  if importlib.util.find_spec(backend) is None:
+    pytest.skip(f"needs the extra: pip install 'flexunet[{backend}]'")
+  expected, found = numbers("tensorflow", normalization), numbers(backend, normalization)
+  assert found == pytest.approx(expected, rel=2e-4, abs=2e-5)
+  # The training step did something.
+  assert found["fit_loss"] != pytest.approx(found["basnet_hybrid"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_compiled_step_gives_the_same_loss_and_scores():
+  import keras
+  import numpy as np
+
+  from flexunet import losses, metrics, model
+
+  random = np.random.default_rng(0)
+  images, label = random.integers(0, 256, (2, 13, 18, 1)), random.integers(0, 3, (2, 13, 18))
+  logs = []
+  for compiled in (False, True):
+    keras.utils.set_random_seed(0)
+    network = model.build_model(None, 1, 3, 4, 5, 3, dropout_rate=0.0, normalization="batch")
+    network.compile(
+        "sgd", losses.make("dice_cross_entropy", 3), jit_compile=compiled,
+        weighted_metrics=metrics.training_metrics(["dice_coef_multiclass", "dice"], 3),
+    )  # fmt: skip
+    for _ in range(2):
+      found = network.train_on_batch(images, label, np.array([1.0, 0.0]), return_dict=True)
+    logs.append(found)
+  assert logs[0] == pytest.approx(logs[1], rel=1e-4, nan_ok=True)
