@@ -9,7 +9,6 @@ separated by commas; figures of splits evaluated before are kept.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 
 from absl import flags
@@ -33,8 +32,6 @@ _TTA = flags.DEFINE_boolean("tta", False, "Averages over mirrored slices; twice 
 
 def main(argv: Sequence[str]) -> None:
   del argv
-  # The library's start-up lines say nothing a user can act on.
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   # Heavy imports after the flags are known to be right: a typo answers at once.
   command_line.load_tensorflow()
   from flexunet import evaluation_run, run_folder

@@ -11,7 +11,6 @@ label (..._label, ..._mask, ..._seg, or in a folder called masks or labels).
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -37,8 +36,6 @@ _TTA = flags.DEFINE_boolean("tta", False, "Averages over mirrored slices; twice 
 
 def main(argv: Sequence[str]) -> None:
   del argv
-  # The library's start-up lines say nothing a user can act on.
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   # Heavy imports after the flags are known to be right: a typo answers at once.
   command_line.load_tensorflow()
   from flexunet import inference, prediction, prediction_inputs, run_folder
