@@ -106,7 +106,7 @@ def caveats(
       says.append("it chose the best checkpoint, so its figures are optimistic.")
     if split == config["data"]["train_split"]:
       says.append("the network was trained on it. Its figures tell nothing about new people.")
-    elif shared := evaluated["subjects_also_trained_on"]:
+    elif shared := evaluated.get("subjects_also_trained_on"):
       says.append(
           f"{shared} of {page.count(evaluated['subjects'], 'subject')} trained on too, with other"
           " slices. Its figures say little about new people: build the dataset with a split by"
@@ -116,12 +116,12 @@ def caveats(
       says.append(
           f"{empty} of {volumes} empty in truth and prediction: no Dice, left out of its means."
       )
-    if flat := evaluated["volumes_with_2d_distances"]:
+    if flat := evaluated.get("volumes_with_2d_distances"):
       says.append(
           f"{flat} of {volumes} with gaps between slices, or a single slice: surface distances are"
           " measured within slices."
       )
-    if unknown := evaluated["volumes_without_spacing"]:
+    if unknown := evaluated.get("volumes_without_spacing"):
       says.append(
           f"{unknown} of {volumes} without a known spacing: no distances in millimetres."
       )
