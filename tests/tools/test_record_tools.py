@@ -4,6 +4,8 @@ import json
 import pathlib
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -285,3 +287,30 @@ def test_the_sheet_shows_different_subjects_first(slices):
 def test_a_report_needs_a_folder_that_exists(slices, tmp_path):
   with pytest.raises(InputError, match="does not exist"):
     dataset_report.write_report(built_datasets.open_folder(slices), tmp_path / "no" / "a.html")
+
+
+def run_tool(tool: str, *arguments) -> subprocess.CompletedProcess:
+  command = [sys.executable, "-m", f"flexunet.tools.{tool}", *map(str, arguments)]
+  return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_the_verify_command_ends_with_0_or_with_1_and_the_record(copy, tmp_path):
+  done = run_tool("verify_records", tmp_path)
+  assert done.returncode == 0 and done.stdout.startswith("hippocampus_t1w/slices/1.0.0: ok, ")
+  path, rows = shard_with(copy)
+  path.write_bytes(path.read_bytes()[: int(rows[-1]["offset"])])
+  done = run_tool("verify_records", copy)
+  assert done.returncode == 1
+  assert f"{path.name}: record {rows[-1]['record']} ({rows[-1]['key']}) is missing." in done.stderr
+
+
+@pytest.mark.slow
+def test_the_report_and_export_commands_write_where_they_are_told(slices, tmp_path):
+  done = run_tool("dataset_report", slices, f"--output={tmp_path / 'a.html'}")
+  assert done.returncode == 0, done.stderr
+  assert {path.name for path in tmp_path.iterdir()} == {"a.html", "a.png"}
+  done = run_tool("export_images", slices, tmp_path / "out", "--image_mode=grey")
+  assert done.returncode == 0 and "train" in done.stdout
+  picture = next((tmp_path / "out" / "train" / "images").iterdir())
+  assert Image.open(picture).mode == "L"

@@ -1,0 +1,146 @@
+"""One table of faults for all builders: each is one line that names the file; nothing is built."""
+
+import pathlib
+import shutil
+import struct
+import subprocess
+import sys
+
+import build_samples
+import numpy as np
+import pytest
+from PIL import Image
+
+from flexunet.datasets import catalog
+from flexunet.datasets.errors import InputError
+from flexunet.tools import phantom
+
+# dataset: (phantom layout, size, suffix of its scans, config to build).
+VOLUMES = {
+    "full_head_t1w": ((16, 20, 12), "T1-Weighted MRI/*.nii", "full_head_t1w"),
+    "hippocampus_t1w": ((16, 8, 12), "Train/*.img", "hippocampus_t1w"),
+    "ms_lesion_mri": ((28, 21, 8), "*-T2.nii", "ms_lesion_mri"),
+}
+PICTURES = {
+    "brain_ich_ct": ((40, 4), "brain/[0-9].jpg", "brain_ich_ct"),
+    "brain_stroke_ct": ((64, 8), "images/*/*.png", "brain_stroke_ct"),
+    "image_mask": ((48, 3), "images/*.png", "image_mask/full_head_t1w"),
+}
+ALL = {**VOLUMES, **PICTURES}
+
+
+def raw_and_scan(dataset: str, tmp_path) -> tuple[pathlib.Path, pathlib.Path]:
+  """Returns a phantom folder and the first scan or picture of it."""
+  size, pattern, _ = ALL[dataset]
+  raw = phantom.write(dataset, tmp_path / "raw", subjects=3, seed=0, size=size)
+  return raw, sorted(raw.rglob(pattern))[0]
+
+
+def refusal(dataset: str, raw, tmp_path) -> str:
+  """Builds, expects one line of error and nothing on disk; returns the line."""
+  with pytest.raises(InputError) as error:
+    build_samples.build(ALL[dataset][2], raw, tmp_path / "out")
+  written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+  # TFDS itself notes the name of the default config.
+  assert {path.name for path in written} <= {"metadata.json"}
+  return str(error.value)
+
+
+@pytest.mark.parametrize("dataset", ALL)
+def test_a_folder_without_the_dataset_is_refused(dataset, tmp_path):
+  (tmp_path / "raw").mkdir()
+  (tmp_path / "raw" / "notes.txt").write_text("nothing here")
+  message = refusal(dataset, tmp_path / "raw", tmp_path)
+  assert "nothing of this dataset was found" in message and "Expected layout" in message
+
+
+@pytest.mark.parametrize("dataset", ALL)
+def test_the_folder_of_another_dataset_is_refused(dataset, tmp_path):
+  other = "image_mask" if dataset == "hippocampus_t1w" else "hippocampus_t1w"
+  phantom.write(other, tmp_path / "raw", subjects=1, seed=0, size=ALL[other][0])
+  assert "nothing of this dataset was found" in refusal(dataset, tmp_path / "raw", tmp_path)
+
+
+@pytest.mark.parametrize("dataset", ALL)
+def test_a_link_out_of_the_folder_is_refused(dataset, tmp_path):
+  raw, scan = raw_and_scan(dataset, tmp_path)
+  outside = tmp_path / f"elsewhere{scan.suffix}"
+  shutil.move(scan, outside)
+  scan.symlink_to(outside)
+  message = refusal(dataset, raw, tmp_path)
+  assert scan.name in message and "leads out of the folder" in message
+
+
+@pytest.mark.parametrize("dataset", ALL)
+def test_an_unreadable_scan_is_refused_by_name(dataset, tmp_path):
+  raw, scan = raw_and_scan(dataset, tmp_path)
+  scan.write_bytes(scan.read_bytes()[: scan.stat().st_size // 3])
+  assert scan.stem in refusal(dataset, raw, tmp_path)
+
+
+@pytest.mark.parametrize("dataset", ALL)
+def test_names_in_capitals_are_the_same_names(dataset, tmp_path):
+  raw, _ = raw_and_scan(dataset, tmp_path)
+  expected = len(catalog.builder(ALL[dataset][2], tmp_path).inspect_source(raw).cases)
+  for path in sorted(raw.rglob("*"), key=lambda p: -len(p.parts)):
+    if path.suffix == ".csv":
+      continue
+    name = path.stem.upper() + path.suffix.upper() if path.is_file() else path.name.upper()
+    path.rename(path.with_name(name))
+  findings = catalog.builder(ALL[dataset][2], tmp_path).inspect_source(raw)
+  assert len(findings.cases) == expected > 0
+
+
+@pytest.mark.parametrize("dataset", VOLUMES)
+def test_a_header_that_declares_eight_gigabytes_is_refused_before_they_are_taken(dataset, tmp_path):
+  raw, scan = raw_and_scan(dataset, tmp_path)
+  header = scan.with_suffix(".hdr") if scan.suffix == ".img" else scan
+  data = bytearray(header.read_bytes())
+  order = "<" if data[:4] == struct.pack("<i", 348) else ">"
+  data[40:48] = struct.pack(f"{order}4h", 3, 2000, 2000, 2000)
+  header.write_bytes(data)
+  assert scan.stem in refusal(dataset, raw, tmp_path)
+
+
+@pytest.mark.parametrize("dataset", PICTURES)
+@pytest.mark.parametrize(
+    ("pixels", "what"),
+    [
+        (np.zeros((64, 64), np.uint16), "8-bit"),
+        (np.zeros((64, 64, 4), np.uint8), "without transparency"),
+    ],
+)
+def test_sixteen_bit_and_transparent_pictures_are_refused(dataset, tmp_path, pixels, what):
+  raw, scan = raw_and_scan(dataset, tmp_path)
+  Image.fromarray(pixels).save(scan, format="PNG")  # A PNG inside, whatever the name says.
+  message = refusal(dataset, raw, tmp_path)
+  assert scan.name in message and what in message
+
+
+@pytest.mark.parametrize("dataset", PICTURES)
+def test_a_picture_bomb_is_refused(dataset, tmp_path):
+  raw, scan = raw_and_scan(dataset, tmp_path)
+  Image.new("1", (8300, 8300)).save(scan, format="PNG")  # Just above the limit.
+  message = refusal(dataset, raw, tmp_path)
+  assert scan.name in message and "pixels" in message
+
+
+@pytest.mark.parametrize("dataset", PICTURES)
+def test_a_mask_of_another_size_is_refused(dataset, tmp_path):
+  raw, _ = raw_and_scan(dataset, tmp_path)
+  mask = sorted([*raw.rglob("*_HGE_Seg.jpg"), *raw.rglob("mask*/**/*.png")])[0]
+  Image.new("L", (10, 12)).save(mask)
+  assert mask.name in refusal(dataset, raw, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset", ["full_head_t1w", "ms_lesion_mri", "brain_stroke_ct"])
+def test_the_command_ends_with_one_line_and_code_1(dataset, tmp_path):
+  raw, scan = raw_and_scan(dataset, tmp_path)
+  scan.write_bytes(b"spoilt")
+  command = [sys.executable, "-m", "flexunet.tools.build", ALL[dataset][2],
+             f"--manual_dir={raw}", f"--data_dir={tmp_path / 'out'}"]  # fmt: skip
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert done.returncode == 1 and not (tmp_path / "out").exists()
+  assert done.stderr.startswith("error: ") and scan.name in done.stderr
+  assert "Traceback" not in done.stderr
