@@ -31,6 +31,7 @@ from etils import epath
 from flexunet.datasets import build_run, case_records, record_features, subject_splits
 from flexunet.datasets.builder_config import RecordConfig
 from flexunet.datasets.cases import Case, Findings, Notes
+from flexunet.datasets.errors import InputError
 from flexunet.datasets.intensity import IntensityWindow
 from flexunet.datasets.label_scheme import LabelScheme
 from flexunet.datasets.slicing import SlicePlan
@@ -61,7 +62,7 @@ class Slice:
   extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-class BrainBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class BrainBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore
   """Builds 2-D slices; see the head of this file for what a dataset must give."""
 
   HOMEPAGE: ClassVar[str] = ""
@@ -225,7 +226,11 @@ class BrainBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Replaces the serial generation of TFDS; called inside its temporary folder."""
     if download_config.max_examples_per_split == 0:
       return
-    build_run.build(self, pathlib.Path(dl_manager.manual_dir), download_config)
+    try:
+      root = pathlib.Path(dl_manager.manual_dir)
+    except AssertionError as error:  # TFDS's way to say that it is missing or empty.
+      raise InputError(" ".join(str(error).split("\n"))) from error
+    build_run.build(self, root, download_config)
 
   def _split_generators(self, dl_manager):
     raise NotImplementedError("This builder writes its shards itself; see build_run.py.")

@@ -66,7 +66,9 @@ class RecordConfig(tfds.core.BuilderConfig):
   @property
   def empty_share(self) -> float:
     """Share of the empty slices to keep."""
-    return {"keep": 1.0, "drop": 0.0}.get(self.empty_slices, self.empty_slices)
+    if isinstance(self.empty_slices, str):
+      return {"keep": 1.0, "drop": 0.0}[self.empty_slices]
+    return self.empty_slices
 
 
 def _parse_empty_slices(value: str | float) -> str | float:

@@ -60,7 +60,9 @@ def read_cases(
   with bar:
     num_workers = min(num_workers, len(tasks))
     if num_workers <= 1 or len(tasks) < _FEW_CASES:
-      messages = (case_records.write_case(builder, task) for task in tasks)
+      messages: Iterator[str | None] = (
+          case_records.write_case(builder, task) for task in tasks
+      )
     else:
       messages = _parallel(builder, address, tasks, num_workers)
     problems = []
@@ -133,6 +135,8 @@ class _Worker:
         # Ctrl-C reaches a whole group of processes; the parent alone decides what it means.
         start_new_session=True,
     )
+    assert self._process.stdin and self._process.stdout  # They are pipes.
+    self._input, self._output = self._process.stdin, self._process.stdout
     self._address: BuilderAddress | None = address
 
   def ask(self, task: CaseTask) -> str | None:
@@ -144,9 +148,9 @@ class _Worker:
 
   def _exchange(self, message) -> str | None:
     try:
-      pickle.dump(message, self._process.stdin)
-      self._process.stdin.flush()
-      line = self._process.stdout.readline()
+      pickle.dump(message, self._input)
+      self._input.flush()
+      line = self._output.readline()
     except BrokenPipeError:
       line = b""
     if not line:
@@ -165,8 +169,8 @@ class _Worker:
   def close(self) -> None:
     """Lets the process end by closing its input."""
     try:
-      self._process.stdin.close()
+      self._input.close()
     except BrokenPipeError:
       pass
     self._process.wait()
-    self._process.stdout.close()
+    self._output.close()

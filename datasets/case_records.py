@@ -78,7 +78,7 @@ def write_case(builder, task: CaseTask) -> str | None:
   index = {
       "bytes": start,
       "crc32": checksum,
-      "rows": [dataclasses.astuple(row) for row in rows],
+      "rows": [dataclasses.asdict(row) for row in rows],
       "notes": dataclasses.asdict(notes),
   }
   temporary.write_text(json.dumps(index))
@@ -104,7 +104,7 @@ def read_index(stem: pathlib.Path) -> tuple[list[RecordRow], Notes]:
   index = json.loads(stem.with_suffix(".json").read_text())
   rows = []
   for row in index["rows"]:
-    rows.append(RecordRow(*row[:-1], pixels=tuple(row[-1])))
+    rows.append(RecordRow(**{**row, "pixels": tuple(row["pixels"])}))
   return rows, Notes(**index["notes"])
 
 

@@ -16,6 +16,8 @@ import sys
 import traceback
 from typing import Any
 
+from flexunet.datasets import case_records
+
 
 @dataclasses.dataclass(frozen=True)
 class BuilderAddress:
@@ -48,7 +50,7 @@ def main() -> None:
   answers = os.fdopen(os.dup(1), "w", buffering=1)
   os.dup2(2, 1)
   tasks = sys.stdin.buffer
-  builder, case_records = None, None
+  builder: Any = None
   while True:
     try:
       # The parent is the same program on the same machine: no data of others is unpickled.
@@ -57,10 +59,8 @@ def main() -> None:
       return
     try:
       if builder is None:
-        from flexunet.datasets import case_records
-
         builder = task.load()
-        answer = {"problem": None}
+        answer: dict[str, str | None] = {"problem": None}
       else:
         answer = {"problem": case_records.write_case(builder, task)}
     except Exception:

@@ -6,6 +6,8 @@ For most patients index = number - 1. In seven scans slices precede the first pu
 
 from __future__ import annotations
 
+import pathlib
+
 import numpy as np
 
 from flexunet.datasets import ct_ich_patients, ct_ich_table, integrity, volume_io
@@ -33,7 +35,7 @@ def find_cases(findings: Findings) -> None:
   if folder is None:
     return
   masks_folder = integrity.child(folder, "masks")
-  scans = _by_patient(findings, integrity.child(folder, "ct_scans"))
+  scans = _by_patient(findings, integrity.folder_in(folder, "ct_scans"))
   masks = _by_patient(findings, masks_folder) if masks_folder else {}
   integrity.unpaired(findings, [scans[p] for p in sorted(scans.keys() - masks.keys())], "mask")
   integrity.unpaired(findings, [masks[p] for p in sorted(masks.keys() - scans.keys())], "scan")
@@ -70,7 +72,7 @@ def read_scan(case: Case, notes: Notes, threshold: float):
   return volume_builder.Scan(stored, slope, inter, (values > threshold).astype(np.uint8))
 
 
-def _by_patient(findings: Findings, folder) -> dict[int, object]:
+def _by_patient(findings: Findings, folder: pathlib.Path) -> dict[int, pathlib.Path]:
   found = {}
   for stem, path in integrity.volumes_by_stem(folder, findings).items():
     if stem.isdigit() and ct_ich_patients.is_patient(int(stem)):
@@ -80,7 +82,9 @@ def _by_patient(findings: Findings, folder) -> dict[int, object]:
   return found
 
 
-def _rows_by_patient(findings: Findings, folder) -> dict[int, dict[int, ct_ich_table.SliceRow]]:
+def _rows_by_patient(
+    findings: Findings, folder: pathlib.Path
+) -> dict[int, dict[int, ct_ich_table.SliceRow]]:
   """Returns {patient: {0-based slice: row}}; the table numbers the slices of the scan itself."""
   table_file = integrity.child(folder, "hemorrhage_diagnosis_raw_ct.csv")
   if table_file is None:

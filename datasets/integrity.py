@@ -30,6 +30,18 @@ def child(folder: pathlib.Path, *names: str) -> pathlib.Path | None:
   return next((path for path in children(folder) if _plain(path.name) in wanted), None)
 
 
+def folder_in(folder: pathlib.Path, *names: str) -> pathlib.Path:
+  """Returns the child folder of one of these names.
+
+  Raises:
+    InputError: When there is none.
+  """
+  found = child(folder, *names)
+  if found is None or not found.is_dir():
+    raise InputError(f"{folder}: has no folder {names[0]}.")
+  return found
+
+
 def find_folder(root: pathlib.Path, *names: str) -> pathlib.Path | None:
   """Returns the folder nearest to `root` that has a child of one of these names.
 
@@ -79,19 +91,19 @@ def volume_files(role: str, path: pathlib.Path) -> dict[str, pathlib.Path]:
 
 def check_volumes(findings: Findings, image: pathlib.Path, label: pathlib.Path | None) -> bool:
   """Reads the headers of a scan and its label; notes what is wrong and tells if all is well."""
-  shapes = {}
-  for path in filter(None, (image, label)):
+  shapes = []
+  paths = [image] if label is None else [image, label]
+  for path in paths:
     try:
-      shapes[path] = volume_io.read_header(path).shape
+      shapes.append(volume_io.read_header(path).shape)
     except InputError as error:
       findings.problem(str(error))
-  if len(shapes) == 2 and shapes[image] != shapes[label]:
+  if len(set(shapes)) == 2:
     findings.problem(
-        f"{label}: a label must lie on the grid of its scan. Scan {shapes[image]}, label"
-        f" {shapes[label]}."
+        f"{label}: a label must lie on the grid of its scan. Scan {shapes[0]}, label {shapes[1]}."
     )
     return False
-  return len(shapes) == (1 if label is None else 2)
+  return len(shapes) == len(paths)
 
 
 def unpaired(findings: Findings, files: Iterable[pathlib.Path], lacks: str) -> None:

@@ -66,8 +66,8 @@ class IntensityWindow:
     low, high = self.limits(voxels)
     if self.kind == "none" and voxels.dtype == np.uint8:
       return voxels.copy()
-    working = np.float64 if voxels.dtype.itemsize > 4 else np.float32
-    scaled = voxels.astype(working)
+    working: type[np.floating] = np.float64 if voxels.dtype.itemsize > 4 else np.float32
+    scaled: np.ndarray = voxels.astype(working)
     if high <= low:
       return np.where(scaled > low, 255, 0).astype(np.uint8)
     scaled -= working(low)

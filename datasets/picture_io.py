@@ -46,7 +46,7 @@ def read_header(path) -> PictureHeader:
     InputError: When the file is no picture, too large, or has a mode that is not 8-bit.
   """
   with _opened(path) as picture:
-    return PictureHeader(picture.height, picture.width, picture.mode, picture.format)
+    return PictureHeader(picture.height, picture.width, picture.mode, picture.format or "")
 
 
 def read_gray(path) -> np.ndarray:

@@ -24,7 +24,7 @@ HEADER_BYTES = 12
 @functools.cache
 def _table() -> np.ndarray:
   """uint32 [256]: the checksum step of each byte."""
-  table = np.arange(256, dtype=np.uint32)
+  table: np.ndarray = np.arange(256, dtype=np.uint32)
   for _ in range(8):
     table = (table >> 1) ^ np.where(table & 1, np.uint32(_POLYNOMIAL), np.uint32(0))
   return table

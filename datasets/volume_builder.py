@@ -59,6 +59,8 @@ class VolumeBuilder(base_builder.BrainBuilder, skip_registration=True):
 
   def slices_of(self, case: Case, notes: Notes) -> Iterator[base_builder.Slice]:
     plan, scan = self.active_plan(), self.read_scan(case, notes)
+    if plan is None:
+      raise ValueError(f"{self.name} cuts volumes, so it must give a slice plan.")
     volume = scan.volume
     if scan.spacing_mm is not None:
       volume = with_spacing(volume, scan.spacing_mm)

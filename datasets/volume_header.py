@@ -187,6 +187,7 @@ def _parse(path: pathlib.Path, single: bool) -> tuple[nib.analyze.AnalyzeHeader,
         f"{path}: the header is truncated: expected {_NIFTI1_BYTES} bytes, found {len(block)}."
         " Fetch the file again."
     )
+  header_class: type[nib.analyze.AnalyzeHeader]
   sizes = {int.from_bytes(block[:4], order) for order in ("little", "big")}
   if _NIFTI2_BYTES in sizes:
     header_class = nib.Nifti2Header if single else nib.nifti2.Nifti2PairHeader
@@ -220,7 +221,8 @@ def _three_axes(path: pathlib.Path, shape: tuple[int, ...]) -> tuple[int, int, i
         f"{path}: a volume has three axes, this file has the shape {shape}. Split the series into"
         " one file a volume."
     )
-  return (*shape, 1, 1)[:3] if len(shape) < 3 else shape[:3]
+  i, j, k = (*shape, 1, 1)[:3]
+  return i, j, k
 
 
 def _check_size(header_path, data_path, shape, dtype) -> None:

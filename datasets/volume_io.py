@@ -32,7 +32,7 @@ def read_header(path) -> VolumeHeader:
   return VolumeHeader(
       shape=header.shape,
       dtype=header.dtype.newbyteorder("="),
-      spacing_mm=tuple(float(mm) for mm in header.spacing_mm),
+      spacing_mm=(*map(float, header.spacing_mm),),  # type: ignore[arg-type]
       axis_codes=header.axis_codes,
       oriented=header.oriented,
   )

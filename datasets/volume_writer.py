@@ -14,7 +14,7 @@ import numpy as np
 from flexunet.datasets import volume_header
 from flexunet.datasets.errors import InputError
 
-_IMAGE_CLASSES = {
+_IMAGE_CLASSES: dict[type, type] = {
     nib.Nifti1Header: nib.Nifti1Image,
     nib.nifti1.Nifti1PairHeader: nib.Nifti1Pair,
     nib.Nifti2Header: nib.Nifti2Image,
@@ -74,11 +74,12 @@ def _blobs(source: volume_header.OpenedHeader, label: np.ndarray, single: bool) 
   # No affine is passed: nibabel then leaves qform, sform and origin as they are.
   image = _IMAGE_CLASSES[type(header)](data, None, header)
   keys = ("image",) if single else ("image", "header")
-  file_map = {key: nib.fileholders.FileHolder(fileobj=io.BytesIO()) for key in keys}
-  if not single and "mat" in type(image).make_file_map():
-    file_map["mat"] = nib.fileholders.FileHolder(fileobj=io.BytesIO())
-  image.to_file_map(file_map)
-  return {key: file_map[key].fileobj.getvalue() for key in keys}
+  streams = {key: io.BytesIO() for key in (*keys, "mat")}  # "mat" is SPM's, and stays empty.
+  wanted = image.make_file_map()
+  image.to_file_map(
+      {key: nib.fileholders.FileHolder(fileobj=streams[key]) for key in wanted}
+  )
+  return {key: streams[key].getvalue() for key in keys}
 
 
 def _write_files(blobs: dict, target_path: pathlib.Path, suffix: str) -> None:

@@ -97,7 +97,7 @@ def _measure(dataset: str, raw: pathlib.Path, workers: int, cases: int) -> dict[
     while process.poll() is None:
       peak = max(peak, sum(_held_bytes(pid) for pid in _family(process.pid)))
       time.sleep(_SAMPLE_SECONDS)
-    printed = process.stdout.read().splitlines()
+    printed = process.communicate()[0].splitlines()
     if process.returncode:
       raise InputError(f"The build of {dataset} failed; build it with flexunet.tools.build first.")
   return {**json.loads(printed[-1]), "peak_mb": peak / 1e6}

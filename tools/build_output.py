@@ -6,7 +6,7 @@ import contextlib
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,7 +100,7 @@ def is_built(builder) -> bool:
 def print_summary(builder) -> None:
   """Prints what was built: a row a split, and where it lies."""
   report = build_report.read(builder.data_path)
-  rows = [("split", "subjects", "volumes", "records", "with foreground")]
+  rows: list[tuple[str, ...]] = [("split", "subjects", "volumes", "records", "with foreground")]
   for name in sorted(report["splits"], key=_SPLIT_ORDER.index):
     split = report["splits"][name]
     numbers = ("num_subjects", "num_volumes", "num_records", "num_foreground_records")
@@ -118,7 +118,9 @@ def print_summary(builder) -> None:
 def print_files(builder, manual_dir: pathlib.Path) -> None:
   """Prints a line per file of the raw folder; reads the labels to show their values."""
   findings = builder.inspect_source(manual_dir)
-  rows = [("case", "role", "file", "shape", "dtype", "spacing mm", "axes", "label values")]
+  rows: list[tuple[str, ...]] = [
+      ("case", "role", "file", "shape", "dtype", "spacing mm", "axes", "label values")
+  ]
   for case in findings.cases:
     for role, path in case.files.items():
       if not role.endswith("_voxels"):
@@ -147,9 +149,9 @@ def _facts(path: pathlib.Path, is_label: bool) -> tuple[str, ...]:
     spacing = " x ".join(f"{mm:.3g}" for mm in header.spacing_mm)
     shape = " x ".join(map(str, header.shape))
     return shape, header.dtype.name, spacing, header.axis_codes or "unstated", values
-  header = picture_io.read_header(path)
+  picture = picture_io.read_header(path)
   values = _values(picture_io.read_rgb(path)[..., 0]) if is_label else ""
-  return f"{header.height} x {header.width}", f"8-bit {header.mode}", "", "", values
+  return f"{picture.height} x {picture.width}", f"8-bit {picture.mode}", "", "", values
 
 
 def _values(label: np.ndarray) -> str:
@@ -158,7 +160,7 @@ def _values(label: np.ndarray) -> str:
   return shown + (f" ... {found[-1]:g} ({len(found)})" if len(found) > _SHOWN_VALUES else "")
 
 
-def print_table(rows: list[tuple[str, ...]]) -> None:
+def print_table(rows: Sequence[Sequence[str]]) -> None:
   """Prints rows in columns; the first row is the heading."""
   widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
   for row in rows:

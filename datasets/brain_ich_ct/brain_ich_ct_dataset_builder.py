@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import re
 from collections.abc import Iterator, Mapping
 
@@ -114,7 +115,7 @@ class Builder(volume_builder.VolumeBuilder):
       )
       return
     table = ct_ich_table.read(table_file)
-    for patient_folder in integrity.children(integrity.child(folder, "Patients_CT")):
+    for patient_folder in integrity.children(integrity.folder_in(folder, "Patients_CT")):
       _find_patient(findings, patient_folder, table)
 
   def slices_of(self, case: Case, notes: Notes) -> Iterator[base_builder.Slice]:
@@ -190,8 +191,8 @@ def _find_patient(findings: Findings, folder, table) -> None:
 
 def _pictures(findings: Findings, brain) -> tuple[dict, dict]:
   """Returns ({slice number: picture}, {slice number: mask}); 1.jpg is not 10.jpg nor a mask."""
-  images: dict[int, object] = {}
-  masks: dict[int, object] = {}
+  images: dict[int, pathlib.Path] = {}
+  masks: dict[int, pathlib.Path] = {}
   for path in integrity.children(brain):
     for pattern, found in ((_SLICE, images), (_MASK, masks)):
       if match := pattern.fullmatch(path.name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import re
 
 import tensorflow_datasets as tfds
@@ -71,7 +72,7 @@ class Builder(volume_builder.VolumeBuilder):
     folder = integrity.find_folder(findings.root, "Train")
     if folder is None:
       return
-    train = integrity.child(folder, "Train")
+    train = integrity.folder_in(folder, "Train")
     test = integrity.child(folder, "Test")
     labels_folder = integrity.child(train, "Labels")
     scans = _by_number(findings, train, _SCAN)
@@ -90,9 +91,11 @@ class Builder(volume_builder.VolumeBuilder):
       _add(findings, number, scan, None)
 
 
-def _by_number(findings: Findings, folder, pattern: re.Pattern) -> dict[str, object]:
+def _by_number(
+    findings: Findings, folder: pathlib.Path, pattern: re.Pattern[str]
+) -> dict[str, pathlib.Path]:
   """Returns {subject number: file} of the volumes whose names follow the pattern."""
-  found = {}
+  found: dict[str, pathlib.Path] = {}
   for stem, path in integrity.volumes_by_stem(folder, findings).items():
     if match := pattern.fullmatch(stem):
       number = match[1]
@@ -104,7 +107,9 @@ def _by_number(findings: Findings, folder, pattern: re.Pattern) -> dict[str, obj
   return found
 
 
-def _add(findings: Findings, number: str, scan, label) -> None:
+def _add(
+    findings: Findings, number: str, scan: pathlib.Path, label: pathlib.Path | None
+) -> None:
   if not integrity.check_volumes(findings, scan, label):
     return
   files = integrity.volume_files("image", scan)
