@@ -44,15 +44,16 @@ class SegmentationLoss(keras.losses.Loss):
     self.class_weights = None if class_weights is None else [float(w) for w in class_weights]
 
   def __call__(self, y_true, y_pred, sample_weight=None):
-    # Keras multiplies weights onto finished losses; an overlap needs them inside its sums.
-    with keras.name_scope(self.name):
-      probability = ops.cast(ops.convert_to_tensor(y_pred), "float32")
-      label = label_map(y_true)
-      one_hot = one_hot_channels(label, self.num_classes)
-      return self.cost(one_hot, probability, pixel_weight(sample_weight, label))
+    # Keras multiplies weights onto finished losses; an overlap needs them inside its sums. They
+    # travel with the labels through Keras' own call, which scales by the number of replicas.
+    label = label_map(y_true)
+    return super().__call__((label, pixel_weight(sample_weight, label)), y_pred)
 
   def call(self, y_true, y_pred):
-    return self(y_true, y_pred)
+    label, weight = y_true
+    one_hot = one_hot_channels(ops.cast(label, "int32"), self.num_classes)
+    # Keras passes scalars through as they are, without that scaling: hence one axis.
+    return ops.reshape(self.cost(one_hot, ops.cast(y_pred, "float32"), weight), (1,))
 
   def cost(self, one_hot, probability, weight):
     """Returns the loss, a float32 scalar.

@@ -90,3 +90,35 @@ def test_a_compiled_step_gives_the_same_loss_and_scores():
       found = network.train_on_batch(images, label, np.array([1.0, 0.0]), return_dict=True)
     logs.append(found)
   assert logs[0] == pytest.approx(logs[1], rel=1e-4, nan_ok=True)
+
+
+_REPLICAS = """
+import json
+import keras, numpy as np, tensorflow as tf
+from flexunet import losses, metrics, model
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+random = np.random.default_rng(0)
+images, label = random.integers(0, 256, (8, 16, 24, 1)), random.integers(0, 3, (8, 16, 24))
+logs = []
+for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
+  keras.utils.set_random_seed(0)
+  with strategy.scope():
+    network = model.build_model((16, 24), 1, 3, 4, 5, 3, dropout_rate=0.0)
+    network.compile("sgd", losses.make("cross_entropy", 3), weighted_metrics=metrics.training_metrics(
+        ["dice_coef_multiclass", "dice"], 3))
+  data = tf.data.Dataset.from_tensor_slices((images, label, np.ones(8, "float32"))).batch(4)
+  logs.append({name: v[-1] for name, v in network.fit(data, epochs=3, verbose=0).history.items()})
+print(json.dumps(logs))
+"""
+
+
+@pytest.mark.slow
+def test_two_replicas_give_the_loss_and_scores_of_one():
+  done = subprocess.run(
+      [sys.executable, "-c", _REPLICAS], capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  one, two = json.loads(done.stdout.strip().splitlines()[-1])
+  assert two == pytest.approx(one, rel=1e-4)
