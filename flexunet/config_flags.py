@@ -13,7 +13,9 @@ from flexunet.datasets import checked
 from flexunet.datasets.errors import InputError
 
 
-def define(cls: type, *, skip: Collection[str] = ()) -> dict[str, flags.FlagHolder]:
+def define(
+    cls: type, *, skip: Collection[str] = (), flag_values: flags.FlagValues = flags.FLAGS
+) -> dict[str, flags.FlagHolder]:
   """Defines one flag per field of `cls`, except `skip`; to be called by files one runs.
 
   Returns:
@@ -21,7 +23,7 @@ def define(cls: type, *, skip: Collection[str] = ()) -> dict[str, flags.FlagHold
   """
   hints = typing.get_type_hints(cls)
   return {
-      field.name: _define_one(field, hints[field.name])
+      field.name: _define_one(field, hints[field.name], flag_values)
       for field in dataclasses.fields(cls)
       if field.name not in skip
   }
@@ -35,18 +37,21 @@ def read(cls: type, holders: dict[str, flags.FlagHolder], **extra: Any) -> Any:
   return checked.from_mapping(cls, {**values, **extra})
 
 
-def _define_one(field: dataclasses.Field, hint: Any) -> flags.FlagHolder:
+def _define_one(
+    field: dataclasses.Field, hint: Any, flag_values: flags.FlagValues
+) -> flags.FlagHolder:
   base, optional = checked.optional_base(hint)
   text = field.metadata.get("help", "")
   if optional and field.default is None:
     text += " Default: planned from the data."
   if typing.get_origin(base) is tuple:
-    return flags.DEFINE_list(field.name, field.default, text)
+    return flags.DEFINE_list(field.name, field.default, text, flag_values=flag_values)
   if base is bool:
-    return flags.DEFINE_boolean(field.name, field.default, text)
+    return flags.DEFINE_boolean(field.name, field.default, text, flag_values=flag_values)
   if choices := field.metadata.get("choices"):
-    return flags.DEFINE_enum(field.name, field.default, choices, text)
+    return flags.DEFINE_enum(field.name, field.default, choices, text, flag_values=flag_values)
   limits = {
+      "flag_values": flag_values,
       "lower_bound": field.metadata.get("minimum"),
       "upper_bound": field.metadata.get("maximum"),
   }
@@ -54,7 +59,7 @@ def _define_one(field: dataclasses.Field, hint: Any) -> flags.FlagHolder:
     return flags.DEFINE_integer(field.name, field.default, text, **limits)
   if base is float:
     return flags.DEFINE_float(field.name, field.default, text, **limits)
-  return flags.DEFINE_string(field.name, field.default, text)
+  return flags.DEFINE_string(field.name, field.default, text, flag_values=flag_values)
 
 
 def _sizes(parts: list[str]) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from absl import flags
 
 from flexunet import command_line
 
-_RUN_DIR = flags.DEFINE_string("run_dir", None, "Folder of the run.", required=True)
+_RUN_DIR = flags.DEFINE_string("run_dir", None, "Folder of the run.")
 _SPLIT = flags.DEFINE_list("split", ["test"], "Splits to score, separated by commas.")
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Folder of built datasets, or the version folder of one. Default: as trained."
@@ -57,6 +57,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run() -> None:
+  flags.mark_flag_as_required("run_dir")
   command_line.run(main)
 
 

@@ -19,9 +19,9 @@ from absl import flags
 
 from flexunet import command_line
 
-_RUN_DIR = flags.DEFINE_string("run_dir", None, "Folder of the run.", required=True)
-_INPUT = flags.DEFINE_string("input", None, "Scan, or folder of scans.", required=True)
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where labels are written.", required=True)
+_RUN_DIR = flags.DEFINE_string("run_dir", None, "Folder of the run.")
+_INPUT = flags.DEFINE_string("input", None, "Scan, or folder of scans.")
+_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where labels are written.")
 _OVERLAY = flags.DEFINE_boolean("overlay", True, "Also writes <stem>_overlay.png to look at.")
 _COLOR_MASKS = flags.DEFINE_boolean(
     "color_masks", False, "Also writes <stem>_color.png for pictures, in the dataset's colours."
@@ -73,6 +73,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run() -> None:
+  flags.mark_flags_as_required(["run_dir", "input", "output_dir"])
   command_line.run(main)
 
 

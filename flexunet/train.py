@@ -15,7 +15,7 @@ from absl import app, flags
 
 from flexunet import command_line, config, config_flags
 
-_RUN_DIR = flags.DEFINE_string("run_dir", None, "New folder for everything of this run.", required=True)
+_RUN_DIR = flags.DEFINE_string("run_dir", None, "New folder for everything of this run.")
 _MODEL = config_flags.define(config.ModelConfig)
 _DATA = config_flags.define(config.DataConfig)
 _TRAINING = config_flags.define(config.TrainingConfig)
@@ -40,6 +40,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run() -> None:
+  flags.mark_flag_as_required("run_dir")
   command_line.run(main)
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # Different uses of one seed must not share random numbers.
 _UNIFORM_SALT = 0x5EED
 _POOL_SALT = 0xF06
+_EXAMPLE_SALT = 0xE8A
+_MIX = (0x2545F4914F6CDD1D, 0x369DEA0F31A53F85, 0xFF51AFD7ED558CCD)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,28 +57,31 @@ class EpochOrder:
   def steps_per_epoch(self) -> int:
     return -(-self.num_records // (self.batch_size - self.drawn))
 
-  def record_at(self, position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Returns what stands at a position of the endless stream of examples.
+  def records_at(self, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns what stands at positions of the endless stream of examples.
 
     Args:
-      position: int64 scalar; step * batch_size + place in the batch.
+      positions: int64 [n]; a position is step * batch_size + place in the batch.
 
     Returns:
-      (record row int64, epoch int64, position in the epoch int64).
+      (record rows, epochs, positions in their epochs), each int64 [n].
     """
     import tensorflow as tf
 
-    step, place = position // self.batch_size, position % self.batch_size
+    step, place = positions // self.batch_size, positions % self.batch_size
     epoch, step = step // self.steps_per_epoch, step % self.steps_per_epoch
-    uniform_places = self.batch_size - self.drawn
-    number = step * uniform_places + place - self.drawn
-    row = self._shuffled(tf.maximum(number, 0), self.num_records, epoch, _UNIFORM_SALT)
+    number = step * (self.batch_size - self.drawn) + place - self.drawn
+    rows = self._shuffled(tf.maximum(number, 0), self.num_records, epoch, _UNIFORM_SALT)
     if self.drawn:
       drawn_number = (epoch * self.steps_per_epoch + step) * self.drawn + place
-      row = tf.where(place < self.drawn, self._from_pool(drawn_number), row)
-    return row, epoch, position % (self.steps_per_epoch * self.batch_size)
+      rows = tf.where(place < self.drawn, self._from_pools(drawn_number), rows)
+    return rows, epoch, positions % (self.steps_per_epoch * self.batch_size)
 
-  def _from_pool(self, number: tf.Tensor) -> tf.Tensor:
+  def example_seeds(self, epochs: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
+    """Returns one augmentation seed per example, int32 [n, 2], from what `records_at` gives."""
+    return self._seeds(epochs, positions, _EXAMPLE_SALT)
+
+  def _from_pools(self, number: tf.Tensor) -> tf.Tensor:
     import tensorflow as tf
 
     starts = np.cumsum([0, *(len(pool) for pool in self.pools[:-1])])
@@ -88,13 +93,29 @@ class EpochOrder:
     local = self._shuffled(number // len(self.pools), size, pool, _POOL_SALT)
     return tf.gather(members, tf.gather(tf.constant(starts, tf.int64), pool) + local)
 
-  def _shuffled(self, number: tf.Tensor, size, stream, salt: int) -> tf.Tensor:
+  def _shuffled(self, number: tf.Tensor, size, stream: tf.Tensor, salt: int) -> tf.Tensor:
+    """Maps the running `number` of a stream to its place in a permutation of `size` members."""
     import tensorflow as tf
 
-    size = tf.cast(size, tf.int64)
-    cycle, index = number // size, number % size
-    seed = tf.random.experimental.stateless_fold_in(
-        tf.constant([self.seed & 0x7FFFFFFF, salt], tf.int32), tf.cast(stream, tf.int32)
+    size = tf.broadcast_to(tf.cast(size, tf.int64), tf.shape(number))
+    seeds = self._seeds(stream, number // size, salt)
+    # The raw op: `tf.random.experimental.index_shuffle` refuses a seed for each element.
+    return tf.raw_ops.RandomIndexShuffle(
+        index=number % size,
+        seed=tf.pad(tf.bitcast(seeds, tf.uint32), [[0, 0], [0, 1]], constant_values=1),
+        max_index=size - 1,
+        rounds=4,
     )
-    seed = tf.random.experimental.stateless_fold_in(seed, tf.cast(cycle, tf.int32))
-    return tf.random.experimental.index_shuffle(index, seed=seed, max_index=size - 1)
+
+  def _seeds(self, first: tf.Tensor, second: tf.Tensor, salt: int) -> tf.Tensor:
+    """Mixes (run seed, salt, two counters) into int32 [n, 2]; wraps around on purpose."""
+    import tensorflow as tf
+
+    # Odd constants of the 64-bit finalizer of MurmurHash3: counters far apart in all bits.
+    mixed = tf.bitcast(
+        tf.constant(self.seed, tf.int64) * _MIX[0] + tf.constant(salt, tf.int64) * _MIX[1], tf.uint64
+    )
+    for counter in (first, second):
+      mixed = (mixed ^ tf.bitcast(counter, tf.uint64)) * tf.constant(_MIX[2], tf.uint64)
+      mixed ^= tf.bitwise.right_shift(mixed, tf.constant(29, tf.uint64))
+    return tf.bitcast(mixed, tf.int32)

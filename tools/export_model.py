@@ -23,7 +23,7 @@ from flexunet.datasets.errors import InputError
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "Run folder whose best model is exported.")
 _MODEL = flags.DEFINE_string("model", None, "Model file (.keras) to export.")
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "New folder for the files.", required=True)
+_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "New folder for the files.")
 _FORMATS = flags.DEFINE_list(
     "formats", ["saved_model"], "Comma-separated: saved_model, onnx, litert, weights."
 )
@@ -128,6 +128,7 @@ def _bytes(path: pathlib.Path) -> int:
 
 
 def run() -> None:
+  flags.mark_flag_as_required("output_dir")
   command_line.run(main)
 
 

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import re
+import subprocess
+import sys
 
 import pytest
 from absl import flags
@@ -67,13 +70,23 @@ def test_an_unknown_name_lists_the_nearest():
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_every_field_has_a_flag_with_the_same_default_and_a_help_text(part):
-  from flexunet import train  # noqa: F401 - defines the flags
-
+def test_every_field_becomes_a_flag_with_the_same_default_and_a_help_text(part):
+  values = flags.FlagValues()
+  config_flags.define(part, flag_values=values)
   for field in dataclasses.fields(part):
-    flag = flags.FLAGS[field.name]
+    flag = values[field.name]
     assert flag.default == field.default, field.name
     assert len(flag.help) > 10
+
+
+def test_the_trainer_has_the_flag_of_every_field():
+  # A process of its own: programs share one space of flags.
+  told = subprocess.run(
+      [sys.executable, "-m", "flexunet.train", "--helpfull"], capture_output=True, text=True
+  ).stdout
+  for part in PARTS:
+    for field in dataclasses.fields(part):
+      assert re.search(rf"--(\[no\])?{field.name}\b", told), field.name
 
 
 def test_flags_become_the_config_they_say():

@@ -8,8 +8,8 @@ from flexunet.pipelines.order import EpochOrder
 
 
 def rows_of(order: EpochOrder, first: int, count: int) -> list[int]:
-  positions = tf.data.Dataset.range(first, first + count)
-  return [int(row) for row in positions.map(lambda p: order.record_at(p)[0])]
+  positions = tf.range(first, first + count, dtype=tf.int64)
+  return [int(row) for row in order.records_at(positions)[0]]
 
 
 @pytest.mark.parametrize("num_records, batch_size", [(10, 5), (1, 1), (7, 3), (64, 8)])
@@ -56,3 +56,22 @@ def test_several_pools_take_turns():
 def test_a_batch_of_draws_only_is_refused():
   with pytest.raises(ValueError, match="uniform place"):
     EpochOrder(10, 4, seed=1, drawn=4, pools=(np.array([0]),))
+
+
+def test_seeds_of_examples_differ_and_repeat():
+  order = EpochOrder(1000, 8, seed=1)
+  positions = tf.range(4000, dtype=tf.int64)
+  _, epochs, places = order.records_at(positions)
+  seeds = order.example_seeds(epochs, places).numpy()
+  assert seeds.shape == (4000, 2) and len({tuple(seed) for seed in seeds}) == 4000
+  np.testing.assert_array_equal(seeds, order.example_seeds(epochs, places))
+  # Bits are balanced: neighbouring counters must not give neighbouring seeds.
+  ones = np.unpackbits(seeds.view(np.uint8)).mean()
+  assert 0.48 < ones < 0.52
+
+
+def test_positions_can_be_asked_in_any_grouping_also_inside_a_graph():
+  order = EpochOrder(13, 4, seed=2, drawn=1, pools=(np.array([3, 5, 8]),))
+  whole = rows_of(order, 0, 40)
+  graph = tf.data.Dataset.range(40).batch(7).map(lambda p: order.records_at(p)[0])
+  assert [int(row) for rows in graph for row in rows] == whole
