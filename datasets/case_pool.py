@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import os
 import pathlib
@@ -81,7 +82,7 @@ def _parallel(
   It starts reading at once, while the others still import what they need.
   """
   waiting = collections.deque(tasks)
-  answers: queue.SimpleQueue[str | None | Exception] = queue.SimpleQueue()
+  answers: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
 
   def next_task() -> CaseTask | None:
     try:
@@ -135,7 +136,8 @@ class _Worker:
         # Ctrl-C reaches a whole group of processes; the parent alone decides what it means.
         start_new_session=True,
     )
-    assert self._process.stdin and self._process.stdout  # They are pipes.
+    if self._process.stdin is None or self._process.stdout is None:
+      raise RuntimeError("A worker process has no pipes.")  # Not with PIPE; types cannot tell.
     self._input, self._output = self._process.stdin, self._process.stdout
     self._address: BuilderAddress | None = address
 
@@ -168,9 +170,7 @@ class _Worker:
 
   def close(self) -> None:
     """Lets the process end by closing its input."""
-    try:
+    with contextlib.suppress(BrokenPipeError):
       self._input.close()
-    except BrokenPipeError:
-      pass
     self._process.wait()
     self._output.close()

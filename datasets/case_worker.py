@@ -54,7 +54,7 @@ def main() -> None:
   while True:
     try:
       # The parent is the same program on the same machine: no data of others is unpickled.
-      task = pickle.load(tasks)
+      task = pickle.load(tasks)  # noqa: S301
     except EOFError:
       return
     try:

@@ -18,7 +18,7 @@ from flexunet.datasets.errors import InputError, unknown_name
 
 def knob(
     default: Any,
-    help: str,  # noqa: A002 - the word that flags use
+    help: str,
     *,
     choices: tuple[str, ...] | None = None,
     minimum: float | None = None,
@@ -80,8 +80,10 @@ def _checked_value(field: dataclasses.Field, hint: Any, value: Any) -> Any:
   limits = field.metadata
   if (choices := limits.get("choices")) and value not in choices:
     near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
-    hint_text = f" Did you mean {near[0]!r}?" if near else ""
-    raise InputError(f"{field.name} must be one of {', '.join(choices)}. Got: {value!r}.{hint_text}")
+    nearest = f" Did you mean {near[0]!r}?" if near else ""
+    raise InputError(
+        f"{field.name} must be one of {', '.join(choices)}. Got: {value!r}.{nearest}"
+    )
   low, high = limits.get("minimum"), limits.get("maximum")
   if (low is not None and value < low) or (high is not None and value > high) or value != value:
     bounds = f">= {low}" if high is None else f"from {low} to {high}"

@@ -119,7 +119,7 @@ class LabelScheme:
 
   @classmethod
   def from_names(cls, names: Sequence[str]) -> LabelScheme:
-    """Gives colours to bare names, the first of which is the background: for data built elsewhere."""
+    """Gives colours to bare names, the first the background: for data built elsewhere."""
     # The golden ratio spreads any number of hues far apart.
     hues = [(index * 0.618034) % 1.0 for index in range(len(names) - 1)]
     colors = [(0, 0, 0), *(colorsys.hsv_to_rgb(hue, 0.85, 0.95) for hue in hues)]

@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -51,7 +52,7 @@ class Builder(volume_builder.VolumeBuilder):
   """Builds axial slices with one class, and the five subtypes as labels of the slice."""
 
   VERSION = tfds.core.Version("1.0.0")
-  RELEASE_NOTES = {"1.0.0": "Initial release."}
+  RELEASE_NOTES: ClassVar = {"1.0.0": "Initial release."}
   HOMEPAGE = "https://physionet.org/content/ct-ich/"
   LAYOUT = (
       "hemorrhage_diagnosis.csv and Patients_CT/NNN/brain/N.jpg, N_HGE_Seg.jpg (v1.0.0), or for the"
@@ -62,7 +63,7 @@ class Builder(volume_builder.VolumeBuilder):
       "Get CT-ICH from PhysioNet (ct-ich; v1.0.0 is open, v1.3.1 is restricted) or Kaggle"
       f" (vbookshelf/computed-tomography-ct-images) and unpack it: {LAYOUT}."
   )
-  BUILDER_CONFIGS = [
+  BUILDER_CONFIGS: ClassVar = [
       IchConfig(name="slices", description="650 x 650 JPEG slices in the brain window, v1.0.0."),
       IchConfig(name="nifti", source="nifti", description="512 x 512 slices of the NIfTI form."),
       IchConfig(

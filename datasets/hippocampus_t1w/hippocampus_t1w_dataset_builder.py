@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
+from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
@@ -31,7 +32,7 @@ class Builder(volume_builder.VolumeBuilder):
   """Builds coronal slices with one class (default), with two, or whole volumes."""
 
   VERSION = tfds.core.Version("1.0.0")
-  RELEASE_NOTES = {"1.0.0": "Initial release."}
+  RELEASE_NOTES: ClassVar = {"1.0.0": "Initial release."}
   HOMEPAGE = "https://www.nitrc.org/projects/hippseg_2011/"
   LAYOUT = "Train/HFH_NNN.hdr + .img, Train/Labels/HFH_NNN_Hipp_Labels.hdr + .img, Test/HFH_NNN.*"
   SPLIT_SALT = "hippocampus_t1w"
@@ -39,7 +40,7 @@ class Builder(volume_builder.VolumeBuilder):
       "Get the set from Kaggle (andrewmvd/hippocampus-segmentation-in-mri-images) or NITRC"
       f" (hippseg_2011) and unpack it, so that the folder holds {LAYOUT}."
   )
-  BUILDER_CONFIGS = [
+  BUILDER_CONFIGS: ClassVar = [
       HippocampusConfig(name="slices", description="Coronal slices; one hippocampus class."),
       HippocampusConfig(
           name="left_right", two_classes=True, description="Coronal slices; labels 1, 2 stay two."

@@ -3,6 +3,7 @@
 import csv
 import shutil
 import tempfile
+from typing import ClassVar
 
 import build_samples
 import numpy as np
@@ -47,7 +48,7 @@ class BrainIchTest(tfds.testing.DatasetBuilderTestCase):
 
   DATASET_CLASS = brain_ich_ct_dataset_builder.Builder
   BUILDER_CONFIG_NAMES_TO_TEST = ("slices",)
-  SPLITS = {"train": 11, "validation": 11, "test": 11}  # noqa: RUF012 (12 less the unlabelled one)
+  SPLITS: ClassVar = {"train": 11, "validation": 11, "test": 11}  # 12 less the unlabelled one.
 
   @classmethod
   def setUpClass(cls):

@@ -1,6 +1,7 @@
 """The hippocampus builder, on phantoms with the traps of the real files."""
 
 import tempfile
+from typing import ClassVar
 
 import build_samples
 import nibabel as nib
@@ -18,7 +19,7 @@ class HippocampusTest(tfds.testing.DatasetBuilderTestCase):
   DATASET_CLASS = hippocampus_t1w_dataset_builder.Builder
   BUILDER_CONFIG_NAMES_TO_TEST = ("slices", "left_right")
   # Three subjects of 12 coronal slices, one on each side, and one without labels.
-  SPLITS = {"train": 12, "validation": 12, "test": 12, "unlabeled": 12}  # noqa: RUF012
+  SPLITS: ClassVar = {"train": 12, "validation": 12, "test": 12, "unlabeled": 12}
 
   @classmethod
   def setUpClass(cls):

@@ -45,7 +45,7 @@ def test_names_and_palette_follow_the_ids():
 
 
 def test_an_id_without_a_class_cannot_be_painted():
-  with pytest.raises(ValueError, match="0..2"):
+  with pytest.raises(ValueError, match=r"0\.\.2"):
     SCHEME.colorize(np.array([[3]]))
 
 

@@ -106,7 +106,7 @@ def test_resampling_keeps_positions_and_picks_labels():
 
 def test_a_scan_without_spacing_cannot_be_made_isotropic():
   slices = Slices(np.zeros((2, 2, 2)), (np.nan, np.nan), np.nan)
-  with pytest.raises(InputError, match="scan.nii: isotropic_mm needs"):
+  with pytest.raises(InputError, match=r"scan\.nii: isotropic_mm needs"):
     resampling.isotropic(slices, None, 1.0, "scan.nii")
 
 

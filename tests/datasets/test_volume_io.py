@@ -252,6 +252,6 @@ def test_a_label_off_the_grid_or_of_another_format_is_refused_and_nothing_writte
   scan = save_nifti(tmp_path / "scan.nii")
   with pytest.raises(InputError, match="grid"):
     volume_io.write_like(scan, np.zeros((5, 3, 7), np.uint8), tmp_path / "out.nii")
-  with pytest.raises(InputError, match="must end in .nii"):
+  with pytest.raises(InputError, match=r"must end in \.nii"):
     volume_io.write_like(scan, np.zeros(SHAPE, np.uint8), tmp_path / "out.img")
   assert [path.name for path in tmp_path.iterdir()] == ["scan.nii"]

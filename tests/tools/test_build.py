@@ -172,7 +172,7 @@ def test_bad_input_is_refused_by_name_and_nothing_is_written(
 
 
 def test_a_folder_of_another_dataset_is_refused(pristine, tmp_path):
-  with pytest.raises(InputError, match="nothing of this dataset.*Expected layout: Train"):
+  with pytest.raises(InputError, match=r"nothing of this dataset.*Expected layout: Train"):
     run(HIPPOCAMPUS, f"--manual_dir={pristine[ICH]}", f"--data_dir={tmp_path / 'out'}")
   assert not (tmp_path / "out").exists()
 
@@ -215,7 +215,7 @@ def test_a_bad_flag_value_is_refused(pristine, tmp_path, arguments, message):
 
 
 def test_missing_folders_are_named():
-  with pytest.raises(InputError, match="--manual_dir is missing.*Kaggle"):
+  with pytest.raises(InputError, match=r"--manual_dir is missing.*Kaggle"):
     run(HIPPOCAMPUS, "--data_dir=out")
 
 
