@@ -42,7 +42,7 @@ DEFAULT_TOLERANCE_MM = 1.0
 def mask_scores(
     reference: np.ndarray,
     prediction: np.ndarray,
-    spacing_mm: Sequence[float],
+    spacing_mm: Sequence[float] | np.ndarray,
     tolerance_mm: float = DEFAULT_TOLERANCE_MM,
 ) -> dict[str, Any]:
   """Returns the scores of one boolean mask against another of the same shape.
@@ -101,7 +101,7 @@ def label_scores(
     reference: np.ndarray,
     prediction: np.ndarray,
     class_names: Sequence[str],
-    spacing_mm: Sequence[float],
+    spacing_mm: Sequence[float] | np.ndarray,
     tolerance_mm: float = DEFAULT_TOLERANCE_MM,
 ) -> list[dict[str, Any]]:
   """Returns one row per foreground class: `class` (its name) and the keys of `mask_scores`.

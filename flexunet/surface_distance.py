@@ -60,7 +60,7 @@ class SurfaceDistances:
 
 
 def surface_distances(
-    reference: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[float]
+    reference: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[float] | np.ndarray
 ) -> SurfaceDistances:
   """Returns the distances between the surfaces of two masks of one shape.
 
@@ -85,7 +85,7 @@ def surface_distances(
 
 
 def checked_spacing(
-    spacing_mm: Sequence[float], reference: np.ndarray, prediction: np.ndarray
+    spacing_mm: Sequence[float] | np.ndarray, reference: np.ndarray, prediction: np.ndarray
 ) -> np.ndarray:
   """Returns the spacing as float64 [axes]; refuses arrays and spacings that do not fit."""
   if reference.shape != prediction.shape or reference.ndim not in (2, 3):
@@ -106,14 +106,11 @@ def surface(mask: np.ndarray) -> np.ndarray:
   """Returns bool, of the mask's shape: its voxels with a neighbour outside."""
   inner = mask.copy()
   for axis in range(mask.ndim):
-    before, after = [slice(None)] * mask.ndim, [slice(None)] * mask.ndim
-    before[axis], after[axis] = slice(None, -1), slice(1, None)
-    inner[tuple(after)] &= mask[tuple(before)]
-    inner[tuple(before)] &= mask[tuple(after)]
-    edges = [slice(None)] * mask.ndim
-    for edge in (0, -1):
-      edges[axis] = edge
-      inner[tuple(edges)] = False
+    # Views with the axis in front: writing to them writes to `inner`.
+    along, whole = np.moveaxis(inner, axis, 0), np.moveaxis(mask, axis, 0)
+    along[1:] &= whole[:-1]
+    along[:-1] &= whole[1:]
+    along[:1] = along[-1:] = False
   return mask & ~inner
 
 
