@@ -126,7 +126,7 @@ def _position_chart(axis, dataset: BuiltDataset) -> None:
       per_volume.setdefault(row["volume"], []).append(row)
   palette = overlay.display_palette(dataset.scheme.palette) / 255
   bins = np.linspace(0, 1, 21)
-  places = {name: [] for name in names[1:]}
+  places: dict[str, list[float]] = {name: [] for name in names[1:]}
   for rows in per_volume.values():
     positions = [int(row["slice_index"]) for row in rows]
     low, span = min(positions), max(max(positions) - min(positions), 1)

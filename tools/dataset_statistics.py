@@ -111,7 +111,7 @@ def gather(dataset: BuiltDataset, progress: bool = False) -> Statistics:
       sizes[label.shape] = sizes.get(label.shape, 0) + 1
       if row["key"] in wanted:
         # Of a whole volume the slice with most foreground; without any, the middle one.
-        rank = (np.count_nonzero(label), -abs(position - len(slices) / 2))
+        rank = (int(np.count_nonzero(label)), -abs(position - len(slices) / 2))
         if row["key"] not in kept or rank > kept[row["key"]][0]:
           kept[row["key"]] = (rank, Sample(row, image, label, aspect))
   width = max((len(mm) for mm in spacing.values()), default=0)

@@ -143,11 +143,12 @@ def write(
 def main(argv: Sequence[str]) -> None:
   if len(argv) != 3:
     raise app.UsageError("Usage: python -m flexunet.tools.phantom DATASET OUT [--subjects=N]")
+  given = _SIZE.value or []
   try:
-    size = [int(text) for text in _SIZE.value or ()]
+    size = [int(text) for text in given]
   except ValueError as error:
     raise errors.InputError(
-        f"--size must be whole numbers such as 96,40,96. Got: {','.join(_SIZE.value)}."
+        f"--size must be whole numbers such as 96,40,96. Got: {','.join(given)}."
     ) from error
   out = write(argv[1], argv[2], _SUBJECTS.value, _SEED.value, size)
   files = [path for path in out.rglob("*") if path.is_file()]

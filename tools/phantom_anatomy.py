@@ -8,6 +8,7 @@ in shape, spacing and order of axes: the scans of one subject then show one anat
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -32,6 +33,13 @@ class Grid:
   spacing_mm: tuple[float, float, float]
   axes: str = "LAS"
   centre_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+  @classmethod
+  def covering(cls, field_mm: Sequence[float], shape: Sequence[int], axes: str, centre_mm) -> Grid:
+    """Returns the grid that covers a field with voxels of whatever size that takes."""
+    i, j, k = (int(count) for count in shape)
+    x, y, z = (float(mm) for mm in field_mm)
+    return cls((i, j, k), (x / i, y / j, z / k), axes, tuple(centre_mm))
 
   @property
   def affine(self) -> np.ndarray:

@@ -58,9 +58,9 @@ class CtScan:
 def draw_ct(rng: np.random.Generator, size: Size, lesions: tuple[str, ...]) -> CtScan:
   """Draws a head with lesions: subtypes of bleeding, or "Ischemic"."""
   edge, slices = size
-  spacing_mm = (_FIELD_MM / edge, _FIELD_MM / edge, (_HIGHEST_MM - _LOWEST_MM) / slices)
+  field_mm = (_FIELD_MM, _FIELD_MM, _HIGHEST_MM - _LOWEST_MM)
   centre = (0.0, 0.0, (_HIGHEST_MM + _LOWEST_MM) / 2)
-  grid = phantom_anatomy.Grid((edge, edge, slices), spacing_mm, "LAS", centre)
+  grid = phantom_anatomy.Grid.covering(field_mm, (edge, edge, slices), "LAS", centre)
   head = phantom_anatomy.draw_head(rng)
   coordinates = grid.coordinates()
   tissue, _ = phantom_anatomy.tissue_map(head, grid)
@@ -73,7 +73,7 @@ def draw_ct(rng: np.random.Generator, size: Size, lesions: tuple[str, ...]) -> C
   for name, mask in masks.items():
     ischemic = name == "Ischemic"
     tissue[mask] = phantom_contrast.CT_INFARCT if ischemic else phantom_contrast.LESION
-  return CtScan(phantom_contrast.ct_hu(tissue, rng), masks, spacing_mm)
+  return CtScan(phantom_contrast.ct_hu(tissue, rng), masks, grid.spacing_mm)
 
 
 def upright(voxels: np.ndarray) -> np.ndarray:

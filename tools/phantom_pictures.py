@@ -34,8 +34,9 @@ def write_subject(out: pathlib.Path, index: int, rng: np.random.Generator, size:
   """
   edge, slices = size
   coarse = max(8, edge * 4 // 5)
-  spacing_mm = (_FIELD_MM / coarse, _FIELD_MM / coarse, 110.0 / slices)
-  grid = phantom_anatomy.Grid((coarse, coarse, slices), spacing_mm, "LAS", (0.0, 0.0, 15.0))
+  field_mm = (_FIELD_MM, _FIELD_MM, 110.0)
+  shape = (coarse, coarse, slices)
+  grid = phantom_anatomy.Grid.covering(field_mm, shape, "LAS", (0.0, 0.0, 15.0))
   tissue, _ = phantom_anatomy.tissue_map(phantom_anatomy.draw_head(rng), grid)
   image = (phantom_contrast.mri(tissue, "t1", rng, bias=0.15) * 1.6).clip(0, 255).astype(np.uint8)
   mask = np.array(PALETTE, np.uint8)[tissue]

@@ -46,18 +46,17 @@ def write_hippocampus(
   """
   finer = 4 / 3 if index % 5 >= 3 else 1.0
   shape = (round(size[0] * finer), size[1], round(size[2] * finer))
-  spacing_mm = tuple(
-      field / count for field, count in zip(_HIPPOCAMPUS_FIELD_MM, shape, strict=True)
-  )
-  grid = phantom_anatomy.Grid(shape, spacing_mm, "LAS", _HIPPOCAMPUS_CENTRE_MM)
+  field_mm, centre_mm = _HIPPOCAMPUS_FIELD_MM, _HIPPOCAMPUS_CENTRE_MM
+  grid = phantom_anatomy.Grid.covering(field_mm, shape, "LAS", centre_mm)
   tissue, hippocampus = phantom_anatomy.tissue_map(phantom_anatomy.draw_head(rng), grid)
   image = phantom_contrast.mri(tissue, "t1", rng) * rng.uniform(4, 12)
   name = f"HFH_{index + 1:03d}"
   byte_order = "<" if index % 2 == 0 else ">"
-  _analyze(image, spacing_mm, byte_order, out / ("Train" if labelled else "Test") / f"{name}.hdr")
+  half = "Train" if labelled else "Test"
+  _analyze(image, grid.spacing_mm, byte_order, out / half / f"{name}.hdr")
   if labelled:
     label_path = out / "Train" / "Labels" / f"{name}_Hipp_Labels.hdr"
-    _analyze(hippocampus, spacing_mm, byte_order, label_path)
+    _analyze(hippocampus, grid.spacing_mm, byte_order, label_path)
 
 
 def write_full_head(out: pathlib.Path, index: int, rng: np.random.Generator, size: Size) -> None:
@@ -66,8 +65,7 @@ def write_full_head(out: pathlib.Path, index: int, rng: np.random.Generator, siz
   Every fifth subject is a control (no `_deface` in its names); the label of every fourth is 4-D,
   that of every third is stored as uint8.
   """
-  spacing_mm = tuple(mm / count for mm, count in zip(_FULL_HEAD_FIELD_MM, size, strict=True))
-  grid = phantom_anatomy.Grid(size, spacing_mm, "LAS", (0.0, 0.0, -2.0))
+  grid = phantom_anatomy.Grid.covering(_FULL_HEAD_FIELD_MM, size, "LAS", (0.0, 0.0, -2.0))
   tissue, _ = phantom_anatomy.tissue_map(phantom_anatomy.draw_head(rng), grid)
   image = (phantom_contrast.mri(tissue, "t1", rng, noise=4.0, bias=0.15) * 4).astype(np.int16)
   label = tissue.astype(np.uint8 if index % 3 == 2 else np.float32)
@@ -105,8 +103,7 @@ def write_ms(out: pathlib.Path, index: int, rng: np.random.Generator, size: Size
   head = phantom_anatomy.draw_head(rng)
   lesion_seed = int(rng.integers(2**31))
   for modality, shape in shapes.items():
-    spacing_mm = tuple(mm / count for mm, count in zip(_MS_FIELD_MM, shape, strict=True))
-    grid = phantom_anatomy.Grid(shape, spacing_mm, "PRS", (0.0, 0.0, 22.0))
+    grid = phantom_anatomy.Grid.covering(_MS_FIELD_MM, shape, "PRS", (0.0, 0.0, 22.0))
     tissue, _ = phantom_anatomy.tissue_map(head, grid)
     # The same plaques in each modality, wherever its voxels lie.
     plaques = phantom_lesions.plaques(
@@ -129,7 +126,8 @@ def _bare_nifti(voxels: np.ndarray, path: pathlib.Path) -> None:
 
 def write_ms_tables(out: pathlib.Path, subjects: int, size: Size) -> None:
   """The two spreadsheets; of the second, which has two header rows, builders read the spacing."""
-  patients: list[list[float | str | None]] = [["ID"], *[[n + 1] for n in range(subjects)]]
+  patients: list[list[float | str | None]] = [["ID"]]
+  patients.extend([n + 1] for n in range(subjects))
   phantom_spreadsheet.write(out / "Supplementary Table 1 for patient info .xlsx", patients)
   between_mm = _MS_FIELD_MM[2] / size[2]
   flair_mm = _MS_FIELD_MM[2] / (size[2] + 2)

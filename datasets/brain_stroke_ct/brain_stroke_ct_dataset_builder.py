@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -44,7 +45,7 @@ class Builder(base_builder.BrainBuilder):
   """Builds CT slices with two classes of stroke."""
 
   VERSION = tfds.core.Version("1.0.0")
-  RELEASE_NOTES = {"1.0.0": "Initial release."}
+  RELEASE_NOTES: ClassVar = {"1.0.0": "Initial release."}
   HOMEPAGE = (
       "https://www.kaggle.com/datasets/programmer3/"
       "real-time-stroke-detection-in-mri-ct-pet-images"
@@ -57,7 +58,9 @@ class Builder(base_builder.BrainBuilder):
       "Get the set from Kaggle (programmer3/real-time-stroke-detection-in-mri-ct-pet-images) and"
       f" unpack it, so that the folder holds {LAYOUT}."
   )
-  BUILDER_CONFIGS = [RecordConfig(name="slices", description="CT slices, two classes of stroke.")]
+  BUILDER_CONFIGS: ClassVar = [
+      RecordConfig(name="slices", description="CT slices, two classes of stroke."),
+  ]
   DEFAULT_BUILDER_CONFIG_NAME = "slices"
 
   def label_scheme(self) -> LabelScheme:
@@ -103,11 +106,12 @@ class Builder(base_builder.BrainBuilder):
 def _data_folder(findings: Findings) -> pathlib.Path | None:
   """Returns the folder with Training and Testing of the CT part, noting the other parts."""
   above = integrity.find_folder(findings.root, "CT Images")
-  if above is not None:
+  part = integrity.child(above, "CT Images") if above else None
+  if above is not None and part is not None:
     for other in ("MRI Images", "PET Images"):
       if folder := integrity.child(above, other):
         findings.leave_out(folder, "only the CT part is used")
-    return integrity.find_folder(integrity.child(above, "CT Images"), *_PARTS)
+    return integrity.find_folder(part, *_PARTS)
   return integrity.find_folder(findings.root, *_PARTS)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import pathlib
 import re
+from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -27,7 +28,7 @@ class Builder(volume_builder.VolumeBuilder):
   """Builds axial slices (default), or whole volumes."""
 
   VERSION = tfds.core.Version("1.0.0")
-  RELEASE_NOTES = {"1.0.0": "Initial release."}
+  RELEASE_NOTES: ClassVar = {"1.0.0": "Initial release."}
   HOMEPAGE = (
       "https://www.kaggle.com/datasets/andrewbirnbaum/"
       "full-head-mri-and-segmentation-of-stroke-patients"
@@ -42,7 +43,7 @@ class Builder(volume_builder.VolumeBuilder):
       " (andrewbirnbaum/full-head-mri-and-segmentation-of-stroke-patients) and unpack it, so that"
       f" the folder holds {LAYOUT}."
   )
-  BUILDER_CONFIGS = [
+  BUILDER_CONFIGS: ClassVar = [
       RecordConfig(name="slices", description="Axial slices, seven classes."),
       RecordConfig(name="volumes", form="volumes", description="Whole scans, seven classes."),
   ]
@@ -77,7 +78,7 @@ class Builder(volume_builder.VolumeBuilder):
   def read_scan(self, case: Case, notes: Notes) -> volume_builder.Scan:
     scan = super().read_scan(case, notes)
     if scan.label is not None:
-      _check_contrast(case, scan, notes)
+      _check_contrast(case, scan.volume.voxels, scan.label, notes)
     return scan
 
 
@@ -121,16 +122,15 @@ def _by_subject(findings: Findings, folder: pathlib.Path | None) -> dict[str, pa
   return found
 
 
-def _check_contrast(case: Case, scan: volume_builder.Scan, notes: Notes) -> None:
+def _check_contrast(case: Case, voxels: np.ndarray, label: np.ndarray, notes: Notes) -> None:
   """Notes the mean T1 of the brain tissues; where their order is wrong, so may be the numbering.
 
   On T1 white matter is brighter than grey, and grey brighter than fluid. Other code for this set
   has labels 2 and 3 the wrong way round.
   """
-  voxels = scan.volume.voxels
   means = {}
   for name, value in (("white_matter", _WHITE), ("grey_matter", _GREY), ("csf", _CSF)):
-    inside = scan.label == value
+    inside = label == value
     if inside.any():
       means[name] = round(float(np.mean(voxels[inside], dtype=np.float64)), 2)
   notes.facts["mean_t1"] = means

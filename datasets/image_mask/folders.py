@@ -84,9 +84,9 @@ def _pairs_of(findings: Findings, side: str, folder: pathlib.Path) -> list[Pair]
   return pairs
 
 
-def _by_stem(findings: Findings, folder: pathlib.Path) -> dict[str, pathlib.Path]:
+def _by_stem(findings: Findings, folder: pathlib.Path | None) -> dict[str, pathlib.Path]:
   found: dict[str, pathlib.Path] = {}
-  for path in integrity.children(folder):
+  for path in integrity.children(folder) if folder else ():
     if not picture_io.is_picture(path):
       findings.leave_out(path, "not a picture (PNG, JPEG or BMP)")
     elif path.stem in found:

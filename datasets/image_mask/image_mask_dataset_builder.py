@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -24,12 +25,12 @@ class Builder(base_builder.BrainBuilder):
   """Builds pictures as they are, masks as class ids."""
 
   VERSION = tfds.core.Version("1.0.0")
-  RELEASE_NOTES = {"1.0.0": "Initial release."}
+  RELEASE_NOTES: ClassVar = {"1.0.0": "Initial release."}
   HOMEPAGE = ""
   LAYOUT = "{train,valid,test}/{images,masks}/NAME.png, or images/NAME.png and masks/NAME.png"
   SPLIT_SALT = "image_mask"
   MANUAL_DOWNLOAD_INSTRUCTIONS = f"Any folder of this form will do: {LAYOUT}."
-  BUILDER_CONFIGS = [
+  BUILDER_CONFIGS: ClassVar = [
       ImageMaskConfig(name=name, palette=name, description=f"Masks in the colours of {name}.")
       for name in PRESETS
   ]

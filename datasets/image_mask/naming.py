@@ -52,9 +52,8 @@ def parse(stem: str, rules: list[re.Pattern[str]]) -> SliceName:
   for rule in rules:
     if found := rule.search(stem):
       groups = found.groupdict()
-      position = groups.get("slice")
-      known = position is not None and position.isdigit()
-      return SliceName(groups["subject"] or None, int(position) if known else None)
+      position = groups.get("slice") or ""
+      return SliceName(groups["subject"] or None, int(position) if position.isdigit() else None)
   return SliceName(None, None)
 
 

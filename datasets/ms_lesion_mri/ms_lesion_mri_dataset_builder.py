@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -58,7 +59,7 @@ class Builder(volume_builder.VolumeBuilder):
   """Builds axial slices of one modality (T2 by default), or whole volumes."""
 
   VERSION = tfds.core.Version("1.0.0")
-  RELEASE_NOTES = {"1.0.0": "Initial release."}
+  RELEASE_NOTES: ClassVar = {"1.0.0": "Initial release."}
   HOMEPAGE = "https://data.mendeley.com/datasets/8bctsm8jz7/1"
   LAYOUT = "Patient-N/{N-T1,N-T2,N-Flair,N-LesionSeg-T1,N-LesionSeg-T2,N-LesionSeg-Flair}.nii"
   SPLIT_SALT = "ms_lesion_mri"
@@ -66,7 +67,7 @@ class Builder(volume_builder.VolumeBuilder):
       "Get the set from Mendeley Data (8bctsm8jz7, version 1) and unpack it with its two"
       f" spreadsheets, so that the folder holds, at any depth, {LAYOUT}."
   )
-  BUILDER_CONFIGS = _configs()
+  BUILDER_CONFIGS: ClassVar = _configs()
   DEFAULT_BUILDER_CONFIG_NAME = "t2"
 
   def label_scheme(self) -> LabelScheme:
@@ -112,8 +113,7 @@ def _patient_folders(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 def _find_patient(
     findings: Findings, folder: pathlib.Path, modality: str, spacing: dict[int, float]
 ) -> None:
-  match = _PATIENT.fullmatch(folder.name)
-  patient = int(match[1])
+  patient = int(folder.name.partition("-")[2])
   found: dict[bool, pathlib.Path] = {}
   for stem, path in integrity.volumes_by_stem(folder, findings).items():
     name = _FILE.fullmatch(stem)
