@@ -154,7 +154,7 @@ class BrainBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
       pixels = np.bincount(label.ravel(), minlength=scheme.num_classes)
       key = f"{case.key}_{cut.index:04d}"
       if case.labelled and (reason := self._reason_to_drop(key, int(pixels[1:].sum()))):
-        notes.facts[reason] = notes.facts.get(reason, 0) + 1
+        notes.slices_left_out[reason] = notes.slices_left_out.get(reason, 0) + 1
         continue
       example = {
           "image": case_records.encode_png(cut.image),
@@ -179,12 +179,12 @@ class BrainBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
     """Returns under which name a slice is counted that the config leaves out; "" keeps it."""
     config = self.builder_config
     if 0 < foreground_pixels < config.min_foreground_pixels:
-      return "slices_below_min_foreground_left_out"
+      return "fewer labelled pixels than min_foreground_pixels"
     if foreground_pixels == 0 and config.empty_share < 1:
       # The hash decides, not a random draw: the same slices stay in every build.
       draw = int(subject_splits.salted_hash(f"{self.SPLIT_SALT}:empty", key)[:8], 16) / 2**32
       if draw >= config.empty_share:
-        return "empty_slices_left_out"
+        return "no labelled pixel, by empty_slices"
     return ""
 
   def _info(self) -> tfds.core.DatasetInfo:

@@ -67,6 +67,9 @@ def write(
       "mask_values": _merge_histograms(notes.values()),
       "volume_facts": {volume: note.facts for volume, note in notes.items() if note.facts},
       "left_out": [{"file": file, "reason": left_out[file]} for file in sorted(left_out)],
+      "slices_left_out": {
+          volume: note.slices_left_out for volume, note in notes.items() if note.slices_left_out
+      },
       "warnings": sorted(set(warnings)),
       "shards": [
           {"split": name, **dataclasses.asdict(shard)}

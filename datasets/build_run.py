@@ -15,16 +15,17 @@ import json
 import os
 import pathlib
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 
 import tensorflow_datasets as tfds
+from absl import logging
 
 from flexunet.datasets import (
     build_report,
     case_pool,
     case_records,
     case_worker,
+    croissant,
     errors,
     shard_writer,
     subject_splits,
@@ -99,6 +100,15 @@ def _work_folder(builder, folder: pathlib.Path) -> Iterator[pathlib.Path]:
         shutil.rmtree(stale, ignore_errors=True)
     yield work
     shutil.rmtree(work)
+    _remove_abandoned(folder.parent, f".work-{builder.version}-*")
+
+
+def _remove_abandoned(folder: pathlib.Path, pattern: str) -> None:
+  """Removes work folders of builds that were given up, but none that is in use."""
+  for work in folder.glob(pattern):
+    with contextlib.suppress(OSError), open(work / "lock", "w") as lock:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      shutil.rmtree(work)
 
 
 def _folds(builder, cases: list[Case]) -> dict[str, int]:
@@ -137,8 +147,9 @@ def _assemble(builder, folder, findings, tasks, download_config) -> None:
       folder, _about(builder), builder.label_scheme(), splits, notes, findings.left_out,
       findings.warnings,
   )
+  croissant.write(folder, report, builder.info)
   for line in report["warnings"]:
-    print(f"warning: {line}", file=sys.stderr)
+    logging.warning("%s", line)
   builder.info.set_splits(tfds.core.SplitDict(infos))
 
 

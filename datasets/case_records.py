@@ -30,7 +30,7 @@ class CaseTask:
   stem: pathlib.Path
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class RecordRow:
   """One record of a work file, with what the tables of the build need."""
 

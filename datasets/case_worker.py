@@ -38,9 +38,12 @@ class BuilderAddress:
 
   def load(self):
     """Imports and makes the builder in this process."""
-    if self.module_root not in sys.path:
+    try:
+      module = importlib.import_module(self.module)
+    except ModuleNotFoundError:
       sys.path.append(self.module_root)
-    builder_class = getattr(importlib.import_module(self.module), self.class_name)
+      module = importlib.import_module(self.module)
+    builder_class = getattr(module, self.class_name)
     return builder_class.for_reading(self.config, self.voxel_dtype)
 
 

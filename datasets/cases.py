@@ -119,7 +119,7 @@ class Findings:
     root = self.root.resolve()
     for case in self.cases:
       for path in case.files.values():
-        if path.is_symlink() and not path.resolve().is_relative_to(root):
+        if not path.resolve().is_relative_to(root):  # The file, or a folder above it, is a link.
           self.problem(
               f"{self.relative(path)}: a link that leads out of the folder; put the file itself"
               " there."
@@ -142,12 +142,14 @@ class Notes:
     facts: Anything worth a line for this volume, by name.
     left_out: {file name relative to the root: reason}.
     warnings: Lines that the build report and the user get.
+    slices_left_out: {reason: slices}, of slices that the options of the build leave out.
   """
 
   histograms: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
   facts: dict[str, Any] = dataclasses.field(default_factory=dict)
   left_out: dict[str, str] = dataclasses.field(default_factory=dict)
   warnings: list[str] = dataclasses.field(default_factory=list)
+  slices_left_out: dict[str, int] = dataclasses.field(default_factory=dict)
 
   def count_values(self, kind: str, values, counts) -> None:
     """Adds the values of a mask file to the histogram of its kind."""

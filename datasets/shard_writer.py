@@ -22,7 +22,7 @@ _FEWEST_SHARDS = 4
 _OPEN_FILES = 64
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class PlacedRecord:
   """A record before and after it got its place.
 

@@ -85,6 +85,8 @@ def main(argv: Sequence[str]) -> None:
   manual_dir, data_dir = _raw_folder(argv[1]), _DATA_DIR.value
   if data_dir is None and not _DRY_RUN.value:
     raise InputError("--data_dir is missing: the folder in which the dataset is to be built.")
+  if data_dir is not None and pathlib.Path(data_dir).is_file():
+    raise InputError(f"--data_dir {data_dir}: this is a file; name a folder.")
   from flexunet.tools import build_output
 
   def make_builder():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import pathlib
 import shutil
 import sys
@@ -12,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from flexunet.datasets import build_report, picture_io, volume_io
+from flexunet.datasets.errors import InputError
 
 _SHOWN_VALUES = 8
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 _SPLIT_ORDER = ("train", "validation", "test", "unlabeled")
 
 
@@ -59,6 +62,13 @@ def _build_new(builder, manual_dir: pathlib.Path) -> None:
   _quiet(builder)
   try:
     builder.download_and_prepare(download_config=config)
+  except OSError as error:
+    if error.errno in _NOT_WRITABLE:
+      raise InputError(
+          f"--data_dir {data_dir}: cannot be written ({error.strerror}). Make room, or name another"
+          " folder."
+      ) from error
+    raise
   finally:
     _remove_empty(data_dir / "downloads")
     if not version_folder.exists():
@@ -112,7 +122,19 @@ def print_summary(builder) -> None:
       reasons[entry["reason"]] = reasons.get(entry["reason"], 0) + 1
     for reason, count in sorted(reasons.items()):
       print(f"left out: {count} ({reason})")
+  for reason, count in sorted(_sum_by_reason(report["slices_left_out"]).items()):
+    print(f"left out: {count} slices ({reason})")
+  for line in report["warnings"]:
+    print(f"warning: {line}", file=sys.stderr)
   print(f"{builder.info.full_name} lies in {builder.data_path}")
+
+
+def _sum_by_reason(by_volume: dict[str, dict[str, int]]) -> dict[str, int]:
+  total: dict[str, int] = {}
+  for reasons in by_volume.values():
+    for reason, count in reasons.items():
+      total[reason] = total.get(reason, 0) + count
+  return total
 
 
 def print_files(builder, manual_dir: pathlib.Path) -> None:

@@ -112,6 +112,11 @@ def duplicate_subject(raw):
     shutil.copy(path, raw / "Test" / f"HFH_{number}{path.suffix}")
 
 
+def link_folder_out(raw):
+  outside = (raw / "Train" / "Labels").rename(raw.parent / "Labels")
+  (raw / "Train" / "Labels").symlink_to(outside)
+
+
 def link_out(raw):
   path = first(raw / "Train", "HFH_*.img")
   outside = raw.parent / "outside.img"
@@ -152,6 +157,7 @@ def save_mask_of_another_size(raw):
         (HIPPOCAMPUS, compress_with_wrong_crc, "CRC"),
         (HIPPOCAMPUS, duplicate_subject, "duplicate"),
         (HIPPOCAMPUS, link_out, "leads out of the folder"),
+        (HIPPOCAMPUS, link_folder_out, "leads out of the folder"),
         (HIPPOCAMPUS, declare_8_gb, "declares 8000000000 bytes"),
         (ICH, lambda raw: cut(first(raw, "brain/1.jpg"), 100), "damaged"),
         (ICH, lambda raw: first(raw, "brain/1.jpg").write_bytes(b"no picture"), "damaged"),
@@ -212,6 +218,13 @@ def test_a_bad_flag_value_is_refused(pristine, tmp_path, arguments, message):
   with pytest.raises(InputError, match=message):
     run(*arguments, f"--manual_dir={pristine[HIPPOCAMPUS]}", f"--data_dir={tmp_path / 'out'}")
   assert not (tmp_path / "out").exists()
+
+
+def test_a_data_dir_that_cannot_be_written_is_named(pristine, tmp_path):
+  (tmp_path / "file").write_text("x")
+  for out in (tmp_path / "file", tmp_path / "file" / "below"):
+    with pytest.raises(InputError, match="--data_dir"):
+      run(HIPPOCAMPUS, f"--manual_dir={pristine[HIPPOCAMPUS]}", f"--data_dir={out}")
 
 
 def test_missing_folders_are_named():
