@@ -155,9 +155,26 @@ def _saved_model(twin: keras.Model, folder: pathlib.Path) -> tuple[pathlib.Path,
   import tensorflow as tf
 
   path = folder / "saved_model"
-  twin.export(str(path), verbose=False)
+  _write_saved_model(twin, path, batch_size=None)
   loaded = tf.saved_model.load(str(path))
   return path, lambda picture: loaded.serve(tf.constant(picture)).numpy()
+
+
+def _write_saved_model(twin: keras.Model, path: pathlib.Path, batch_size: int | None) -> None:
+  import tensorflow as tf
+
+  signature = tf.TensorSpec((batch_size, *twin.input_shape[1:]), tf.float32, name="image")
+  if keras.backend.backend() != "tensorflow":
+    twin.export(str(path), verbose=False, input_signature=[signature])
+    return
+  # As twin.export writes it, which stores every variable twice.
+  module = tf.Module()
+  module.weights = [variable.value for variable in twin.variables]
+  module.serve = tf.function(
+      lambda image: twin(image, training=False), input_signature=[signature]
+  )
+  endpoint = module.serve.get_concrete_function()
+  tf.saved_model.save(module, str(path), {"serve": endpoint, "serving_default": endpoint})
 
 
 def _onnx(twin: keras.Model, folder: pathlib.Path) -> tuple[pathlib.Path, _Answer]:
@@ -174,11 +191,11 @@ def _litert(twin: keras.Model, folder: pathlib.Path) -> tuple[pathlib.Path, _Ans
   import tensorflow as tf
 
   path = folder / "model.tflite"
-  signature = tf.TensorSpec((1, *twin.input_shape[1:]), tf.float32, name="image")
   # By way of a SavedModel: converting a function directly leaves its variables unset.
   with tempfile.TemporaryDirectory() as scratch:
-    twin.export(scratch, verbose=False, input_signature=[signature])
-    path.write_bytes(tf.lite.TFLiteConverter.from_saved_model(scratch).convert())
+    saved = pathlib.Path(scratch) / "saved_model"
+    _write_saved_model(twin, saved, batch_size=1)
+    path.write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(saved)).convert())
   interpreter = _litert_interpreter(path)
   interpreter.allocate_tensors()
   entry, exit_ = interpreter.get_input_details()[0], interpreter.get_output_details()[0]

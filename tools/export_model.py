@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
   size = _size(_IMAGE_SIZE.value)
-  output = pathlib.Path(_OUTPUT_DIR.value).expanduser()
+  output = pathlib.Path(str(_OUTPUT_DIR.value)).expanduser()
   if output.exists() and (not output.is_dir() or any(output.iterdir())):
     raise InputError(f"--output_dir {output} must be new or empty. Pass a new folder.")
   if not _FORMATS.value:
@@ -89,7 +89,7 @@ def _source() -> tuple[pathlib.Path, dict[str, Any]]:
   if _MODEL.value:
     path = pathlib.Path(_MODEL.value).expanduser()
   else:
-    run = run_folder.RunFolder.open(_RUN_DIR.value)
+    run = run_folder.RunFolder.open(str(_RUN_DIR.value))
     path = run.model_keras
     facts = {"classes": run.read_config().dataset_facts.label_scheme}
   if not path.is_file():

@@ -43,6 +43,7 @@ _CHOICES = {
     "input_normalization": (knobs.INPUT_NORMALIZATIONS, "How 0..255 enters the network."),
 }
 _DEFAULTS = knobs.Knobs()
+_Table = list[tuple[str, ...]]
 _KNOBS: dict[str, flags.FlagHolder] = {
     **{n: flags.DEFINE_integer(n, getattr(_DEFAULTS, n), text) for n, text in _COUNTS.items()},
     **{
@@ -86,7 +87,7 @@ def _chosen_knobs() -> knobs.Knobs:
     )
   if _MODEL.value:
     return inspection.knobs_of_keras_file(pathlib.Path(_MODEL.value).expanduser())
-  return knobs_of_run(run_folder.RunFolder.open(_RUN_DIR.value))
+  return knobs_of_run(run_folder.RunFolder.open(str(_RUN_DIR.value)))
 
 
 def knobs_of_run(run: run_folder.RunFolder) -> knobs.Knobs:
@@ -132,7 +133,7 @@ def describe(shown: knobs.Knobs, batch_sizes: Sequence[int]) -> dict[str, Any]:
 
 def as_text(facts: dict[str, Any]) -> str:
   """Returns the figures of `describe` as tables for the terminal."""
-  layers = [("layer", "output", "kernel", "dilation", "parameters", "M multiply-adds")]
+  layers: _Table = [("layer", "output", "kernel", "dilation", "parameters", "M multiply-adds")]
   for row in facts["layers"]:
     height, width = row["size"]
     layers.append((
@@ -141,14 +142,14 @@ def as_text(facts: dict[str, Any]) -> str:
         f"{row['parameters']:,}" if row["parameters"] else "",
         f"{row['multiply_adds'] / 1e6:,.1f}" if row["multiply_adds"] else "",
     ))  # fmt: skip
-  stages = [("stage", "filters", "kernel", "dropout", "field encoder", "field decoder")]
+  stages: _Table = [("stage", "filters", "kernel", "dropout", "field encoder", "field decoder")]
   for stage in facts["stages"]:
     field = stage["receptive_field"]
     stages.append((
         str(stage["index"]), str(stage["filters"]), str(stage["kernel"]),
         f"{stage['dropout_rate']:.2f}", f"{field['encoder']} px", f"{field['decoder']} px",
     ))  # fmt: skip
-  memory = [("batch size", "float32", "mixed precision")]
+  memory: _Table = [("batch size", "float32", "mixed precision")]
   for entry in facts["training_memory_bytes"]:
     memory.append((
         str(entry["batch_size"]), f"{entry['float32'] / 2**30:.2f} GiB",
@@ -166,7 +167,7 @@ def as_text(facts: dict[str, Any]) -> str:
   ])
 
 
-def _aligned(table: list[tuple[str, ...]]) -> str:
+def _aligned(table: _Table) -> str:
   widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
   lines = []
   for row in table:

@@ -24,6 +24,14 @@ def test_a_saved_model_and_weights_answer_equally(tmp_path):
   assert all(entry.label_agreement == 1 for entry in done)
 
 
+def test_a_saved_model_holds_every_weight_once(tmp_path):
+  network = small(base_filters=16, base_kernels=7)
+  exporting.export(network, ["saved_model"], tmp_path)
+  (data,) = (tmp_path / "saved_model" / "variables").glob("variables.data*")
+  numbers = 4 * network.count_params()
+  assert numbers < data.stat().st_size < 1.2 * numbers
+
+
 @pytest.mark.slow
 def test_a_saved_model_of_any_size_takes_sizes_that_need_padding(tmp_path):
   import tensorflow as tf
