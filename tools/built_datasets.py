@@ -124,10 +124,11 @@ def open_folder(path: pathlib.Path) -> BuiltDataset:
     report = build_report.read(path)
     with open(path / build_report.RECORDS_NAME, newline="", encoding="utf-8") as stream:
       rows = list(csv.DictReader(stream))
-    LabelScheme.from_json(report["label_scheme"])
+    names = LabelScheme.from_json(report["label_scheme"]).names
     [(shard["file"], shard["records"], shard["sha256"]) for shard in report["shards"]]
     [(row["split"], row["shard"], row["key"], int(row["offset"]), int(row["length"]))
      for row in rows]  # fmt: skip
+    [int(row[f"pixels_{name}"]) for row in rows for name in names]
   except (ValueError, KeyError, TypeError) as error:
     raise InputError(
         f"{path}: {build_report.REPORT_NAME} and {build_report.RECORDS_NAME} must be as the build"

@@ -64,18 +64,23 @@ def write_report(dataset: BuiltDataset, output: pathlib.Path, progress: bool = F
 
 
 def _facts(dataset: BuiltDataset) -> str:
-  report, text = dataset.report, report_html.text
-  entries = [("Fingerprint", f"<code>{text(report['fingerprint'])}</code>")]
+  report = dataset.report
+  entries = [("Fingerprint", f"<code>{report_html.text(report['fingerprint'])}</code>")]
   for name in ("slice_plan", "intensity"):
     if value := report.get(name):
       plain = ", ".join(f"{key} {value[key]}" for key in value)
-      entries.append((name.replace("_", " ").capitalize(), text(plain)))
+      entries.append((name.replace("_", " ").capitalize(), report_html.text(plain)))
   total = len(dataset.rows)
   subjects = {row["subject"] for row in dataset.rows}
   volumes = {row["volume"] for row in dataset.rows}
   entries.insert(0, ("Holds", f"{len(subjects)} subjects, {len(volumes)} volumes, {total} records"))
   size = sum(shard["bytes"] for shard in report["shards"]) / 1e6
   entries.append(("On disk", f"{size:.1f} MB in {len(report['shards'])} shards"))
+  shares = [facts["off_palette_share"] for facts in report["volume_facts"].values()
+            if "off_palette_share" in facts]  # fmt: skip
+  if shares:
+    text = f"mean {100 * np.mean(shares):.2f} % per volume, at most {100 * max(shares):.2f} %"
+    entries.append(("Pixels off the palette", text))
   return report_html.definitions(entries)
 
 

@@ -106,6 +106,7 @@ def _table_problems(dataset: BuiltDataset) -> Iterator[str]:
     if listed != shard["records"]:
       yield (f"{build_report.RECORDS_NAME}: lists {listed} records of {shard['file']}, the build"
              f" report {shard['records']}.")  # fmt: skip
+  yield from _split_problems(dataset)
   if _fingerprint(dataset) != report["fingerprint"]:
     yield f"{build_report.REPORT_NAME}: its fingerprint does not fit the keys and shards it lists."
   for name, split in dataset.info.splits.items():
@@ -113,6 +114,22 @@ def _table_problems(dataset: BuiltDataset) -> Iterator[str]:
     if list(split.shard_lengths) != wanted:
       yield (f"dataset_info.json: split {name} has shards of {list(split.shard_lengths)} records,"
              f" the build report says {wanted}.")  # fmt: skip
+
+
+def _split_problems(dataset: BuiltDataset) -> Iterator[str]:
+  """Counts subjects, records and pixels of each split anew from records.csv."""
+  for name, entry in dataset.splits.items():
+    rows = [row for row in dataset.rows if row["split"] == name]
+    counted = {
+        "num_subjects": len({row["subject"] for row in rows}),
+        "num_volumes": len({row["volume"] for row in rows}),
+        "num_records": len(rows),
+        "pixels": {c: sum(int(row[f"pixels_{c}"]) for row in rows) for c in dataset.scheme.names},
+    }
+    for what, value in counted.items():
+      if entry[what] != value:
+        yield (f"{build_report.REPORT_NAME}: {what} of split {name} is {entry[what]}, by"
+               f" {build_report.RECORDS_NAME} it is {value}.")  # fmt: skip
 
 
 def _fingerprint(dataset: BuiltDataset) -> str:

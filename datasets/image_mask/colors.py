@@ -7,6 +7,7 @@ palette colours: they mean that the palette is not the mask's.
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 
@@ -65,69 +66,52 @@ def scheme_of(colors: object, source: str) -> LabelScheme:
   return scheme
 
 
-def far_share(rgb: np.ndarray, scheme: LabelScheme) -> float:
-  """Returns the share of pixels farther than JPEG's noise from every palette colour."""
-  colors, counts = _distinct(rgb)
-  palette = scheme.palette.astype(np.float32)
-  distance = np.abs(colors[:, None] - palette).max(axis=-1).min(axis=-1)
-  return float(counts[distance > JPEG_TOLERANCE].sum() / max(counts.sum(), 1))
+class MaskColors:
+  """The distinct colours of one mask, held against a palette.
 
-
-def foreign_pixels(rgb: np.ndarray, scheme: LabelScheme) -> tuple[int, int]:
-  """Returns how many pixels are foreign, and how many are painted: not the background colour.
-
-  Args:
-    rgb: uint8 [H, W, 3].
-    scheme: The palette the mask should have.
+  Attributes:
+    painted: How many pixels are not of the background's colour.
+    foreign: How many pixels lie near no mix of two palette colours.
+    far_share: Share of the pixels farther than JPEG's noise from every palette colour.
+    has_class_color: Whether a pixel has the colour of a class other than the background.
   """
-  colors, counts = _distinct(rgb)
-  return int(counts[_foreign(colors, scheme)].sum()), int(counts[_painted(colors, scheme)].sum())
+
+  def __init__(self, rgb: np.ndarray, scheme: LabelScheme):
+    """Takes a mask uint8 [H, W, 3] and the scheme it should be painted in."""
+    # One number a colour: a mask of a million pixels holds some thousand colours at most.
+    packed = rgb.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    values, self._counts = np.unique(packed, return_counts=True)
+    channels = np.stack([values >> 16, (values >> 8) & 255, values & 255], -1)
+    self._colors = channels.astype(np.float32)
+    palette = scheme.palette.astype(np.float32)
+    distance = np.abs(self._colors[:, None] - palette).max(axis=-1)  # [colours, classes]
+    self._is_painted = distance[:, 0] > JPEG_TOLERANCE
+    self._is_foreign = _distance_to_mixes(self._colors, palette) > FOREIGN_DISTANCE
+    self.painted = int(self._counts[self._is_painted].sum())
+    self.foreign = int(self._counts[self._is_foreign].sum())
+    far = self._counts[distance.min(axis=-1) > JPEG_TOLERANCE].sum()
+    self.far_share = float(far / max(self._counts.sum(), 1))
+    self.has_class_color = bool((distance[:, 1:] <= JPEG_TOLERANCE).any())
+
+  def commonest_foreign(self) -> tuple[int, int, int]:
+    """Returns the foreign colour that most pixels have."""
+    return self._commonest(self._is_foreign)
+
+  def commonest_painted(self) -> tuple[int, int, int]:
+    """Returns the colour other than the background's that most pixels have."""
+    return self._commonest(self._is_painted)
+
+  def _commonest(self, among: np.ndarray) -> tuple[int, int, int]:
+    red, green, blue = self._colors[int((self._counts * among).argmax())]
+    return int(red), int(green), int(blue)
 
 
-def commonest_foreign(rgb: np.ndarray, scheme: LabelScheme) -> tuple[int, int, int]:
-  """Returns the foreign colour that most pixels have."""
-  colors, counts = _distinct(rgb)
-  return _commonest(colors, counts * _foreign(colors, scheme))
-
-
-def commonest_painted(rgb: np.ndarray, scheme: LabelScheme) -> tuple[int, int, int]:
-  """Returns the colour other than the background's that most pixels have."""
-  colors, counts = _distinct(rgb)
-  return _commonest(colors, counts * _painted(colors, scheme))
-
-
-def has_class_color(rgb: np.ndarray, scheme: LabelScheme) -> bool:
-  """Tells whether a pixel has the colour of a class, but for the background's."""
-  colors, _ = _distinct(rgb)
-  classes = scheme.palette[1:].astype(np.float32)
-  distance = np.abs(colors[:, None] - classes).max(axis=-1)
-  return bool((distance <= JPEG_TOLERANCE).any())
-
-
-def _distinct(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the distinct colours, float32 [N, 3], and how many pixels have each."""
-  # One number a colour: a mask of a million pixels holds some thousand colours at most.
-  packed = rgb.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
-  values, counts = np.unique(packed, return_counts=True)
-  return np.stack([values >> 16, (values >> 8) & 255, values & 255], -1).astype(np.float32), counts
-
-
-def _commonest(colors: np.ndarray, counts: np.ndarray) -> tuple[int, int, int]:
-  red, green, blue = (int(channel) for channel in colors[int(counts.argmax())])
-  return red, green, blue
-
-
-def _painted(colors: np.ndarray, scheme: LabelScheme) -> np.ndarray:
-  return np.abs(colors - scheme.palette[0].astype(np.float32)).max(axis=1) > JPEG_TOLERANCE
-
-
-def _foreign(colors: np.ndarray, scheme: LabelScheme) -> np.ndarray:
-  palette = scheme.palette.astype(np.float32)
+def _distance_to_mixes(colors: np.ndarray, palette: np.ndarray) -> np.ndarray:
+  """Distance of each colour [N, 3] from the nearest straight line between two palette colours."""
   nearest = np.full(len(colors), np.inf, np.float32)
-  for first in range(len(palette)):
-    for second in range(first + 1, len(palette)):
-      nearest = np.minimum(nearest, _distance_to_mix(colors, palette[first], palette[second]))
-  return nearest > FOREIGN_DISTANCE
+  for first, second in itertools.combinations(palette, 2):
+    nearest = np.minimum(nearest, _distance_to_mix(colors, first, second))
+  return nearest
 
 
 def _distance_to_mix(colors: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -103,25 +103,25 @@ class Builder(base_builder.BrainBuilder):
       label, off_share = scheme.decode(rgb)
       # JPEG moves every colour a little, which is no sign of another palette.
       lossy = path.suffix.lower() in (".jpg", ".jpeg")
-      far_share = colors.far_share(rgb, scheme) if lossy else off_share
+      found = colors.MaskColors(rgb, scheme)
+      far_share = found.far_share if lossy else off_share
       if far_share > config.off_palette_limit:
         raise InputError(
             f"{path}: {100 * far_share:.1f} % of its pixels are of no palette colour, the limit is"
             f" {100 * config.off_palette_limit:g} %. Is --palette the one of these masks?"
         )
-      foreign, painted = colors.foreign_pixels(rgb, scheme)
-      if foreign > max(_FEW_PIXELS, _FOREIGN_LIMIT * painted):
+      if found.foreign > max(_FEW_PIXELS, _FOREIGN_LIMIT * found.painted):
         raise InputError(
-            f"{path}: {foreign} of its {painted} painted pixels are of colours foreign to the"
-            f" palette, such as {colors.commonest_foreign(rgb, scheme)}. Is --palette the one of"
-            " these masks?"
+            f"{path}: {found.foreign} of its {found.painted} painted pixels are of colours foreign"
+            f" to the palette, such as {found.commonest_foreign()}. Is --palette the one of these"
+            " masks?"
         )
-      if colors.has_class_color(rgb, scheme):
+      if found.has_class_color:
         with_class = True
-      elif painted > _FEW_PIXELS:
+      elif found.painted > _FEW_PIXELS:
         without_class.append(
-            f"{path}: no pixel has the colour of a class, though {painted} are painted, such as"
-            f" {colors.commonest_painted(rgb, scheme)}."
+            f"{path}: no pixel has the colour of a class, though {found.painted} are painted, such"
+            f" as {found.commonest_painted()}."
         )
       _count_gray(rgb, notes)
       off_pixels += off_share * label.size
