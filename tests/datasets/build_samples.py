@@ -12,6 +12,9 @@ SIZES = {
     "hippocampus_t1w": (24, 12, 20),
     "brain_ich_ct": (40, 4),
     "brain_ich_ct/nifti": (24, 5),
+    "brain_stroke_ct": (64, 8),
+    "full_head_t1w": (16, 20, 12),
+    "ms_lesion_mri": (28, 21, 8),
 }
 
 
