@@ -1,4 +1,4 @@
-"""What a run is: frozen dataclasses, read from flags, written to `config.json`, read back by every program.
+"""What a run is: dataclasses, read from flags, written to `config.json`, read by every program.
 
 A field whose default is None is planned from the data (`flexunet.planning`); in a run folder every
 field has its value. Nothing is evaluated and unknown keys fail.
@@ -67,11 +67,26 @@ class DataConfig(Checked):
   )
   train_split: str = knob("train", "Split that is trained on.")
   validation_split: str = knob("validation", "Split that picks the best checkpoint.")
+  fold: int = knob(
+      -1,
+      "Cross-validation: puts both splits together, validates on the subjects of this fold and"
+      " trains on the others; the test split stays out. -1: the splits as they are.",
+      minimum=-1,
+  )
+  image_key: str = knob("image", "Feature of the image, for datasets built elsewhere.")
+  label_key: str = knob("label", "Feature of the label, for datasets built elsewhere.")
   resize_mode: str | None = knob(
       None,
       "How images come to --image_size: 'pad' keeps the resolution and adds a border, 'fit' scales"
       " with the aspect kept and adds a border, 'stretch' scales each axis (the published way).",
       choices=("pad", "fit", "stretch"),
+  )
+  context_slices: int = knob(
+      0,
+      "Neighbour slices on each side that become channels (2.5-D); --image_channels must then be"
+      " twice that and one.",
+      minimum=0,
+      maximum=8,
   )
   foreground_fraction: float | None = knob(
       None,
@@ -79,6 +94,20 @@ class DataConfig(Checked):
       " epoch. 0 draws uniformly.",
       minimum=0.0,
       maximum=1.0,
+  )
+  class_balance: bool = knob(
+      False, "The foreground classes take turns in that share, so that a rare one is seen as often."
+  )
+  cache: str = knob(
+      "auto",
+      "Where decoded slices are kept after the first pass; 'auto' takes what fits and says why.",
+      choices=("auto", "device", "ram", "disk", "none"),
+  )
+  cache_dir: str | None = knob(None, "Folder of --cache=disk; the user's cache folder by default.")
+  skip_corrupt: int = knob(
+      0,
+      "Reads all records first and leaves out at most so many that cannot be read, naming them.",
+      minimum=0,
   )
 
 
@@ -134,6 +163,7 @@ class DatasetFacts:
     slice_plan: {"axes", "plane"} of `SlicePlan`, or None for pictures.
     intensity: {"kind", "low", "high"} of `IntensityWindow`, or None for pictures.
     spacing_mm: Median (row, column) spacing of the training slices, None where unknown.
+    isotropic_mm: Spacing the volumes were resampled to when the dataset was built; None: not.
   """
 
   name: str
@@ -142,6 +172,7 @@ class DatasetFacts:
   slice_plan: dict[str, Any] | None
   intensity: dict[str, Any] | None
   spacing_mm: list[float] | None = None
+  isotropic_mm: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import numpy as np
 from flexunet import config, run_folder
 from flexunet.datasets import label_scheme
 from flexunet.datasets.errors import InputError
-from flexunet.pipelines import batches
+from flexunet.pipelines import loading
 from flexunet.pipelines.resizing import Resizing
 
 
@@ -165,7 +165,7 @@ def _resized(pixels: np.ndarray, resizing: Resizing, channels: int) -> np.ndarra
 
   pixels = np.asarray(pixels)
   image = tf.constant(pixels[..., None] if pixels.ndim == 2 else pixels)
-  return resizing.apply_image(batches.to_channels(image, channels)[None])[0].numpy()
+  return resizing.apply_image(loading.to_channels(image, channels)[None])[0].numpy()
 
 
 def _first_output(answers: Any) -> np.ndarray:

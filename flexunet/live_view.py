@@ -146,7 +146,8 @@ class Previews(keras.callbacks.Callback):
     tiles = []
     for image, truth, guess in zip(self._images, self._labels, predicted):
       grey = image.mean(axis=-1).astype(np.uint8)
-      tiles += [overlay.to_rgb(grey), *(overlay.blend(grey, x, self._palette) for x in (truth, guess))]
+      drawn = [overlay.blend(grey, label, self._palette) for label in (truth, guess)]
+      tiles += [overlay.to_rgb(grey), *drawn]
     sheet = overlay.contact_sheet(tiles, columns=6 if len(tiles) > 3 else 3, tile_size=256)
     run_folder.write_bytes(
         self._run.previews / f"epoch_{epoch + 1:04d}.png", overlay.encode_png(sheet)

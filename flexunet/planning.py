@@ -80,7 +80,8 @@ def plan(
   training = choose(training, "schedule", "cosine", "ends at zero, so the last weights are calm")
   training = choose(training, "warmup_steps", 50, "the first steps of Adam are noisy")
   training = choose(
-      training, "loss", "dice_cross_entropy", "Dice for small structures, cross-entropy for smoothness"
+      training, "loss", "dice_cross_entropy",
+      "Dice for small structures, cross-entropy for smoothness",
   )
   training = choose(
       training, "early_stopping_patience", 0 if timed else 15,
@@ -104,7 +105,7 @@ def _plan_size(model, data, train: RecordTable, validation: RecordTable, device:
   fits = known and max(height, width) <= largest
   if fits:
     size = tuple(math.ceil(edge / multiple) * multiple for edge in (height, width))
-    why = f"holds the largest slice, {height}x{width}, at its own resolution; multiple of {multiple}"
+    why = f"holds the largest slice, {height}x{width}, as it is; multiple of {multiple}"
   else:
     scale = largest / max(height, width)
     size = tuple(math.ceil(edge * scale / multiple) * multiple for edge in (height, width))

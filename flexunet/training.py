@@ -5,23 +5,36 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
+from absl import logging
 
-from flexunet import callbacks, config, live_view, losses, manifest, metrics, planning, run_folder
+from flexunet import (
+    callbacks,
+    config,
+    evaluation_run,
+    live_view,
+    losses,
+    manifest,
+    metrics,
+    planning,
+    report,
+    run_folder,
+)
 from flexunet import model as model_module
 from flexunet.datasets.errors import InputError
-from flexunet.pipelines import batches, order, resizing
+from flexunet.pipelines import batches, caching, device, loading, order, resizing, selection
 from flexunet.pipelines.record_table import RecordTable
 from flexunet.pipelines.source import DatasetSource, open_dataset
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
-  """An opened dataset with the tables of the two splits a run reads."""
+  """An opened dataset with the tables of what a run trains on and validates on."""
 
   source: DatasetSource
   train: RecordTable
@@ -30,18 +43,11 @@ class TrainingData:
 
 def open_data(data: config.DataConfig) -> TrainingData:
   source = open_dataset(data.dataset, data.data_dir)
-  source.check_split(data.train_split)
-  source.check_split(data.validation_split)
-  if data.train_split == data.validation_split:
-    raise InputError(
-        f"--validation_split must differ from --train_split. Both are {data.train_split!r}: a score"
-        " on slices that were trained on tells nothing."
-    )
-  return TrainingData(
-      source=source,
-      train=source.table(data.train_split),
-      validation=source.table(data.validation_split),
+  fold = None if data.fold < 0 else data.fold
+  train, validation = selection.split_tables(
+      source, data.train_split, data.validation_split, fold
   )
+  return TrainingData(source=source, train=train, validation=validation)
 
 
 def complete(
@@ -51,7 +57,7 @@ def complete(
     opened: TrainingData,
 ) -> config.RunConfig:
   """Plans what was left open and checks that everything fits together."""
-  scheme = opened.source.label_scheme()
+  scheme = opened.source.label_scheme(data.label_key)
   planned = planning.plan(
       model,
       data,
@@ -63,7 +69,7 @@ def complete(
   )
   _check_classes(planned.model.num_classes, scheme.num_classes, opened.source.name)
   losses.check(planned.training.loss, planned.model.num_classes)
-  spacing = np.asarray(opened.source.report.get("median_spacing_mm") or [np.nan], float)
+  spacing = np.asarray(opened.source.median_spacing_mm(data.train_split), float)
   facts = config.DatasetFacts(
       name=opened.source.name,
       fingerprint=opened.source.fingerprint,
@@ -71,6 +77,7 @@ def complete(
       slice_plan=opened.source.slice_plan,
       intensity=opened.source.intensity,
       spacing_mm=spacing.tolist() if np.isfinite(spacing).all() else None,
+      isotropic_mm=(opened.source.report.get("options") or {}).get("isotropic_mm"),
   )
   return config.RunConfig(
       model=planned.model,
@@ -96,17 +103,16 @@ def fit(
   keras.utils.set_random_seed(settings.seed)
   run.write_config(run_config)
   devices = device_names()
-  run_folder.write_json(
-      run.manifest_json, manifest.collect(argv, run_config.dataset_facts.fingerprint, devices)
-  )
-  spec = batch_spec(run_config)
+  told = manifest.collect(argv, run_config.dataset_facts.fingerprint, devices)
+  told["splits"] = evaluation_run.split_counts(opened.source)
   epoch_order = make_order(run_config, opened.train)
   steps = epoch_order.steps_per_epoch
   total_steps = steps * settings.epochs
-  train_batches = batches.training_batches(
-      opened.source, opened.train, spec, epoch_order, num_steps=total_steps
-  )
-  validation_batches = batches.evaluation_batches(opened.source, opened.validation, spec)
+  streams = make_streams(run_config, opened)
+  told["cache"] = dataclasses.asdict(streams.cache_choice)
+  run_folder.write_json(run.manifest_json, told)
+  train_batches = streams.training(epoch_order, 0, total_steps)
+  validation_batches = streams.validation()
   network = build(run_config)
   if (shares := drawn_pixel_shares(opened.train, epoch_order)) is not None:
     model_module.set_class_prior(network, shares)
@@ -140,6 +146,7 @@ def fit(
       shuffle=False,  # The order is the pipeline's.
       verbose=0,
   )
+  report.write_report(run)
   return history.rows
 
 
@@ -170,7 +177,7 @@ def _views(run_config, run: run_folder.RunFolder, opened: TrainingData, steps: i
   views: list[keras.callbacks.Callback] = [live_view.ProgressBar(steps, settings.batch_size)]
   if settings.previews:
     images, labels = preview_slices(run_config, opened, settings.previews)
-    palette = opened.source.label_scheme().palette
+    palette = opened.source.label_scheme(run_config.data.label_key).palette
     views.append(live_view.Previews(run, images, labels, palette, settings.validation_epochs))
   with contextlib.suppress(ImportError):
     views.append(keras.callbacks.TensorBoard(os.fspath(run.tensorboard), write_graph=False))
@@ -178,9 +185,7 @@ def _views(run_config, run: run_folder.RunFolder, opened: TrainingData, steps: i
 
 
 def build(run_config: config.RunConfig) -> keras.Model:
-  knobs = {field.name: getattr(run_config.model, field.name)
-           for field in dataclasses.fields(run_config.model)}
-  return model_module.build_model(**knobs)
+  return model_module.build_model(**dataclasses.asdict(run_config.model))
 
 
 def compile_model(network: keras.Model, run_config: config.RunConfig) -> None:
@@ -210,29 +215,83 @@ def make_optimizer(settings: config.TrainingConfig) -> keras.optimizers.Optimize
   return keras.optimizers.Adam(**options)
 
 
-def batch_spec(run_config: config.RunConfig) -> batches.BatchSpec:
-  return batches.BatchSpec(
-      resizing=resizing.Resizing(run_config.model.image_size, run_config.data.resize_mode),
+@dataclasses.dataclass(frozen=True)
+class Streams:
+  """The examples of a run, decoded where they are kept, as training and validation batches."""
+
+  train: loading.ExampleLoader
+  train_cache: caching.ExampleCache | None
+  held_out: loading.ExampleLoader
+  held_out_cache: caching.ExampleCache | None
+  batch_size: int
+  cache_choice: caching.Choice
+
+  def training(self, epoch_order: order.EpochOrder, start_step: int, num_steps: int):
+    return device.prefetch_to_device(
+        batches.training_batches(
+            self.train,
+            epoch_order,
+            start_step=start_step,
+            num_steps=num_steps,
+            cache=self.train_cache,
+        )
+    )
+
+  def validation(self):
+    return device.prefetch_to_device(
+        batches.evaluation_batches(self.held_out, self.batch_size, cache=self.held_out_cache)
+    )
+
+
+def make_streams(run_config: config.RunConfig, opened: TrainingData) -> Streams:
+  """Opens the examples; with a cache this decodes all of them once."""
+  data = run_config.data
+  spec = example_spec(run_config)
+  tables = (opened.train, opened.validation)
+  for table in tables:
+    batches.check_sizes(table, spec.resizing)
+  loaders = [loading.ExampleLoader(opened.source, table, spec) for table in tables]
+  folder = pathlib.Path(data.cache_dir).expanduser() if data.cache_dir else caching.default_folder()
+  needed = sum(caching.num_bytes(loader) for loader in loaders)
+  choice = caching.choose(data.cache, needed, folder)
+  logging.info("Cache: %s (%s).", choice.mode, choice.reason)
+  caches: list[caching.ExampleCache | None] = [None, None]
+  if choice.mode != "none":
+    identity = opened.source.fingerprint or opened.source.name
+    caches = [
+        caching.fill(loader, choice, folder, caching.key_of(identity, loader, table.offset))
+        for loader, table in zip(loaders, tables, strict=True)
+    ]
+  return Streams(
+      train=loaders[0],
+      train_cache=caches[0],
+      held_out=loaders[1],
+      held_out_cache=caches[1],
       batch_size=run_config.training.batch_size,
+      cache_choice=choice,
+  )
+
+
+def example_spec(run_config: config.RunConfig) -> loading.ExampleSpec:
+  data = run_config.data
+  return loading.ExampleSpec(
+      resizing=resizing.Resizing(run_config.model.image_size, data.resize_mode),
       image_channels=run_config.model.image_channels,
+      context_slices=data.context_slices,
+      image_key=data.image_key,
+      label_key=data.label_key,
   )
 
 
 def make_order(run_config: config.RunConfig, table: RecordTable) -> order.EpochOrder:
-  size = run_config.training.batch_size
-  drawn = min(round(size * run_config.data.foreground_fraction), size - 1)
-  pool = table.foreground
-  if drawn and not len(pool):
-    raise InputError(
-        "--foreground_fraction needs slices with foreground in the training split; there are none"
-        " or they are not listed (records.csv). Pass --foreground_fraction=0."
-    )
+  size, data = run_config.training.batch_size, run_config.data
+  drawn = min(round(size * data.foreground_fraction), size - 1)
   return order.EpochOrder(
       num_records=len(table),
       batch_size=size,
       seed=run_config.training.seed,
       drawn=drawn,
-      pools=(pool,) if drawn else (),
+      pools=selection.pools(table, by_class=data.class_balance) if drawn else (),
   )
 
 
@@ -272,8 +331,8 @@ def preview_slices(
     turns.append(seen.get(table.subject[row], 0))
     seen[table.subject[row]] = turns[-1] + 1
   rows = ranked[np.argsort(np.array(turns), kind="stable")][: min(count, len(table))]
-  spec = dataclasses.replace(batch_spec(run_config), batch_size=len(rows))
-  batch = next(iter(batches.evaluation_batches(opened.source, table.take(rows), spec)))
+  loader = loading.ExampleLoader(opened.source, table.take(rows), example_spec(run_config))
+  batch = next(iter(batches.evaluation_batches(loader, len(rows))))
   return batch["image"].numpy(), batch["label"].numpy()
 
 
@@ -290,10 +349,9 @@ def device_names() -> list[str]:
   if backend == "tensorflow":
     import tensorflow as tf
 
+    details = tf.config.experimental.get_device_details
     gpus = tf.config.list_physical_devices("GPU")
-    return [tf.config.experimental.get_device_details(g).get("device_name", "GPU") for g in gpus] or [
-        "CPU"
-    ]
+    return [details(gpu).get("device_name", "GPU") for gpu in gpus] or ["CPU"]
   return [str(device) for device in keras.distribution.list_devices()]
 
 

@@ -8,90 +8,116 @@ Casting, scaling and one-hot happen later, on the device: few bytes travel.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flexunet.datasets.errors import InputError
-from flexunet.pipelines.order import EpochOrder
-from flexunet.pipelines.reading import RecordReader
+from flexunet.pipelines.caching import ExampleCache
+from flexunet.pipelines.loading import ExampleLoader, to_channels
 
 if TYPE_CHECKING:
   import tensorflow as tf
 
+  from flexunet.pipelines.order import EpochOrder
   from flexunet.pipelines.record_table import RecordTable
   from flexunet.pipelines.resizing import Resizing
-  from flexunet.pipelines.source import DatasetSource
+
+# (image uint8 [h, w, C], label uint8 [h, w], seed int32 [2]) -> (image, label)
+Augment = Callable[..., tuple]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BatchSpec:
-  """What every batch of a run looks like.
+@dataclasses.dataclass(frozen=True)
+class Host:
+  """Which part of each global batch this process reads: places index * B/count onwards."""
 
-  Attributes:
-    resizing: To the network's input size.
-    batch_size: Examples per batch.
-    image_channels: 1, or more to repeat grey images.
-    image_key, label_key: Features of the dataset.
-    threads: Parallel reads and decodes; 0 leaves it to tf.data.
-  """
+  index: int = 0
+  count: int = 1
 
-  resizing: Resizing
-  batch_size: int
-  image_channels: int = 1
-  image_key: str = "image"
-  label_key: str = "label"
-  threads: int = 0
+  def __post_init__(self):
+    if not 0 <= self.index < self.count:
+      raise ValueError(f"index must lie in 0..{self.count - 1}. Got: {self.index}.")
 
 
 def training_batches(
-    source: DatasetSource,
-    table: RecordTable,
-    spec: BatchSpec,
+    loader: ExampleLoader,
     order: EpochOrder,
     *,
     start_step: int = 0,
     num_steps: int | None = None,
+    cache: ExampleCache | None = None,
+    augment: Augment | None = None,
+    host: Host = Host(),
+    threads: int = 0,
 ) -> tf.data.Dataset:
   """Returns the batches of the endless training stream from `start_step` on.
 
-  Starting anywhere costs nothing: positions are numbers, and nothing before them is read.
+  Starting anywhere costs nothing: positions are numbers, and nothing before them is read. The
+  batches are the same with any number of threads, with and without a cache, and those of several
+  hosts put together are those of one.
 
   Args:
     num_steps: Length of the stream; its cardinality is known. Default: one epoch.
+    cache: Decoded examples of the loader's rows.
+    augment: Changes one example by a seed that is a function of (run seed, epoch, position).
+    threads: Parallel reads and decodes; 0 leaves it to tf.data.
   """
   import tensorflow as tf
 
-  if order.num_records != len(table):
-    raise ValueError(f"order is of {order.num_records} records, the table of {len(table)}.")
+  if order.num_records != loader.num_rows:
+    raise ValueError(f"order is of {order.num_records} records, the table of {loader.num_rows}.")
+  if order.batch_size % host.count:
+    raise ValueError(f"batch_size {order.batch_size} must be a multiple of {host.count} hosts.")
   num_steps = order.steps_per_epoch if num_steps is None else num_steps
-  check_sizes(table, spec.resizing)
-  load = _loader(source, table, spec)
+  part = order.batch_size // host.count
+  places = tf.range(part, dtype=tf.int64) + host.index * part
 
-  def example(position):
-    row, _, _ = order.record_at(position)
-    return {**load(row), "record": row, "valid": tf.constant(True)}
+  def entries(step):
+    rows, epochs, positions = order.records_at(step * order.batch_size + places)
+    return {"row": rows, "seed": order.example_seeds(epochs, positions)}
 
-  first, last = start_step * spec.batch_size, (start_step + num_steps) * spec.batch_size
-  return _batched(tf.data.Dataset.range(first, last), example, spec)
+  steps = tf.data.Dataset.range(start_step, start_step + num_steps)
+  calls = threads or tf.data.AUTOTUNE
+  if cache is not None and augment is None:
+    gather = _gather(loader, cache)
+    return steps.map(
+        lambda step: gather(entries(step)["row"]), num_parallel_calls=calls, deterministic=True
+    ).prefetch(tf.data.AUTOTUNE)
+  load = _gather_one(cache) if cache is not None else loader
+
+  def example(entry):
+    loaded = load(entry["row"])
+    image, label = loaded["image"], loaded["label"]
+    if augment is not None:
+      image, label = augment(image, label, entry["seed"])
+    return _finished(loader, image, label, entry["row"], tf.constant(True))
+
+  examples = steps.map(entries, num_parallel_calls=calls, deterministic=True).unbatch()
+  return _batched(examples, example, part, calls).apply(
+      tf.data.experimental.assert_cardinality(num_steps)  # `unbatch` loses the count.
+  )
 
 
 def evaluation_batches(
-    source: DatasetSource, table: RecordTable, spec: BatchSpec
+    loader: ExampleLoader,
+    batch_size: int,
+    *,
+    cache: ExampleCache | None = None,
+    threads: int = 0,
 ) -> tf.data.Dataset:
   """Returns every record once, in file order; the last batch is filled up and marked invalid."""
   import tensorflow as tf
 
-  check_sizes(table, spec.resizing)
-  load = _loader(source, table, spec)
-  count = len(table)
+  count = loader.num_rows
+  load = _gather_one(cache) if cache is not None else loader
 
   def example(position):
     row = tf.minimum(position, count - 1)
-    return {**load(row), "record": row, "valid": position < count}
+    loaded = load(row)
+    return _finished(loader, loaded["image"], loaded["label"], row, position < count)
 
-  filled = -(-count // spec.batch_size) * spec.batch_size
-  return _batched(tf.data.Dataset.range(filled), example, spec)
+  filled = -(-count // batch_size) * batch_size
+  return _batched(tf.data.Dataset.range(filled), example, batch_size, threads or tf.data.AUTOTUNE)
 
 
 def check_sizes(table: RecordTable, resizing: Resizing) -> None:
@@ -101,43 +127,33 @@ def check_sizes(table: RecordTable, resizing: Resizing) -> None:
       resizing.check(int(table.height[row]), int(table.width[row]), table.describe(row))
 
 
-def to_channels(image: tf.Tensor, channels: int) -> tf.Tensor:
-  """[..., C] -> [..., channels]: equal stays, grey is repeated, colour becomes grey first."""
+def _finished(loader: ExampleLoader, image, label, row, valid) -> dict:
+  image = to_channels(image, loader.spec.image_channels)
+  return {"image": image, "label": label, "record": row, "valid": valid}
+
+
+def _gather(loader: ExampleLoader, cache: ExampleCache):
   import tensorflow as tf
 
-  have = image.shape[-1]
-  if have == channels:
-    return image
-  if have == 3:
-    image = tf.image.rgb_to_grayscale(image)
-  elif have != 1:
-    raise InputError(
-        f"Images must have 1 or 3 channels, or --image_channels={have}. Got {have} channels and"
-        f" --image_channels={channels}."
-    )
-  return tf.repeat(image, channels, axis=-1) if channels > 1 else image
+  images, labels = cache.tensors()
+
+  def gather(rows):
+    image, label = tf.gather(images, rows), tf.gather(labels, rows)
+    return _finished(loader, image, label, rows, tf.ones_like(rows, tf.bool))
+
+  return gather
 
 
-def _loader(source: DatasetSource, table: RecordTable, spec: BatchSpec):
-  """Returns row -> {"image", "label"} at the network's size."""
-  reader = RecordReader(source.info.features, table, spec.image_key, spec.label_key)
-
-  def load(row):
-    decoded = reader.decode(reader.serialized(row))
-    image = to_channels(decoded["image"], spec.image_channels)
-    image = spec.resizing.apply_image(image[None])[0]
-    label = spec.resizing.apply_label(decoded["label"][None])[0, ..., 0]
-    return {"image": image, "label": label}
-
-  return load
+def _gather_one(cache: ExampleCache):
+  images, labels = cache.tensors()
+  return lambda row: {"image": images[row], "label": labels[row]}
 
 
-def _batched(positions: tf.data.Dataset, example, spec: BatchSpec) -> tf.data.Dataset:
+def _batched(entries: tf.data.Dataset, example, batch_size: int, calls: int) -> tf.data.Dataset:
   import tensorflow as tf
 
-  calls = spec.threads or tf.data.AUTOTUNE
   return (
-      positions.map(example, num_parallel_calls=calls, deterministic=True)
-      .batch(spec.batch_size, drop_remainder=True)  # The length is a multiple: nothing is dropped.
+      entries.map(example, num_parallel_calls=calls, deterministic=True)
+      .batch(batch_size, drop_remainder=True)  # The length is a multiple: nothing is dropped.
       .prefetch(tf.data.AUTOTUNE)
   )

@@ -112,9 +112,8 @@ class EpochOrder:
     import tensorflow as tf
 
     # Odd constants of the 64-bit finalizer of MurmurHash3: counters far apart in all bits.
-    mixed = tf.bitcast(
-        tf.constant(self.seed, tf.int64) * _MIX[0] + tf.constant(salt, tf.int64) * _MIX[1], tf.uint64
-    )
+    start = tf.constant(self.seed, tf.int64) * _MIX[0] + tf.constant(salt, tf.int64) * _MIX[1]
+    mixed = tf.bitcast(start, tf.uint64)
     for counter in (first, second):
       mixed = (mixed ^ tf.bitcast(counter, tf.uint64)) * tf.constant(_MIX[2], tf.uint64)
       mixed ^= tf.bitwise.right_shift(mixed, tf.constant(29, tf.uint64))

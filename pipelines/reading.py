@@ -47,17 +47,21 @@ class RecordReader:
     records = tf.data.experimental.from_variant(variant, tf.TensorSpec((), tf.string))
     return records.take(1).get_single_element()
 
+  def image(self, row: tf.Tensor) -> tf.Tensor:
+    """Row -> image uint8 [H, W, channels] alone, without decoding its label."""
+    return self._decoded(self.serialized(row), [self._image_key])[self._image_key]
+
   def decode(self, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
     """Record -> {"image": uint8 [H, W, channels], "label": uint8 [H, W, 1]}."""
-    keys = {self._image_key: True}
-    if self._label_key is not None:
-      keys[self._label_key] = True
-    import tensorflow_datasets as tfds
-
-    partial = tfds.decode.PartialDecoding(keys)
-    features = partial.extract_features(self._features)
-    example = features.deserialize_example(serialized)
+    keys = [key for key in (self._image_key, self._label_key) if key is not None]
+    example = self._decoded(serialized, keys)
     decoded = {"image": example[self._image_key]}
     if self._label_key is not None:
       decoded["label"] = example[self._label_key]
     return decoded
+
+  def _decoded(self, serialized: tf.Tensor, keys: list[str]) -> dict[str, tf.Tensor]:
+    import tensorflow_datasets as tfds
+
+    partial = tfds.decode.PartialDecoding(dict.fromkeys(keys, True))
+    return partial.extract_features(self._features).deserialize_example(serialized)

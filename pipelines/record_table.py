@@ -74,6 +74,23 @@ class RecordTable:
     return text
 
 
+def concatenate(tables: Sequence[RecordTable]) -> RecordTable:
+  """Returns one table of the rows of several, in order."""
+  starts = np.cumsum([0, *(len(table.files) for table in tables[:-1])])
+  columns = {}
+  for field in dataclasses.fields(RecordTable):
+    values = [getattr(table, field.name) for table in tables]
+    if field.name == "files":
+      columns[field.name] = [file for files in values for file in files]
+    elif field.name == "shard":
+      columns[field.name] = np.concatenate([v + s for v, s in zip(values, starts, strict=True)])
+    elif any(value is None for value in values):
+      columns[field.name] = None
+    else:
+      columns[field.name] = np.concatenate(values)
+  return RecordTable(**columns)
+
+
 def read(listing: pathlib.Path, split: str, files: Sequence[str]) -> RecordTable:
   """Reads one split of `records.csv`."""
   with open(listing, newline="", encoding="utf-8") as stream:

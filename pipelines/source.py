@@ -12,6 +12,8 @@ import os
 import pathlib
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from flexunet.datasets.errors import InputError, unknown_name
 from flexunet.datasets.label_scheme import LabelScheme
 from flexunet.pipelines import record_table
@@ -76,6 +78,18 @@ class DatasetSource:
     if listing.is_file():
       return record_table.read(listing, split, files)
     return record_table.scan(files)
+
+  def median_spacing_mm(self, split: str, sample: int = 64) -> tuple[float, float]:
+    """Returns the median (row, column) spacing of some slices spread over a split, else NaN."""
+    from flexunet.pipelines.reading import RecordReader
+
+    if "spacing_mm" not in self.info.features:
+      return float("nan"), float("nan")
+    table = self.table(split)
+    reader = RecordReader(self.info.features, table, "spacing_mm", None)
+    rows = np.unique(np.linspace(0, len(table) - 1, sample).astype(int))
+    found = np.array([reader.image(int(row)) for row in rows])
+    return tuple(float(value) for value in np.median(found.reshape(len(rows), -1), axis=0)[:2])
 
   def check_split(self, split: str) -> None:
     if split not in self.info.splits:
@@ -163,7 +177,8 @@ def _descend(path: pathlib.Path, dataset: str) -> pathlib.Path:
 
 def _version_key(name: str) -> tuple[int, ...] | None:
   parts = name.split(".")
-  return tuple(int(p) for p in parts) if len(parts) == 3 and all(p.isdigit() for p in parts) else None
+  is_version = len(parts) == 3 and all(part.isdigit() for part in parts)
+  return tuple(int(part) for part in parts) if is_version else None
 
 
 def _is_version(path: pathlib.Path) -> bool:
