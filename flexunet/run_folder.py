@@ -70,14 +70,7 @@ class RunFolder:
   @classmethod
   def create(cls, path: str | os.PathLike) -> RunFolder:
     """Makes the folder; refuses one that already holds files."""
-    path = pathlib.Path(path).expanduser()
-    if path.exists() and not path.is_dir():
-      raise InputError(f"--run_dir {path} must be a folder. Got a file.")
-    if path.is_dir() and any(path.iterdir()):
-      raise InputError(
-          f"--run_dir {path} must be new or empty, so that no earlier run is lost. It holds"
-          f" {len(list(path.iterdir()))} entries. Pass a new folder."
-      )
+    path = check_new(path)
     path.mkdir(parents=True, exist_ok=True)
     return cls(path)
 
@@ -101,6 +94,19 @@ class RunFolder:
 
   def write_config(self, run_config: config.RunConfig) -> None:
     write_json(self.config_json, run_config.to_json())
+
+
+def check_new(path: str | os.PathLike) -> pathlib.Path:
+  """Refuses a path at which a new run could overwrite something."""
+  path = pathlib.Path(path).expanduser()
+  if path.exists() and not path.is_dir():
+    raise InputError(f"--run_dir {path} must be a folder. Got a file.")
+  if path.is_dir() and any(path.iterdir()):
+    raise InputError(
+        f"--run_dir {path} must be new or empty, so that no earlier run is lost. It holds"
+        f" {len(list(path.iterdir()))} entries. Pass a new folder."
+    )
+  return path
 
 
 def write_json(path: pathlib.Path, values: Any) -> None:

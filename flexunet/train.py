@@ -34,8 +34,8 @@ def main(argv: Sequence[str]) -> None:
 
   opened = training.open_data(data)
   run_config = training.complete(model, data, settings, opened)
-  run = run_folder.RunFolder.create(_RUN_DIR.value)
-  rows = training.fit(run_config, run, opened, sys.argv)
+  run_folder.check_new(_RUN_DIR.value)
+  _, rows = training.fit(run_config, _RUN_DIR.value, opened, sys.argv)
   print(live_view.final_line(rows))
 
 

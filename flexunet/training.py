@@ -26,7 +26,7 @@ from flexunet import (
     run_folder,
 )
 from flexunet import model as model_module
-from flexunet.datasets.errors import InputError
+from flexunet.datasets.errors import InputError, unknown_name
 from flexunet.pipelines import batches, caching, device, loading, order, resizing, selection
 from flexunet.pipelines.record_table import RecordTable
 from flexunet.pipelines.source import DatasetSource, open_dataset
@@ -57,6 +57,9 @@ def complete(
     opened: TrainingData,
 ) -> config.RunConfig:
   """Plans what was left open and checks that everything fits together."""
+  for key in (data.image_key, data.label_key):
+    if key not in opened.source.info.features:
+      raise unknown_name(f"feature of {opened.source.name}", key, opened.source.info.features)
   scheme = opened.source.label_scheme(data.label_key)
   planned = planning.plan(
       model,
@@ -90,27 +93,24 @@ def complete(
 
 def fit(
     run_config: config.RunConfig,
-    run: run_folder.RunFolder,
+    run_dir: str | os.PathLike,
     opened: TrainingData,
     argv: Sequence[str] = (),
-) -> list[dict[str, Any]]:
-  """Trains, writing everything into the run folder.
+) -> tuple[run_folder.RunFolder, list[dict[str, Any]]]:
+  """Trains, writing everything into a new run folder.
 
   Returns:
-    The history, one row an epoch.
+    (the run folder, its history with one row an epoch).
   """
   settings = run_config.training
   keras.utils.set_random_seed(settings.seed)
-  run.write_config(run_config)
-  devices = device_names()
-  told = manifest.collect(argv, run_config.dataset_facts.fingerprint, devices)
+  told = manifest.collect(argv, run_config.dataset_facts.fingerprint, device_names())
   told["splits"] = evaluation_run.split_counts(opened.source)
   epoch_order = make_order(run_config, opened.train)
   steps = epoch_order.steps_per_epoch
   total_steps = steps * settings.epochs
   streams = make_streams(run_config, opened)
   told["cache"] = dataclasses.asdict(streams.cache_choice)
-  run_folder.write_json(run.manifest_json, told)
   train_batches = streams.training(epoch_order, 0, total_steps)
   validation_batches = streams.validation()
   network = build(run_config)
@@ -118,6 +118,10 @@ def fit(
     model_module.set_class_prior(network, shares)
   compile_model(network, run_config)
 
+  # Only now, when nothing is left that could be refused.
+  run = run_folder.RunFolder.create(run_dir)
+  run.write_config(run_config)
+  run_folder.write_json(run.manifest_json, told)
   clock = callbacks.RunClock(
       total_steps, settings.max_minutes, int(validation_batches.cardinality())
   )
@@ -147,7 +151,7 @@ def fit(
       verbose=0,
   )
   report.write_report(run)
-  return history.rows
+  return run, history.rows
 
 
 class Validation(keras.callbacks.Callback):

@@ -128,7 +128,7 @@ def _version_folder(dataset: str | None, data_dir: pathlib.Path) -> pathlib.Path
         " one first: python -m flexunet.tools.build DATASET --manual_dir=RAW --data_dir=OUT."
     )
   if _is_version(data_dir):
-    if dataset and dataset.split("/")[0] not in data_dir.resolve().parts:
+    if dataset and not set(dataset.split("/")) <= set(data_dir.resolve().parts):
       raise InputError(f"--data_dir {data_dir} is a built dataset, but not {dataset}.")
     return data_dir
   if not dataset:
