@@ -55,6 +55,8 @@ def build(builder, root: pathlib.Path, download_config) -> None:
       name = hashlib.sha256(f"{case.state(findings.root)}:{fold}".encode()).hexdigest()[:24]
       tasks.append(case_records.CaseTask(case, fold, work / name))
     missing = [task for task in tasks if not case_records.is_finished(task.stem)]
+    # The longest first, so that no worker is left alone with one at the end.
+    missing.sort(key=lambda task: task.case.num_bytes, reverse=True)
     workers = builder.num_workers or case_pool.available_cpus()
     if problems := case_pool.read_cases(
         builder, address_of(builder), missing, workers, done=len(tasks) - len(missing)

@@ -1,8 +1,8 @@
-"""A worker process of the build: reads tasks from its standard input until that is closed.
+"""A worker process of the build: reads tasks from a pipe until that is closed.
 
 Not a `multiprocessing` worker on purpose: those import the main program again, which costs many
-seconds below `tfds build` and hangs a script without a main guard. When the parent is killed its
-end of the pipe closes, so no worker stays behind.
+seconds below `tfds build` and makes a script without a main guard start itself over and over.
+When the parent is killed its end of the pipe closes, so no worker stays behind.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import pickle
 import sys
 import traceback
-from typing import Any
+from typing import IO, Any
 
 from flexunet.datasets import case_records
 
@@ -48,24 +48,27 @@ class BuilderAddress:
 
 
 def main() -> None:
-  """Answers each pickled task with one line of JSON: {"problem": ...} or {"fault": ...}."""
+  """Runs a new interpreter as a worker; the first message it gets is a `BuilderAddress`."""
   # Whatever a library prints goes to standard error; standard output carries the answers.
-  answers = os.fdopen(os.dup(1), "w", buffering=1)
+  answers = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)
-  tasks = sys.stdin.buffer
-  builder: Any = None
+  serve(sys.stdin.buffer, answers, None)
+
+
+def serve(messages: IO[bytes], answers: IO[str], builder: Any) -> None:
+  """Answers each pickled task with one line of JSON: {"problem": ...} or {"fault": ...}."""
   while True:
     try:
       # The parent is the same program on the same machine: no data of others is unpickled.
-      task = pickle.load(tasks)  # noqa: S301
+      message = pickle.load(messages)  # noqa: S301
     except EOFError:
       return
+    answer: dict[str, str | None] = {"problem": None}
     try:
-      if builder is None:
-        builder = task.load()
-        answer: dict[str, str | None] = {"problem": None}
+      if isinstance(message, BuilderAddress):
+        builder = message.load()
       else:
-        answer = {"problem": case_records.write_case(builder, task)}
+        answer = {"problem": case_records.write_case(builder, message)}
     except Exception:
       answer = {"fault": traceback.format_exc()}
-    print(json.dumps(answer), file=answers)
+    print(json.dumps(answer), file=answers, flush=True)

@@ -41,6 +41,11 @@ class Case:
   side: str | None = None
   details: Any = None
 
+  @property
+  def num_bytes(self) -> int:
+    """Size of all its files."""
+    return sum(path.stat().st_size for path in self.files.values())
+
   def state(self, root: pathlib.Path) -> str:
     """Returns a digest that changes when a file of the case does (name, size or time)."""
     parts = [self.key, self.subject, self.volume, str(self.fold), repr(self.details)]

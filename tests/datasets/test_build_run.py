@@ -19,6 +19,7 @@ from flexunet.datasets import (
     case_records,
     shard_writer,
     subject_splits,
+    worker_process,
 )
 from flexunet.datasets.errors import InputError
 
@@ -74,9 +75,31 @@ def test_building_again_gives_the_same_bytes(raw, built, tmp_path):
 
 
 @pytest.mark.slow
-def test_any_number_of_workers_gives_the_same_bytes(raw, built, tmp_path):
-  parallel = build_samples.build(HIPPOCAMPUS, raw, tmp_path, workers=2)
+@pytest.mark.parametrize("workers", [2, 3])
+def test_any_number_of_workers_gives_the_same_bytes(raw, built, tmp_path, monkeypatch, workers):
+  monkeypatch.setattr(worker_process, "_may_fork", lambda: False)
+  parallel = build_samples.build(HIPPOCAMPUS, raw, tmp_path, workers=workers)
   assert build_samples.digests(parallel.data_path) == build_samples.digests(built.data_path)
+
+
+@pytest.mark.slow
+def test_forked_workers_give_the_same_bytes(raw, built, tmp_path):
+  # A process of its own: this one may hold TensorFlow, and then nothing is forked.
+  program = (
+      "import sys, tensorflow_datasets as tfds\n"
+      "from flexunet.datasets import catalog, worker_process\n"
+      "raw, out = sys.argv[1:]\n"
+      "fork, forked = worker_process._fork, []\n"
+      "worker_process._fork = lambda builder: forked.append(1) or fork(builder)\n"
+      f"builder = catalog.builder({HIPPOCAMPUS!r}, out)\n"
+      "builder.num_workers = 3\n"
+      "config = tfds.download.DownloadConfig(manual_dir=raw)\n"
+      "builder.download_and_prepare(download_config=config)\n"
+      "assert len(forked) == 2 or sys.platform != 'linux'\n"
+  )
+  subprocess.run([sys.executable, "-c", program, raw, tmp_path], check=True, timeout=120)
+  folder = tmp_path / HIPPOCAMPUS / "slices" / "1.0.0"
+  assert build_samples.digests(folder) == build_samples.digests(built.data_path)
 
 
 def test_the_record_table_tells_where_each_record_lies(built):
@@ -152,11 +175,12 @@ def test_an_interrupted_build_leaves_no_dataset_and_goes_on_where_it_stopped(
 
 
 def test_a_damaged_work_file_is_written_again(raw, built, tmp_path, monkeypatch):
-  write_case = case_records.write_case
+  write_case, done = case_records.write_case, []
 
   def interrupted(builder, task):
-    if task.case.key == "hfh_004":
+    if len(done) == 3:
       raise Interrupted
+    done.append(task.case.key)
     return write_case(builder, task)
 
   monkeypatch.setattr(case_records, "write_case", interrupted)
@@ -228,7 +252,8 @@ def test_a_script_without_a_main_guard_builds_too(raw, built, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_fault_in_a_worker_comes_back_with_its_trace(raw, tmp_path):
+def test_a_fault_in_a_worker_comes_back_with_its_trace(raw, tmp_path, monkeypatch):
+  monkeypatch.setattr(worker_process, "_may_fork", lambda: False)
   builder = build_samples.catalog.builder(HIPPOCAMPUS, tmp_path)
   address = dataclasses.replace(build_run.address_of(builder), config="no such config")
   task = case_records.CaseTask(builder.inspect_source(raw).cases[0], 0, tmp_path / "x")
