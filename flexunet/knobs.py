@@ -90,7 +90,7 @@ class Knobs:
     _require_choice("kernel_initializer", self.kernel_initializer, KERNEL_INITIALIZERS)
     _require_choice("input_normalization", self.input_normalization, INPUT_NORMALIZATIONS)
     deepest = self.dropout_rate * (self.num_layers - 1)
-    if not 0 <= self.dropout_rate or not deepest < 1:
+    if not self.dropout_rate >= 0 or not deepest < 1:
       raise InputError(
           "dropout_rate times (num_layers - 1), the dropout of the deepest stage, must lie in"
           f" [0, 1). Got: {self.dropout_rate} x {self.num_layers - 1} = {deepest:g}. Lower"
