@@ -18,7 +18,7 @@ if (_CHECKOUT / "setup.cfg").is_file() and (_CHECKOUT / "datasets").is_dir():
   __path__.append(str(_CHECKOUT))
 
 # Public names, imported on first use: `import flexunet` must not load TensorFlow.
-_PUBLIC = {"build_model": "flexunet.model"}
+_PUBLIC = {"build_model": "flexunet.network.model"}
 
 
 def __getattr__(name: str):

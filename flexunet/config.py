@@ -1,7 +1,7 @@
 """What a run is: dataclasses, read from flags, written to `config.json`, read by every program.
 
-A field whose default is None is planned from the data (`flexunet.planning`); in a run folder every
-field has its value. Nothing is evaluated and unknown keys fail.
+A field whose default is None is planned from the data (`flexunet.training.planning`); in a run
+folder every field has its value. Nothing is evaluated and unknown keys fail.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class TrainingConfig(Checked):
   warmup_steps: int | None = knob(
       None, "Steps over which the learning rate rises from 0 linearly.", minimum=0
   )
-  loss: str | None = knob(None, "Training loss, by its name in flexunet/losses.py.")
+  loss: str | None = knob(None, "Training loss, by its name in flexunet/objectives/losses.py.")
   early_stopping_patience: int | None = knob(
       None, "Stops after so many epochs without a better validation score; 0: never.", minimum=0
   )

@@ -34,7 +34,8 @@ def main(argv: Sequence[str]) -> None:
   del argv
   # Heavy imports after the flags are known to be right: a typo answers at once.
   command_line.load_tensorflow()
-  from flexunet import evaluation_run, run_folder
+  from flexunet import run_folder
+  from flexunet.evaluation import evaluation_run
 
   figures = evaluation_run.evaluate(
       run_folder.RunFolder.open(_RUN_DIR.value),

@@ -38,7 +38,8 @@ def main(argv: Sequence[str]) -> None:
   del argv
   # Heavy imports after the flags are known to be right: a typo answers at once.
   command_line.load_tensorflow()
-  from flexunet import inference, prediction, prediction_inputs, run_folder
+  from flexunet import run_folder
+  from flexunet.prediction import inference, prediction, prediction_inputs
 
   run = run_folder.RunFolder.open(_RUN_DIR.value)
   run_config = run.read_config()

@@ -30,7 +30,8 @@ def main(argv: Sequence[str]) -> None:
 
   # Heavy imports after the flags are known to be right: a typo answers at once.
   command_line.load_tensorflow()
-  from flexunet import live_view, run_folder, training
+  from flexunet import run_folder
+  from flexunet.training import live_view, training
 
   opened = training.open_data(data)
   run_config = training.complete(model, data, settings, opened)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from flexunet import overlay
+from flexunet.reporting import overlay
 from flexunet.tools import dataset_statistics
 from flexunet.tools.built_datasets import BuiltDataset
 from flexunet.tools.dataset_statistics import Statistics

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from flexunet import command_line, overlay, report_html
+from flexunet import command_line
 from flexunet.datasets.errors import InputError
+from flexunet.reporting import overlay, report_html
 from flexunet.tools import built_datasets, dataset_charts, dataset_statistics
 from flexunet.tools.built_datasets import BuiltDataset
 from flexunet.tools.dataset_statistics import Statistics

@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
   path, facts = _source()
 
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-  from flexunet import exporting
+  from flexunet.network import exporting
 
   for name in _FORMATS.value:
     exporting.check_format(name)
@@ -113,7 +113,7 @@ def load_network(path: pathlib.Path) -> Any:
   """Returns the Keras model of a file; InputError when it is damaged."""
   import keras
 
-  from flexunet import blocks  # noqa: F401 - registers the layers that the file names.
+  from flexunet.network import blocks  # noqa: F401 - registers the layers that the file names.
 
   try:
     return keras.saving.load_model(path, compile=False)

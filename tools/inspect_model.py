@@ -17,8 +17,9 @@ from typing import Any
 
 from absl import app, flags
 
-from flexunet import command_line, inspection, knobs, run_folder
+from flexunet import command_line, run_folder
 from flexunet.datasets.errors import InputError
+from flexunet.network import inspection, knobs
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "Run folder whose network is shown.")
 _MODEL = flags.DEFINE_string("model", None, "Model file (.keras) whose network is shown.")

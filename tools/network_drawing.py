@@ -6,9 +6,10 @@ import io
 import math
 import pathlib
 
-from flexunet import inspection, run_folder
+from flexunet import run_folder
 from flexunet.datasets.errors import InputError
-from flexunet.knobs import Knobs, count_parameters
+from flexunet.network import inspection
+from flexunet.network.knobs import Knobs, count_parameters
 
 _COLORS = {
     "convolution": "#4c78a8", "pool": "#e45756", "up": "#f58518", "join": "#b279a2",

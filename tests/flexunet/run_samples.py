@@ -6,12 +6,11 @@ import json
 
 import numpy as np
 
-from flexunet import (
-    config,
-    evaluation_examples,
-    evaluation_metrics,
-    evaluation_summary,
-    run_folder,
+from flexunet import config, run_folder
+from flexunet.evaluation import (
+  evaluation_examples,
+  evaluation_metrics,
+  evaluation_summary,
 )
 
 CLASSES = [

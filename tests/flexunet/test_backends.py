@@ -74,7 +74,8 @@ def test_a_compiled_step_gives_the_same_loss_and_scores():
   import keras
   import numpy as np
 
-  from flexunet import losses, metrics, model
+  from flexunet.network import model
+  from flexunet.objectives import losses, metrics
 
   random = np.random.default_rng(0)
   images, label = random.integers(0, 256, (2, 13, 18, 1)), random.integers(0, 3, (2, 13, 18))

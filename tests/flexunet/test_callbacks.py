@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from flexunet import callbacks, schedules
+from flexunet.training import callbacks, schedules
 
 
 class FakeModel:

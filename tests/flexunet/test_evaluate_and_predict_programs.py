@@ -26,7 +26,7 @@ def start(program: str, *flags: str) -> subprocess.CompletedProcess:
 def run(tmp_path_factory):
   import keras
 
-  from flexunet import model
+  from flexunet.network import model
 
   keras.utils.set_random_seed(1)
   made = run_folder.RunFolder.create(tmp_path_factory.mktemp("runs") / "run")

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import run_samples
 
-from flexunet import evaluation, evaluation_run, inference, labelled_volumes, run_folder
+from flexunet import run_folder
 from flexunet.datasets.errors import InputError
+from flexunet.evaluation import evaluation, evaluation_run, labelled_volumes
 from flexunet.pipelines.source import open_dataset
+from flexunet.prediction import inference
 
 NAMES = dataset_samples.NAMES
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import run_samples
 
-from flexunet import evaluation_examples
+from flexunet.evaluation import evaluation_examples
 
 
 def example(dice: float) -> evaluation_examples.Example:

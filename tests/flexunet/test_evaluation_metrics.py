@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from flexunet import evaluation_metrics, surface_distance
 from flexunet.datasets.errors import InputError
+from flexunet.evaluation import evaluation_metrics, surface_distance
 
 
 def drawn(*rows: str) -> np.ndarray:

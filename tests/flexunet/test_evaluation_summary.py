@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import run_samples
 
-from flexunet import evaluation_summary
+from flexunet.evaluation import evaluation_summary
 
 NAMES = run_samples.NAMES
 NAN = math.nan

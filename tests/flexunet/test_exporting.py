@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from flexunet import exporting, model
 from flexunet.datasets.errors import InputError
+from flexunet.network import exporting, model
 
 
 def small(**changes) -> keras.Model:

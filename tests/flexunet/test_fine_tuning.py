@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flexunet import fine_tuning, model
 from flexunet.datasets.errors import InputError
+from flexunet.network import fine_tuning, model
 
 
 def small(**changes):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import run_samples
 
-from flexunet import inference, run_folder
+from flexunet import run_folder
 from flexunet.datasets.errors import InputError
+from flexunet.prediction import inference
 
 # Grey values of the three classes, as `BrightnessNetwork` tells them apart.
 GREYS = np.array([10, 120, 240], np.uint8)

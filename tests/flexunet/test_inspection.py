@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import pytest
 
-from flexunet import inspection, knobs, model
 from flexunet.datasets.errors import InputError
+from flexunet.network import inspection, knobs, model
 
 VARIANTS = [
     {},

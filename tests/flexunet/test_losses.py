@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import pytest
 
-from flexunet import losses
 from flexunet.datasets.errors import InputError
+from flexunet.objectives import losses
 
 # Two 1 x 4 images, three classes; class 2 is absent from the second image.
 LABEL = np.array([[[0, 1, 1, 2]], [[0, 0, 1, 0]]])

@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from flexunet import losses, metrics
 from flexunet.datasets.errors import InputError
+from flexunet.objectives import losses, metrics
 
 LABEL = np.array([[[0, 1, 1, 2]], [[0, 0, 1, 0]]])
 # Claims, pixel by pixel: 0 1 0 2 / 1 0 1 0.

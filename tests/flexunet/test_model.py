@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from flexunet import blocks, knobs, model
 from flexunet.datasets.errors import InputError
+from flexunet.network import blocks, knobs, model
 
 SMALL = dict(image_size=(16, 24), image_channels=1, num_classes=3, base_filters=4, base_kernels=5,
              num_layers=3)  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flexunet import overlay
+from flexunet.reporting import overlay
 
 RED = np.array([[0, 0, 0], [255, 0, 0]], np.uint8)
 

@@ -9,9 +9,10 @@ import pytest
 import run_samples
 from PIL import Image
 
-from flexunet import inference, overlay, prediction, prediction_inputs
 from flexunet.datasets import volume_io
 from flexunet.datasets.errors import InputError
+from flexunet.prediction import inference, prediction, prediction_inputs
+from flexunet.reporting import overlay
 
 GREYS = np.array([10, 120, 240])
 NO_WINDOW = {"kind": "none", "low": 0.0, "high": 255.0}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import run_samples
 
-from flexunet import inference, prediction, prediction_inputs
 from flexunet.datasets import intensity
+from flexunet.prediction import inference, prediction, prediction_inputs
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
 REALDATA = pathlib.Path(

@@ -8,8 +8,9 @@ import re
 import pytest
 import run_samples
 
-from flexunet import report, report_figures, report_training, run_folder
+from flexunet import run_folder
 from flexunet.datasets.errors import InputError
+from flexunet.reporting import report, report_figures, report_training
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def test_the_best_epoch_is_marked_although_validation_was_rarer_than_epochs(page
 
 
 def test_the_best_epoch_is_that_of_the_trainer():
-  from flexunet import callbacks
+  from flexunet.training import callbacks
 
   assert report_training.VALIDATION_SCORE == callbacks.MONITOR
 

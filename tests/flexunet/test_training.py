@@ -10,8 +10,9 @@ import keras
 import numpy as np
 import pytest
 
-from flexunet import config, planning, training
+from flexunet import config
 from flexunet.datasets.errors import InputError
+from flexunet.training import planning, training
 
 
 def blobs(subjects, first_seed):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from flexunet import model
+from flexunet.network import model
 
 
 def started(*arguments: str) -> subprocess.CompletedProcess:

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from flexunet import knobs
 from flexunet.datasets.errors import InputError
+from flexunet.network import knobs
 from flexunet.tools import network_drawing
 
 

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
-from flexunet import loss_base
 from flexunet.datasets.errors import InputError
+from flexunet.objectives import loss_base
 
 # Ratios of true positives, false positives, false negatives and true negatives of one class.
 _SCORES = {

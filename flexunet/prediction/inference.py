@@ -28,7 +28,7 @@ def load_model(run: run_folder.RunFolder) -> Any:
   import keras
 
   # Registers the project's layers, without which Keras cannot read the file.
-  import flexunet.model  # noqa: F401
+  import flexunet.network.model  # noqa: F401
 
   if not run.model_keras.is_file():
     raise InputError(
@@ -147,7 +147,7 @@ class Predictor:
     model = self._model
     if resizing != self._resizing:
       if self._any_size_model is None:
-        from flexunet import model as network
+        from flexunet.network import model as network
 
         self._any_size_model = network.accept_any_size(model)
       model = self._any_size_model

@@ -13,23 +13,16 @@ import keras
 import numpy as np
 from absl import logging
 
-from flexunet import (
-    callbacks,
-    config,
-    evaluation_run,
-    live_view,
-    losses,
-    manifest,
-    metrics,
-    planning,
-    report,
-    run_folder,
-)
-from flexunet import model as model_module
+from flexunet import config, run_folder
 from flexunet.datasets.errors import InputError, unknown_name
+from flexunet.evaluation import evaluation_run
+from flexunet.network import model as model_module
+from flexunet.objectives import losses, metrics
 from flexunet.pipelines import batches, caching, device, loading, order, resizing, selection
 from flexunet.pipelines.record_table import RecordTable
 from flexunet.pipelines.source import DatasetSource, open_dataset
+from flexunet.reporting import report
+from flexunet.training import callbacks, live_view, manifest, planning
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from flexunet import surface_distance
 from flexunet.datasets.errors import InputError
+from flexunet.evaluation import surface_distance
 
 _NAN = float("nan")
 STATUSES = ("both_present", "missed", "false_alarm", "both_empty")

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flexunet import overlay
-from flexunet import report_html as page
 from flexunet.datasets.label_scheme import LabelScheme
-from flexunet.evaluation_examples import Example
+from flexunet.evaluation.evaluation_examples import Example
+from flexunet.reporting import overlay
+from flexunet.reporting import report_html as page
 
 
 def case_section(examples: Sequence[Example], scheme: LabelScheme) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from flexunet import overlay
+from flexunet.reporting import overlay
 
 DASH = "–"
 

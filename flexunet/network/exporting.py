@@ -17,8 +17,8 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from flexunet import inspection, model
 from flexunet.datasets.errors import InputError
+from flexunet.network import inspection, model
 
 # Other programs sum in another order. Beyond this a probability is not the same answer.
 MAX_DIFFERENCE = 1e-4

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from flexunet import blocks
 from flexunet.datasets.errors import InputError
-from flexunet.knobs import Knobs, count_parameters
+from flexunet.network import blocks
+from flexunet.network.knobs import Knobs, count_parameters
 
 __all__ = [
     "Knobs", "accept_any_size", "build_model", "count_parameters", "deep_supervision_weights",

@@ -15,7 +15,8 @@ import keras
 import numpy as np
 from absl import logging
 
-from flexunet import run_folder, schedules
+from flexunet import run_folder
+from flexunet.training import schedules
 
 MONITOR = "val_foreground_dice"
 _STEPS_TO_JUDGE_BY = 5  # The first ones trace and compile.

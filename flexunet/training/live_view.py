@@ -12,7 +12,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from flexunet import callbacks, overlay, run_folder
+from flexunet import run_folder
+from flexunet.reporting import overlay
+from flexunet.training import callbacks
 
 
 class ProgressBar(keras.callbacks.Callback):

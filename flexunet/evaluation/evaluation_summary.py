@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from flexunet import evaluation_metrics
+from flexunet.evaluation import evaluation_metrics
 
 Row = Mapping[str, Any]
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from flexunet import evaluation_examples, evaluation_metrics, inference, surface_distance
 from flexunet.datasets.errors import InputError
-from flexunet.labelled_volumes import LabelledVolume, read_volumes
+from flexunet.evaluation import evaluation_examples, evaluation_metrics, surface_distance
+from flexunet.evaluation.labelled_volumes import LabelledVolume, read_volumes
 from flexunet.pipelines.source import DatasetSource
+from flexunet.prediction import inference
 
 
 @dataclasses.dataclass(eq=False)

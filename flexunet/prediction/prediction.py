@@ -15,11 +15,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flexunet import config, inference, overlay, run_folder
+from flexunet import config, run_folder
 from flexunet.datasets import picture_io, resampling, slicing, volume_io
 from flexunet.datasets.errors import InputError
 from flexunet.datasets.intensity import IntensityWindow
-from flexunet.prediction_inputs import Scan
+from flexunet.prediction import inference
+from flexunet.prediction.prediction_inputs import Scan
+from flexunet.reporting import overlay
 
 # Beyond this ratio of pixel sizes structures look unlike anything in training.
 _SPACING_RATIO = 2.0

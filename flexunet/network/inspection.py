@@ -11,7 +11,7 @@ import pathlib
 import zipfile
 
 from flexunet.datasets.errors import InputError
-from flexunet.knobs import Knobs, Stage, count_parameters
+from flexunet.network.knobs import Knobs, Stage, count_parameters
 
 
 @dataclasses.dataclass(frozen=True)

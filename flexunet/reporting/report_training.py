@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flexunet import overlay, report_figures
-from flexunet import report_html as page
 from flexunet.datasets.label_scheme import LabelScheme
+from flexunet.reporting import overlay, report_figures
+from flexunet.reporting import report_html as page
 
 # Where files lie on one machine tells a reader nothing and may tell too much.
 _LOCAL_KNOBS = ("data_dir",)

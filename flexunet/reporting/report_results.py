@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from flexunet import evaluation_summary, overlay, report_figures
-from flexunet import report_html as page
 from flexunet.datasets.label_scheme import LabelScheme
+from flexunet.evaluation import evaluation_summary
+from flexunet.reporting import overlay, report_figures
+from flexunet.reporting import report_html as page
 
 _HD95 = (
     "95th percentile of the distances between the two surfaces, in millimetres, both ways. Not"

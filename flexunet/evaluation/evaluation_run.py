@@ -14,18 +14,17 @@ from typing import Any
 import numpy as np
 
 import flexunet
-from flexunet import (
-    config,
-    evaluation,
-    evaluation_examples,
-    evaluation_metrics,
-    evaluation_summary,
-    inference,
-    report,
-    run_folder,
-)
+from flexunet import config, run_folder
 from flexunet.datasets.errors import InputError
+from flexunet.evaluation import (
+  evaluation,
+  evaluation_examples,
+  evaluation_metrics,
+  evaluation_summary,
+)
 from flexunet.pipelines.source import DatasetSource, open_dataset
+from flexunet.prediction import inference
+from flexunet.reporting import report
 
 _SCORES = tuple(name for name in evaluation_metrics.SCORE_NAMES if not name.endswith("_ml"))
 # Splits whose records carry an empty label because the source has none.

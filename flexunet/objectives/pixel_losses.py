@@ -8,8 +8,8 @@ from __future__ import annotations
 import keras
 from keras import ops
 
-from flexunet import loss_base
-from flexunet.loss_base import SegmentationLoss
+from flexunet.objectives import loss_base
+from flexunet.objectives.loss_base import SegmentationLoss
 
 _register = keras.saving.register_keras_serializable(package="flexunet")
 

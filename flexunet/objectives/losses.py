@@ -14,9 +14,9 @@ from collections.abc import Callable
 import keras
 
 from flexunet.datasets.errors import InputError
-from flexunet.loss_base import SegmentationLoss
-from flexunet.pixel_losses import BinaryCrossEntropy, CrossEntropy, Focal
-from flexunet.region_losses import Dice, IoU, StructuralSimilarity, Tversky
+from flexunet.objectives.loss_base import SegmentationLoss
+from flexunet.objectives.pixel_losses import BinaryCrossEntropy, CrossEntropy, Focal
+from flexunet.objectives.region_losses import Dice, IoU, StructuralSimilarity, Tversky
 
 
 @keras.saving.register_keras_serializable(package="flexunet")

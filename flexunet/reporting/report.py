@@ -17,16 +17,12 @@ import string
 from collections.abc import Mapping
 from typing import Any
 
-from flexunet import (
-    evaluation_examples,
-    inference,
-    report_cases,
-    report_results,
-    report_training,
-    run_folder,
-)
-from flexunet import report_html as page
+from flexunet import run_folder
 from flexunet.datasets.errors import InputError
+from flexunet.evaluation import evaluation_examples
+from flexunet.prediction import inference
+from flexunet.reporting import report_cases, report_results, report_training
+from flexunet.reporting import report_html as page
 
 
 def write_report(run: run_folder.RunFolder | str | os.PathLike) -> pathlib.Path:
@@ -86,7 +82,7 @@ def _page(
   name = config["dataset_facts"]["name"]
   model = config["model"]
   size = " × ".join(str(edge) for edge in model["image_size"] or ("any", "any"))
-  template = importlib.resources.files("flexunet").joinpath("report_template.html")
+  template = importlib.resources.files("flexunet.reporting").joinpath("report_template.html")
   return string.Template(template.read_text(encoding="utf-8")).substitute(
       title=f"FlexUNet: {page.text(name)}",
       heading=page.text(name),

@@ -12,8 +12,8 @@ import math
 import keras
 from keras import ops
 
-from flexunet import loss_base
-from flexunet.loss_base import SegmentationLoss
+from flexunet.objectives import loss_base
+from flexunet.objectives.loss_base import SegmentationLoss
 
 _register = keras.saving.register_keras_serializable(package="flexunet")
 
