@@ -1,0 +1,103 @@
+"""Changes examples at random: image and label by one draw, decided by a seed alone.
+
+`augment_example` is for input pipelines on the CPU, `augment_batch` for whole batches on the
+device. Both give the same result, up to rounding, for the same (config, example, seed). Nothing
+that is not drawn costs anything in the former; in the latter what one example of the batch draws
+is computed for all, which a GPU does not mind.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flexunet.pipelines.augmentation import draws, intensity, spatial
+
+if TYPE_CHECKING:
+  import tensorflow as tf
+
+  from flexunet.pipelines.augmentation.config import AugmentationConfig
+
+
+def augment_example(
+  config: AugmentationConfig, image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Changes one example.
+
+  Args:
+    config: A resolved config (`config.resolve()`).
+    image: uint8 [H, W, C] of static shape.
+    label: uint8 [H, W], class ids.
+    seed: int32 [2]; the same seed gives the same result, anywhere.
+
+  Returns:
+    (image, label) of the same dtypes and shapes.
+  """
+  import tensorflow as tf
+
+  batch = (tf.convert_to_tensor(x)[None] for x in (image, label, seed))
+  image, label = augment_batch(config, *batch)
+  return image[0], label[0]
+
+
+def augment_batch(
+  config: AugmentationConfig, images: tf.Tensor, labels: tf.Tensor, seeds: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Changes a batch: each example as its own seed says.
+
+  Args:
+    config: A resolved config (`config.resolve()`).
+    images: uint8 [B, H, W, C]; H, W and C static.
+    labels: uint8 [B, H, W], class ids.
+    seeds: int32 [B, 2].
+
+  Returns:
+    (images, labels) of the same dtypes and shapes.
+  """
+  import tensorflow as tf
+
+  images, labels, seeds = (tf.convert_to_tensor(x) for x in (images, labels, seeds))
+  _check(images, labels)
+  if not config.enabled:
+    return images, labels
+  draw = draws.draw(config, (images.shape[1], images.shape[2]), seeds)
+  return apply(config, draw, images, labels, seeds)
+
+
+def apply(
+  config: AugmentationConfig,
+  draw: draws.Draw,
+  images: tf.Tensor,
+  labels: tf.Tensor,
+  seeds: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Applies a draw: geometry to images and labels, then grey values to images.
+
+  Args:
+    config: Its probabilities say which transformations are built at all; one of probability 0 is
+      not applied, whatever the draw says.
+    draw: From `draws.draw`, or `draws.by_hand`.
+    images, labels, seeds: As of `augment_batch`; the seeds decide the random fields.
+  """
+  import tensorflow as tf
+
+  images, labels, seeds = (tf.convert_to_tensor(x) for x in (images, labels, seeds))
+  _check(images, labels)
+  images, labels = spatial.turn_and_flip(config, draw, images, labels)
+  images, labels = spatial.warp(config, draw, seeds, images, labels)
+  return intensity.change(config, draw, seeds, images), labels
+
+
+def _check(images: tf.Tensor, labels: tf.Tensor) -> None:
+  if images.dtype.name != "uint8" or labels.dtype.name != "uint8":
+    raise ValueError(
+      f"Images and labels are uint8. Got: {images.dtype.name} and {labels.dtype.name}."
+    )
+  if images.shape.rank != 4 or labels.shape.rank != 3 or None in images.shape[1:]:
+    raise ValueError(
+      "Images are [B, H, W, C] of static H, W and C, labels [B, H, W]. Got:"
+      f" {images.shape} and {labels.shape}."
+    )
+  if images.shape[1:3] != labels.shape[1:3]:
+    raise ValueError(
+      f"Image and label must have one shape. Got: {images.shape[1:3]} and {labels.shape[1:3]}."
+    )

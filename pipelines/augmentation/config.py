@@ -1,0 +1,263 @@
+"""Which random changes an example gets, how strong and how often: flags, presets, checks.
+
+Every transformation has a probability and a largest strength; the strength of one draw is uniform
+up to it. A field left at None takes the value of the preset named by `augmentation`.
+
+Some transformations share a coin: rotation, scaling, shear, translation, elastic and smooth
+distortion are one resampling of the image, so they are drawn together and its cost is paid once.
+With probabilities 0.3 and 0.2, 20 % of the examples get both and 10 % only the first. The same
+holds for brightness, contrast and gamma. Barrel excludes pincushion, blur excludes sharpening.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from flexunet.datasets.checked import Checked, knob
+from flexunet.datasets.errors import InputError
+
+PRESETS = ("none", "default", "strong")
+
+
+def _probability(what: str) -> Any:
+  return knob(None, f"Probability of {what}.", minimum=0.0, maximum=1.0)
+
+
+def _strength(help: str, low: float, high: float) -> Any:
+  return knob(None, help, minimum=low, maximum=high)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentationConfig(Checked):
+  """The augmentation of a run; `resolve` fills in what is None."""
+
+  augmentation: str = knob(
+    "default", "Preset that gives every augmentation setting its default.", choices=PRESETS
+  )
+  flip_horizontal_probability: float | None = _probability("a mirror image, left to right")
+  flip_vertical_probability: float | None = _probability("a mirror image, top to bottom")
+  right_angle_probability: float | None = _probability(
+    "a turn by 90, 180 or 270 degrees (by 180 where the image is not square)"
+  )
+  rotation_degrees: float | None = _strength("Largest rotation, either way.", 0, 180)
+  rotation_probability: float | None = _probability("a rotation")
+  scale_min: float | None = _strength("Smallest scale; below 1 the image shrinks.", 0.1, 1)
+  scale_max: float | None = _strength("Largest scale; above 1 the image grows.", 1, 10)
+  scale_probability: float | None = _probability("a scaling")
+  shear_degrees: float | None = _strength("Largest shear along each axis, either way.", 0, 40)
+  shear_probability: float | None = _probability("a shear")
+  translation_fraction: float | None = _strength(
+    "Largest shift, as a share of the height and of the width.", 0, 1
+  )
+  translation_probability: float | None = _probability("a shift")
+  elastic_alpha: float | None = _strength(
+    "Largest strength of the elastic deformation, in pixels of an image of 512: it multiplies"
+    " uniform noise smoothed by a Gaussian (Simard et al. 2003).",
+    0,
+    5000,
+  )
+  elastic_sigma: float | None = _strength(
+    "Width of that Gaussian, in pixels of an image of 512: small is wavy, large is smooth.",
+    4,
+    200,
+  )
+  elastic_probability: float | None = _probability("an elastic deformation")
+  distortion_amount: float | None = _strength(
+    "Largest shift of the control points of the smooth distortion, as a share of the shorter edge.",
+    0,
+    0.3,
+  )
+  distortion_points: int | None = _strength("Control points along each axis.", 4, 32)
+  distortion_probability: float | None = _probability("a smooth distortion")
+  barrel_amount: float | None = _strength(
+    "Largest barrel distortion; the centre grows by up to 1 / (1 - amount).", 0, 0.8
+  )
+  barrel_probability: float | None = _probability("a barrel distortion")
+  pincushion_amount: float | None = _strength(
+    "Largest pincushion distortion; the centre shrinks by up to 1 / (1 + amount).", 0, 0.45
+  )
+  pincushion_probability: float | None = _probability("a pincushion distortion")
+  lens_radius: float | None = _strength(
+    "Radius of barrel and pincushion, in halves of the shorter edge; nothing moves beyond it.",
+    0.1,
+    3,
+  )
+  lens_center_range: float | None = _strength(
+    "Their centre lies up to this share of height and width off the middle.", 0, 0.5
+  )
+  brightness_change: float | None = _strength("Brightness is multiplied by up to 1 +- this.", 0, 1)
+  brightness_probability: float | None = _probability("a change of brightness")
+  contrast_change: float | None = _strength(
+    "The distance from the mean grey is multiplied by up to 1 +- this.", 0, 1
+  )
+  contrast_probability: float | None = _probability("a change of contrast")
+  gamma_max: float | None = _strength(
+    "Largest exponent of the grey values; 1/this the least.", 1, 5
+  )
+  gamma_probability: float | None = _probability("a gamma correction")
+  sharpening_amount: float | None = _strength(
+    "Largest weight of the detail (the image less its blurred self) that is added.", 0, 10
+  )
+  sharpening_probability: float | None = _probability("sharpening")
+  blur_sigma: float | None = _strength("Largest width of the Gaussian blur, in pixels.", 0, 10)
+  blur_probability: float | None = _probability("blur")
+  noise_std: float | None = _strength(
+    "Largest standard deviation of the Gaussian noise, as a share of the grey range.", 0, 1
+  )
+  noise_probability: float | None = _probability("Gaussian noise")
+  low_resolution_factor: float | None = _strength(
+    "Largest factor by which the resolution is lowered and interpolated back.", 1, 16
+  )
+  low_resolution_probability: float | None = _probability("a lower resolution")
+  bias_field_strength: float | None = _strength(
+    "Largest uneven gain as in MRI: the gain lies in exp(-this) .. exp(this).", 0, 2
+  )
+  bias_field_probability: float | None = _probability("a bias field")
+
+  def resolve(self, *, sided: bool = False) -> AugmentationConfig:
+    """Returns the config with every field given.
+
+    Args:
+      sided: The classes tell left from right (`names_sides`): mirror images and turns by right
+        angles would teach wrong labels, so the presets leave them out.
+
+    Raises:
+      InputError: A flip or right angle is asked for although the classes are sided, or barrel
+        and pincushion (blur and sharpening), which exclude each other, add up to more than 1.
+    """
+    preset = _preset(self.augmentation)
+    if sided:
+      for name in _CHANGES_SIDES:
+        if getattr(self, name):
+          raise InputError(
+            f"--{name} must be 0 for classes that tell left from right: a mirrored or turned"
+            f" image would get wrong labels. Got: {getattr(self, name):g}."
+          )
+        preset[name] = 0.0
+    given = {n: v for n, v in dataclasses.asdict(self).items() if v is not None}
+    complete = dataclasses.replace(self, **{**preset, **given})
+    for first, second in _EXCLUSIVE:
+      total = getattr(complete, first) + getattr(complete, second)
+      if total > 1:
+        raise InputError(
+          f"--{first} and --{second} exclude each other in one example, so that their sum must"
+          f" be at most 1. Got: {total:g}."
+        )
+    return complete
+
+  @property
+  def enabled(self) -> bool:
+    """Whether a resolved config changes anything at all."""
+    return any(getattr(self, name) for name in PROBABILITIES)
+
+
+PROBABILITIES = tuple(
+  field.name
+  for field in dataclasses.fields(AugmentationConfig)
+  if field.name.endswith("_probability")
+)
+_CHANGES_SIDES = (
+  "flip_horizontal_probability",
+  "flip_vertical_probability",
+  "right_angle_probability",
+)
+_EXCLUSIVE = (
+  ("barrel_probability", "pincushion_probability"),
+  ("blur_probability", "sharpening_probability"),
+)
+
+_DEFAULT: dict[str, float | int] = {
+  "flip_horizontal_probability": 0.5,
+  "rotation_degrees": 15.0,
+  "rotation_probability": 0.35,
+  "scale_min": 0.85,
+  "scale_max": 1.2,
+  "scale_probability": 0.35,
+  "shear_degrees": 5.0,
+  "shear_probability": 0.15,
+  "translation_fraction": 0.05,
+  "translation_probability": 0.35,
+  "elastic_alpha": 400.0,
+  "elastic_sigma": 24.0,
+  "distortion_amount": 0.04,
+  "distortion_points": 5,
+  "distortion_probability": 0.1,
+  "barrel_amount": 0.3,
+  "pincushion_amount": 0.2,
+  "lens_radius": 1.0,
+  "lens_center_range": 0.2,
+  "brightness_change": 0.25,
+  "brightness_probability": 0.3,
+  "contrast_change": 0.25,
+  "contrast_probability": 0.3,
+  "gamma_max": 1.4,
+  "gamma_probability": 0.3,
+  "sharpening_amount": 1.0,
+  "sharpening_probability": 0.05,
+  "blur_sigma": 1.0,
+  "blur_probability": 0.1,
+  "noise_std": 0.04,
+  "noise_probability": 0.1,
+  "low_resolution_factor": 2.0,
+  "low_resolution_probability": 0.1,
+  "bias_field_strength": 0.3,
+  "bias_field_probability": 0.1,
+}
+_STRONG: dict[str, float | int] = {
+  "rotation_degrees": 30.0,
+  "rotation_probability": 0.6,
+  "scale_min": 0.7,
+  "scale_max": 1.4,
+  "scale_probability": 0.6,
+  "shear_degrees": 10.0,
+  "shear_probability": 0.3,
+  "translation_fraction": 0.1,
+  "translation_probability": 0.6,
+  "elastic_alpha": 800.0,
+  "elastic_probability": 0.2,
+  "distortion_amount": 0.08,
+  "distortion_probability": 0.3,
+  "barrel_probability": 0.1,
+  "pincushion_probability": 0.1,
+  "brightness_change": 0.4,
+  "brightness_probability": 0.5,
+  "contrast_change": 0.4,
+  "contrast_probability": 0.5,
+  "gamma_max": 1.8,
+  "gamma_probability": 0.5,
+  "sharpening_amount": 2.0,
+  "sharpening_probability": 0.1,
+  "blur_sigma": 1.5,
+  "blur_probability": 0.2,
+  "noise_std": 0.08,
+  "noise_probability": 0.3,
+  "low_resolution_factor": 3.0,
+  "low_resolution_probability": 0.25,
+  "bias_field_strength": 0.5,
+  "bias_field_probability": 0.3,
+}
+
+
+def _preset(name: str) -> dict[str, Any]:
+  """Returns all values of a preset; a probability that it does not name is 0."""
+  values: dict[str, Any] = {**dict.fromkeys(PROBABILITIES, 0.0), **_DEFAULT}
+  if name == "strong":
+    values.update(_STRONG)
+  if name == "none":
+    # Strengths stay: a probability given beside it switches on just that transformation.
+    values.update(dict.fromkeys(PROBABILITIES, 0.0))
+  return values
+
+
+def names_sides(names: Sequence[str]) -> bool:
+  """Tells whether class names speak of sides: left, right, or a pair such as part_1, part_2."""
+  lowered = [name.lower() for name in names]
+  if any(re.search(r"(^|[^a-z])(left|right|l|r|lh|rh)([^a-z]|$)", name) for name in lowered):
+    return True
+  return any(
+    name.endswith("1") and name[:-1][-1:] in ("_", "-", " ") and f"{name[:-1]}2" in lowered
+    for name in lowered
+  )

@@ -1,0 +1,192 @@
+"""The random part of the augmentation: from a seed to the numbers that say what happens.
+
+A draw holds one float32 number per example and parameter; 0 always means "leave it". It is a
+function of (config, image size, seed) alone, and the same on every device and in every batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+  import tensorflow as tf
+
+  from flexunet.pipelines.augmentation.config import AugmentationConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+  """One number of a draw.
+
+  Attributes:
+    coin: Parameters with one coin are decided by the same toss.
+    probability: That the parameter is not 0.
+    low, high: Range of the uniform draw.
+    tails: The other end of the coin, so that it excludes those of the first end.
+  """
+
+  coin: str
+  probability: float
+  low: float
+  high: float
+  tails: bool = False
+
+
+def parameters(config: AugmentationConfig, square: bool = True) -> dict[str, Parameter]:
+  """Returns every parameter of a resolved config, in a fixed order.
+
+  Angles are radians, shifts are shares of height or width, scale, gamma and low_resolution are
+  logarithms; `quarter_turns` is 1, 2 or 3 in its whole part.
+  """
+  angle = math.radians(config.rotation_degrees)
+  shear = math.tan(math.radians(config.shear_degrees))
+  shift, gamma = config.translation_fraction, math.log(config.gamma_max)
+  center = config.lens_center_range
+  lens = config.barrel_probability + config.pincushion_probability
+  # Just short of the next whole number, which rounding could reach.
+  turns = (1.0, 3.999) if square else (2.0, 2.999)
+  low_resolution = math.log(config.low_resolution_factor)
+  p = config
+  return {
+    "flip_horizontal": Parameter("flip_x", p.flip_horizontal_probability, 1, 1),
+    "flip_vertical": Parameter("flip_y", p.flip_vertical_probability, 1, 1),
+    "quarter_turns": Parameter("turn", p.right_angle_probability, *turns),
+    "rotation": Parameter("warp", p.rotation_probability, -angle, angle),
+    "scale": Parameter("warp", p.scale_probability, math.log(p.scale_min), math.log(p.scale_max)),
+    "shear_y": Parameter("warp", p.shear_probability, -shear, shear),
+    "shear_x": Parameter("warp", p.shear_probability, -shear, shear),
+    "translation_y": Parameter("warp", p.translation_probability, -shift, shift),
+    "translation_x": Parameter("warp", p.translation_probability, -shift, shift),
+    "elastic": Parameter("warp", p.elastic_probability, 0, p.elastic_alpha),
+    "distortion": Parameter("warp", p.distortion_probability, 0, p.distortion_amount),
+    "barrel": Parameter("lens", p.barrel_probability, 0, p.barrel_amount),
+    "pincushion": Parameter("lens", p.pincushion_probability, 0, p.pincushion_amount, True),
+    "lens_y": Parameter("always", min(lens, 1.0), -center, center),
+    "lens_x": Parameter("always", min(lens, 1.0), -center, center),
+    "bias_field": Parameter("bias", p.bias_field_probability, 0, p.bias_field_strength),
+    "brightness": Parameter(
+      "tone", p.brightness_probability, -p.brightness_change, p.brightness_change
+    ),
+    "contrast": Parameter("tone", p.contrast_probability, -p.contrast_change, p.contrast_change),
+    "gamma": Parameter("tone", p.gamma_probability, -gamma, gamma),
+    "blur": Parameter("focus", p.blur_probability, 0, p.blur_sigma),
+    "sharpening": Parameter("focus", p.sharpening_probability, 0, p.sharpening_amount, True),
+    "low_resolution": Parameter("resolution", p.low_resolution_probability, 0, low_resolution),
+    "noise": Parameter("noise", p.noise_probability, 0, p.noise_std),
+  }
+
+
+_COINS = ("flip_x", "flip_y", "turn", "warp", "lens", "always", "bias", "tone", "focus",
+          "resolution", "noise")  # fmt: skip
+
+
+# What is computed together: a stage runs where any of its parameters is not 0.
+STAGES: dict[str, tuple[str, ...]] = {
+    "flip_horizontal": ("flip_horizontal",),
+    "flip_vertical": ("flip_vertical",),
+    "quarter_turns": ("quarter_turns",),
+    "warp": ("rotation", "scale", "shear_y", "shear_x", "translation_y", "translation_x",
+             "elastic", "distortion", "barrel", "pincushion"),
+    "bias_field": ("bias_field",),
+    "tone": ("brightness", "contrast", "gamma"),
+    "blur": ("blur",),
+    "sharpening": ("sharpening",),
+    "low_resolution": ("low_resolution",),
+    "noise": ("noise",),
+}  # fmt: skip
+
+
+class Draw:
+  """The drawn numbers: one tensor, named parameter by parameter.
+
+  One tensor, because each small operation costs microseconds per example: parameters are cut out
+  only where they are used, inside the branch that is taken.
+  """
+
+  def __init__(self, names: Sequence[str], values: tf.Tensor):
+    """Takes float32 [B, len(names)]."""
+    self.names = tuple(names)
+    self.values = values
+
+  def __getitem__(self, name: str) -> tf.Tensor:
+    """Returns float32 [B]."""
+    return self.values[:, self.names.index(name)]
+
+  def stages(self) -> dict[str, tf.Tensor]:
+    """Returns {stage: bool [B], whether anything of it was drawn}."""
+    import tensorflow as tf
+
+    belongs = np.array([[n in stage for stage in STAGES.values()] for n in self.names], np.float32)
+    drawn = tf.matmul(tf.cast(tf.not_equal(self.values, 0), tf.float32), belongs) > 0
+    return dict(zip(STAGES, tf.unstack(drawn, axis=1), strict=True))
+
+
+def draw(config: AugmentationConfig, size_hw: tuple[int, int], seeds: tf.Tensor) -> Draw:
+  """Draws the parameters of each example.
+
+  Args:
+    config: A resolved config.
+    size_hw: Height and width; a turn by 90 degrees keeps the shape of squares only.
+    seeds: int32 [B, 2].
+  """
+  import tensorflow as tf
+
+  table = parameters(config, square=size_hw[0] == size_hw[1])
+  values = table.values()
+  low = np.array([v.low for v in values], np.float32)
+  span = np.array([v.high for v in values], np.float32) - low
+  # One vector of uniform numbers per example. The coins come first and the order is fixed, so
+  # that switching one transformation on or off does not change what the others do.
+  uniform = per_example(seeds, _DRAW_SALT, "uniform", [len(_COINS) + len(low)])
+  # A coin's other end is 1 - u; as a sign and an offset it needs no branch.
+  sign = np.array([-1 if v.tails else 1 for v in values], np.float32)
+  coins = tf.gather(uniform, [_COINS.index(v.coin) for v in values], axis=1) * sign + (sign < 0)
+  tossed = coins < np.array([v.probability for v in values], np.float32)
+  amounts = low + uniform[:, len(_COINS) :] * span
+  return Draw(list(table), tf.where(tossed, amounts, tf.zeros_like(amounts)))
+
+
+def by_hand(**amounts: float) -> Draw:
+  """Returns the draw of one example with the given parameters; the others are left."""
+  import tensorflow as tf
+
+  from flexunet.pipelines.augmentation.config import AugmentationConfig
+
+  names = list(parameters(AugmentationConfig(augmentation="none").resolve()))
+  if unknown := sorted(amounts.keys() - set(names)):
+    raise ValueError(f"A draw has the parameters {names}. Got: {unknown}.")
+  return Draw(names, tf.constant([[float(amounts.get(name, 0)) for name in names]]))
+
+
+# Independent random streams of one example: the draw itself, and each random field.
+_DRAW_SALT = 0x2545F491
+ELASTIC_SALT = 0x1B873593
+DISTORTION_SALT = 0x6C8E9CF5
+BIAS_SALT = 0x38B34AE5
+NOISE_SALT = 0x4F1BBCDC
+
+
+def per_example(seeds: tf.Tensor, salt: int, kind: str, shape: list[int]) -> tf.Tensor:
+  """Returns float32 [B, *shape]: uniform in [0, 1) or standard normal, from each seed alone."""
+  import tensorflow as tf
+
+  sample = {
+    "uniform": tf.random.stateless_uniform,
+    "normal": tf.random.stateless_normal,
+  }[kind]
+  salted = tf.bitwise.bitwise_xor(tf.cast(seeds, tf.int32), tf.constant([0, salt], tf.int32))
+
+  def one(seed):
+    # Philox by name: left to itself TensorFlow may take another generator on another device.
+    return sample(shape, seed, alg="philox")
+
+  if seeds.shape[0] is None:
+    return tf.map_fn(one, salted, fn_output_signature=tf.TensorSpec(shape, tf.float32))
+  if seeds.shape[0] == 1:
+    return one(salted[0])[None]
+  return tf.stack([one(seed) for seed in tf.unstack(salted)])

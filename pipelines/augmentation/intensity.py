@@ -1,0 +1,168 @@
+"""What happens to the grey values: uneven gain, tone, focus, resolution, noise. Labels stay.
+
+Images are uint8 [B, H, W, C] in and out; all channels of an example get the same change, so that
+a grey image repeated over three channels stays grey.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from flexunet.pipelines.augmentation import draws, fields
+from flexunet.pipelines.augmentation.spatial import where_drawn
+
+if TYPE_CHECKING:
+  import tensorflow as tf
+
+  from flexunet.pipelines.augmentation.config import AugmentationConfig
+
+# Control points of the bias field along each axis: it varies as slowly as a coil's sensitivity.
+_BIAS_POINTS = 5
+_SHARPENING_SIGMA = 1.0
+# A Gaussian beyond three widths is below a grey level of 255.
+_REACH = 3.0
+
+
+def change(
+  config: AugmentationConfig, draw: draws.Draw, seeds: tf.Tensor, image: tf.Tensor
+) -> tf.Tensor:
+  """Applies the drawn changes in the order in which a scanner makes them; noise comes last."""
+  import tensorflow as tf
+
+  steps = {
+    "bias_field": lambda x: _bias_field(draw["bias_field"], seeds, x),
+    "tone": lambda x: _tone(draw, x),
+    "blur": lambda x: _blurred(draw["blur"], config.blur_sigma, x),
+    "sharpening": lambda x: _sharper(draw["sharpening"], x),
+    "low_resolution": lambda x: _coarser(tf.exp(draw["low_resolution"]), x),
+    "noise": lambda x: _noisy(draw["noise"], seeds, x),
+  }
+  tone = (config.brightness_probability, config.contrast_probability, config.gamma_probability)
+  probabilities = {
+    "bias_field": config.bias_field_probability,
+    "tone": max(tone),
+    "blur": config.blur_probability,
+    "sharpening": config.sharpening_probability,
+    "low_resolution": config.low_resolution_probability,
+    "noise": config.noise_probability,
+  }
+  drawn = draw.stages()
+  for name, step in steps.items():
+    if probabilities[name]:
+      (image,) = where_drawn(drawn[name], lambda x, step=step: [step(x)], (image,))
+  return image
+
+
+def _floats(image: tf.Tensor) -> tf.Tensor:
+  import tensorflow as tf
+
+  return tf.cast(image, tf.float32)
+
+
+def _bytes(values: tf.Tensor) -> tf.Tensor:
+  """Rounds to the nearest grey value and saturates."""
+  import tensorflow as tf
+
+  return tf.cast(tf.clip_by_value(values + 0.5, 0.0, 255.0), tf.uint8)
+
+
+def _each(values: tf.Tensor) -> tf.Tensor:
+  """[B] -> [B, 1, 1, 1]."""
+  return values[:, None, None, None]
+
+
+def _tone(draw: draws.Draw, image: tf.Tensor) -> tf.Tensor:
+  """Brightness, then contrast about the mean grey, then gamma."""
+  import tensorflow as tf
+
+  values = _floats(image)
+  brightness, contrast = _each(1 + draw["brightness"]), _each(1 + draw["contrast"])
+  mean = tf.reduce_mean(values, axis=[1, 2, 3], keepdims=True) * brightness
+  values = values * (brightness * contrast) + mean * (1 - contrast)
+  # The logarithm of 0 is no number; that of 1e-6 ends as black as 0 for every exponent allowed.
+  share = tf.clip_by_value(values * (1 / 255), 1e-6, 1.0)
+  return _bytes(255 * tf.exp(tf.math.log(share) * _each(tf.exp(draw["gamma"]))))
+
+
+def _bias_field(strength: tf.Tensor, seeds: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
+  """Multiplies by a smooth gain between exp(-strength) and exp(strength)."""
+  import tensorflow as tf
+
+  rows, columns = (fields.spline_basis(edge, _BIAS_POINTS) for edge in image.shape[1:3])
+  shape = [_BIAS_POINTS, _BIAS_POINTS]
+  noise = 2 * draws.per_example(seeds, draws.BIAS_SALT, "uniform", shape) - 1
+  gain = tf.exp(fields.field(rows, noise * strength[:, None, None], columns))
+  return _bytes(_floats(image) * gain[..., None])
+
+
+def _gaussian_smoothed(values: tf.Tensor, sigma: tf.Tensor, largest: float) -> tf.Tensor:
+  """float32 [B, H, W, C] smoothed by sigma [B] <= largest; the border repeats its last pixel."""
+  import tensorflow as tf
+
+  reach = max(1, math.ceil(_REACH * largest))
+  offsets = tf.range(-reach, reach + 1, dtype=tf.float32)
+  # A width of 0 gives the weights 0 .. 1 .. 0.
+  weights = tf.exp(-(offsets**2) / (2 * tf.maximum(sigma[:, None], 1e-3) ** 2))
+  weights = tf.unstack(weights / tf.reduce_sum(weights, axis=1, keepdims=True), axis=1)
+  for axis in (1, 2):
+    length = values.shape[axis]
+    first = tf.split(values, [1, length - 1], axis)[0]
+    last = tf.split(values, [length - 1, 1], axis)[1]
+    padded = tf.concat([first] * reach + [values] + [last] * reach, axis)
+    parts = []
+    for index, weight in enumerate(weights):
+      begin, size = [0] * 4, [-1] * 4
+      begin[axis], size[axis] = index, length
+      parts.append(_each(weight) * tf.slice(padded, begin, size))
+    values = tf.add_n(parts)
+  return values
+
+
+def _blurred(sigma: tf.Tensor, largest: float, image: tf.Tensor) -> tf.Tensor:
+  return _bytes(_gaussian_smoothed(_floats(image), sigma, largest))
+
+
+def _sharper(amount: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
+  """Adds the detail that a blur of one pixel would take away (unsharp masking)."""
+  import tensorflow as tf
+
+  values = _floats(image)
+  sigma = tf.fill(tf.shape(amount), _SHARPENING_SIGMA)
+  detail = values - _gaussian_smoothed(values, sigma, _SHARPENING_SIGMA)
+  return _bytes(values + _each(amount) * detail)
+
+
+def _coarser(factor: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
+  """Picks every factor-th pixel and interpolates between them, along both axes."""
+  import tensorflow as tf
+
+  values = _floats(image)
+  # Rows are fetched whole, so columns are made rows meanwhile.
+  values = tf.transpose(_coarser_rows(factor, values), [0, 2, 1, 3])
+  return _bytes(tf.transpose(_coarser_rows(factor, values), [0, 2, 1, 3]))
+
+
+def _coarser_rows(factor: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+  import tensorflow as tf
+
+  length = values.shape[1]
+  factor = factor[:, None]
+  place = (tf.range(length, dtype=tf.float32)[None] + 0.5) / factor - 0.5
+  lower = tf.floor(place)
+
+  def picked(number):
+    """The pixel of the full grid that stands for a pixel of the coarse one."""
+    index = tf.floor((number + 0.5) * factor)
+    return tf.cast(tf.clip_by_value(index, 0.0, length - 1.0), tf.int32)
+
+  share = (place - lower)[:, :, None, None]
+  before = tf.gather(values, picked(lower), axis=1, batch_dims=1)
+  after = tf.gather(values, picked(lower + 1), axis=1, batch_dims=1)
+  return before + (after - before) * share
+
+
+def _noisy(deviation: tf.Tensor, seeds: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
+  shape = [image.shape[1], image.shape[2], 1]
+  noise = draws.per_example(seeds, draws.NOISE_SALT, "normal", shape)
+  return _bytes(_floats(image) + noise * _each(255 * deviation))

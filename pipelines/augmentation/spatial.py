@@ -1,0 +1,262 @@
+"""Where each pixel comes from: mirror images, turns, and all other geometry in one resampling.
+
+Images are uint8 [B, H, W, C], labels uint8 [B, H, W]. Coordinates are pixel centres, (row,
+column), row 0 on top. Images are interpolated bilinearly, labels are picked from the nearest
+pixel, both by one grid; what comes from outside is 0, the background.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flexunet.pipelines.augmentation import draws, fields
+
+if TYPE_CHECKING:
+  import tensorflow as tf
+
+  from flexunet.pipelines.augmentation.config import AugmentationConfig
+
+
+def turn_and_flip(
+  config: AugmentationConfig, draw: draws.Draw, image: tf.Tensor, label: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Turns counter-clockwise by right angles, then mirrors: pixels move, none is interpolated."""
+  import tensorflow as tf
+
+  stages, pair = draw.stages(), (image, label)
+  flip_x, flip_y = stages["flip_horizontal"], stages["flip_vertical"]
+  if config.right_angle_probability:
+    # One turn is a transposition and a vertical flip, two are both flips, three are a
+    # transposition and a horizontal flip.
+    turns = tf.floor(draw["quarter_turns"])
+    if image.shape[1] == image.shape[2]:
+      odd = tf.equal(turns, 1) | tf.equal(turns, 3)
+      pair = where_drawn(odd, _transposed, pair)
+    flip_y = tf.not_equal(flip_y, tf.equal(turns, 1) | tf.equal(turns, 2))
+    flip_x = tf.not_equal(flip_x, turns > 1.5)
+  if config.flip_vertical_probability or config.right_angle_probability:
+    pair = where_drawn(flip_y, lambda *pair: [_reverse(x, 1) for x in pair], pair)
+  if config.flip_horizontal_probability or config.right_angle_probability:
+    pair = where_drawn(flip_x, lambda *pair: [_reverse(x, 2) for x in pair], pair)
+  return pair
+
+
+def where_drawn(drawn: tf.Tensor, change, pixels: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
+  """Applies `change` to those examples of the batch for which `drawn` [B] is true.
+
+  Costs nothing where no example of the batch is.
+
+  Args:
+    drawn: bool [B].
+    change: Takes and returns as many tensors [B, ...] as `pixels` has.
+    pixels: Tensors [B, ...].
+  """
+  import tensorflow as tf
+
+  if drawn.shape[0] == 1:
+    return tf.cond(tf.reshape(drawn, []), lambda: tuple(change(*pixels)), lambda: pixels)
+
+  def some():
+    masks = [tf.reshape(drawn, [-1] + [1] * (x.shape.rank - 1)) for x in pixels]
+    return tuple(tf.where(m, c, x) for m, c, x in zip(masks, change(*pixels), pixels))
+
+  return tf.cond(tf.reduce_any(drawn), some, lambda: pixels)
+
+
+def _transposed(image: tf.Tensor, label: tf.Tensor) -> list[tf.Tensor]:
+  import tensorflow as tf
+
+  return [tf.transpose(image, [0, 2, 1, 3]), tf.transpose(label, [0, 2, 1])]
+
+
+def _reverse(pixels: tf.Tensor, axis: int) -> tf.Tensor:
+  import tensorflow as tf
+
+  if pixels.shape[-1] == 1 and pixels.shape.rank == 4:
+    # Without the last axis TensorFlow takes its fast path.
+    return tf.reverse(pixels[..., 0], [axis])[..., None]
+  return tf.reverse(pixels, [axis])
+
+
+def warp(
+  config: AugmentationConfig,
+  draw: draws.Draw,
+  seeds: tf.Tensor,
+  image: tf.Tensor,
+  label: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Applies all other geometry of the draw in one resampling."""
+  if not any(_warps(config)):
+    return image, label
+
+  def resample(image, label):
+    rows, columns = source_grid(config, draw, seeds, (image.shape[1], image.shape[2]))
+    return sample_linear(image, rows, columns), sample_nearest(label, rows, columns)
+
+  return where_drawn(draw.stages()["warp"], resample, (image, label))
+
+
+def _warps(config: AugmentationConfig) -> list[float]:
+  """Returns the probabilities of what moves pixels in the resampling."""
+  return [
+    config.rotation_probability,
+    config.scale_probability,
+    config.shear_probability,
+    config.translation_probability,
+    *_bends(config).values(),
+  ]
+
+
+def source_grid(
+  config: AugmentationConfig, draw: draws.Draw, seeds: tf.Tensor, size_hw: tuple[int, int]
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Returns float32 rows and columns [B, H, W]: where each pixel of the result comes from."""
+  import tensorflow as tf
+
+  height, width = size_hw
+  # Offsets from the middle; broadcast until something bends them.
+  y = tf.range(height, dtype=tf.float32)[None, :, None] - (height - 1) / 2
+  x = tf.range(width, dtype=tf.float32)[None, None, :] - (width - 1) / 2
+  if any(_bends(config).values()):
+    y = tf.broadcast_to(y, [seeds.shape[0] or tf.shape(seeds)[0], height, width])
+    x = tf.broadcast_to(x, tf.shape(y))
+    for bend, probability in _bends(config).items():
+      if probability:
+        y, x = _BENDS[bend](config, draw, seeds, size_hw, y, x)
+  (yy, yx, y0), (xy, xx, x0) = _inverse_affine(draw, size_hw)
+  rows = _column(yy) * y + (_column(yx) * x + _column(y0 + (height - 1) / 2))
+  columns = _column(xx) * x + (_column(xy) * y + _column(x0 + (width - 1) / 2))
+  return rows, columns
+
+
+def _bends(config: AugmentationConfig) -> dict[str, float]:
+  return {
+    "elastic": config.elastic_probability,
+    "distortion": config.distortion_probability,
+    "lens": config.barrel_probability + config.pincushion_probability,
+  }
+
+
+def _column(values: tf.Tensor) -> tf.Tensor:
+  return values[:, None, None]
+
+
+def _inverse_affine(draw: draws.Draw, size_hw: tuple[int, int]):
+  """Returns the rows ((yy, yx, y0), (xy, xx, x0)) of the map from result to source offsets.
+
+  Forwards a pixel is sheared, rotated counter-clockwise as seen on the screen, scaled, shifted.
+  """
+  import tensorflow as tf
+
+  cos, sin = tf.cos(draw["rotation"]), tf.sin(draw["rotation"])
+  shear_y, shear_x = draw["shear_y"], draw["shear_x"]
+  # Rows grow downwards, so counter-clockwise is y' = cos y - sin x, x' = sin y + cos x; the
+  # shear is y' = y + shear_y x, x' = x + shear_x y. Their product, inverted by hand:
+  shrink = tf.exp(-draw["scale"]) / (1 - shear_y * shear_x)
+  yy, yx = (cos + shear_y * sin) * shrink, (sin - shear_y * cos) * shrink
+  xy, xx = (-sin - shear_x * cos) * shrink, (cos - shear_x * sin) * shrink
+  down, right = draw["translation_y"] * size_hw[0], draw["translation_x"] * size_hw[1]
+  return (yy, yx, -(yy * down + yx * right)), (xy, xx, -(xy * down + xx * right))
+
+
+def _elastic(config, draw, seeds, size_hw, y, x):
+  """Adds white noise smoothed by a Gaussian."""
+  ratio = min(size_hw) / fields.REFERENCE_EDGE
+  sigma = max(1.0, config.elastic_sigma * ratio)
+  rows, columns = (fields.gaussian_basis(edge, sigma) for edge in size_hw)
+  shape = [2, rows.shape[1], columns.shape[1]]
+  # Uniform noise in -1..1 over its deviation, 1 / sqrt(3): the basis expects unit deviation.
+  noise = (2 * draws.per_example(seeds, draws.ELASTIC_SALT, "uniform", shape) - 1) * 3**0.5
+  deviation = fields.smoothed_noise_deviation(config.elastic_sigma) * ratio
+  shift = fields.field(rows, noise * (draw["elastic"] * deviation)[:, None, None, None], columns)
+  return y + shift[:, 0], x + shift[:, 1]
+
+
+def _distortion(config, draw, seeds, size_hw, y, x):
+  """Adds random shifts of a few control points, spread by cubic B-splines."""
+  points = config.distortion_points
+  rows, columns = (fields.spline_basis(edge, points) for edge in size_hw)
+  noise = 2 * draws.per_example(seeds, draws.DISTORTION_SALT, "uniform", [2, points, points]) - 1
+  amount = draw["distortion"] * min(size_hw)
+  shift = fields.field(rows, noise * amount[:, None, None, None], columns)
+  return y + shift[:, 0], x + shift[:, 1]
+
+
+def _lens(config, draw, seeds, size_hw, y, x):
+  """Pulls the source towards a centre (barrel) or pushes it away (pincushion) within a circle."""
+  import tensorflow as tf
+
+  del seeds
+  radius = config.lens_radius * min(size_hw) / 2
+  center_y, center_x = _column(draw["lens_y"] * size_hw[0]), _column(draw["lens_x"] * size_hw[1])
+  from_y, from_x = y - center_y, x - center_x
+  # 1 in the centre, 0 at the radius: what lies beyond does not move, and nothing tears.
+  inside = tf.nn.relu(1 - (from_y * from_y + from_x * from_x) / radius**2)
+  push = inside * _column(draw["pincushion"] - draw["barrel"])
+  return y + from_y * push, x + from_x * push
+
+
+_BENDS = {"elastic": _elastic, "distortion": _distortion, "lens": _lens}
+
+
+def sample_linear(image: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+  """uint8 [B, H, W, C], float32 [B, H, W] twice -> uint8 [B, H, W, C], rounded; outside is 0."""
+  import tensorflow as tf
+
+  height, width = image.shape[1], image.shape[2]
+  # Beyond a border of one pixel everything is 0, so that far is far enough.
+  rows = tf.clip_by_value(rows, -1.0, float(height))
+  columns = tf.clip_by_value(columns, -1.0, float(width))
+  top, left = tf.floor(rows), tf.floor(columns)
+  down, right = (rows - top)[..., None], (columns - left)[..., None]
+  # The four neighbours of a pixel ride in one int32, so that one gather fetches them; bitwise
+  # operations, because int32 arithmetic has no kernel on a GPU.
+  shift, join = tf.bitwise.left_shift, tf.bitwise.bitwise_or
+  pixels = tf.cast(tf.pad(image, [[0, 0], [1, 2], [1, 2], [0, 0]]), tf.int32)
+  upper = join(pixels[:, :, :-1], shift(pixels[:, :, 1:], 8))
+  packed = join(upper[:, :-1], shift(upper[:, 1:], 16))
+  found = _gather(packed, _flat_index(top, left, height, width))
+
+  def corner(bits):
+    moved = tf.bitwise.right_shift(found, bits) if bits else found
+    return tf.cast(tf.bitwise.bitwise_and(moved, 255), tf.float32)
+
+  upper_left, upper_right, lower_left, lower_right = (corner(bits) for bits in (0, 8, 16, 24))
+  above = upper_left + (upper_right - upper_left) * right
+  below = lower_left + (lower_right - lower_left) * right
+  return tf.cast(above + (below - above) * down + 0.5, tf.uint8)
+
+
+def sample_nearest(label: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+  """uint8 [B, H, W], float32 [B, H, W] twice -> uint8 [B, H, W]; outside is 0."""
+  import tensorflow as tf
+
+  height, width = label.shape[1], label.shape[2]
+  rows = tf.clip_by_value(tf.floor(rows + 0.5), -1.0, float(height))
+  columns = tf.clip_by_value(tf.floor(columns + 0.5), -1.0, float(width))
+  padded = tf.pad(label, [[0, 0], [1, 1], [1, 1]])[..., None]
+  return _gather(padded, _flat_index(rows, columns, height, width))[..., 0]
+
+
+def _flat_index(rows: tf.Tensor, columns: tf.Tensor, height: int, width: int) -> tf.Tensor:
+  """Whole rows -1 .. H and columns -1 .. W -> index into the image padded by one pixel."""
+  import tensorflow as tf
+
+  stride = width + 2
+  if (height + 2) * stride >= 1 << 24:  # Above it float32 skips whole numbers.
+    rows, columns = tf.cast(rows, tf.float64), tf.cast(columns, tf.float64)
+  return tf.cast(rows * stride + (columns + (stride + 1)), tf.int32)
+
+
+def _gather(pixels: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+  """[B, h, w, C], int32 [B, H, W] -> [B, H, W, C]."""
+  import tensorflow as tf
+
+  _, height, width, channels = pixels.shape
+  if pixels.shape[0] == 1:
+    # Half the cost on a CPU: a lookup of single numbers without a batch to keep apart.
+    flat = tf.reshape(pixels, [-1] if channels == 1 else [-1, channels])
+    found = tf.gather(flat, index)
+    return found[..., None] if channels == 1 else found
+  flat = tf.reshape(pixels, [-1, height * width, channels])
+  return tf.gather(flat, index, batch_dims=1)
