@@ -274,3 +274,29 @@ def test_array_records_hold_the_same_examples(raw, built, tmp_path):
   }
   assert theirs == ours and len(ours) == 12
   assert {row["offset"] for row in build_samples.rows_of(other)} == {"-1"}
+
+
+def test_shards_and_examples_can_be_limited_as_tfds_does(raw, tmp_path):
+  builder = build_samples.catalog.builder(HIPPOCAMPUS, tmp_path)
+  builder.num_workers = 1
+  builder.download_and_prepare(
+      download_config=tfds.download.DownloadConfig(
+          manual_dir=raw, num_shards=2, max_examples_per_split=5))
+  for name, split in builder.info.splits.items():
+    assert (split.num_examples, split.num_shards) == (5, 2)
+    assert build_samples.report_of(builder)["splits"][name]["num_records"] == 5
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "wanted", "most", "shards"), [
+        (100, 3, None, None, 3),  # Never more shards than records.
+        (100, 50, None, None, 4),
+        (100 << 20, 5000, None, None, 7),  # 100 MB at 16 MB each.
+        (100 << 20, 5000, None, 8 << 20, 13),
+        (100 << 20, 5000, 3, None, 3),
+    ],
+)
+def test_shards_are_several_and_of_a_size_suited_to_parallel_reading(
+    total, count, wanted, most, shards
+):
+  assert shard_writer.num_shards(total, count, wanted, most) == shards
