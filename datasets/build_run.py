@@ -61,7 +61,6 @@ def build(builder, root: pathlib.Path, download_config) -> None:
     if problems := case_pool.read_cases(
         builder, address_of(builder), missing, workers, done=len(tasks) - len(missing)
     ):
-      shutil.rmtree(work)  # Bad input leaves nothing half-written.
       raise errors.from_problems(problems, "Nothing was built.")
     _assemble(builder, folder, findings, tasks, download_config)
 
@@ -100,7 +99,11 @@ def _work_folder(builder, folder: pathlib.Path) -> Iterator[pathlib.Path]:
     for stale in folder.parent.glob(f"incomplete.*_{builder.version}"):
       if stale != folder:
         shutil.rmtree(stale, ignore_errors=True)
-    yield work
+    try:
+      yield work
+    except errors.InputError:
+      shutil.rmtree(work)  # Bad input leaves nothing half-written.
+      raise
     shutil.rmtree(work)
     _remove_abandoned(folder.parent, f".work-{builder.version}-*")
 

@@ -56,6 +56,10 @@ class Case:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+class NothingFoundError(errors.InputError):
+  """A raw folder holds nothing of the dataset that was looked for."""
+
+
 class Findings:
   """Collects what a look through a raw folder brings up.
 
@@ -105,7 +109,10 @@ class Findings:
     self._check_links()
     self._drop_unlabelled_of_labelled()
     if not self.problems and not self.cases:
-      self.problems.append(f"{self.root}: nothing of this dataset was found in the folder.")
+      raise NothingFoundError(
+          f"{self.root}: nothing of this dataset was found in the folder. Expected layout:"
+          f" {expected_layout}."
+      )
     if self.problems:
       raise errors.from_problems(
           self.problems, f"Nothing was built. Expected layout: {expected_layout}."

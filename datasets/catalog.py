@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
 import os
+import pathlib
 from typing import TYPE_CHECKING, Any
 
+from flexunet.datasets.cases import Findings
 from flexunet.datasets.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
@@ -96,6 +99,22 @@ def with_options(config, options: dict[str, Any]):
   return dataclasses.replace(changed, name="-".join([config.name, *parts]))
 
 
+def recognise(root: str | os.PathLike) -> list[str]:
+  """Returns the datasets (as dataset/config where it is not the default) that a raw folder fits."""
+  found = []
+  for name in NAMES:
+    chosen = builder_class(name)
+    for config in chosen.BUILDER_CONFIGS:
+      findings = Findings(pathlib.Path(root))
+      with contextlib.suppress(InputError):
+        chosen(data_dir=os.fspath(root), config=config.name).find_cases(findings)
+      if findings.cases:
+        default = config.name == chosen.DEFAULT_BUILDER_CONFIG_NAME
+        found.append(name if default else f"{name}/{config.name}")
+        break
+  return found
+
+
 def register_all() -> None:
   """Imports all builders, so that `tfds.builder(name)` finds them."""
   for name in NAMES:
@@ -118,4 +137,4 @@ def _plain(value: Any) -> str:
   return text
 
 
-__all__ = ["NAMES", "builder", "builder_class", "register_all", "with_options"]
+__all__ = ["NAMES", "builder", "builder_class", "recognise", "register_all", "with_options"]

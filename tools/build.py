@@ -13,12 +13,14 @@ was interrupted goes on where it stopped when the same command is given again.
 from __future__ import annotations
 
 import pathlib
+import sys
 from collections.abc import Sequence
 
 from absl import flags
 
 from flexunet import command_line
 from flexunet.datasets import catalog
+from flexunet.datasets.cases import NothingFoundError
 from flexunet.datasets.errors import InputError
 
 _MANUAL_DIR = flags.DEFINE_string("manual_dir", None, "Raw folder: the unpacked download.")
@@ -101,13 +103,20 @@ def main(argv: Sequence[str]) -> None:
     return made
 
   builder = make_builder()
-  if _DRY_RUN.value:
-    build_output.print_files(builder, manual_dir)
-    return
-  if build_output.is_built(builder) and not _OVERWRITE.value:
-    print(f"Already built: {builder.data_path} (--overwrite builds it again).")
-    return
-  build_output.print_summary(build_output.build(make_builder, manual_dir))
+  try:
+    if _DRY_RUN.value:
+      build_output.print_files(builder, manual_dir)
+    elif build_output.is_built(builder) and not _OVERWRITE.value:
+      print(f"Already built: {builder.data_path} (--overwrite builds it again).")
+    else:
+      build_output.print_summary(build_output.build(make_builder, manual_dir))
+  except KeyboardInterrupt:
+    print("\nInterrupted. The same command goes on where it stopped.", file=sys.stderr)
+    sys.exit(130)  # What a shell expects of a program ended by Ctrl-C.
+  except NothingFoundError as error:
+    fitting = catalog.recognise(manual_dir)
+    hint = f" The folder looks like {' or '.join(fitting)}." if fitting else ""
+    raise InputError(f"{error}{hint}") from error
 
 
 def _raw_folder(dataset: str) -> pathlib.Path:

@@ -14,6 +14,7 @@ from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 
+from flexunet.datasets import build_run
 from flexunet.datasets.errors import InputError
 from flexunet.tools import build, phantom
 
@@ -180,6 +181,10 @@ def test_bad_input_is_refused_by_name_and_nothing_is_written(
 def test_a_folder_of_another_dataset_is_refused(pristine, tmp_path):
   with pytest.raises(InputError, match=r"nothing of this dataset.*Expected layout: Train"):
     run(HIPPOCAMPUS, f"--manual_dir={pristine[ICH]}", f"--data_dir={tmp_path / 'out'}")
+  with pytest.raises(InputError, match=r"looks like brain_ich_ct\.$"):
+    run(HIPPOCAMPUS, f"--manual_dir={pristine[ICH]}", f"--data_dir={tmp_path / 'out'}")
+  with pytest.raises(InputError, match=r"looks like hippocampus_t1w\.$"):
+    run(ICH, f"--manual_dir={pristine[HIPPOCAMPUS]}", f"--data_dir={tmp_path / 'out'}", "--dry_run")
   assert not (tmp_path / "out").exists()
 
 
@@ -225,6 +230,30 @@ def test_a_data_dir_that_cannot_be_written_is_named(pristine, tmp_path):
   for out in (tmp_path / "file", tmp_path / "file" / "below"):
     with pytest.raises(InputError, match="--data_dir"):
       run(HIPPOCAMPUS, f"--manual_dir={pristine[HIPPOCAMPUS]}", f"--data_dir={out}")
+
+
+def test_options_that_leave_no_slice_are_refused_and_leave_nothing(pristine, tmp_path):
+  raw = shutil.copytree(pristine[HIPPOCAMPUS], tmp_path / "raw")
+  shutil.rmtree(raw / "Test")
+  with pytest.raises(InputError, match="leave no slice"):
+    run(HIPPOCAMPUS, f"--manual_dir={raw}", f"--data_dir={tmp_path / 'out'}",
+        "--empty_slices=drop", "--min_foreground_pixels=100000")
+  assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_says_how_to_go_on_and_keeps_the_work_done(
+    pristine, tmp_path, monkeypatch, capsys
+):
+  def interrupt(*arguments):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(build_run, "_assemble", interrupt)
+  command = [HIPPOCAMPUS, f"--manual_dir={pristine[HIPPOCAMPUS]}", f"--data_dir={tmp_path}"]
+  with pytest.raises(SystemExit) as caught:
+    run(*command)
+  assert caught.value.code == 130 and "same command" in capsys.readouterr().err
+  assert len(list(tmp_path.rglob("*.records"))) == 4
+  assert not list(tmp_path.rglob("dataset_info.json"))
 
 
 def test_missing_folders_are_named():
