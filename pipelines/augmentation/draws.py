@@ -142,7 +142,7 @@ def draw(config: AugmentationConfig, size_hw: tuple[int, int], seeds: tf.Tensor)
   span = np.array([v.high for v in values], np.float32) - low
   # One vector of uniform numbers per example. The coins come first and the order is fixed, so
   # that switching one transformation on or off does not change what the others do.
-  uniform = per_example(seeds, _DRAW_SALT, "uniform", [len(_COINS) + len(low)])
+  uniform = uniform_numbers(seeds, _DRAW_SALT, [len(_COINS) + len(low)])
   # A coin's other end is 1 - u; as a sign and an offset it needs no branch.
   sign = np.array([-1 if v.tails else 1 for v in values], np.float32)
   coins = tf.gather(uniform, [_COINS.index(v.coin) for v in values], axis=1) * sign + (sign < 0)
@@ -171,22 +171,36 @@ BIAS_SALT = 0x38B34AE5
 NOISE_SALT = 0x4F1BBCDC
 
 
-def per_example(seeds: tf.Tensor, salt: int, kind: str, shape: list[int]) -> tf.Tensor:
-  """Returns float32 [B, *shape]: uniform in [0, 1) or standard normal, from each seed alone."""
+def uniform_numbers(seeds: tf.Tensor, salt: int, shape: Sequence[int]) -> tf.Tensor:
+  """Returns float32 [B, *shape], uniform in [0, 1), of each seed alone."""
   import tensorflow as tf
 
-  sample = {
-    "uniform": tf.random.stateless_uniform,
-    "normal": tf.random.stateless_normal,
-  }[kind]
   salted = tf.bitwise.bitwise_xor(tf.cast(seeds, tf.int32), tf.constant([0, salt], tf.int32))
 
-  def one(seed):
-    # Philox by name: left to itself TensorFlow may take another generator on another device.
-    return sample(shape, seed, alg="philox")
+  def bits(seed):
+    # Whole numbers of a named generator: what TensorFlow makes of them in float32 differs between
+    # its own kernels and XLA, and "auto" may pick another generator on another device.
+    return tf.random.stateless_uniform(
+      shape, seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
+    )
 
   if seeds.shape[0] is None:
-    return tf.map_fn(one, salted, fn_output_signature=tf.TensorSpec(shape, tf.float32))
-  if seeds.shape[0] == 1:
-    return one(salted[0])[None]
-  return tf.stack([one(seed) for seed in tf.unstack(salted)])
+    drawn = tf.map_fn(bits, salted, fn_output_signature=tf.TensorSpec(shape, tf.uint32))
+  elif seeds.shape[0] == 1:
+    drawn = bits(salted[0])[None]
+  else:
+    drawn = tf.stack([bits(seed) for seed in tf.unstack(salted)])
+  # 24 bits: as many as float32 holds.
+  return tf.cast(tf.bitwise.right_shift(drawn, 8), tf.float32) * 2.0**-24
+
+
+def normal_numbers(seeds: tf.Tensor, salt: int, shape: Sequence[int]) -> tf.Tensor:
+  """Returns float32 [B, *shape], standard normal, of each seed alone (Box and Muller 1958)."""
+  import tensorflow as tf
+
+  count = math.prod(shape)
+  pairs = uniform_numbers(seeds, salt, [2, -(-count // 2)])
+  radius = tf.sqrt(-2 * tf.math.log(1 - pairs[:, 0]))
+  angle = (2 * math.pi) * pairs[:, 1]
+  both = tf.concat([radius * tf.cos(angle), radius * tf.sin(angle)], axis=1)
+  return tf.reshape(both[:, :count], [-1, *shape])

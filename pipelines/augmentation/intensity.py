@@ -91,7 +91,7 @@ def _bias_field(strength: tf.Tensor, seeds: tf.Tensor, image: tf.Tensor) -> tf.T
 
   rows, columns = (fields.spline_basis(edge, _BIAS_POINTS) for edge in image.shape[1:3])
   shape = [_BIAS_POINTS, _BIAS_POINTS]
-  noise = 2 * draws.per_example(seeds, draws.BIAS_SALT, "uniform", shape) - 1
+  noise = 2 * draws.uniform_numbers(seeds, draws.BIAS_SALT, shape) - 1
   gain = tf.exp(fields.field(rows, noise * strength[:, None, None], columns))
   return _bytes(_floats(image) * gain[..., None])
 
@@ -164,5 +164,5 @@ def _coarser_rows(factor: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
 
 def _noisy(deviation: tf.Tensor, seeds: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
   shape = [image.shape[1], image.shape[2], 1]
-  noise = draws.per_example(seeds, draws.NOISE_SALT, "normal", shape)
+  noise = draws.normal_numbers(seeds, draws.NOISE_SALT, shape)
   return _bytes(_floats(image) + noise * _each(255 * deviation))

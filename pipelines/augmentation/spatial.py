@@ -166,7 +166,7 @@ def _elastic(config, draw, seeds, size_hw, y, x):
   rows, columns = (fields.gaussian_basis(edge, sigma) for edge in size_hw)
   shape = [2, rows.shape[1], columns.shape[1]]
   # Uniform noise in -1..1 over its deviation, 1 / sqrt(3): the basis expects unit deviation.
-  noise = (2 * draws.per_example(seeds, draws.ELASTIC_SALT, "uniform", shape) - 1) * 3**0.5
+  noise = (2 * draws.uniform_numbers(seeds, draws.ELASTIC_SALT, shape) - 1) * 3**0.5
   deviation = fields.smoothed_noise_deviation(config.elastic_sigma) * ratio
   shift = fields.field(rows, noise * (draw["elastic"] * deviation)[:, None, None, None], columns)
   return y + shift[:, 0], x + shift[:, 1]
@@ -176,7 +176,7 @@ def _distortion(config, draw, seeds, size_hw, y, x):
   """Adds random shifts of a few control points, spread by cubic B-splines."""
   points = config.distortion_points
   rows, columns = (fields.spline_basis(edge, points) for edge in size_hw)
-  noise = 2 * draws.per_example(seeds, draws.DISTORTION_SALT, "uniform", [2, points, points]) - 1
+  noise = 2 * draws.uniform_numbers(seeds, draws.DISTORTION_SALT, [2, points, points]) - 1
   amount = draw["distortion"] * min(size_hw)
   shift = fields.field(rows, noise * amount[:, None, None, None], columns)
   return y + shift[:, 0], x + shift[:, 1]
