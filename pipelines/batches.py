@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flexunet.pipelines.caching import ExampleCache
-from flexunet.pipelines.loading import ExampleLoader, to_channels
+from flexunet.pipelines.loading import ExampleLoader, ExampleSpec, to_channels
+from flexunet.pipelines.volume_slices import VolumeSliceLoader, is_volumes
 
 if TYPE_CHECKING:
   import tensorflow as tf
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
   from flexunet.pipelines.order import EpochOrder
   from flexunet.pipelines.record_table import RecordTable
   from flexunet.pipelines.resizing import Resizing
+  from flexunet.pipelines.source import DatasetSource
 
 # (image uint8 [h, w, C], label uint8 [h, w], seed int32 [2]) -> (image, label)
 Augment = Callable[..., tuple]
@@ -39,8 +41,17 @@ class Host:
       raise ValueError(f"index must lie in 0..{self.count - 1}. Got: {self.index}.")
 
 
+Loader = ExampleLoader | VolumeSliceLoader
+
+
+def open_loader(source: DatasetSource, table: RecordTable, spec: ExampleSpec) -> Loader:
+  """Returns what reads the rows of a table, which `source` gave, whatever the dataset's form."""
+  kind = VolumeSliceLoader if is_volumes(source) else ExampleLoader
+  return kind(source, table, spec)
+
+
 def training_batches(
-    loader: ExampleLoader,
+    loader: Loader,
     order: EpochOrder,
     *,
     start_step: int = 0,
@@ -99,7 +110,7 @@ def training_batches(
 
 
 def evaluation_batches(
-    loader: ExampleLoader,
+    loader: Loader,
     batch_size: int,
     *,
     cache: ExampleCache | None = None,
@@ -127,12 +138,12 @@ def check_sizes(table: RecordTable, resizing: Resizing) -> None:
       resizing.check(int(table.height[row]), int(table.width[row]), table.describe(row))
 
 
-def _finished(loader: ExampleLoader, image, label, row, valid) -> dict:
+def _finished(loader: Loader, image, label, row, valid) -> dict:
   image = to_channels(image, loader.spec.image_channels)
   return {"image": image, "label": label, "record": row, "valid": valid}
 
 
-def _gather(loader: ExampleLoader, cache: ExampleCache):
+def _gather(loader: Loader, cache: ExampleCache):
   import tensorflow as tf
 
   images, labels = cache.tensors()

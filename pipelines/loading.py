@@ -77,9 +77,17 @@ class ExampleLoader:
     return stored if stored == self.spec.image_channels else 1
 
   def __call__(self, row: tf.Tensor) -> dict[str, tf.Tensor]:
+    return self.example(self.serialized(row), row)
+
+  def serialized(self, row: tf.Tensor) -> tf.Tensor:
+    """Row -> the bytes of its record."""
+    return self._reader.serialized(row)
+
+  def example(self, serialized: tf.Tensor, row: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+    """The bytes of a record -> the example; the row is needed for neighbours alone."""
     import tensorflow as tf
 
-    decoded = self._reader.decode(self._reader.serialized(row))
+    decoded = self._reader.decode(serialized)
     if self._neighbours is None:
       image = to_channels(decoded["image"], self.channels)
     else:

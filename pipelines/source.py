@@ -16,7 +16,7 @@ import numpy as np
 
 from flexunet.datasets.errors import InputError, unknown_name
 from flexunet.datasets.label_scheme import LabelScheme
-from flexunet.pipelines import record_table
+from flexunet.pipelines import record_table, volume_slices
 
 if TYPE_CHECKING:
   import tensorflow_datasets as tfds
@@ -37,6 +37,7 @@ class DatasetSource:
   name: str
   info: tfds.core.DatasetInfo
   report: dict[str, Any]
+  _native: dict[str, volume_slices.NativeSlices] = dataclasses.field(default_factory=dict)
 
   @property
   def splits(self) -> list[str]:
@@ -73,6 +74,22 @@ class DatasetSource:
 
   def table(self, split: str) -> record_table.RecordTable:
     """Returns where each record of the split lies and whose it is."""
+    if volume_slices.is_volumes(self):
+      return self.native_slices(split).table
+    return self._records(split)
+
+  def native_slices(self, split: str) -> volume_slices.NativeSlices:
+    """Returns the slices of a dataset of whole volumes, decoded once."""
+    if split not in self._native:
+      self._native[split] = volume_slices.read(self, split, self._records(split))
+    return self._native[split]
+
+  @property
+  def read(self) -> list[str]:
+    """Splits whose volumes were decoded."""
+    return list(self._native)
+
+  def _records(self, split: str) -> record_table.RecordTable:
     files = self.filepaths(split)
     listing = self.path / "records.csv"
     if listing.is_file():
@@ -83,6 +100,8 @@ class DatasetSource:
     """Returns the median (row, column) spacing of some slices spread over a split, else NaN."""
     from flexunet.pipelines.reading import RecordReader
 
+    if volume_slices.is_volumes(self):
+      return tuple(np.median(np.array(self.native_slices(split).spacing_mm), axis=0).tolist())
     if "spacing_mm" not in self.info.features:
       return float("nan"), float("nan")
     table = self.table(split)

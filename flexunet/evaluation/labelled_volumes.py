@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from flexunet.pipelines import volume_slices
 from flexunet.pipelines.reading import RecordReader
 from flexunet.pipelines.record_table import RecordTable
 from flexunet.pipelines.source import DatasetSource
@@ -50,6 +51,9 @@ def read_volumes(source: DatasetSource, table: RecordTable) -> Iterator[Labelled
   import tensorflow as tf
   import tensorflow_datasets as tfds
 
+  if volume_slices.is_volumes(source):
+    yield from _cut_volumes(source, table)
+    return
   rows, names = volume_order(table)
   reader = RecordReader(source.info.features, table, "image", "label")
   wanted = {key: True for key in ("image", "label", *_GEOMETRY) if key in source.info.features}
@@ -81,6 +85,24 @@ def read_volumes(source: DatasetSource, table: RecordTable) -> Iterator[Labelled
     volume.labels.append(record["label"][..., 0])
   if volume is not None:
     yield volume
+
+
+def _cut_volumes(source: DatasetSource, table: RecordTable) -> Iterator[LabelledVolume]:
+  """Yields the volumes of a table of config `volumes`, whose slices are in memory already."""
+  natives = {source.filepaths(split)[0]: source.native_slices(split) for split in source.read}
+  rows, names = volume_order(table)
+  for name in dict.fromkeys(names):
+    own = [row for row, other in zip(rows, names, strict=True) if other == name]
+    native = natives[table.files[table.shard[own[0]]]]
+    entries = [int(table.offset[row]) for row in own]
+    yield LabelledVolume(
+        *name,
+        slice_index=[int(table.slice_index[row]) for row in own],
+        images=[native.images[entry][..., None] for entry in entries],
+        labels=[native.labels[entry] for entry in entries],
+        spacing_mm=native.spacing_mm[entries[0]],
+        slice_spacing_mm=native.slice_spacing_mm[entries[0]],
+    )
 
 
 def volume_order(table: RecordTable) -> tuple[np.ndarray, list[tuple[str, str]]]:
