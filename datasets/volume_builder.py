@@ -16,6 +16,10 @@ from flexunet.datasets.errors import InputError
 from flexunet.datasets.volume import Volume
 
 
+_ROUNDING = 1e-3  # Labels saved as floats come back this near to whole numbers.
+_SMALL_RANGE = 4096
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scan:
   """A scan as its file stores it, and its label.
@@ -161,23 +165,46 @@ def map_label(
   """Returns class ids uint8 of the values of a label file, and notes their histogram.
 
   Float files are rounded; a value that is no whole number, or is not in `label_map`, is refused.
+  Goes slice by slice, so that a large scan needs no copies of its own size.
   """
-  found, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-  notes.count_values(kind, found, counts)
-  ids = np.zeros(len(found), np.uint8)
-  wrong = []
-  for position, value in enumerate(found):
-    whole = round(float(value)) if np.isfinite(value) else None
-    if whole is None or abs(float(value) - whole) > 1e-3 or whole not in label_map:
-      wrong.append(f"{value:g}")
-    else:
-      ids[position] = label_map[whole]
+  ids = np.zeros(values.shape, np.uint8, order="F")
+  histogram: dict[float, int] = {}
+  wrong: set[float] = set()
+  for k in range(values.shape[2]):
+    stored = values[:, :, k]
+    found, positions, counts = _distinct(stored)
+    classes = np.zeros(len(found), np.uint8)
+    for position, (value, count) in enumerate(zip(found, counts)):
+      if not count:
+        continue
+      whole = round(float(value)) if np.isfinite(value) else None
+      if whole is None or abs(float(value) - whole) > _ROUNDING or whole not in label_map:
+        wrong.add(float(value))
+      else:
+        classes[position] = label_map[whole]
+      histogram[float(value)] = histogram.get(float(value), 0) + int(count)
+    ids[:, :, k] = classes[positions]
   if wrong:
+    shown = [f"{value:g}" for value in sorted(wrong)[:5]]
     raise InputError(
         f"{path}: label values must be among {sorted(label_map)}, found"
-        f" {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}. Is this the label file?"
+        f" {', '.join(shown)}{' ...' if len(wrong) > 5 else ''}. Is this the label file?"
     )
-  return ids[inverse].reshape(values.shape)
+  notes.count_values(kind, histogram.keys(), histogram.values())
+  return ids
+
+
+def _distinct(stored: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns (values, position of each pixel's value in them, count of each value)."""
+  if stored.dtype.kind in "iu":
+    low, high = int(stored.min()), int(stored.max())
+    if high - low < _SMALL_RANGE:
+      # Counting needs no sorting, which takes longer than everything else.
+      positions = stored.astype(np.intp) - low
+      counts = np.bincount(positions.ravel(), minlength=high - low + 1)
+      return np.arange(low, high + 1), positions, counts
+  found, positions, counts = np.unique(stored, return_inverse=True, return_counts=True)
+  return found, positions.reshape(stored.shape), counts
 
 
 def with_spacing(volume: Volume, spacing_mm: np.ndarray) -> Volume:

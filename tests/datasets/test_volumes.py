@@ -168,3 +168,26 @@ def test_a_case_changes_its_state_with_its_files(tmp_path):
   assert case.state(tmp_path) == before
   file.write_bytes(b"12")
   assert case.state(tmp_path) != before
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.int64, np.float32, np.float64]
+)
+def test_labels_of_every_dtype_become_ids_and_are_counted(dtype):
+  values = np.arange(2 * 3 * 4).reshape(2, 3, 4) % 3
+  notes = Notes()
+  ids = volume_builder.map_label(values.astype(dtype), {0: 0, 1: 2, 2: 1}, "label.nii", notes)
+  np.testing.assert_array_equal(ids, np.array([0, 2, 1])[values])
+  assert ids.dtype == np.uint8
+  assert notes.histograms == {"label": {"0": 8, "1": 8, "2": 8}}
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "shown"), [
+        ([-128, 127], np.int8, "-128, 127"), ([0, 2**62], np.int64, "4.61"),
+        ([0, 65535], np.uint16, "65535"), ([0.0, np.inf], np.float64, "inf"),
+    ],
+)
+def test_values_at_the_ends_of_a_dtype_are_named(values, dtype, shown):
+  with pytest.raises(InputError, match=f"found {shown}"):
+    volume_builder.map_label(np.array([[values]], dtype), {0: 0}, "label.nii", Notes())
