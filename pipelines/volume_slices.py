@@ -77,7 +77,7 @@ def read(source: DatasetSource, split: str, records: RecordTable) -> NativeSlice
     used += 2 * cut.pixels.size
     if used > limit:
       raise InputError(
-          f"Split {split!r} of {source.name} holds more than {limit / 2**20:.0f} MiB of slices, half"
+          f"Split {split!r} of {source.name} holds over {limit / 2**20:.0f} MiB of slices, half"
           " of the free memory. Build the dataset with its config 'slices', which is streamed."
       )
     for index in range(cut.pixels.shape[-1]):
