@@ -15,7 +15,6 @@ from flexunet.datasets.cases import Case, Findings, Notes
 from flexunet.datasets.errors import InputError
 from flexunet.datasets.volume import Volume
 
-
 _ROUNDING = 1e-3  # Labels saved as floats come back this near to whole numbers.
 _SMALL_RANGE = 4096
 
