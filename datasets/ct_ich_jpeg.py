@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from flexunet.datasets import ct_ich_patients, ct_ich_table, integrity, picture_io
+from flexunet.datasets import ct_ich_patients, ct_ich_table, integrity, leftovers, picture_io
 from flexunet.datasets.cases import Case, Findings, Notes
 from flexunet.datasets.ct_ich_table import SliceRow
 from flexunet.datasets.errors import InputError
@@ -32,6 +33,12 @@ def find_cases(findings: Findings) -> None:
   table = ct_ich_table.read(table_file)
   for patient_folder in integrity.children(integrity.folder_in(folder, "Patients_CT")):
     _find_patient(findings, patient_folder, table)
+  # What a case becomes depends on the table too.
+  findings.cases[:] = [
+      dataclasses.replace(case, files={**case.files, "table": table_file})
+      for case in findings.cases
+  ]
+  leftovers.note(findings)
 
 
 def read_slices(

@@ -10,7 +10,7 @@ import pathlib
 
 import numpy as np
 
-from flexunet.datasets import ct_ich_patients, ct_ich_table, integrity, volume_io
+from flexunet.datasets import ct_ich_patients, ct_ich_table, integrity, leftovers, volume_io
 from flexunet.datasets.cases import Case, Findings, Notes
 from flexunet.datasets.errors import InputError
 
@@ -39,13 +39,16 @@ def find_cases(findings: Findings) -> None:
   masks = _by_patient(findings, masks_folder) if masks_folder else {}
   integrity.unpaired(findings, [scans[p] for p in sorted(scans.keys() - masks.keys())], "mask")
   integrity.unpaired(findings, [masks[p] for p in sorted(masks.keys() - scans.keys())], "scan")
-  rows = _rows_by_patient(findings, folder)
+  table_file = integrity.child(folder, "hemorrhage_diagnosis_raw_ct.csv")
+  rows = _rows_by_patient(findings, table_file)
   for patient in sorted(scans.keys() & masks.keys()):
     if not integrity.check_volumes(findings, scans[patient], masks[patient]):
       continue
     name = ct_ich_patients.subject_name(patient)
     files = integrity.volume_files("image", scans[patient])
     files |= integrity.volume_files("label", masks[patient])
+    if table_file is not None:
+      files["table"] = table_file  # What a case becomes depends on it too.
     findings.add(
         Case(
             key=name, subject=name, volume=name, files=files,
@@ -53,6 +56,7 @@ def find_cases(findings: Findings) -> None:
             details=tuple(sorted(rows.get(patient, {}).items())),
         )
     )
+  leftovers.note(findings)
 
 
 def read_scan(case: Case, notes: Notes, threshold: float):
@@ -83,10 +87,9 @@ def _by_patient(findings: Findings, folder: pathlib.Path) -> dict[int, pathlib.P
 
 
 def _rows_by_patient(
-    findings: Findings, folder: pathlib.Path
+    findings: Findings, table_file: pathlib.Path | None
 ) -> dict[int, dict[int, ct_ich_table.SliceRow]]:
   """Returns {patient: {0-based slice: row}}; the table numbers the slices of the scan itself."""
-  table_file = integrity.child(folder, "hemorrhage_diagnosis_raw_ct.csv")
   if table_file is None:
     findings.warn("hemorrhage_diagnosis_raw_ct.csv is missing: the subtypes are unknown (-1)")
     return {}

@@ -171,6 +171,8 @@ def _facts(path: pathlib.Path, is_label: bool) -> tuple[str, ...]:
     spacing = " x ".join(f"{mm:.3g}" for mm in header.spacing_mm)
     shape = " x ".join(map(str, header.shape))
     return shape, header.dtype.name, spacing, header.axis_codes or "unstated", values
+  if not picture_io.is_picture(path):
+    return "", "table", "", "", ""
   picture = picture_io.read_header(path)
   values = _values(picture_io.read_rgb(path)[..., 0]) if is_label else ""
   return f"{picture.height} x {picture.width}", f"8-bit {picture.mode}", "", "", values

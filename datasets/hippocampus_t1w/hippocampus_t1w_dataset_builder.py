@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
-from flexunet.datasets import integrity, volume_builder, volume_io
+from flexunet.datasets import integrity, leftovers, volume_builder, volume_io
 from flexunet.datasets.builder_config import RecordConfig
 from flexunet.datasets.cases import Case, Findings
 from flexunet.datasets.intensity import IntensityWindow
@@ -90,6 +90,7 @@ class Builder(volume_builder.VolumeBuilder):
       _add(findings, number, scans[number], labels[number])
     for number, scan in sorted(_by_number(findings, test, _SCAN).items() if test else ()):
       _add(findings, number, scan, None)
+    leftovers.note(findings)
 
 
 def _by_number(
