@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def augment_example(
-  config: AugmentationConfig, image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor
+    config: AugmentationConfig, image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Changes one example.
 
@@ -40,7 +40,7 @@ def augment_example(
 
 
 def augment_batch(
-  config: AugmentationConfig, images: tf.Tensor, labels: tf.Tensor, seeds: tf.Tensor
+    config: AugmentationConfig, images: tf.Tensor, labels: tf.Tensor, seeds: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Changes a batch: each example as its own seed says.
 
@@ -64,11 +64,11 @@ def augment_batch(
 
 
 def apply(
-  config: AugmentationConfig,
-  draw: draws.Draw,
-  images: tf.Tensor,
-  labels: tf.Tensor,
-  seeds: tf.Tensor,
+    config: AugmentationConfig,
+    draw: draws.Draw,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    seeds: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Applies a draw: geometry to images and labels, then grey values to images.
 
@@ -90,14 +90,14 @@ def apply(
 def _check(images: tf.Tensor, labels: tf.Tensor) -> None:
   if images.dtype.name != "uint8" or labels.dtype.name != "uint8":
     raise ValueError(
-      f"Images and labels are uint8. Got: {images.dtype.name} and {labels.dtype.name}."
+        f"Images and labels are uint8. Got: {images.dtype.name} and {labels.dtype.name}."
     )
   if images.shape.rank != 4 or labels.shape.rank != 3 or None in images.shape[1:]:
     raise ValueError(
-      "Images are [B, H, W, C] of static H, W and C, labels [B, H, W]. Got:"
-      f" {images.shape} and {labels.shape}."
+        "Images are [B, H, W, C] of static H, W and C, labels [B, H, W]. Got:"
+        f" {images.shape} and {labels.shape}."
     )
   if images.shape[1:3] != labels.shape[1:3]:
     raise ValueError(
-      f"Image and label must have one shape. Got: {images.shape[1:3]} and {labels.shape[1:3]}."
+        f"Image and label must have one shape. Got: {images.shape[1:3]} and {labels.shape[1:3]}."
     )

@@ -20,14 +20,15 @@ from flexunet.datasets.checked import Checked, knob
 from flexunet.datasets.errors import InputError
 
 PRESETS = ("none", "default", "strong")
+_UNSET = "that of the --augmentation preset"
 
 
 def _probability(what: str) -> Any:
-  return knob(None, f"Probability of {what}.", minimum=0.0, maximum=1.0)
+  return knob(None, f"Probability of {what}.", minimum=0.0, maximum=1.0, unset=_UNSET)
 
 
 def _strength(help: str, low: float, high: float) -> Any:
-  return knob(None, help, minimum=low, maximum=high)
+  return knob(None, help, minimum=low, maximum=high, unset=_UNSET)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,12 +36,12 @@ class AugmentationConfig(Checked):
   """The augmentation of a run; `resolve` fills in what is None."""
 
   augmentation: str = knob(
-    "default", "Preset that gives every augmentation setting its default.", choices=PRESETS
+      "default", "Preset that gives every augmentation setting its default.", choices=PRESETS
   )
   flip_horizontal_probability: float | None = _probability("a mirror image, left to right")
   flip_vertical_probability: float | None = _probability("a mirror image, top to bottom")
   right_angle_probability: float | None = _probability(
-    "a turn by 90, 180 or 270 degrees (by 180 where the image is not square)"
+      "a turn by 90, 180 or 270 degrees (by 180 where the image is not square)"
   )
   rotation_degrees: float | None = _strength("Largest rotation, either way.", 0, 180)
   rotation_probability: float | None = _probability("a rotation")
@@ -50,70 +51,70 @@ class AugmentationConfig(Checked):
   shear_degrees: float | None = _strength("Largest shear along each axis, either way.", 0, 40)
   shear_probability: float | None = _probability("a shear")
   translation_fraction: float | None = _strength(
-    "Largest shift, as a share of the height and of the width.", 0, 1
+      "Largest shift, as a share of the height and of the width.", 0, 1
   )
   translation_probability: float | None = _probability("a shift")
   elastic_alpha: float | None = _strength(
-    "Largest strength of the elastic deformation, in pixels of an image of 512: it multiplies"
-    " uniform noise smoothed by a Gaussian (Simard et al. 2003).",
-    0,
-    5000,
+      "Largest strength of the elastic deformation, in pixels of an image of 512: it multiplies"
+      " uniform noise smoothed by a Gaussian (Simard et al. 2003).",
+      0,
+      5000,
   )
   elastic_sigma: float | None = _strength(
-    "Width of that Gaussian, in pixels of an image of 512: small is wavy, large is smooth.",
-    4,
-    200,
+      "Width of that Gaussian, in pixels of an image of 512: small is wavy, large is smooth.",
+      4,
+      200,
   )
   elastic_probability: float | None = _probability("an elastic deformation")
   distortion_amount: float | None = _strength(
-    "Largest shift of the control points of the smooth distortion, as a share of the shorter edge.",
-    0,
-    0.3,
+      "Largest shift of the control points of the smooth distortion, in shorter edges.",
+      0,
+      0.3,
   )
   distortion_points: int | None = _strength("Control points along each axis.", 4, 32)
   distortion_probability: float | None = _probability("a smooth distortion")
   barrel_amount: float | None = _strength(
-    "Largest barrel distortion; the centre grows by up to 1 / (1 - amount).", 0, 0.8
+      "Largest barrel distortion; the centre grows by up to 1 / (1 - amount).", 0, 0.8
   )
   barrel_probability: float | None = _probability("a barrel distortion")
   pincushion_amount: float | None = _strength(
-    "Largest pincushion distortion; the centre shrinks by up to 1 / (1 + amount).", 0, 0.45
+      "Largest pincushion distortion; the centre shrinks by up to 1 / (1 + amount).", 0, 0.45
   )
   pincushion_probability: float | None = _probability("a pincushion distortion")
   lens_radius: float | None = _strength(
-    "Radius of barrel and pincushion, in halves of the shorter edge; nothing moves beyond it.",
-    0.1,
-    3,
+      "Radius of barrel and pincushion, in halves of the shorter edge; nothing moves beyond it.",
+      0.1,
+      3,
   )
   lens_center_range: float | None = _strength(
-    "Their centre lies up to this share of height and width off the middle.", 0, 0.5
+      "Their centre lies up to this share of height and width off the middle.", 0, 0.5
   )
   brightness_change: float | None = _strength("Brightness is multiplied by up to 1 +- this.", 0, 1)
   brightness_probability: float | None = _probability("a change of brightness")
   contrast_change: float | None = _strength(
-    "The distance from the mean grey is multiplied by up to 1 +- this.", 0, 1
+      "The distance from the mean grey is multiplied by up to 1 +- this.", 0, 1
   )
   contrast_probability: float | None = _probability("a change of contrast")
   gamma_max: float | None = _strength(
-    "Largest exponent of the grey values; 1/this the least.", 1, 5
+      "Largest exponent of the grey values; 1/this the least.", 1, 5
   )
   gamma_probability: float | None = _probability("a gamma correction")
   sharpening_amount: float | None = _strength(
-    "Largest weight of the detail (the image less its blurred self) that is added.", 0, 10
+      "Largest weight of the detail (the image less its blurred self) that is added.", 0, 10
   )
   sharpening_probability: float | None = _probability("sharpening")
   blur_sigma: float | None = _strength("Largest width of the Gaussian blur, in pixels.", 0, 10)
   blur_probability: float | None = _probability("blur")
   noise_std: float | None = _strength(
-    "Largest standard deviation of the Gaussian noise, as a share of the grey range.", 0, 1
+      "Largest standard deviation of the Gaussian noise, as a share of the grey range.", 0, 1
   )
   noise_probability: float | None = _probability("Gaussian noise")
   low_resolution_factor: float | None = _strength(
-    "Largest factor by which the resolution is lowered and interpolated back.", 1, 16
+      "Largest factor by which the resolution is lowered and interpolated back.", 1, 16
   )
   low_resolution_probability: float | None = _probability("a lower resolution")
   bias_field_strength: float | None = _strength(
-    "Largest uneven gain as in MRI: the gain lies in exp(-this) .. exp(this).", 0, 2
+      "Largest uneven gain as in MRI: the gain lies in exp(-this) .. exp(this).", 0, 2
   )
   bias_field_probability: float | None = _probability("a bias field")
 
@@ -133,8 +134,8 @@ class AugmentationConfig(Checked):
       for name in _CHANGES_SIDES:
         if getattr(self, name):
           raise InputError(
-            f"--{name} must be 0 for classes that tell left from right: a mirrored or turned"
-            f" image would get wrong labels. Got: {getattr(self, name):g}."
+              f"--{name} must be 0 for classes that tell left from right: a mirrored or turned"
+              f" image would get wrong labels. Got: {getattr(self, name):g}."
           )
         preset[name] = 0.0
     given = {n: v for n, v in dataclasses.asdict(self).items() if v is not None}
@@ -143,8 +144,8 @@ class AugmentationConfig(Checked):
       total = getattr(complete, first) + getattr(complete, second)
       if total > 1:
         raise InputError(
-          f"--{first} and --{second} exclude each other in one example, so that their sum must"
-          f" be at most 1. Got: {total:g}."
+            f"--{first} and --{second} exclude each other in one example, so that their sum must"
+            f" be at most 1. Got: {total:g}."
         )
     return complete
 
@@ -155,89 +156,89 @@ class AugmentationConfig(Checked):
 
 
 PROBABILITIES = tuple(
-  field.name
-  for field in dataclasses.fields(AugmentationConfig)
-  if field.name.endswith("_probability")
+    field.name
+    for field in dataclasses.fields(AugmentationConfig)
+    if field.name.endswith("_probability")
 )
 _CHANGES_SIDES = (
-  "flip_horizontal_probability",
-  "flip_vertical_probability",
-  "right_angle_probability",
+    "flip_horizontal_probability",
+    "flip_vertical_probability",
+    "right_angle_probability",
 )
 _EXCLUSIVE = (
-  ("barrel_probability", "pincushion_probability"),
-  ("blur_probability", "sharpening_probability"),
+    ("barrel_probability", "pincushion_probability"),
+    ("blur_probability", "sharpening_probability"),
 )
 
 _DEFAULT: dict[str, float | int] = {
-  "flip_horizontal_probability": 0.5,
-  "rotation_degrees": 15.0,
-  "rotation_probability": 0.35,
-  "scale_min": 0.85,
-  "scale_max": 1.2,
-  "scale_probability": 0.35,
-  "shear_degrees": 5.0,
-  "shear_probability": 0.15,
-  "translation_fraction": 0.05,
-  "translation_probability": 0.35,
-  "elastic_alpha": 400.0,
-  "elastic_sigma": 24.0,
-  "distortion_amount": 0.04,
-  "distortion_points": 5,
-  "distortion_probability": 0.1,
-  "barrel_amount": 0.3,
-  "pincushion_amount": 0.2,
-  "lens_radius": 1.0,
-  "lens_center_range": 0.2,
-  "brightness_change": 0.25,
-  "brightness_probability": 0.3,
-  "contrast_change": 0.25,
-  "contrast_probability": 0.3,
-  "gamma_max": 1.4,
-  "gamma_probability": 0.3,
-  "sharpening_amount": 1.0,
-  "sharpening_probability": 0.05,
-  "blur_sigma": 1.0,
-  "blur_probability": 0.1,
-  "noise_std": 0.04,
-  "noise_probability": 0.1,
-  "low_resolution_factor": 2.0,
-  "low_resolution_probability": 0.1,
-  "bias_field_strength": 0.3,
-  "bias_field_probability": 0.1,
+    "flip_horizontal_probability": 0.5,
+    "rotation_degrees": 15.0,
+    "rotation_probability": 0.35,
+    "scale_min": 0.85,
+    "scale_max": 1.2,
+    "scale_probability": 0.35,
+    "shear_degrees": 5.0,
+    "shear_probability": 0.15,
+    "translation_fraction": 0.05,
+    "translation_probability": 0.35,
+    "elastic_alpha": 400.0,
+    "elastic_sigma": 24.0,
+    "distortion_amount": 0.04,
+    "distortion_points": 5,
+    "distortion_probability": 0.1,
+    "barrel_amount": 0.3,
+    "pincushion_amount": 0.2,
+    "lens_radius": 1.0,
+    "lens_center_range": 0.2,
+    "brightness_change": 0.25,
+    "brightness_probability": 0.3,
+    "contrast_change": 0.25,
+    "contrast_probability": 0.3,
+    "gamma_max": 1.4,
+    "gamma_probability": 0.3,
+    "sharpening_amount": 1.0,
+    "sharpening_probability": 0.05,
+    "blur_sigma": 1.0,
+    "blur_probability": 0.1,
+    "noise_std": 0.04,
+    "noise_probability": 0.1,
+    "low_resolution_factor": 2.0,
+    "low_resolution_probability": 0.1,
+    "bias_field_strength": 0.3,
+    "bias_field_probability": 0.1,
 }
 _STRONG: dict[str, float | int] = {
-  "rotation_degrees": 30.0,
-  "rotation_probability": 0.6,
-  "scale_min": 0.7,
-  "scale_max": 1.4,
-  "scale_probability": 0.6,
-  "shear_degrees": 10.0,
-  "shear_probability": 0.3,
-  "translation_fraction": 0.1,
-  "translation_probability": 0.6,
-  "elastic_alpha": 800.0,
-  "elastic_probability": 0.2,
-  "distortion_amount": 0.08,
-  "distortion_probability": 0.3,
-  "barrel_probability": 0.1,
-  "pincushion_probability": 0.1,
-  "brightness_change": 0.4,
-  "brightness_probability": 0.5,
-  "contrast_change": 0.4,
-  "contrast_probability": 0.5,
-  "gamma_max": 1.8,
-  "gamma_probability": 0.5,
-  "sharpening_amount": 2.0,
-  "sharpening_probability": 0.1,
-  "blur_sigma": 1.5,
-  "blur_probability": 0.2,
-  "noise_std": 0.08,
-  "noise_probability": 0.3,
-  "low_resolution_factor": 3.0,
-  "low_resolution_probability": 0.25,
-  "bias_field_strength": 0.5,
-  "bias_field_probability": 0.3,
+    "rotation_degrees": 30.0,
+    "rotation_probability": 0.6,
+    "scale_min": 0.7,
+    "scale_max": 1.4,
+    "scale_probability": 0.6,
+    "shear_degrees": 10.0,
+    "shear_probability": 0.3,
+    "translation_fraction": 0.1,
+    "translation_probability": 0.6,
+    "elastic_alpha": 800.0,
+    "elastic_probability": 0.2,
+    "distortion_amount": 0.08,
+    "distortion_probability": 0.3,
+    "barrel_probability": 0.1,
+    "pincushion_probability": 0.1,
+    "brightness_change": 0.4,
+    "brightness_probability": 0.5,
+    "contrast_change": 0.4,
+    "contrast_probability": 0.5,
+    "gamma_max": 1.8,
+    "gamma_probability": 0.5,
+    "sharpening_amount": 2.0,
+    "sharpening_probability": 0.1,
+    "blur_sigma": 1.5,
+    "blur_probability": 0.2,
+    "noise_std": 0.08,
+    "noise_probability": 0.3,
+    "low_resolution_factor": 3.0,
+    "low_resolution_probability": 0.25,
+    "bias_field_strength": 0.5,
+    "bias_field_probability": 0.3,
 }
 
 
@@ -258,6 +259,6 @@ def names_sides(names: Sequence[str]) -> bool:
   if any(re.search(r"(^|[^a-z])(left|right|l|r|lh|rh)([^a-z]|$)", name) for name in lowered):
     return True
   return any(
-    name.endswith("1") and name[:-1][-1:] in ("_", "-", " ") and f"{name[:-1]}2" in lowered
-    for name in lowered
+      name.endswith("1") and name[:-1][-1:] in ("_", "-", " ") and f"{name[:-1]}2" in lowered
+      for name in lowered
   )

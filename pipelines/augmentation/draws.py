@@ -53,31 +53,31 @@ def parameters(config: AugmentationConfig, square: bool = True) -> dict[str, Par
   low_resolution = math.log(config.low_resolution_factor)
   p = config
   return {
-    "flip_horizontal": Parameter("flip_x", p.flip_horizontal_probability, 1, 1),
-    "flip_vertical": Parameter("flip_y", p.flip_vertical_probability, 1, 1),
-    "quarter_turns": Parameter("turn", p.right_angle_probability, *turns),
-    "rotation": Parameter("warp", p.rotation_probability, -angle, angle),
-    "scale": Parameter("warp", p.scale_probability, math.log(p.scale_min), math.log(p.scale_max)),
-    "shear_y": Parameter("warp", p.shear_probability, -shear, shear),
-    "shear_x": Parameter("warp", p.shear_probability, -shear, shear),
-    "translation_y": Parameter("warp", p.translation_probability, -shift, shift),
-    "translation_x": Parameter("warp", p.translation_probability, -shift, shift),
-    "elastic": Parameter("warp", p.elastic_probability, 0, p.elastic_alpha),
-    "distortion": Parameter("warp", p.distortion_probability, 0, p.distortion_amount),
-    "barrel": Parameter("lens", p.barrel_probability, 0, p.barrel_amount),
-    "pincushion": Parameter("lens", p.pincushion_probability, 0, p.pincushion_amount, True),
-    "lens_y": Parameter("always", min(lens, 1.0), -center, center),
-    "lens_x": Parameter("always", min(lens, 1.0), -center, center),
-    "bias_field": Parameter("bias", p.bias_field_probability, 0, p.bias_field_strength),
-    "brightness": Parameter(
-      "tone", p.brightness_probability, -p.brightness_change, p.brightness_change
-    ),
-    "contrast": Parameter("tone", p.contrast_probability, -p.contrast_change, p.contrast_change),
-    "gamma": Parameter("tone", p.gamma_probability, -gamma, gamma),
-    "blur": Parameter("focus", p.blur_probability, 0, p.blur_sigma),
-    "sharpening": Parameter("focus", p.sharpening_probability, 0, p.sharpening_amount, True),
-    "low_resolution": Parameter("resolution", p.low_resolution_probability, 0, low_resolution),
-    "noise": Parameter("noise", p.noise_probability, 0, p.noise_std),
+      "flip_horizontal": Parameter("flip_x", p.flip_horizontal_probability, 1, 1),
+      "flip_vertical": Parameter("flip_y", p.flip_vertical_probability, 1, 1),
+      "quarter_turns": Parameter("turn", p.right_angle_probability, *turns),
+      "rotation": Parameter("warp", p.rotation_probability, -angle, angle),
+      "scale": Parameter("warp", p.scale_probability, math.log(p.scale_min), math.log(p.scale_max)),
+      "shear_y": Parameter("warp", p.shear_probability, -shear, shear),
+      "shear_x": Parameter("warp", p.shear_probability, -shear, shear),
+      "translation_y": Parameter("warp", p.translation_probability, -shift, shift),
+      "translation_x": Parameter("warp", p.translation_probability, -shift, shift),
+      "elastic": Parameter("warp", p.elastic_probability, 0, p.elastic_alpha),
+      "distortion": Parameter("warp", p.distortion_probability, 0, p.distortion_amount),
+      "barrel": Parameter("lens", p.barrel_probability, 0, p.barrel_amount),
+      "pincushion": Parameter("lens", p.pincushion_probability, 0, p.pincushion_amount, True),
+      "lens_y": Parameter("always", min(lens, 1.0), -center, center),
+      "lens_x": Parameter("always", min(lens, 1.0), -center, center),
+      "bias_field": Parameter("bias", p.bias_field_probability, 0, p.bias_field_strength),
+      "brightness": Parameter(
+          "tone", p.brightness_probability, -p.brightness_change, p.brightness_change
+      ),
+      "contrast": Parameter("tone", p.contrast_probability, -p.contrast_change, p.contrast_change),
+      "gamma": Parameter("tone", p.gamma_probability, -gamma, gamma),
+      "blur": Parameter("focus", p.blur_probability, 0, p.blur_sigma),
+      "sharpening": Parameter("focus", p.sharpening_probability, 0, p.sharpening_amount, True),
+      "low_resolution": Parameter("resolution", p.low_resolution_probability, 0, low_resolution),
+      "noise": Parameter("noise", p.noise_probability, 0, p.noise_std),
   }
 
 
@@ -181,7 +181,7 @@ def uniform_numbers(seeds: tf.Tensor, salt: int, shape: Sequence[int]) -> tf.Ten
     # Whole numbers of a named generator: what TensorFlow makes of them in float32 differs between
     # its own kernels and XLA, and "auto" may pick another generator on another device.
     return tf.random.stateless_uniform(
-      shape, seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
+        shape, seed, minval=None, maxval=None, dtype=tf.uint32, alg="philox"
     )
 
   if seeds.shape[0] is None:

@@ -25,27 +25,27 @@ _REACH = 3.0
 
 
 def change(
-  config: AugmentationConfig, draw: draws.Draw, seeds: tf.Tensor, image: tf.Tensor
+    config: AugmentationConfig, draw: draws.Draw, seeds: tf.Tensor, image: tf.Tensor
 ) -> tf.Tensor:
   """Applies the drawn changes in the order in which a scanner makes them; noise comes last."""
   import tensorflow as tf
 
   steps = {
-    "bias_field": lambda x: _bias_field(draw["bias_field"], seeds, x),
-    "tone": lambda x: _tone(draw, x),
-    "blur": lambda x: _blurred(draw["blur"], config.blur_sigma, x),
-    "sharpening": lambda x: _sharper(draw["sharpening"], x),
-    "low_resolution": lambda x: _coarser(tf.exp(draw["low_resolution"]), x),
-    "noise": lambda x: _noisy(draw["noise"], seeds, x),
+      "bias_field": lambda x: _bias_field(draw["bias_field"], seeds, x),
+      "tone": lambda x: _tone(draw, x),
+      "blur": lambda x: _blurred(draw["blur"], config.blur_sigma, x),
+      "sharpening": lambda x: _sharper(draw["sharpening"], x),
+      "low_resolution": lambda x: _coarser(tf.exp(draw["low_resolution"]), x),
+      "noise": lambda x: _noisy(draw["noise"], seeds, x),
   }
   tone = (config.brightness_probability, config.contrast_probability, config.gamma_probability)
   probabilities = {
-    "bias_field": config.bias_field_probability,
-    "tone": max(tone),
-    "blur": config.blur_probability,
-    "sharpening": config.sharpening_probability,
-    "low_resolution": config.low_resolution_probability,
-    "noise": config.noise_probability,
+      "bias_field": config.bias_field_probability,
+      "tone": max(tone),
+      "blur": config.blur_probability,
+      "sharpening": config.sharpening_probability,
+      "low_resolution": config.low_resolution_probability,
+      "noise": config.noise_probability,
   }
   drawn = draw.stages()
   for name, step in steps.items():

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def turn_and_flip(
-  config: AugmentationConfig, draw: draws.Draw, image: tf.Tensor, label: tf.Tensor
+    config: AugmentationConfig, draw: draws.Draw, image: tf.Tensor, label: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Turns counter-clockwise by right angles, then mirrors: pixels move, none is interpolated."""
   import tensorflow as tf
@@ -79,11 +79,11 @@ def _reverse(pixels: tf.Tensor, axis: int) -> tf.Tensor:
 
 
 def warp(
-  config: AugmentationConfig,
-  draw: draws.Draw,
-  seeds: tf.Tensor,
-  image: tf.Tensor,
-  label: tf.Tensor,
+    config: AugmentationConfig,
+    draw: draws.Draw,
+    seeds: tf.Tensor,
+    image: tf.Tensor,
+    label: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Applies all other geometry of the draw in one resampling."""
   if not any(_warps(config)):
@@ -99,16 +99,16 @@ def warp(
 def _warps(config: AugmentationConfig) -> list[float]:
   """Returns the probabilities of what moves pixels in the resampling."""
   return [
-    config.rotation_probability,
-    config.scale_probability,
-    config.shear_probability,
-    config.translation_probability,
-    *_bends(config).values(),
+      config.rotation_probability,
+      config.scale_probability,
+      config.shear_probability,
+      config.translation_probability,
+      *_bends(config).values(),
   ]
 
 
 def source_grid(
-  config: AugmentationConfig, draw: draws.Draw, seeds: tf.Tensor, size_hw: tuple[int, int]
+    config: AugmentationConfig, draw: draws.Draw, seeds: tf.Tensor, size_hw: tuple[int, int]
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Returns float32 rows and columns [B, H, W]: where each pixel of the result comes from."""
   import tensorflow as tf
@@ -131,9 +131,9 @@ def source_grid(
 
 def _bends(config: AugmentationConfig) -> dict[str, float]:
   return {
-    "elastic": config.elastic_probability,
-    "distortion": config.distortion_probability,
-    "lens": config.barrel_probability + config.pincushion_probability,
+      "elastic": config.elastic_probability,
+      "distortion": config.distortion_probability,
+      "lens": config.barrel_probability + config.pincushion_probability,
   }
 
 

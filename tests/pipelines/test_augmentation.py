@@ -9,25 +9,25 @@ from flexunet.pipelines.augmentation.config import PROBABILITIES, AugmentationCo
 
 # All that a transformation can be given, at full strength in some direction.
 FULL = {
-  "flip_horizontal": {"flip_horizontal": 1},
-  "flip_vertical": {"flip_vertical": 1},
-  "right_angle": {"quarter_turns": 1},
-  "rotation": {"rotation": 0.4},
-  "scale": {"scale": -0.3},
-  "shear": {"shear_y": 0.1, "shear_x": 0.2},
-  "translation": {"translation_y": 0.1, "translation_x": -0.15},
-  "elastic": {"elastic": 800},
-  "distortion": {"distortion": 0.06},
-  "barrel": {"barrel": 0.4, "lens_y": 0.1},
-  "pincushion": {"pincushion": 0.4, "lens_x": -0.1},
-  "bias_field": {"bias_field": 0.6},
-  "brightness": {"brightness": -0.3},
-  "contrast": {"contrast": 0.4},
-  "gamma": {"gamma": 0.5},
-  "blur": {"blur": 1.2},
-  "sharpening": {"sharpening": 2},
-  "low_resolution": {"low_resolution": 0.9},
-  "noise": {"noise": 0.1},
+    "flip_horizontal": {"flip_horizontal": 1},
+    "flip_vertical": {"flip_vertical": 1},
+    "right_angle": {"quarter_turns": 1},
+    "rotation": {"rotation": 0.4},
+    "scale": {"scale": -0.3},
+    "shear": {"shear_y": 0.1, "shear_x": 0.2},
+    "translation": {"translation_y": 0.1, "translation_x": -0.15},
+    "elastic": {"elastic": 800},
+    "distortion": {"distortion": 0.06},
+    "barrel": {"barrel": 0.4, "lens_y": 0.1},
+    "pincushion": {"pincushion": 0.4, "lens_x": -0.1},
+    "bias_field": {"bias_field": 0.6},
+    "brightness": {"brightness": -0.3},
+    "contrast": {"contrast": 0.4},
+    "gamma": {"gamma": 0.5},
+    "blur": {"blur": 1.2},
+    "sharpening": {"sharpening": 2},
+    "low_resolution": {"low_resolution": 0.9},
+    "noise": {"noise": 0.1},
 }
 GEOMETRY = list(FULL)[:11]
 GREY = list(FULL)[11:]
@@ -61,7 +61,7 @@ def applied(name: str, image, label, seed=(1, 2), **amounts):
 
 def augmented(config, image, label, seed):
   out = augment.augment_example(
-    config, tf.constant(image), tf.constant(label), tf.constant(seed, tf.int32)
+      config, tf.constant(image), tf.constant(label), tf.constant(seed, tf.int32)
   )
   return tuple(x.numpy() for x in out)
 
@@ -131,7 +131,7 @@ def test_zero_strength_changes_nothing(name):
 def test_probability_zero_changes_nothing(name):
   image, label = sample()
   config = dataclasses.replace(
-    AugmentationConfig(augmentation="strong").resolve(), **dict.fromkeys(PROBABILITIES, 0.0)
+      AugmentationConfig(augmentation="strong").resolve(), **dict.fromkeys(PROBABILITIES, 0.0)
   )
   del name
   new_image, new_label = augmented(config, image, label, (3, 4))
@@ -163,7 +163,7 @@ def test_a_batch_gives_what_its_examples_give(name):
   images, labels = (np.stack(column) for column in zip(*pairs))
   seeds = np.array([[7, n] for n in range(4)], np.int32)
   batch = augment.augment_batch(
-    config, tf.constant(images), tf.constant(labels), tf.constant(seeds)
+      config, tf.constant(images), tf.constant(labels), tf.constant(seeds)
   )
   for n, (image, label) in enumerate(pairs):
     one = augmented(config, image, label, seeds[n])
@@ -177,15 +177,15 @@ def test_a_batch_of_unknown_length_gives_the_same():
   images, labels = np.stack([image] * 3), np.stack([label] * 3)
   seeds = np.array([[7, n] for n in range(3)], np.int32)
   known = augment.augment_batch(
-    config, tf.constant(images), tf.constant(labels), tf.constant(seeds)
+      config, tf.constant(images), tf.constant(labels), tf.constant(seeds)
   )
   signature = [
-    tf.TensorSpec([None, 32, 32, 1], tf.uint8),
-    tf.TensorSpec([None, 32, 32], tf.uint8),
-    tf.TensorSpec([None, 2], tf.int32),
+      tf.TensorSpec([None, 32, 32, 1], tf.uint8),
+      tf.TensorSpec([None, 32, 32], tf.uint8),
+      tf.TensorSpec([None, 2], tf.int32),
   ]
   unknown = tf.function(
-    lambda *batch: augment.augment_batch(config, *batch), input_signature=signature
+      lambda *batch: augment.augment_batch(config, *batch), input_signature=signature
   )(images, labels, seeds)
   assert np.abs(known[0].numpy().astype(int) - unknown[0].numpy()).max() <= 1
   assert np.mean(known[1].numpy() != unknown[1].numpy()) <= 0.002
@@ -207,17 +207,17 @@ def test_switching_one_transformation_on_leaves_the_draw_of_the_others():
   without = draws.draw(only("rotation", 0.5), (32, 32), seeds)
   config = dataclasses.replace(only("rotation", 0.5), noise_probability=0.5, blur_probability=0.9)
   np.testing.assert_array_equal(
-    without["rotation"], draws.draw(config, (32, 32), seeds)["rotation"]
+      without["rotation"], draws.draw(config, (32, 32), seeds)["rotation"]
   )
 
 
 @pytest.mark.parametrize(
-  "images, labels, wanted",
-  [
-    (np.zeros((1, 4, 4, 1), np.float32), np.zeros((1, 4, 4), np.uint8), "uint8"),
-    (np.zeros((1, 4, 4), np.uint8), np.zeros((1, 4, 4), np.uint8), r"\[B, H, W, C\]"),
-    (np.zeros((1, 4, 4, 1), np.uint8), np.zeros((1, 4, 5), np.uint8), "one shape"),
-  ],
+    "images, labels, wanted",
+    [
+        (np.zeros((1, 4, 4, 1), np.float32), np.zeros((1, 4, 4), np.uint8), "uint8"),
+        (np.zeros((1, 4, 4), np.uint8), np.zeros((1, 4, 4), np.uint8), r"\[B, H, W, C\]"),
+        (np.zeros((1, 4, 4, 1), np.uint8), np.zeros((1, 4, 5), np.uint8), "one shape"),
+    ],
 )
 def test_wrong_arrays_are_refused(images, labels, wanted):
   seeds = tf.constant([[1, 2]])

@@ -7,18 +7,18 @@ from flexunet import config as run_config
 from flexunet.datasets.checked import from_mapping
 from flexunet.datasets.errors import InputError
 from flexunet.pipelines.augmentation.config import (
-  PRESETS,
-  PROBABILITIES,
-  AugmentationConfig,
-  names_sides,
+    PRESETS,
+    PROBABILITIES,
+    AugmentationConfig,
+    names_sides,
 )
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_json_brings_a_config_back_whole(preset):
   for config in (
-    AugmentationConfig(augmentation=preset, rotation_degrees=7),
-    AugmentationConfig(augmentation=preset).resolve(),
+      AugmentationConfig(augmentation=preset, rotation_degrees=7),
+      AugmentationConfig(augmentation=preset).resolve(),
   ):
     text = json.dumps(dataclasses.asdict(config))
     assert from_mapping(AugmentationConfig, json.loads(text)) == config
@@ -59,34 +59,34 @@ def test_sided_classes_are_never_mirrored():
 
 
 @pytest.mark.parametrize(
-  "names, sided",
-  [
-    (["background", "hippocampus"], False),
-    (["background", "hippocampus_1", "hippocampus_2"], True),
-    (["background", "left_lung", "right_lung"], True),
-    (["background", "Hippocampus L", "Hippocampus R"], True),
-    (["background", "hemorrhagic", "ischemic"], False),
-    (["background", "csf", "grey_matter", "bone"], False),
-    (["background", "phase_1"], False),
-    (["background", "bright", "cleft"], False),
-  ],
+    "names, sided",
+    [
+        (["background", "hippocampus"], False),
+        (["background", "hippocampus_1", "hippocampus_2"], True),
+        (["background", "left_lung", "right_lung"], True),
+        (["background", "Hippocampus L", "Hippocampus R"], True),
+        (["background", "hemorrhagic", "ischemic"], False),
+        (["background", "csf", "grey_matter", "bone"], False),
+        (["background", "phase_1"], False),
+        (["background", "bright", "cleft"], False),
+    ],
 )
 def test_names_of_sides_are_recognised(names, sided):
   assert names_sides(names) == sided
 
 
 @pytest.mark.parametrize(
-  "values, wanted",
-  [
-    ({"rotation_probability": 1.5}, "rotation_probability must be from 0.0 to 1.0"),
-    ({"scale_min": 1.2}, "scale_min must be from 0.1 to 1"),
-    ({"elastic_sigma": 0}, "elastic_sigma must be from 4 to 200"),
-    ({"distortion_points": 2}, "distortion_points must be from 4 to 32"),
-    ({"distortion_points": 4.5}, "distortion_points must be of type int"),
-    ({"augmentation": "stong"}, "Did you mean 'strong'"),
-    ({"rotation_degree": 3}, "Did you mean 'rotation_degrees'"),
-    ({"noise_std": float("nan")}, "noise_std must be"),
-  ],
+    "values, wanted",
+    [
+        ({"rotation_probability": 1.5}, "rotation_probability must be from 0.0 to 1.0"),
+        ({"scale_min": 1.2}, "scale_min must be from 0.1 to 1"),
+        ({"elastic_sigma": 0}, "elastic_sigma must be from 4 to 200"),
+        ({"distortion_points": 2}, "distortion_points must be from 4 to 32"),
+        ({"distortion_points": 4.5}, "distortion_points must be of type int"),
+        ({"augmentation": "stong"}, "Did you mean 'strong'"),
+        ({"rotation_degree": 3}, "Did you mean 'rotation_degrees'"),
+        ({"noise_std": float("nan")}, "noise_std must be"),
+    ],
 )
 def test_bad_values_are_refused_with_their_name(values, wanted):
   with pytest.raises(InputError, match=wanted):
