@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import inspect
 import json
@@ -89,7 +88,7 @@ def _work_folder(builder, folder: pathlib.Path) -> Iterator[pathlib.Path]:
   work.mkdir(parents=True, exist_ok=True)
   with open(work / "lock", "w") as lock:
     try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      _lock(lock)
     except OSError as error:
       raise errors.InputError(
           f"{folder.parent}: another process is building {builder.info.full_name} there. Wait for"
@@ -112,8 +111,17 @@ def _remove_abandoned(folder: pathlib.Path, pattern: str) -> None:
   """Removes work folders of builds that were given up, but none that is in use."""
   for work in folder.glob(pattern):
     with contextlib.suppress(OSError), open(work / "lock", "w") as lock:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      _lock(lock)
       shutil.rmtree(work)
+
+
+def _lock(stream) -> None:
+  """Takes a lock that ends with this process; raises OSError where another one holds it."""
+  try:
+    import fcntl
+  except ImportError:
+    return  # Windows: two builds of one dataset at once are not kept apart there.
+  fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _folds(builder, cases: list[Case]) -> dict[str, int]:
@@ -140,7 +148,7 @@ def _assemble(builder, folder, findings, tasks, download_config) -> None:
     records[side].extend(PlacedRecord(task.case, task.fold, row, work_file) for row in rows)
   for name in _SPLITS[:3]:
     if labelled and not records[name]:
-      findings.warn(f"Split {name} is empty: {len(sides)} subjects are too few for all splits.")
+      findings.warn(f"Split {name} is empty: none of the {len(sides)} subjects here falls to it.")
   splits, infos = {}, []
   for name, found in records.items():
     if found:

@@ -97,7 +97,9 @@ def write_split(
 
 def _payloads(records: Sequence[PlacedRecord], read) -> Iterator[tuple[bytes, int]]:
   for record in records:
-    payload = os.pread(read(record.work_file).fileno(), record.row.length, record.row.start)
+    stream = read(record.work_file)
+    stream.seek(record.row.start)
+    payload = stream.read(record.row.length)
     if len(payload) != record.row.length:
       raise OSError(f"{record.work_file}: the work file was cut while the build ran.")
     yield payload, record.row.crc

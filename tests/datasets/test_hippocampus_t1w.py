@@ -13,13 +13,10 @@ from flexunet.datasets.errors import InputError
 from flexunet.datasets.hippocampus_t1w import hippocampus_t1w_dataset_builder
 
 
-class HippocampusTest(tfds.testing.DatasetBuilderTestCase):
-  """TFDS's own checks: registration, features, counts, disjoint splits, reload."""
+class OnPhantoms:
+  """Three subjects of 12 coronal slices, one on each side, and one without labels."""
 
   DATASET_CLASS = hippocampus_t1w_dataset_builder.Builder
-  BUILDER_CONFIG_NAMES_TO_TEST = ("slices", "left_right")
-  # Three subjects of 12 coronal slices, one on each side, and one without labels.
-  SPLITS: ClassVar = {"train": 12, "validation": 12, "test": 12, "unlabeled": 12}
 
   @classmethod
   def setUpClass(cls):
@@ -34,6 +31,20 @@ class HippocampusTest(tfds.testing.DatasetBuilderTestCase):
     super().tearDownClass()
     cls.DATASET_CLASS.num_workers = None
     cls._folder.cleanup()
+
+
+class HippocampusSlicesTest(OnPhantoms, tfds.testing.DatasetBuilderTestCase):
+  """TFDS's own checks: registration, features, counts, disjoint splits, reload."""
+
+  BUILDER_CONFIG_NAMES_TO_TEST = ("slices", "left_right")
+  SPLITS: ClassVar = {"train": 12, "validation": 12, "test": 12, "unlabeled": 12}
+
+
+class HippocampusVolumesTest(OnPhantoms, tfds.testing.DatasetBuilderTestCase):
+  """The same of whole scans."""
+
+  BUILDER_CONFIG_NAMES_TO_TEST = ("volumes",)
+  SPLITS: ClassVar = {"train": 1, "validation": 1, "test": 1, "unlabeled": 1}
 
 
 @pytest.fixture(scope="module")
