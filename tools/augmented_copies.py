@@ -18,7 +18,6 @@ if TYPE_CHECKING:
   from flexunet.pipelines.augmentation.config import AugmentationConfig
   from flexunet.tools.built_datasets import BuiltDataset
 
-DRAW_BY = ("slice", "volume")
 # A draw that changes nothing, or moves the wanted class out of the picture, is drawn again.
 _ATTEMPTS = 100
 

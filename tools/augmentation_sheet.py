@@ -1,0 +1,212 @@
+"""The sheet of pictures that `preview_augmentation` writes: image and label side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flexunet.pipelines.augmentation import augment, draws, naming
+from flexunet.pipelines.augmentation.config import PROBABILITIES, AugmentationConfig
+from flexunet.reporting import overlay
+
+if TYPE_CHECKING:
+  from flexunet.pipelines.source import DatasetSource
+
+# Tiles in a row.
+COLUMNS = 6
+_TILE = 160  # Pixels of the longer edge of an image; its label takes as many.
+_CAPTION = 20
+_GAP = 8
+_LINES = 8  # Across an image, to make movements visible.
+
+# What is shown of each transformation: the parameters that are set to one end of their range.
+_TRANSFORMATIONS = {
+    "flip_horizontal": ("flip_horizontal",),
+    "flip_vertical": ("flip_vertical",),
+    "right_angle": ("quarter_turns",),
+    "rotation": ("rotation",),
+    "scale": ("scale",),
+    "shear": ("shear_y", "shear_x"),
+    "translation": ("translation_y", "translation_x"),
+    "elastic": ("elastic",),
+    "distortion": ("distortion",),
+    "barrel": ("barrel", "lens_y"),
+    "pincushion": ("pincushion", "lens_x"),
+    "brightness": ("brightness",),
+    "contrast": ("contrast",),
+    "gamma": ("gamma",),
+    "bias_field": ("bias_field",),
+    "blur": ("blur",),
+    "sharpening": ("sharpening",),
+    "low_resolution": ("low_resolution",),
+    "noise": ("noise",),
+}
+# (caption, image uint8 [H, W, C], label uint8 [H, W])
+Tile = tuple[str, np.ndarray, np.ndarray]
+_MOVE_PIXELS = draws.STAGES["warp"]
+
+
+def sheet(
+    config: AugmentationConfig,
+    examples: Sequence[tuple[np.ndarray, np.ndarray]],
+    palette: np.ndarray,
+    rows: int = 3,
+    seed: int = 1,
+) -> np.ndarray:
+  """Returns the sheet as uint8 [height, width, 3].
+
+  Args:
+    config: A resolved config.
+    examples: (image uint8 [H, W, C], label uint8 [H, W]); the first is shown under each
+      transformation alone, all of them in turn under random draws.
+    palette: uint8 [classes, 3].
+    rows: Of random draws.
+    seed: Decides those draws and the random fields.
+  """
+  image, label = examples[0]
+  tiles: list[Tile | None] = [("original", image, label)]
+  for name, moved in _TRANSFORMATIONS.items():
+    shown = _with_lines(image) if moved[0] in _MOVE_PIXELS else image
+    tiles.extend(_alone(config, name, shown, label, seed))
+  # The random draws begin on a row of their own.
+  tiles.extend([None] * (-len(tiles) % COLUMNS))
+  for number in range(rows * COLUMNS):
+    tiles.append(_at_random(config, *examples[number % len(examples)], (seed, number)))
+  return _arranged(tiles, palette)
+
+
+def _alone(
+    config: AugmentationConfig, name: str, image: np.ndarray, label: np.ndarray, seed: int
+) -> list[Tile]:
+  """Returns the tiles of one transformation at the ends of its range."""
+  import tensorflow as tf
+
+  certain = dataclasses.replace(
+      config, **{**dict.fromkeys(PROBABILITIES, 0.0), f"{name}_probability": 1.0}
+  )
+  table = draws.parameters(certain, square=image.shape[0] == image.shape[1])
+  ends = []
+  for end in ("low", "high"):
+    amounts = {p: getattr(table[p], end) for p in _TRANSFORMATIONS[name]}
+    # The first end of a one-sided range is nothing: half the strength is shown instead.
+    amounts = {p: v or table[p].high / 2 for p, v in amounts.items()}
+    if amounts not in ends and any(amounts.values()):
+      ends.append(amounts)
+  tiles = {}
+  for number, amounts in enumerate(ends):
+    seeds = tf.constant([[seed, number]], tf.int32)
+    out = augment.apply(certain, draws.by_hand(**amounts), image[None], label[None], seeds)
+    tiles[naming.describe(amounts)] = (out[0][0].numpy(), out[1][0].numpy())
+  if not tiles:
+    return [(f"{name} of no strength", image, label)]
+  return [(caption, *pair) for caption, pair in tiles.items()]
+
+
+def _at_random(
+    config: AugmentationConfig, image: np.ndarray, label: np.ndarray, seed: tuple[int, int]
+) -> Tile:
+  """Returns the tile of an example as training would see it."""
+  import tensorflow as tf
+
+  seeds = tf.constant([seed], tf.int32)
+  draw = draws.draw(config, image.shape[:2], seeds)
+  images, labels = augment.apply(config, draw, image[None], label[None], seeds)
+  amounts = dict(zip(draw.names, draw.values[0].numpy(), strict=True))
+  return naming.describe(amounts), images[0].numpy(), labels[0].numpy()
+
+
+def _arranged(tiles: Sequence[Tile | None], palette: np.ndarray) -> np.ndarray:
+  """Lays out tiles with their captions, row by row, on a dark sheet."""
+  from PIL import Image, ImageDraw
+
+  rows = -(-len(tiles) // COLUMNS)
+  step_x, step_y = 2 * _TILE + _GAP, _TILE + 2 * _CAPTION + _GAP
+  size = (COLUMNS * step_x + _GAP, rows * step_y + _GAP)
+  picture = Image.new("RGB", size, (32, 32, 32))
+  pen = ImageDraw.Draw(picture)
+  for position, tile in enumerate(tiles):
+    if tile is None:
+      continue
+    caption, image, label = tile
+    row, column = divmod(position, COLUMNS)
+    left, top = _GAP + column * step_x, _GAP + row * step_y
+    _write(pen, caption, left, top)
+    grey = image if image.shape[-1] == 3 else overlay.to_rgb(image[..., 0])
+    ways = (Image.Resampling.BICUBIC, Image.Resampling.NEAREST)
+    for number, (pixels, way) in enumerate(zip((grey, palette[label]), ways)):
+      part = Image.fromarray(pixels)
+      scale = _TILE / max(part.size)
+      wanted = (max(1, round(part.width * scale)), max(1, round(part.height * scale)))
+      place = (left + number * (wanted[0] + 1), top + 2 * _CAPTION)
+      picture.paste(part.resize(wanted, way), place)
+  return np.asarray(picture)
+
+
+def _with_lines(image: np.ndarray) -> np.ndarray:
+  """Returns a copy of the image with lines across it."""
+  lined = image.copy()
+  width = max(1, max(image.shape) // 256)
+  for axis in (0, 1):
+    edge = image.shape[axis]
+    for number in range(1, _LINES):
+      start = number * edge // _LINES
+      where = [slice(None)] * 3
+      where[axis] = slice(start, start + width)
+      lined[tuple(where)] = 200
+  return lined
+
+
+def _write(pen, caption: str, left: int, top: int) -> None:
+  """Writes a caption over a tile, in one line or two; what does not fit is cut off."""
+  font = _font()
+
+  def fits(text: str) -> bool:
+    return pen.textlength(text, font=font) <= 2 * _TILE
+
+  lines = [""]
+  for word in caption.split("_"):
+    longer = f"{lines[-1]} {word}".strip()
+    if fits(longer):
+      lines[-1] = longer
+    elif len(lines) == 1:
+      lines.append(word)
+    else:
+      lines[-1] += " ..."
+      break
+  for number, line in enumerate(lines):
+    y = top + (2 - len(lines) + number) * _CAPTION
+    pen.text((left, y), line, fill=(235, 235, 235), font=font)
+
+
+@functools.cache
+def _font():
+  from PIL import ImageFont
+
+  return ImageFont.load_default(size=14)
+
+
+def pick_examples(
+    source: DatasetSource, split: str, image_key: str, label_key: str, count: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Returns (image, label) of the slices with most foreground, of different volumes first."""
+  import tensorflow as tf
+
+  from flexunet.pipelines.reading import RecordReader
+
+  table = source.table(split)
+  order = np.arange(len(table))
+  if table.pixels is not None:
+    order = np.argsort(-table.pixels[:, 1:].sum(axis=1), kind="stable")
+  _, first = np.unique(table.volume[order], return_index=True)
+  first = np.sort(first)
+  order = np.concatenate([order[first], np.delete(order, first)])
+  reader = RecordReader(source.info.features, table, image_key, label_key)
+  examples = []
+  for row in order[:count]:
+    decoded = reader.decode(reader.serialized(tf.constant(row, tf.int64)))
+    examples.append((decoded["image"].numpy(), decoded["label"].numpy()[..., 0]))
+  return examples
