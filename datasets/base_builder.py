@@ -9,7 +9,8 @@ To add a dataset:
 3. Give it `label_scheme`, `intensity` and, for scans, `slice_plan` and `label_map`.
 4. Write `find_cases(findings)`: walk `findings.root`, pair files, look at headers, and call
    `findings.add(Case(...))`, `.leave_out(file, why)` or `.problem(line)`. It writes nothing and
-   reads no voxel. `integrity.py` has the checks.
+   reads no voxel. `integrity.py` has the checks; `leftovers.note(findings)`, called last, names
+   every file that nothing accounts for.
 5. For pictures write `slices_of(case, notes)`, a generator of `Slice`. It runs in a worker.
 6. Add the name to `catalog.NAMES` and the folder to `packages` in setup.cfg; test it with
    `tfds.testing.DatasetBuilderTestCase` on a phantom.
