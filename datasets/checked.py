@@ -23,9 +23,20 @@ def knob(
     choices: tuple[str, ...] | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
+    unset: str = "planned from the data",
 ) -> Any:
-  """Returns a dataclass field that also carries what a flag needs to be made from it."""
-  metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum}
+  """Returns a dataclass field that also carries what a flag needs to be made from it.
+
+  Args:
+    default: Its value when nothing is given.
+    help: One or two sentences for the user.
+    choices: The allowed values, of each entry where the field is a list of names.
+    minimum, maximum: The allowed range.
+    unset: What a default of None means, for the help text; empty where it means nothing.
+  """
+  metadata = {
+      "help": help, "choices": choices, "minimum": minimum, "maximum": maximum, "unset": unset
+  }  # fmt: skip
   return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -67,10 +78,13 @@ def optional_base(hint: Any) -> tuple[Any, bool]:
 def _checked_value(field: dataclasses.Field, hint: Any, value: Any) -> Any:
   base, optional = optional_base(hint)
   if value is None:
-    if optional:
+    # A default of None is a value that is planned later; then it has the type it is annotated with.
+    if optional or field.default is None:
       return None
     raise InputError(f"{field.name} must be given.")
   if typing.get_origin(base) is tuple:
+    if typing.get_args(base)[-1] is Ellipsis:
+      return _checked_names(field, value)
     return _checked_size(field.name, value)
   wanted = (int, float) if base is float else base
   if not isinstance(value, wanted) or (isinstance(value, bool) and base is not bool):
@@ -78,17 +92,30 @@ def _checked_value(field: dataclasses.Field, hint: Any, value: Any) -> Any:
   if base is float:
     value = float(value)
   limits = field.metadata
-  if (choices := limits.get("choices")) and value not in choices:
-    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
-    nearest = f" Did you mean {near[0]!r}?" if near else ""
-    raise InputError(
-        f"{field.name} must be one of {', '.join(choices)}. Got: {value!r}.{nearest}"
-    )
+  if choices := limits.get("choices"):
+    _check_choice(field.name, value, choices)
   low, high = limits.get("minimum"), limits.get("maximum")
   if (low is not None and value < low) or (high is not None and value > high) or value != value:
     bounds = f">= {low}" if high is None else f"from {low} to {high}"
     raise InputError(f"{field.name} must be {bounds}. Got: {value!r}.")
   return value
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+  if value not in choices:
+    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
+    nearest = f" Did you mean {near[0]!r}?" if near else ""
+    raise InputError(f"{name} must be one of {', '.join(choices)}. Got: {value!r}.{nearest}")
+
+
+def _checked_names(field: dataclasses.Field, value: Any) -> tuple[str, ...]:
+  names = (value,) if isinstance(value, str) else tuple(value)
+  for name in names:
+    if not isinstance(name, str):
+      raise InputError(f"{field.name} must be a list of names. Got: {value!r}.")
+    if choices := field.metadata.get("choices"):
+      _check_choice(field.name, name, choices)
+  return names
 
 
 def _checked_size(name: str, value: Any) -> tuple[int, int]:

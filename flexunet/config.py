@@ -12,44 +12,56 @@ from typing import Any
 
 from flexunet.datasets.checked import Checked, from_mapping, knob, refuse_unknown
 from flexunet.datasets.errors import InputError
+from flexunet.network import knobs
+from flexunet.pipelines.augmentation.config import AugmentationConfig
+
+_PER_CLASS_METRICS = ("dice", "iou", "sensitivity", "specificity", "precision")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(Checked):
   """Shape of a FlexUNet; the names are those of `flexunet.build_model` and of the flags."""
 
-  image_size: tuple[int, int] | None = knob(
+  image_size: tuple[int, int] = knob(
       None, "Height and width of the network's input, e.g. 512,512; one number means a square."
   )
   image_channels: int = knob(
       1, "Channels of the input; 3 repeats grey images as the published recipes do.", minimum=1
   )
-  num_classes: int | None = knob(None, "Classes, background included.", minimum=1)
-  base_filters: int | None = knob(
+  num_classes: int = knob(None, "Classes, background included.", minimum=1)
+  base_filters: int = knob(
       None, "Channels of the first stage; they double at each stage below.", minimum=1
   )
-  base_kernels: int | None = knob(
+  base_kernels: int = knob(
       None, "Odd kernel edge of the first stage; shrinks by 2 per stage, down to 3.", minimum=1
   )
-  num_layers: int | None = knob(None, "Stages, the bottleneck included.", minimum=1, maximum=12)
-  dropout_rate: float | None = knob(
+  num_layers: int = knob(None, "Stages, the bottleneck included.", minimum=1, maximum=12)
+  dropout_rate: float = knob(
       None, "Dropout at stage n (from 0) is n times this rate.", minimum=0.0, maximum=0.9
   )
   dilation: int = knob(1, "Dilation of the first stage; shrinks by 1 per stage, to 1.", minimum=1)
-  normalization: str | None = knob(
+  normalization: str = knob(
       None,
       "Layer after each convolution.",
-      choices=("none", "batch", "group", "instance", "layer"),
+      choices=knobs.NORMALIZATIONS,
   )
   activation: str = knob(
       "relu",
       "Activation after each convolution.",
-      choices=("relu", "leaky_relu", "elu", "selu", "gelu", "silu", "mish"),
+      choices=knobs.ACTIVATIONS,
+  )
+  kernel_initializer: str = knob(
+      "he_normal", "How the kernels of the convolutions start.", choices=knobs.KERNEL_INITIALIZERS
   )
   input_normalization: str = knob(
       "unit",
       "How 0..255 enters the network: times 1/255, or zero mean and unit deviation per image.",
-      choices=("unit", "per_image"),
+      choices=knobs.INPUT_NORMALIZATIONS,
+  )
+  deep_supervision: bool = knob(
+      False,
+      "Trains outputs at 1/2, 1/4 and 1/8 of the size too, each half as heavy as the one before;"
+      " the saved model has the main output alone.",
   )
 
 
@@ -61,6 +73,7 @@ class DataConfig(Checked):
       None,
       "Built dataset as name[/config[/version]] below --data_dir, e.g. hippocampus_t1w/left_right;"
       " not needed when --data_dir is the version folder itself.",
+      unset="",
   )
   data_dir: str = knob(
       "~/tensorflow_datasets", "Folder of built datasets, or the version folder of one."
@@ -75,7 +88,7 @@ class DataConfig(Checked):
   )
   image_key: str = knob("image", "Feature of the image, for datasets built elsewhere.")
   label_key: str = knob("label", "Feature of the label, for datasets built elsewhere.")
-  resize_mode: str | None = knob(
+  resize_mode: str = knob(
       None,
       "How images come to --image_size: 'pad' keeps the resolution and adds a border, 'fit' scales"
       " with the aspect kept and adds a border, 'stretch' scales each axis (the published way).",
@@ -88,7 +101,7 @@ class DataConfig(Checked):
       minimum=0,
       maximum=8,
   )
-  foreground_fraction: float | None = knob(
+  foreground_fraction: float = knob(
       None,
       "Share of each batch drawn from slices with foreground; the rest covers every slice once an"
       " epoch. 0 draws uniformly.",
@@ -96,14 +109,16 @@ class DataConfig(Checked):
       maximum=1.0,
   )
   class_balance: bool = knob(
-      False, "The foreground classes take turns in that share, so that a rare one is seen as often."
+      None, "The foreground classes take turns in that share, so that a rare one is seen as often."
   )
   cache: str = knob(
       "auto",
       "Where decoded slices are kept after the first pass; 'auto' takes what fits and says why.",
       choices=("auto", "device", "ram", "disk", "none"),
   )
-  cache_dir: str | None = knob(None, "Folder of --cache=disk; the user's cache folder by default.")
+  cache_dir: str | None = knob(
+      None, "Folder of --cache=disk; the user's cache folder by default.", unset=""
+  )
   skip_corrupt: int = knob(
       0,
       "Reads all records first and leaves out at most so many that cannot be read, naming them.",
@@ -115,41 +130,127 @@ class DataConfig(Checked):
 class TrainingConfig(Checked):
   """How the weights are found."""
 
-  batch_size: int | None = knob(None, "Slices per step.", minimum=1)
-  epochs: int | None = knob(None, "At most so many passes over the training split.", minimum=1)
-  max_minutes: float | None = knob(
+  batch_size: int = knob(None, "Slices per step.", minimum=1)
+  epochs: int = knob(None, "At most so many passes over the training split.", minimum=1)
+  max_minutes: float = knob(
       0.0,
       "Ends training cleanly after that time, with the learning-rate schedule fitted to it. 0: no"
       " limit.",
       minimum=0.0,
   )
-  learning_rate: float | None = knob(None, "Initial learning rate.", minimum=0.0)
-  optimizer: str | None = knob(None, "Optimizer.", choices=("adam", "adamw", "sgd"))
-  weight_decay: float = knob(1e-4, "Decoupled weight decay of adamw.", minimum=0.0)
-  clipvalue: float = knob(0.5, "Gradients are clipped to +- this value; 0: not.", minimum=0.0)
-  schedule: str | None = knob(
+  learning_rate: float = knob(None, "Initial learning rate.", minimum=0.0)
+  optimizer: str = knob(None, "Optimizer.", choices=("adam", "adamw", "sgd"))
+  weight_decay: float = knob(
+      None, "Decoupled weight decay of adamw.", minimum=0.0, unset="1e-4 with adamw"
+  )
+  momentum: float = knob(
+      None, "Nesterov momentum of sgd.", minimum=0.0, maximum=0.9999, unset="0.99 with sgd"
+  )
+  clipvalue: float = knob(
+      None,
+      "Gradients are clipped to +- this value; 0: not.",
+      minimum=0.0,
+      unset="0.5, or 0 with --clipnorm",
+  )
+  clipnorm: float = knob(
+      0.0, "Each gradient is scaled down to at most this norm; 0: not.", minimum=0.0
+  )
+  gradient_accumulation: int = knob(
+      1, "Updates the weights every so many batches, by the mean of their gradients.", minimum=1
+  )
+  ema_momentum: float = knob(
+      0.0,
+      "Validates and saves a moving average of the weights, which keeps this share of itself at"
+      " each step, e.g. 0.99; 0: the weights themselves.",
+      minimum=0.0,
+      maximum=0.99999,
+  )
+  schedule: str = knob(
       None,
       "Learning rate over the run: 'constant', 'cosine' or 'poly' (power 0.9) down to zero.",
       choices=("constant", "cosine", "poly"),
   )
-  warmup_steps: int | None = knob(
+  warmup_steps: int = knob(
       None, "Steps over which the learning rate rises from 0 linearly.", minimum=0
   )
-  loss: str | None = knob(None, "Training loss, by its name in flexunet/objectives/losses.py.")
-  early_stopping_patience: int | None = knob(
+  loss: str = knob(None, "Training loss, by its name in flexunet/objectives/losses.py.")
+  loss_options: tuple[str, ...] = knob(
+      (),
+      "Options of the loss as name=value, e.g. gamma=2 (focal), alpha=0.3,beta=0.7 (tversky),"
+      " per_case=true; a wrong name lists those of the loss.",
+  )
+  class_weights: str = knob(
+      "none",
+      "Weights of the classes in the loss, background first, e.g. 0.2,1,1; 'balanced': inverse to"
+      " their share of the training pixels; 'none': all alike.",
+  )
+  class_prior: bool = knob(
+      True, "An untrained network expects each class as often as it is drawn."
+  )
+  metrics: tuple[str, ...] = knob(
+      ("dice_coef_multiclass", "dice"),
+      "Scores of training and validation; Dice is always among them.",
+      choices=("dice_coef_multiclass", *_PER_CLASS_METRICS),
+  )
+  monitor: str = knob(
+      "dice",
+      "Validation figure that picks the best model and stops early: mean foreground Dice, or loss.",
+      choices=("dice", "loss"),
+  )
+  save_best: bool = knob(
+      True, "model.keras is the best model by --monitor; off: that of the last validation."
+  )
+  init_from: str | None = knob(
+      None,
+      "Run folder or .keras file whose weights training starts from; a head of other classes is"
+      " made anew.",
+      unset="",
+  )
+  early_stopping_patience: int = knob(
       None, "Stops after so many epochs without a better validation score; 0: never.", minimum=0
   )
   reduce_lr_factor: float = knob(
       0.5, "Factor of the learning-rate reduction on a plateau.", minimum=0.01, maximum=0.99
   )
-  reduce_lr_patience: int | None = knob(
+  reduce_lr_patience: int = knob(
       None,
       "Epochs without a better validation loss before the learning rate is reduced; 0: never.",
       minimum=0,
   )
-  validation_epochs: int | None = knob(None, "Validates every so many epochs.", minimum=1)
-  previews: int = knob(4, "Validation slices drawn after each epoch; 0: none.", minimum=0)
+  validation_epochs: int = knob(None, "Validates every so many epochs.", minimum=1)
+  previews: int = knob(4, "Validation slices drawn after each validation; 0: none.", minimum=0)
   seed: int = knob(1, "Seed of weights, order, dropout and augmentation.", minimum=0)
+  checkpoint_steps: int = knob(
+      0, "Also takes a checkpoint every so many steps; 0: at each epoch's end only.", minimum=0
+  )
+  keep_checkpoints: int = knob(
+      2, "Checkpoints that are kept; a damaged newest one falls back to the one before.", minimum=1
+  )
+  deterministic: bool = knob(
+      None,
+      "The same command on the same machine gives the same weights, at some cost on a GPU.",
+      unset="on for a CPU",
+  )
+  precision: str = knob(
+      "auto",
+      "Numbers the layers compute in; variables stay float32.",
+      choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"),
+  )
+  jit_compile: str = knob(
+      "auto", "Compiles the step with XLA, on TensorFlow.", choices=("auto", "on", "off")
+  )
+  steps_per_execution: int = knob(
+      None,
+      "Steps run in one go, without Python between them; the learning rate, checkpoints and the"
+      " progress bar then act once a go.",
+      minimum=1,
+      unset="1 on a CPU, 4 on a GPU",
+  )
+  num_devices: int = knob(
+      0,
+      "Devices that share each batch; 0: all GPUs, or the CPU. More than one needs TensorFlow.",
+      minimum=0,
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -177,13 +278,14 @@ class DatasetFacts:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-  """Everything a run folder's `config.json` holds."""
+  """Everything a run folder's `config.json` holds; `augmentation` is resolved there."""
 
   model: ModelConfig
   data: DataConfig
   training: TrainingConfig
   dataset_facts: DatasetFacts
   reasons: dict[str, str]
+  augmentation: AugmentationConfig = AugmentationConfig(augmentation="none")
 
   def to_json(self) -> dict[str, Any]:
     return dataclasses.asdict(self)
@@ -191,9 +293,15 @@ class RunConfig:
   @classmethod
   def from_json(cls, values: Mapping[str, Any]) -> RunConfig:
     """Reads what `to_json` wrote; unknown and missing names are an InputError."""
-    parts = {"model": ModelConfig, "data": DataConfig, "training": TrainingConfig}
+    parts = {
+        "model": ModelConfig,
+        "data": DataConfig,
+        "training": TrainingConfig,
+        "augmentation": AugmentationConfig,
+    }
     known = [*parts, "dataset_facts", "reasons"]
     refuse_unknown(values, known, "config.json")
+    values = {"augmentation": {"augmentation": "none"}, **values}  # Runs made before it existed.
     if missing := [name for name in known if name not in values]:
       raise InputError(f"config.json must hold {known}. Missing: {missing}.")
     built = {name: from_mapping(part, values[name]) for name, part in parts.items()}

@@ -42,10 +42,11 @@ def _define_one(
 ) -> flags.FlagHolder:
   base, optional = checked.optional_base(hint)
   text = field.metadata.get("help", "")
-  if optional and field.default is None:
-    text += " Default: planned from the data."
+  if optional and field.default is None and (unset := field.metadata.get("unset")):
+    text += f" Default: {unset}."
   if typing.get_origin(base) is tuple:
-    return flags.DEFINE_list(field.name, field.default, text, flag_values=flag_values)
+    default = None if field.default is None else list(field.default)
+    return flags.DEFINE_list(field.name, default, text, flag_values=flag_values)
   if base is bool:
     return flags.DEFINE_boolean(field.name, field.default, text, flag_values=flag_values)
   if choices := field.metadata.get("choices"):

@@ -47,6 +47,10 @@ class RunFolder:
   def previews(self) -> pathlib.Path:
     return self.path / "previews"
 
+  def preview_png(self, epoch: int) -> pathlib.Path:
+    """Returns where the sheet of an epoch, counted from 0, is drawn."""
+    return self.previews / f"epoch_{epoch + 1:04d}.png"
+
   @property
   def tensorboard(self) -> pathlib.Path:
     return self.path / "tensorboard"
@@ -104,7 +108,8 @@ def check_new(path: str | os.PathLike) -> pathlib.Path:
   if path.is_dir() and any(path.iterdir()):
     raise InputError(
         f"--run_dir {path} must be new or empty, so that no earlier run is lost. It holds"
-        f" {len(list(path.iterdir()))} entries. Pass a new folder."
+        f" {len(list(path.iterdir()))} entries. Pass a new folder, or --resume to go on with the"
+        " run in it."
     )
   return path
 

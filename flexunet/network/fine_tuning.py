@@ -34,11 +34,19 @@ class Transfer:
     return f"{text}."
 
 
-def transfer_weights(source: keras.Model, target: keras.Model) -> Transfer:
+def transfer_weights(
+    source: keras.Model, target: keras.Model, *, same_classes: bool = True
+) -> Transfer:
   """Copies weights layer by layer, by name; `target` changes in place.
 
   The two may differ in image size, channels, classes, dropout and deep supervision, not in what
   decides the shape of the other weights.
+
+  Args:
+    source: A trained network.
+    target: A new one.
+    same_classes: False leaves the heads as they are even where their shapes agree, since a head
+      knows its own classes alone.
 
   Raises:
     InputError: The networks differ in stages, filters, kernels or normalization.
@@ -54,7 +62,7 @@ def transfer_weights(source: keras.Model, target: keras.Model) -> Transfer:
   done = Transfer([], [], [])
   planned = []
   for name, layer in mine.items():
-    if name not in theirs:
+    if name not in theirs or (name in heads and not same_classes):
       done.fresh.append(name)
       continue
     old, new = theirs[name].get_weights(), layer.get_weights()

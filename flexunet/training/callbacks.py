@@ -1,7 +1,7 @@
 """What steers a run while it trains: learning rate, time, best model, early stopping.
 
 Each callback tells its state as JSON and takes it back, so that a resumed run goes on as if it
-had never stopped.
+had never stopped. With --steps_per_execution above 1 they act once an execution.
 """
 
 from __future__ import annotations
@@ -45,16 +45,29 @@ class RunClock(RunCallback):
     step: Training steps done, over all epochs.
     total_steps: Steps of a run that nothing ends early.
     limit_s: Time limit in seconds; 0: none.
+    stopped_limit_s: The limit that ended training; None while none has.
   """
 
-  _STATE = ("step", "spent_s", "validation_s")
+  _STATE = ("step", "spent_s", "validation_s", "stopped_limit_s")
 
-  def __init__(self, total_steps: int, max_minutes: float, validation_batches: int = 0):
+  def __init__(
+      self,
+      total_steps: int,
+      max_minutes: float,
+      validation_batches: int = 0,
+      *,
+      steps_per_epoch: int | None = None,
+      steps_per_execution: int = 1,
+  ):
     super().__init__()
     self._validation_batches = validation_batches
+    self._steps_per_epoch = steps_per_epoch or total_steps
+    self._steps_per_execution = steps_per_execution
     self.total_steps = total_steps
     self.limit_s = 60.0 * max_minutes
+    self.stopped_limit_s: float | None = None
     self.step = 0
+    self.previous_step = 0  # Before the last execution.
     self.spent_s = 0.0  # Before this process started, for a resumed run.
     self.validation_s = 0.0  # The longest validation so far, which must fit into the limit.
     self._started = time.monotonic()
@@ -80,14 +93,20 @@ class RunClock(RunCallback):
   def load_state(self, state: dict[str, Any]) -> None:
     super().load_state(state)
     self._started = time.monotonic()
+    self.previous_step = self.step
 
   def on_train_batch_begin(self, batch, logs=None):
     self._step_started = time.monotonic()
 
   def on_train_batch_end(self, batch, logs=None):
-    self.step += 1
-    self._step_s.append(time.monotonic() - self._step_started)
+    self.previous_step = self.step
+    # The last execution of an epoch can be a shorter one.
+    left = self._steps_per_epoch - self.step % self._steps_per_epoch
+    self.step += min(self._steps_per_execution, left)
+    steps = self.step - self.previous_step
+    self._step_s.append((time.monotonic() - self._step_started) / steps)
     if self.limit_s and self.elapsed_s + self._reserve_s >= self.limit_s:
+      self.stopped_limit_s = self.limit_s
       self.model.stop_training = True
 
   def on_test_begin(self, logs=None):
@@ -156,21 +175,35 @@ class BestModel(RunCallback):
 
   _STATE = ("best", "best_epoch")
 
-  def __init__(self, run: run_folder.RunFolder, saved_model: keras.Model):
-    """Takes the model to save, which shares its weights with the one in training."""
+  def __init__(
+      self,
+      run: run_folder.RunFolder,
+      saved_model: keras.Model,
+      monitor: str = "dice",
+      best_only: bool = True,
+  ):
+    """Takes the model to save, which may be another than the one in training.
+
+    Args:
+      run: Where it goes.
+      saved_model: The evaluation network.
+      monitor: "dice" or "loss".
+      best_only: False saves it at every validation.
+    """
     super().__init__()
     self._run, self._saved_model = run, saved_model
+    self._monitor, self._best_only = monitor, best_only
     self.best = -math.inf
     self.best_epoch: int | None = None
 
   def on_epoch_end(self, epoch, logs=None):
-    score = (logs or {}).get(MONITOR)
-    if score is None:
+    value = score_of(logs or {}, self._monitor)
+    if value is None:
       return
-    # NaN: no class of the validation split was found or there; the loss has to decide then.
-    value = float(score) if score == score else -float(logs["val_loss"]) - 1e6
-    if value > self.best:
+    better = value > self.best
+    if better:
       self.best, self.best_epoch = value, epoch
+    if better or not self._best_only:
       save_model(self._saved_model, self._run)
 
 
@@ -179,25 +212,36 @@ class EarlyStop(RunCallback):
 
   _STATE = ("best", "wait", "stopped_epoch")
 
-  def __init__(self, patience: int):
+  def __init__(self, patience: int, monitor: str = "dice"):
     super().__init__()
-    self._patience = patience
+    self._patience, self._monitor = patience, monitor
     self.best = -math.inf
     self.wait = 0
     self.stopped_epoch: int | None = None
 
   def on_epoch_end(self, epoch, logs=None):
-    score = (logs or {}).get(MONITOR)
+    score = score_of(logs or {}, self._monitor)
     if score is None or not self._patience:
       return
     if score > self.best:
-      self.best, self.wait = float(score), 0
+      self.best, self.wait = score, 0
       return
     self.wait += 1
     if self.wait >= self._patience:
       self.stopped_epoch = epoch
       self.model.stop_training = True
-      logging.info("No better %s for %d epochs.", MONITOR, self._patience)
+      logging.info("No better validation %s for %d epochs.", self._monitor, self._patience)
+
+
+def score_of(logs: dict[str, Any], monitor: str) -> float | None:
+  """Returns what "dice" or "loss" says of a validation, higher is better; None without one."""
+  score = logs.get(MONITOR if monitor == "dice" else "val_loss")
+  if score is None:
+    return None
+  if monitor == "loss":
+    return -float(score)
+  # NaN: no class of the validation split was found or there; the loss has to decide then.
+  return float(score) if score == score else -float(logs["val_loss"]) - 1e6
 
 
 def save_model(model: keras.Model, run: run_folder.RunFolder) -> None:

@@ -20,16 +20,18 @@ from flexunet.training import callbacks
 class ProgressBar(keras.callbacks.Callback):
   """One bar an epoch on standard error: loss, foreground Dice, images a second."""
 
-  def __init__(self, steps_per_epoch: int, batch_size: int):
+  def __init__(self, clock: callbacks.RunClock, steps_per_epoch: int, batch_size: int):
     super().__init__()
-    self._steps, self._batch_size = steps_per_epoch, batch_size
+    self._clock, self._steps, self._batch_size = clock, steps_per_epoch, batch_size
     self._bar: Any = None
+    self._executions = 0
 
   def on_epoch_begin(self, epoch, logs=None):
     import tqdm
 
     self._bar = tqdm.tqdm(
         total=self._steps,
+        initial=self._clock.step % self._steps,  # Of a resumed epoch.
         desc=f"epoch {epoch + 1}",
         unit="step",
         file=sys.stderr,
@@ -39,12 +41,14 @@ class ProgressBar(keras.callbacks.Callback):
     )
 
   def on_train_batch_end(self, batch, logs=None):
-    bar = self._bar
-    bar.update(1)
-    if logs and bar.n % 10 == 0:
-      bar.set_postfix(self._figures(logs), refresh=False)
+    self._bar.update(self._clock.step - self._clock.previous_step)
+    self._executions += 1
+    if logs and self._executions % 10 == 0:
+      self._bar.set_postfix(self._figures(logs), refresh=False)
 
   def on_epoch_end(self, epoch, logs=None):
+    if self._bar is None:  # Resumed within a validation.
+      return
     self._bar.set_postfix(self._figures(logs or {}))
     self._bar.close()
 
@@ -82,7 +86,8 @@ class History(callbacks.RunCallback):
         ),
         **{name: float(value) for name, value in (logs or {}).items()},
     }
-    self.rows.append(row)
+    # An epoch that a time limit cut short and a longer one let go on is told once.
+    self.rows = [*(old for old in self.rows if old["epoch"] != row["epoch"]), row]
     self.write()
 
   def write(self) -> None:
@@ -132,28 +137,34 @@ class Previews(keras.callbacks.Callback):
       labels: np.ndarray,
       palette: np.ndarray,
       every: int = 1,
+      network: keras.Model | None = None,
   ):
-    """Takes the slices once: uint8 [N, h, w, channels] and [N, h, w]; they are few."""
+    """Takes the slices once: uint8 [N, h, w, channels] and [N, h, w]; they are few.
+
+    Args:
+      run, images, labels, palette: Where to draw, and what.
+      every: Epochs.
+      network: Which network predicts; the one in training by default.
+    """
     super().__init__()
     self._run = run
     self._images, self._labels = images, labels
     self._palette = overlay.display_palette(palette)
     self._every = every
+    self._network = network
 
   def on_epoch_end(self, epoch, logs=None):
     # The first epoch too: a wrong label shows at once.
     if epoch % self._every and callbacks.MONITOR not in (logs or {}):
       return
-    predicted = predict_labels(self.model, self._images)
+    predicted = predict_labels(self._network or self.model, self._images)
     tiles = []
     for image, truth, guess in zip(self._images, self._labels, predicted):
       grey = image.mean(axis=-1).astype(np.uint8)
       drawn = [overlay.blend(grey, label, self._palette) for label in (truth, guess)]
       tiles += [overlay.to_rgb(grey), *drawn]
     sheet = overlay.contact_sheet(tiles, columns=6 if len(tiles) > 3 else 3, tile_size=256)
-    run_folder.write_bytes(
-        self._run.previews / f"epoch_{epoch + 1:04d}.png", overlay.encode_png(sheet)
-    )
+    run_folder.write_bytes(self._run.preview_png(epoch), overlay.encode_png(sheet))
 
 
 def predict_labels(model: keras.Model, images: np.ndarray) -> np.ndarray:
@@ -165,6 +176,11 @@ def predict_labels(model: keras.Model, images: np.ndarray) -> np.ndarray:
   if probability.shape[-1] == 1:
     return (probability[..., 0] > 0.5).astype(np.uint8)
   return probability.argmax(axis=-1).astype(np.uint8)
+
+
+def say(text: str) -> None:
+  """Tells the user one line beside the progress bar."""
+  print(text, file=sys.stderr, flush=True)
 
 
 def final_line(rows: Sequence[dict[str, Any]]) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import pathlib
 import platform
 import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+from flexunet import run_folder
 
 _PACKAGES = (
     "flexunet", "tensorflow", "keras", "tensorflow-datasets", "numpy", "nibabel", "pillow", "scipy",
@@ -33,6 +36,20 @@ def collect(argv: Sequence[str], fingerprint: str | None, devices: Sequence[str]
   }
 
 
+def write(path: pathlib.Path, told: dict[str, Any], started: bool) -> None:
+  """Writes the manifest of a new run; a resumed one adds an entry under "resumed"."""
+  if started:
+    run_folder.write_json(path, told)
+    return
+  try:
+    before = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError):  # Killed before it was written.
+    run_folder.write_json(path, told)
+    return
+  before["resumed"] = [*before.get("resumed", []), told]
+  run_folder.write_json(path, before)
+
+
 def _version(name: str) -> str | None:
   try:
     return importlib.metadata.version(name)
@@ -42,7 +59,7 @@ def _version(name: str) -> str | None:
 
 def _revision() -> str | None:
   """Returns the commit of a checkout, with `+changes` when files differ; None for a wheel."""
-  root = pathlib.Path(__file__).resolve().parent.parent
+  root = pathlib.Path(__file__).resolve().parents[2]
   if not (root / ".git").exists():
     return None
   try:

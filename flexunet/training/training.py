@@ -1,357 +1,292 @@
-"""Trains a FlexUNet from a complete `RunConfig` into a run folder."""
+"""Trains a planned run into its folder, from the start or from its last checkpoint."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 from absl import logging
 
 from flexunet import config, run_folder
-from flexunet.datasets.errors import InputError, unknown_name
 from flexunet.evaluation import evaluation_run
-from flexunet.network import model as model_module
-from flexunet.objectives import losses, metrics
-from flexunet.pipelines import batches, caching, device, loading, order, resizing, selection
-from flexunet.pipelines.record_table import RecordTable
-from flexunet.pipelines.source import DatasetSource, open_dataset
+from flexunet.network import initial_weights
+from flexunet.pipelines import order
 from flexunet.reporting import report
-from flexunet.training import callbacks, live_view, manifest, planning
+from flexunet.training import (
+  callbacks,
+  checkpointing,
+  checkpoints,
+  devices,
+  faults,
+  live_view,
+  manifest,
+  networks,
+  resuming,
+  run_state,
+  streams,
+  tensorboard,
+  validation,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingData:
-  """An opened dataset with the tables of what a run trains on and validates on."""
+class Prepared:
+  """What trains and what it trains on, before anything is written.
 
-  source: DatasetSource
-  train: RecordTable
-  validation: RecordTable
+  Attributes:
+    network: In training.
+    kept: What is validated, drawn and saved; often the same.
+    data: Without what was left out as unreadable.
+    epoch_order, batches: What is read when.
+    left_out: Records left out, described.
+    replicas: Devices that share a batch.
+  """
 
-
-def open_data(data: config.DataConfig) -> TrainingData:
-  source = open_dataset(data.dataset, data.data_dir)
-  fold = None if data.fold < 0 else data.fold
-  train, validation = selection.split_tables(
-      source, data.train_split, data.validation_split, fold
-  )
-  return TrainingData(source=source, train=train, validation=validation)
-
-
-def complete(
-    model: config.ModelConfig,
-    data: config.DataConfig,
-    training: config.TrainingConfig,
-    opened: TrainingData,
-) -> config.RunConfig:
-  """Plans what was left open and checks that everything fits together."""
-  for key in (data.image_key, data.label_key):
-    if key not in opened.source.info.features:
-      raise unknown_name(f"feature of {opened.source.name}", key, opened.source.info.features)
-  scheme = opened.source.label_scheme(data.label_key)
-  planned = planning.plan(
-      model,
-      data,
-      training,
-      num_classes=scheme.num_classes,
-      train=opened.train,
-      validation=opened.validation,
-      device="gpu" if has_gpu() else "cpu",
-  )
-  _check_classes(planned.model.num_classes, scheme.num_classes, opened.source.name)
-  losses.check(planned.training.loss, planned.model.num_classes)
-  spacing = np.asarray(opened.source.median_spacing_mm(data.train_split), float)
-  facts = config.DatasetFacts(
-      name=opened.source.name,
-      fingerprint=opened.source.fingerprint,
-      label_scheme=scheme.to_json(),
-      slice_plan=opened.source.slice_plan,
-      intensity=opened.source.intensity,
-      spacing_mm=spacing.tolist() if np.isfinite(spacing).all() else None,
-      isotropic_mm=(opened.source.report.get("options") or {}).get("isotropic_mm"),
-  )
-  return config.RunConfig(
-      model=planned.model,
-      data=planned.data,
-      training=planned.training,
-      dataset_facts=facts,
-      reasons=planned.reasons,
-  )
+  network: keras.Model
+  kept: keras.Model
+  data: streams.TrainingData
+  epoch_order: order.EpochOrder
+  batches: streams.Streams
+  left_out: list[str]
+  replicas: int
 
 
 def fit(
     run_config: config.RunConfig,
     run_dir: str | os.PathLike,
-    opened: TrainingData,
+    opened: streams.TrainingData,
     argv: Sequence[str] = (),
+    *,
+    resume: bool = False,
 ) -> tuple[run_folder.RunFolder, list[dict[str, Any]]]:
-  """Trains, writing everything into a new run folder.
+  """Trains, writing everything into the run folder.
+
+  Args:
+    resume: Goes on with the run in `run_dir`, bit for bit as if it had never stopped; starts one
+      where there is none yet.
 
   Returns:
     (the run folder, its history with one row an epoch).
-  """
-  settings = run_config.training
-  keras.utils.set_random_seed(settings.seed)
-  told = manifest.collect(argv, run_config.dataset_facts.fingerprint, device_names())
-  told["splits"] = evaluation_run.split_counts(opened.source)
-  epoch_order = make_order(run_config, opened.train)
-  steps = epoch_order.steps_per_epoch
-  total_steps = steps * settings.epochs
-  streams = make_streams(run_config, opened)
-  told["cache"] = dataclasses.asdict(streams.cache_choice)
-  train_batches = streams.training(epoch_order, 0, total_steps)
-  validation_batches = streams.validation()
-  network = build(run_config)
-  if (shares := drawn_pixel_shares(opened.train, epoch_order)) is not None:
-    model_module.set_class_prior(network, shares)
-  compile_model(network, run_config)
 
+  Raises:
+    checkpointing.Interrupted: SIGTERM or SIGINT came; everything is saved.
+  """
+  run = resuming.existing_run(run_dir) if resume else None
+  if run is not None:
+    run_config = resuming.merge(run.read_config(), run_config)
+  devices.prepare(run_config.training)
+  with faults.explained(run_config, opened):
+    prepared = prepare(run_config, opened)
   # Only now, when nothing is left that could be refused.
-  run = run_folder.RunFolder.create(run_dir)
+  started = run is None
+  run = run or run_folder.RunFolder.create(run_dir)
   run.write_config(run_config)
-  run_folder.write_json(run.manifest_json, told)
-  clock = callbacks.RunClock(
-      total_steps, settings.max_minutes, int(validation_batches.cardinality())
-  )
-  history = live_view.History(run, clock)
-  steering = [
-      clock,
-      callbacks.LearningRate(
-          clock,
-          initial=settings.learning_rate,
-          schedule=settings.schedule,
-          warmup_steps=settings.warmup_steps,
-          reduce_factor=settings.reduce_lr_factor,
-          reduce_patience=settings.reduce_lr_patience,
-      ),
-      Validation(clock, validation_batches, settings.validation_epochs, settings.epochs),
-      callbacks.BestModel(run, network),
-      callbacks.EarlyStop(settings.early_stopping_patience),
-      history,
-      *_views(run_config, run, opened, steps),
-  ]
-  network.fit(
-      keras_batches(train_batches),
-      epochs=settings.epochs,
-      steps_per_epoch=steps,
-      callbacks=steering,
-      shuffle=False,  # The order is the pipeline's.
-      verbose=0,
-  )
-  report.write_report(run)
-  return run, history.rows
+  _write_manifest(run, run_config, prepared, argv, started)
+  return run, _Trainer(run, run_config, prepared).run()
 
 
-class Validation(keras.callbacks.Callback):
-  """Adds the validation figures to the logs of every n-th epoch and of the last one.
-
-  Keras' own `validation_freq` cannot know that a time limit has made an epoch the last.
-  """
-
-  def __init__(self, clock: callbacks.RunClock, data, every: int, epochs: int):
-    super().__init__()
-    self._clock, self._data, self._every, self._epochs = clock, data, every, epochs
-
-  def on_epoch_end(self, epoch, logs=None):
-    last = epoch + 1 == self._epochs or self.model.stop_training
-    if logs is None or not (last or (epoch + 1) % self._every == 0):
-      return
-    self._clock.on_test_begin()
-    stop = self.model.stop_training
-    figures = self.model.evaluate(keras_batches(self._data), verbose=0, return_dict=True)
-    self.model.stop_training = stop
-    self._clock.on_test_end()
-    logs.update({f"val_{name}": value for name, value in figures.items()})
-
-
-def _views(run_config, run: run_folder.RunFolder, opened: TrainingData, steps: int) -> list:
+def prepare(run_config: config.RunConfig, opened: streams.TrainingData) -> Prepared:
+  """Opens the data, decodes them where a cache keeps them, and builds the network."""
   settings = run_config.training
-  views: list[keras.callbacks.Callback] = [live_view.ProgressBar(steps, settings.batch_size)]
+  strategy = devices.strategy(settings.num_devices, settings.batch_size)
+  opened, left_out = faults.leave_out_corrupt(run_config, opened)
+  epoch_order = streams.make_order(run_config, opened.train)
+  opened_batches = streams.make_streams(run_config, opened)
+  with devices.scope(strategy), devices.precision(settings.precision):
+    network = networks.build(run_config)
+    initial_weights.set_from_seed(network, settings.seed)
+    shares = streams.drawn_pixel_shares(opened.train, epoch_order)
+    if started_from := networks.set_first_weights(network, run_config, shares):
+      live_view.say(started_from)
+    networks.compile_model(network, run_config)
+    kept = networks.evaluation_network(network, run_config)
+  return Prepared(
+      network=network,
+      kept=kept,
+      data=opened,
+      epoch_order=epoch_order,
+      batches=opened_batches,
+      left_out=left_out,
+      replicas=strategy.num_replicas_in_sync if strategy else 1,
+  )
+
+
+class _Trainer:
+  """One process's part of a run."""
+
+  def __init__(self, run: run_folder.RunFolder, run_config: config.RunConfig, prepared: Prepared):
+    settings = run_config.training
+    self._run, self._config, self._prepared = run, run_config, prepared
+    self._network, self._steps = prepared.network, prepared.epoch_order.steps_per_epoch
+    validation_batches = prepared.batches.validation()
+    self._clock = callbacks.RunClock(
+        self._steps * settings.epochs,
+        settings.max_minutes,
+        int(validation_batches.cardinality()),
+        steps_per_epoch=self._steps,
+        steps_per_execution=settings.steps_per_execution,
+    )
+    self._interruption = checkpointing.Interruption()
+    self._history = live_view.History(run, self._clock)
+    self._validation = validation.Validation(
+        prepared.kept,
+        self._clock,
+        validation_batches,
+        every=settings.validation_epochs,
+        epochs=settings.epochs,
+        watchers=[checkpointing.WatchInterruption(self._interruption)],
+    )
+    self._early_stop = callbacks.EarlyStop(settings.early_stopping_patience, settings.monitor)
+    self._steering: list[keras.callbacks.Callback] = [
+        self._clock,
+        faults.StopOnNan(self._clock, prepared.epoch_order, prepared.data.train),
+        *([networks.TakeAverages(prepared.kept)] if settings.ema_momentum else []),
+        self._validation,
+        # From here on the validation figures are known.
+        callbacks.LearningRate(
+            self._clock,
+            initial=settings.learning_rate,
+            schedule=settings.schedule,
+            warmup_steps=settings.warmup_steps,
+            reduce_factor=settings.reduce_lr_factor,
+            reduce_patience=settings.reduce_lr_patience,
+        ),
+        callbacks.BestModel(run, prepared.kept, settings.monitor, settings.save_best),
+        self._early_stop,
+        self._history,
+        *_views(run, run_config, prepared, self._clock),
+    ]
+    fingerprint = run_config.dataset_facts.fingerprint
+    tables = {"train": prepared.data.train, "validation": prepared.data.validation}
+    identity = {
+        **run_state.data_identity(tables, fingerprint),
+        "Keras backend": keras.config.backend(),
+        "devices sharing a batch": prepared.replicas,
+    }
+    self._state = run_state.RunState(self._network, self._steering, identity)
+    self._store = checkpoints.CheckpointStore(run.checkpoints, settings.keep_checkpoints)
+    self._writer = checkpoints.BackgroundWriter(self._store)
+    self._checkpointer = checkpointing.Checkpointer(
+        self._state, self._clock, self._writer, self._interruption,
+        settings.checkpoint_steps, self._steps,
+    )  # fmt: skip
+    self._steering.append(self._checkpointer)
+
+  def run(self) -> list[dict[str, Any]]:
+    """Trains to the end and writes the report; returns the history."""
+    ended = False
+    if self._store.names():
+      ended = self._resume()
+    self._store.remove_partial()
+    if not ended:
+      self._train()
+    elif self._run.report_html.is_file():
+      live_view.say("Nothing to do: this run has ended. Its report is report.html.")
+      return self._history.rows
+    report.write_report(self._run)
+    return self._history.rows
+
+  def _train(self) -> None:
+    with self._interruption:
+      try:
+        with faults.explained(self._config, self._prepared.data):
+          self._fit_spans()
+        self._writer.wait()
+      except checkpointing.Interrupted as interrupted:
+        self._checkpointer.save_interrupted(self._validation.pending)
+        live_view.say(
+            f"{interrupted}: saved at step {self._clock.step} of {self._clock.total_steps}. The"
+            " same command with --resume goes on from there."
+        )
+        raise
+
+  def _fit_spans(self) -> None:
+    """Calls `fit` once for all whole epochs, and apart for the rest of a resumed one."""
+    settings, clock, network = self._config.training, self._clock, self._network
+    while clock.step < clock.total_steps and not network.stop_training:
+      epoch, done = divmod(clock.step, self._steps)
+      # Keras cannot shorten the last execution of an epoch, except at the end of the data.
+      alone = bool(done or self._steps % settings.steps_per_execution)
+      num_steps = self._steps - done if alone else clock.total_steps - clock.step
+      network.fit(
+          self._prepared.batches.training(self._prepared.epoch_order, clock.step, num_steps),
+          initial_epoch=epoch,
+          epochs=epoch + 1 if alone else settings.epochs,
+          steps_per_epoch=None if alone else self._steps,
+          callbacks=self._steering,
+          shuffle=False,  # The order is the pipeline's.
+          verbose=0,
+      )
+
+  def _resume(self) -> bool:
+    """Puts the newest whole checkpoint back; returns whether the run had ended with it."""
+    checkpoint, name, damaged = self._store.read()
+    for what in damaged:
+      live_view.say(f"A checkpoint is damaged and was passed over: {what}.")
+    saved, network, clock = checkpoint.state, self._network, self._clock
+    for callback in self._steering:
+      callback.set_model(network)
+    if checkpoint.arrays.get("metrics"):
+      # Keras makes the variables of the metrics when it sees the first batch.
+      network.test_on_batch(*next(iter(self._prepared.batches.validation())))
+    self._state.put_back(checkpoint)
+    self._checkpointer.resume_from(checkpoint)
+    live_view.say(f"Goes on from step {clock.step} of {clock.total_steps} (checkpoint {name}).")
+    logging.info("Resumed from %s.", name)
+    network.stop_training = bool(saved.get("stopped"))
+    if pending := saved.get("pending"):
+      logs = dict(pending["logs"])
+      with self._interruption:
+        for callback in self._steering:
+          callback.on_epoch_end(pending["epoch"], logs)
+        self._writer.wait()
+    if network.stop_training and clock.stopped_limit_s is not None:
+      # Ended by time: a longer limit lets it go on, unless it would have stopped anyway.
+      longer = not clock.limit_s or clock.limit_s > clock.stopped_limit_s
+      network.stop_training = not longer or self._early_stop.stopped_epoch is not None
+      if longer:
+        clock.stopped_limit_s = None
+    return bool(network.stop_training) or clock.step >= clock.total_steps
+
+
+def _views(
+    run: run_folder.RunFolder,
+    run_config: config.RunConfig,
+    prepared: Prepared,
+    clock: callbacks.RunClock,
+) -> list[keras.callbacks.Callback]:
+  settings = run_config.training
+  views: list[keras.callbacks.Callback] = [
+      live_view.ProgressBar(clock, prepared.epoch_order.steps_per_epoch, settings.batch_size)
+  ]
   if settings.previews:
-    images, labels = preview_slices(run_config, opened, settings.previews)
-    palette = opened.source.label_scheme(run_config.data.label_key).palette
-    views.append(live_view.Previews(run, images, labels, palette, settings.validation_epochs))
-  with contextlib.suppress(ImportError):
-    views.append(keras.callbacks.TensorBoard(os.fspath(run.tensorboard), write_graph=False))
+    images, labels = streams.preview_slices(run_config, prepared.data, settings.previews)
+    palette = prepared.data.source.label_scheme(run_config.data.label_key).palette
+    views.append(
+        live_view.Previews(
+            run, images, labels, palette, settings.validation_epochs, prepared.kept
+        )
+    )
+  views.append(tensorboard.TensorBoardLog(run))
   return views
 
 
-def build(run_config: config.RunConfig) -> keras.Model:
-  return model_module.build_model(**dataclasses.asdict(run_config.model))
-
-
-def compile_model(network: keras.Model, run_config: config.RunConfig) -> None:
-  settings = run_config.training
-  network.compile(
-      optimizer=make_optimizer(settings),
-      loss=losses.make(settings.loss, run_config.model.num_classes),
-      weighted_metrics=metrics.training_metrics(
-          ("dice_coef_multiclass", "dice"),
-          run_config.model.num_classes,
-          [label["name"] for label in run_config.dataset_facts.label_scheme],
-      ),
-  )
-
-
-def make_optimizer(settings: config.TrainingConfig) -> keras.optimizers.Optimizer:
-  options: dict[str, Any] = {"learning_rate": settings.learning_rate}
-  if settings.clipvalue:
-    options["clipvalue"] = settings.clipvalue
-  if settings.optimizer == "adamw":
-    optimizer = keras.optimizers.AdamW(weight_decay=settings.weight_decay, **options)
-    # Decay shrinks kernels; on biases and normalization it only harms.
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    return optimizer
-  if settings.optimizer == "sgd":
-    return keras.optimizers.SGD(momentum=0.99, nesterov=True, **options)
-  return keras.optimizers.Adam(**options)
-
-
-@dataclasses.dataclass(frozen=True)
-class Streams:
-  """The examples of a run, decoded where they are kept, as training and validation batches."""
-
-  train: loading.ExampleLoader
-  train_cache: caching.ExampleCache | None
-  held_out: loading.ExampleLoader
-  held_out_cache: caching.ExampleCache | None
-  batch_size: int
-  cache_choice: caching.Choice
-
-  def training(self, epoch_order: order.EpochOrder, start_step: int, num_steps: int):
-    return device.prefetch_to_device(
-        batches.training_batches(
-            self.train,
-            epoch_order,
-            start_step=start_step,
-            num_steps=num_steps,
-            cache=self.train_cache,
-        )
-    )
-
-  def validation(self):
-    return device.prefetch_to_device(
-        batches.evaluation_batches(self.held_out, self.batch_size, cache=self.held_out_cache)
-    )
-
-
-def make_streams(run_config: config.RunConfig, opened: TrainingData) -> Streams:
-  """Opens the examples; with a cache this decodes all of them once."""
-  data = run_config.data
-  spec = example_spec(run_config)
-  tables = (opened.train, opened.validation)
-  for table in tables:
-    batches.check_sizes(table, spec.resizing)
-  loaders = [loading.ExampleLoader(opened.source, table, spec) for table in tables]
-  folder = pathlib.Path(data.cache_dir).expanduser() if data.cache_dir else caching.default_folder()
-  needed = sum(caching.num_bytes(loader) for loader in loaders)
-  choice = caching.choose(data.cache, needed, folder)
-  logging.info("Cache: %s (%s).", choice.mode, choice.reason)
-  caches: list[caching.ExampleCache | None] = [None, None]
-  if choice.mode != "none":
-    identity = opened.source.fingerprint or opened.source.name
-    caches = [
-        caching.fill(loader, choice, folder, caching.key_of(identity, loader, table.offset))
-        for loader, table in zip(loaders, tables, strict=True)
-    ]
-  return Streams(
-      train=loaders[0],
-      train_cache=caches[0],
-      held_out=loaders[1],
-      held_out_cache=caches[1],
-      batch_size=run_config.training.batch_size,
-      cache_choice=choice,
-  )
-
-
-def example_spec(run_config: config.RunConfig) -> loading.ExampleSpec:
-  data = run_config.data
-  return loading.ExampleSpec(
-      resizing=resizing.Resizing(run_config.model.image_size, data.resize_mode),
-      image_channels=run_config.model.image_channels,
-      context_slices=data.context_slices,
-      image_key=data.image_key,
-      label_key=data.label_key,
-  )
-
-
-def make_order(run_config: config.RunConfig, table: RecordTable) -> order.EpochOrder:
-  size, data = run_config.training.batch_size, run_config.data
-  drawn = min(round(size * data.foreground_fraction), size - 1)
-  return order.EpochOrder(
-      num_records=len(table),
-      batch_size=size,
-      seed=run_config.training.seed,
-      drawn=drawn,
-      pools=selection.pools(table, by_class=data.class_balance) if drawn else (),
-  )
-
-
-def drawn_pixel_shares(table: RecordTable, epoch_order: order.EpochOrder) -> np.ndarray | None:
-  """Returns the share of each class among the pixels that the order draws; None where unknown."""
-  if table.pixels is None:
-    return None
-  uniform = table.pixels.mean(axis=0)
-  drawn = epoch_order.drawn / epoch_order.batch_size
-  pooled = [table.pixels[pool].mean(axis=0) for pool in epoch_order.pools] or [uniform]
-  mixed = (1 - drawn) * uniform + drawn * np.mean(pooled, axis=0)
-  return mixed / mixed.sum()
-
-
-def keras_batches(dataset):
-  """Batch dicts -> (image, label, weight) as `fit` takes them; what only fills up weighs 0."""
-  import tensorflow as tf
-
-  return dataset.map(
-      lambda batch: (batch["image"], batch["label"], tf.cast(batch["valid"], tf.float32)),
-      num_parallel_calls=1,
-      deterministic=True,
-  )
-
-
-def preview_slices(
-    run_config: config.RunConfig, opened: TrainingData, count: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns validation slices of different subjects, those with most foreground first."""
-  table = opened.validation
-  amount = table.pixels[:, 1:].sum(axis=1) if table.pixels is not None else np.zeros(len(table))
-  ranked = np.argsort(-amount, kind="stable")
-  # One slice a subject, then second ones, so that few subjects cannot fill the sheet.
-  seen: dict[str, int] = {}
-  turns = []
-  for row in ranked:
-    turns.append(seen.get(table.subject[row], 0))
-    seen[table.subject[row]] = turns[-1] + 1
-  rows = ranked[np.argsort(np.array(turns), kind="stable")][: min(count, len(table))]
-  loader = loading.ExampleLoader(opened.source, table.take(rows), example_spec(run_config))
-  batch = next(iter(batches.evaluation_batches(loader, len(rows))))
-  return batch["image"].numpy(), batch["label"].numpy()
-
-
-def _check_classes(num_classes: int, in_dataset: int, name: str) -> None:
-  if num_classes not in (in_dataset, 1 if in_dataset == 2 else in_dataset):
-    raise InputError(
-        f"--num_classes must be {in_dataset}, the classes of {name} with background"
-        f"{' (or 1 for a sigmoid)' if in_dataset == 2 else ''}. Got: {num_classes}."
-    )
-
-
-def device_names() -> list[str]:
-  backend = keras.config.backend()
-  if backend == "tensorflow":
-    import tensorflow as tf
-
-    details = tf.config.experimental.get_device_details
-    gpus = tf.config.list_physical_devices("GPU")
-    return [details(gpu).get("device_name", "GPU") for gpu in gpus] or ["CPU"]
-  return [str(device) for device in keras.distribution.list_devices()]
-
-
-def has_gpu() -> bool:
-  return device_names() != ["CPU"] and not all("cpu" in name.lower() for name in device_names())
-
+def _write_manifest(
+    run: run_folder.RunFolder,
+    run_config: config.RunConfig,
+    prepared: Prepared,
+    argv: Sequence[str],
+    started: bool,
+) -> None:
+  told = manifest.collect(argv, run_config.dataset_facts.fingerprint, devices.device_names())
+  told["splits"] = evaluation_run.split_counts(prepared.data.source)
+  told["left_out"] = prepared.left_out
+  told["cache"] = dataclasses.asdict(prepared.batches.cache_choice)
+  told["steps_per_epoch"] = prepared.epoch_order.steps_per_epoch
+  told["devices_sharing_a_batch"] = prepared.replicas
+  manifest.write(run.manifest_json, told, started)
+  for record in prepared.left_out:
+    live_view.say(f"Left out, because it cannot be read: {record}.")

@@ -13,7 +13,9 @@ from flexunet import config, config_flags
 from flexunet.datasets import checked
 from flexunet.datasets.errors import InputError
 
-PARTS = (config.ModelConfig, config.DataConfig, config.TrainingConfig)
+PARTS = (
+    config.ModelConfig, config.DataConfig, config.TrainingConfig, config.AugmentationConfig
+)  # fmt: skip
 
 
 def run_config(**training) -> config.RunConfig:
@@ -75,7 +77,9 @@ def test_every_field_becomes_a_flag_with_the_same_default_and_a_help_text(part):
   config_flags.define(part, flag_values=values)
   for field in dataclasses.fields(part):
     flag = values[field.name]
-    assert flag.default == field.default, field.name
+    # A flag of several values holds a list, a frozen config a tuple.
+    default = list(field.default) if isinstance(field.default, tuple) else field.default
+    assert flag.default == default, field.name
     assert len(flag.help) > 10
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from flexunet import config
 from flexunet.datasets.errors import InputError
-from flexunet.training import planning, training
+from flexunet.training import completion, networks, planning, streams, training
 
 
 def blobs(subjects, first_seed):
@@ -44,8 +44,8 @@ def configs(data_dir, model=None, data=None, **changes):
 
 def train(data_dir, folder, **changes):
   parts = configs(data_dir, **changes)
-  opened = training.open_data(parts[1])
-  complete = training.complete(*parts, opened)
+  opened = streams.open_data(parts[1])
+  complete = completion.complete(*parts, opened)
   return training.fit(complete, folder, opened)
 
 
@@ -73,7 +73,7 @@ def test_the_config_is_complete_and_reads_back(finished):
   told = run.read_config()
   for part in (told.model, told.data, told.training):
     for name, value in vars(part).items():
-      assert value is not None or name in {"dataset", "cache_dir"}, name
+      assert value is not None or name in {"dataset", "cache_dir", "init_from"}, name
   assert told.model.image_size == (20, 28) and told.data.resize_mode == "pad"
   assert told.dataset_facts.spacing_mm == [1.0, 2.0]
   manifest = json.loads(run.manifest_json.read_text())
@@ -84,12 +84,10 @@ def test_the_config_is_complete_and_reads_back(finished):
 def test_the_saved_model_is_the_one_that_scored_best(finished, data_dir):
   run, rows = finished
   network = keras.saving.load_model(run.model_keras, compile=False)
-  training.compile_model(network, run.read_config())
-  opened = training.open_data(run.read_config().data)
-  streams = training.make_streams(run.read_config(), opened)
-  scores = network.evaluate(
-      training.keras_batches(streams.validation()), verbose=0, return_dict=True
-  )
+  networks.compile_model(network, run.read_config())
+  opened = streams.open_data(run.read_config().data)
+  validation = streams.make_streams(run.read_config(), opened).validation()
+  scores = network.evaluate(validation, verbose=0, return_dict=True)
   best = max(row["val_foreground_dice"] for row in rows)
   assert scores["foreground_dice"] == pytest.approx(best, abs=1e-6)
 
@@ -106,10 +104,10 @@ def test_the_same_seed_gives_the_same_weights(data_dir, tmp_path):
 
 def test_the_network_starts_from_the_classes_shares(data_dir):
   parts = configs(data_dir)
-  opened = training.open_data(parts[1])
-  complete = training.complete(*parts, opened)
-  epoch_order = training.make_order(complete, opened.train)
-  shares = training.drawn_pixel_shares(opened.train, epoch_order)
+  opened = streams.open_data(parts[1])
+  complete = completion.complete(*parts, opened)
+  epoch_order = streams.make_order(complete, opened.train)
+  shares = streams.drawn_pixel_shares(opened.train, epoch_order)
   # All slices hold 25 pixels of each class, unless the blobs overlap, among 20 x 28.
   assert shares.sum() == pytest.approx(1) and 0.9 < shares[0] < 1 - 25 / 560
 
@@ -154,8 +152,10 @@ def test_large_slices_are_scaled_down_and_small_ones_kept():
 
   def planned(height, width):
     return planning.plan(
-        config.ModelConfig(), config.DataConfig(), config.TrainingConfig(), num_classes=2,
-        train=table(height, width), validation=table(height, width), device="cpu",
+        config.ModelConfig(), config.DataConfig(), config.TrainingConfig(),
+        config.AugmentationConfig(),
+        planning.Facts(train=table(height, width), validation=table(height, width),
+                       class_names=["background", "lesion"]),
     )  # fmt: skip
 
   small, large = planned(174, 162), planned(650, 325)

@@ -1,0 +1,210 @@
+"""Checkpoints on disk: written whole or not at all, checked by hash, a few kept.
+
+    checkpoints/000012_step_240/arrays.npz      variables, no pickle
+                                state.json      position, states of the callbacks
+                                manifest.json   sha256 of the two
+    checkpoints/current                         name of the newest
+
+A folder gets its name only when it lies on the disk as a whole, and only then `current` names it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+import threading
+from typing import Any
+
+import numpy as np
+
+from flexunet import run_folder
+from flexunet.datasets.errors import InputError
+
+_NAME = re.compile(r"(\d{6,})_step_\d+")
+_PARTIAL = ".partial-"
+_CURRENT, _ARRAYS, _STATE, _MANIFEST = "current", "arrays.npz", "state.json", "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """All that a run needs to go on.
+
+  Attributes:
+    arrays: Group such as "model" -> values of its variables, in their order.
+    state: JSON: "step" and what else the trainer wants back.
+  """
+
+  arrays: dict[str, list[np.ndarray]]
+  state: dict[str, Any]
+
+
+class CheckpointStore:
+  """The checkpoints of one run."""
+
+  def __init__(self, folder: pathlib.Path, keep: int = 2):
+    self._folder, self._keep = folder, keep
+
+  def names(self) -> list[str]:
+    """Returns the names of the checkpoints, newest first."""
+    if not self._folder.is_dir():
+      return []
+    found = [path.name for path in self._folder.iterdir() if _NAME.fullmatch(path.name)]
+    return sorted(found, key=_serial, reverse=True)
+
+  def write(self, checkpoint: Checkpoint) -> str:
+    """Writes a checkpoint and removes those beyond the number to keep; returns its name."""
+    self._folder.mkdir(parents=True, exist_ok=True)
+    names = self.names()
+    serial = _serial(names[0]) + 1 if names else 1
+    name = f"{serial:06d}_step_{checkpoint.state['step']}"
+    partial = pathlib.Path(tempfile.mkdtemp(dir=self._folder, prefix=_PARTIAL))
+    try:
+      _write_files(partial, checkpoint)
+      # mkdtemp makes it private; results are as shared as their folder.
+      partial.chmod(self._folder.stat().st_mode)
+      os.replace(partial, self._folder / name)
+    except BaseException:
+      shutil.rmtree(partial, ignore_errors=True)
+      raise
+    _sync_folder(self._folder)
+    run_folder.write_bytes(self._folder / _CURRENT, f"{name}\n".encode())
+    for old in self.names()[self._keep :]:
+      shutil.rmtree(self._folder / old, ignore_errors=True)
+    return name
+
+  def read(self) -> tuple[Checkpoint, str, list[str]]:
+    """Reads the newest checkpoint that is whole.
+
+    Returns:
+      (the checkpoint, its name, what was wrong with each newer one).
+
+    Raises:
+      InputError: None is whole.
+    """
+    names = self.names()
+    current = self._folder / _CURRENT
+    # A kill between the new name and the pointer: both checkpoints are whole, the pointer decides.
+    first = current.read_text(encoding="utf-8").strip() if current.is_file() else ""
+    names.sort(key=lambda name: name != first)
+    damaged = []
+    for name in names:
+      try:
+        return _read_files(self._folder / name), name, damaged
+      except (OSError, ValueError, KeyError) as error:
+        damaged.append(f"{name}: {error}")
+    raise InputError(
+        f"{self._folder} must hold a whole checkpoint to resume from. Damaged:"
+        f" {'; '.join(damaged) or 'none there'}. Train anew in another folder."
+    )
+
+  def remove_partial(self) -> None:
+    """Removes what a killed writer left; only while nothing else writes."""
+    for path in self._folder.glob(f"{_PARTIAL}*"):
+      shutil.rmtree(path, ignore_errors=True)
+
+
+class BackgroundWriter:
+  """Writes checkpoints off the training thread, one at a time."""
+
+  def __init__(self, store: CheckpointStore):
+    self._store = store
+    self._thread: threading.Thread | None = None
+    self._error: BaseException | None = None
+
+  @property
+  def busy(self) -> bool:
+    return self._thread is not None and self._thread.is_alive()
+
+  def submit(self, checkpoint: Checkpoint) -> None:
+    """Starts writing, after the one before is written."""
+    self.wait()
+    self._thread = threading.Thread(
+        target=self._write, args=(checkpoint,), name="checkpoint", daemon=True
+    )
+    self._thread.start()
+
+  def wait(self) -> None:
+    """Returns when everything is on the disk; InputError when it could not be written."""
+    if self._thread is not None:
+      self._thread.join()
+      self._thread = None
+    if self._error is not None:
+      error, self._error = self._error, None
+      if isinstance(error, OSError):
+        raise InputError(
+            f"A checkpoint must fit on the disk, but writing failed: {error.strerror or error}."
+            " Free space, or lower --keep_checkpoints, and go on with --resume."
+        ) from error
+      raise error
+
+  def _write(self, checkpoint: Checkpoint) -> None:
+    try:
+      self._store.write(checkpoint)
+    except BaseException as error:  # Raised again in the training thread.
+      self._error = error
+
+
+def _serial(name: str) -> int:
+  return int(name.split("_")[0])
+
+
+def _write_files(folder: pathlib.Path, checkpoint: Checkpoint) -> None:
+  arrays = {
+      f"{group}/{index:05d}": value
+      for group, values in checkpoint.arrays.items()
+      for index, value in enumerate(values)
+  }
+  with open(folder / _ARRAYS, "wb") as stream:
+    np.savez(stream, **arrays)
+    _sync(stream)
+  # Scores can be NaN or infinite before the first validation: this file is for Python alone.
+  text = json.dumps({**checkpoint.state, "groups": list(checkpoint.arrays)}, indent=1)
+  with open(folder / _STATE, "w", encoding="utf-8") as stream:
+    stream.write(text)
+    _sync(stream)
+  told = {name: _sha256(folder / name) for name in (_ARRAYS, _STATE)}
+  with open(folder / _MANIFEST, "w", encoding="utf-8") as stream:
+    stream.write(json.dumps({"sha256": told}, indent=1))
+    _sync(stream)
+  _sync_folder(folder)
+
+
+def _read_files(folder: pathlib.Path) -> Checkpoint:
+  told = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["sha256"]
+  for name in (_ARRAYS, _STATE):
+    if _sha256(folder / name) != told[name]:
+      raise ValueError(f"{name} differs from its hash")
+  state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+  groups: dict[str, list[np.ndarray]] = {name: [] for name in state.pop("groups")}
+  with np.load(folder / _ARRAYS, allow_pickle=False) as arrays:
+    for name in sorted(arrays.files):
+      groups[name.split("/")[0]].append(arrays[name])
+  return Checkpoint(arrays=groups, state=state)
+
+
+def _sha256(path: pathlib.Path) -> str:
+  digest = hashlib.sha256()
+  with open(path, "rb") as stream:
+    while chunk := stream.read(1 << 20):  # Large enough for hashing to leave Python's lock.
+      digest.update(chunk)
+  return digest.hexdigest()
+
+
+def _sync(stream) -> None:
+  stream.flush()
+  os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: pathlib.Path) -> None:
+  # The names in a folder are on the disk only when the folder itself is.
+  handle = os.open(folder, os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  finally:
+    os.close(handle)

@@ -1,0 +1,107 @@
+"""From what the user gave to a complete `RunConfig`: planned, then checked as a whole.
+
+Everything that can be refused from flags, dataset and starting point is refused here, before
+anything is decoded, built or written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from flexunet import config
+from flexunet.datasets.errors import InputError, unknown_name
+from flexunet.network import knobs
+from flexunet.objectives import metrics
+from flexunet.pipelines import caching
+from flexunet.pipelines.augmentation.config import AugmentationConfig
+from flexunet.training import devices, loss_settings, planning, starting_point, streams
+
+_DEFAULT_AUGMENTATION = AugmentationConfig()
+
+
+def complete(
+    model: config.ModelConfig,
+    data: config.DataConfig,
+    training: config.TrainingConfig,
+    opened: streams.TrainingData,
+    augmentation: AugmentationConfig = _DEFAULT_AUGMENTATION,
+) -> config.RunConfig:
+  """Plans what was left open and checks that everything fits together.
+
+  Raises:
+    InputError: Values that are fine alone cannot be together, or not with this dataset.
+  """
+  source = opened.source
+  for key in (data.image_key, data.label_key):
+    if key not in source.info.features:
+      raise unknown_name(f"feature of {source.name}", key, source.info.features)
+  scheme = source.label_scheme(data.label_key)
+  spacing = np.asarray(source.median_spacing_mm(data.train_split), float)
+  spacing_mm = spacing.tolist() if np.isfinite(spacing).all() else None
+  start = starting_point.open_start(training.init_from) if training.init_from else None
+  device = "gpu" if devices.has_gpu() else "cpu"
+  planned = planning.plan(
+      model,
+      data,
+      training,
+      augmentation,
+      planning.Facts(
+          train=opened.train,
+          validation=opened.validation,
+          class_names=scheme.names,
+          device=device,
+          memory_bytes=caching.free_main_memory() if device == "cpu" else None,
+          spacing_mm=spacing_mm,
+          plane=(source.slice_plan or {}).get("plane"),
+          start=start.knobs if start else None,
+      ),
+  )
+  _check(planned, scheme.num_classes, source.name)
+  if start:
+    starting_point.check_same_kind(start, _knobs(planned.model))
+  settings, reasons = devices.complete(planned.training)
+  return config.RunConfig(
+      model=planned.model,
+      data=planned.data,
+      training=settings,
+      augmentation=planned.augmentation,
+      dataset_facts=config.DatasetFacts(
+          name=source.name,
+          fingerprint=source.fingerprint,
+          label_scheme=scheme.to_json(),
+          slice_plan=source.slice_plan,
+          intensity=source.intensity,
+          spacing_mm=spacing_mm,
+          isotropic_mm=(source.report.get("options") or {}).get("isotropic_mm"),
+      ),
+      reasons={**planned.reasons, **reasons},
+  )
+
+
+def _check(planned: planning.Planned, in_dataset: int, name: str) -> None:
+  num_classes = planned.model.num_classes
+  if num_classes not in (in_dataset, 1 if in_dataset == 2 else in_dataset):
+    raise InputError(
+        f"--num_classes must be {in_dataset}, the classes of {name} with background"
+        f"{' (or 1 for a sigmoid)' if in_dataset == 2 else ''}. Got: {num_classes}."
+    )
+  _knobs(planned.model)
+  loss_settings.check(planned.training, num_classes)
+  metrics.training_metrics(planned.training.metrics, num_classes)
+  context = planned.data.context_slices
+  wanted = 2 * context + 1
+  if context and planned.model.image_channels != wanted:
+    raise InputError(
+        f"--context_slices={context} makes {wanted} channels: --image_channels must be {wanted}."
+        f" Got: {planned.model.image_channels}."
+    )
+  if planned.data.cache_dir and planned.data.cache not in ("auto", "disk"):
+    raise InputError(
+        f"--cache_dir is of --cache=disk or auto. Got: --cache={planned.data.cache}."
+    )
+
+
+def _knobs(model: config.ModelConfig) -> knobs.Knobs:
+  return knobs.Knobs(**dataclasses.asdict(model))

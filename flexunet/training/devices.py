@@ -1,0 +1,146 @@
+"""Which devices a run uses, and in which numbers it computes there."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from flexunet import config
+from flexunet.datasets.errors import InputError
+
+
+def device_names() -> list[str]:
+  backend = keras.config.backend()
+  if backend == "tensorflow":
+    import tensorflow as tf
+
+    details = tf.config.experimental.get_device_details
+    gpus = tf.config.list_physical_devices("GPU")
+    return [details(gpu).get("device_name", "GPU") for gpu in gpus] or ["CPU"]
+  return [str(device) for device in keras.distribution.list_devices()]
+
+
+def has_gpu() -> bool:
+  return device_names() != ["CPU"] and not all("cpu" in name.lower() for name in device_names())
+
+
+def complete(settings: config.TrainingConfig) -> tuple[config.TrainingConfig, dict[str, str]]:
+  """Returns the settings with what depends on the devices filled in, and a reason for each."""
+  gpu = has_gpu()
+  defaults = {
+      "deterministic": (not gpu, "would slow a GPU down" if gpu else "costs little on a CPU"),
+      "precision": default_precision(),
+      "jit_compile": default_jit(),
+      "steps_per_execution": (
+          (4, "a GPU would wait for Python between short steps")
+          if gpu
+          else (1, "a step on a CPU takes far longer than Python between two")
+      ),
+  }
+  reasons, chosen = {}, {}
+  for name, (value, why) in defaults.items():
+    if getattr(settings, name) in (None, "auto"):
+      chosen[name], reasons[name] = value, why
+    else:
+      reasons[name] = "given"
+  return dataclasses.replace(settings, **chosen), reasons
+
+
+def default_precision() -> tuple[str, str]:
+  """Returns the precision that suits the devices, and why."""
+  if not has_gpu():
+    return "float32", "no CPU gains from less in general"
+  if keras.config.backend() == "tensorflow":
+    import tensorflow as tf
+
+    details = [
+        tf.config.experimental.get_device_details(gpu)
+        for gpu in tf.config.list_physical_devices("GPU")
+    ]
+    # bfloat16 needs no loss scaling; NVIDIA computes in it from Ampere (8.0) on.
+    if any(detail.get("compute_capability", (8, 0)) < (8, 0) for detail in details):
+      return "mixed_float16", "the GPU computes in float16, but not in bfloat16"
+  return "mixed_bfloat16", "the GPU computes in bfloat16, which has the range of float32"
+
+
+def default_jit() -> tuple[str, str]:
+  if keras.config.backend() == "tensorflow" and not has_gpu():
+    return "off", "on a CPU steps compiled by XLA are several times slower"
+  if keras.config.backend() == "torch":
+    return "off", "PyTorch does not use XLA"
+  return "on", "XLA joins the element-wise work between convolutions"
+
+
+def prepare(settings: config.TrainingConfig) -> None:
+  """Sets what must be set before anything runs on a device: seeds, determinism, who owns the GPU.
+
+  These are settings of the process and cannot be taken back.
+  """
+  keras.utils.set_random_seed(settings.seed)
+  import tensorflow as tf
+
+  backend = keras.config.backend()
+  if settings.deterministic:
+    tf.config.experimental.enable_op_determinism()
+    if backend == "torch":
+      import torch
+
+      torch.use_deterministic_algorithms(True, warn_only=True)
+  if backend != "tensorflow":
+    # TensorFlow only prepares batches then, and would take the GPU's memory from the trainer.
+    with contextlib.suppress(RuntimeError):  # Its devices are in use already: too late, no harm.
+      tf.config.set_visible_devices([], "GPU")
+
+
+def strategy(num_devices: int, batch_size: int) -> Any:
+  """Returns a MirroredStrategy over several devices, or None for one.
+
+  Raises:
+    InputError: There are not so many devices, or the batch cannot be shared evenly.
+  """
+  if keras.config.backend() != "tensorflow":
+    if num_devices > 1:
+      raise InputError(
+          f"--num_devices={num_devices} needs KERAS_BACKEND=tensorflow. Got:"
+          f" {keras.config.backend()}. Use --num_devices=1."
+      )
+    return None
+  import tensorflow as tf
+
+  found = tf.config.list_logical_devices("GPU")
+  if not found:
+    found = tf.config.list_logical_devices("CPU")[: max(1, num_devices)]
+  count = num_devices or len(found)
+  if count > len(found):
+    raise InputError(
+        f"--num_devices={num_devices} must be at most the number of devices, {len(found)}. Use"
+        " --num_devices=0 for all of them."
+    )
+  if batch_size % count:
+    raise InputError(
+        f"--batch_size={batch_size} must be a multiple of the {count} devices that share a batch."
+        f" Use --batch_size={-(-batch_size // count) * count}, or --num_devices=1."
+    )
+  if count == 1:
+    return None
+  return tf.distribute.MirroredStrategy([device.name for device in found[:count]])
+
+
+def scope(strategy_or_none: Any) -> contextlib.AbstractContextManager:
+  """Variables made inside lie on all devices of the strategy."""
+  return strategy_or_none.scope() if strategy_or_none else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def precision(policy: str) -> Iterator[None]:
+  """Layers made inside compute as `policy` says."""
+  before = keras.config.dtype_policy()
+  keras.config.set_dtype_policy(policy)
+  try:
+    yield
+  finally:
+    keras.config.set_dtype_policy(before)

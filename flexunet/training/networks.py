@@ -1,0 +1,176 @@
+"""The network of a run: built, given its first weights, compiled, and the form that is kept.
+
+Two networks stand side by side where they must differ: the one in training, and the one that is
+validated, drawn and saved (`evaluation_network`), which has the main output alone and, with
+`ema_momentum`, averaged weights. So nothing is ever swapped in and out of the trained weights, and
+a checkpoint may be taken at any moment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+
+from flexunet import config
+from flexunet.network import fine_tuning
+from flexunet.network import model as model_module
+from flexunet.objectives import losses, metrics
+from flexunet.training import loss_settings, starting_point
+
+
+class DeepSupervised(keras.Model):
+  """A network of several outputs that learns from one label and is scored by its first output."""
+
+  def compile(self, *args, loss=None, **kwargs):
+    super().compile(*args, loss=None, **kwargs)
+    self.output_loss = loss
+    self.output_weights = model_module.deep_supervision_weights(self)
+
+  def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    if not training:
+      return self.output_loss(y, y_pred[0], sample_weight)
+    costs = [self.output_loss(y, output, sample_weight) for output in y_pred]
+    return sum(w * cost for w, cost in zip(self.output_weights, costs, strict=True))
+
+  def compute_metrics(self, x, y, y_pred, sample_weight=None):
+    return super().compute_metrics(x, y, y_pred[0], sample_weight=sample_weight)
+
+
+def build(run_config: config.RunConfig) -> keras.Model:
+  """Returns the network in training, with fresh weights."""
+  network = model_module.build_model(**dataclasses.asdict(run_config.model))
+  if run_config.model.deep_supervision:
+    return DeepSupervised(network.input, network.outputs, name=network.name)
+  return network
+
+
+def set_first_weights(
+    network: keras.Model, run_config: config.RunConfig, pixel_shares: np.ndarray | None
+) -> str | None:
+  """Sets the class prior and takes over the weights of `init_from`.
+
+  Args:
+    network: New, from `build`; changed in place.
+    run_config: Complete.
+    pixel_shares: Share of the drawn pixels of each class; None where unknown.
+
+  Returns:
+    What was taken over and what made anew, one sentence for the user; None without `init_from`.
+
+  Raises:
+    InputError: The network of `init_from` does not fit.
+  """
+  settings = run_config.training
+  if settings.class_prior and pixel_shares is not None:
+    model_module.set_class_prior(network, pixel_shares)
+  if not settings.init_from:
+    return None
+  start = starting_point.open_start(settings.init_from)
+  mine = [entry["name"] for entry in run_config.dataset_facts.label_scheme]
+  done = fine_tuning.transfer_weights(
+      start.load(), network, same_classes=start.class_names in (None, mine)
+  )
+  return f"Starting from {start.name}: {done.sentence()}{start.about_classes(mine)}"
+
+
+def compile_model(network: keras.Model, run_config: config.RunConfig) -> None:
+  """Compiles with the optimizer, loss and scores of the config."""
+  settings, num_classes = run_config.training, run_config.model.num_classes
+  network.compile(
+      optimizer=make_optimizer(settings),
+      loss=losses.make(settings.loss, num_classes, **loss_settings.options(settings)),
+      weighted_metrics=metrics.training_metrics(
+          ("dice", *settings.metrics),  # Dice steers and is drawn, whatever else is asked for.
+          num_classes,
+          [label["name"] for label in run_config.dataset_facts.label_scheme],
+      ),
+  )
+
+
+def make_optimizer(settings: config.TrainingConfig) -> keras.optimizers.Optimizer:
+  """Returns the optimizer of complete settings."""
+  options: dict[str, Any] = {"learning_rate": settings.learning_rate}
+  if settings.clipvalue:
+    options["clipvalue"] = settings.clipvalue
+  if settings.clipnorm:
+    options["clipnorm"] = settings.clipnorm
+  if settings.gradient_accumulation > 1:
+    options["gradient_accumulation_steps"] = settings.gradient_accumulation
+  if settings.ema_momentum:
+    options |= {"use_ema": True, "ema_momentum": settings.ema_momentum}
+  if settings.optimizer == "adamw":
+    optimizer = _keeping_weights(keras.optimizers.AdamW)(
+        weight_decay=settings.weight_decay, **options
+    )
+    # Decay shrinks kernels; on biases and normalization it only harms.
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return optimizer
+  if settings.optimizer == "sgd":
+    return _keeping_weights(keras.optimizers.SGD)(
+        momentum=settings.momentum, nesterov=settings.momentum > 0, **options
+    )
+  return _keeping_weights(keras.optimizers.Adam)(**options)
+
+
+def _keeping_weights(optimizer_class: type) -> type:
+  """Returns the class without Keras' last act, which puts the averages into the trained weights.
+
+  A run may call `fit` more than once, and its averages live in a network of their own.
+  """
+
+  def finalize_variable_values(self, var_list):
+    del self, var_list
+
+  return type(
+      optimizer_class.__name__,
+      (optimizer_class,),
+      {"finalize_variable_values": finalize_variable_values},
+  )
+
+
+def evaluation_network(network: keras.Model, run_config: config.RunConfig) -> keras.Model:
+  """Returns the compiled network that is validated, drawn and saved.
+
+  It is `network` itself where nothing speaks against it. With deep supervision it shares the
+  weights; with `ema_momentum` it has its own, set by `take_averages`.
+  """
+  if run_config.training.ema_momentum:
+    plain = dataclasses.replace(run_config.model, deep_supervision=False)
+    kept = model_module.build_model(**dataclasses.asdict(plain))
+  else:
+    kept = model_module.main_output_only(network)
+  if kept is not network:
+    compile_model(kept, run_config)
+  return kept
+
+
+def take_averages(network: keras.Model, kept: keras.Model) -> None:
+  """Copies the averaged weights of `network` into the evaluation network.
+
+  What is not trained, such as the running statistics of batch normalization, is an average
+  already and is copied as it is.
+  """
+  optimizer = getattr(network.optimizer, "inner_optimizer", network.optimizer)
+  averages = [v for v in optimizer.variables if v.name.endswith("_average")]
+  by_path = {
+      variable.path: average
+      for variable, average in zip(network.trainable_variables, averages, strict=True)
+  }
+  for layer in kept.layers:
+    sources = network.get_layer(layer.name).weights
+    for target, source in zip(layer.weights, sources, strict=True):
+      target.assign(by_path.get(source.path, source))
+
+
+class TakeAverages(keras.callbacks.Callback):
+  """Brings the evaluation network up to date at each epoch's end; before those that use it."""
+
+  def __init__(self, kept: keras.Model):
+    super().__init__()
+    self._kept = kept
+
+  def on_epoch_end(self, epoch, logs=None):
+    take_averages(self.model, self._kept)

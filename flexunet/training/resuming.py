@@ -1,0 +1,81 @@
+"""Whether a run can go on, and whether the command still says what it said at the start."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+from flexunet import config, run_folder
+from flexunet.datasets.errors import InputError
+
+# May change when a run goes on: how long it lasts, where the data lie, what is shown and kept.
+_LENGTH = ("epochs", "max_minutes")
+_FREE = (
+    *_LENGTH, "data_dir", "cache", "cache_dir", "previews", "checkpoint_steps", "keep_checkpoints",
+)
+_PARTS = ("model", "data", "training", "augmentation")
+
+
+def existing_run(path: str | os.PathLike) -> run_folder.RunFolder | None:
+  """Returns the run to go on with; None when the folder is new, empty, or holds no config yet.
+
+  So one command with --resume serves the first start on a cluster and every later one.
+  """
+  folder = pathlib.Path(path).expanduser()
+  if (folder / "config.json").is_file():
+    return run_folder.RunFolder(folder)
+  if folder.is_dir():
+    for path in folder.glob(".config.json.*"):  # Killed while the first file was written.
+      path.unlink()
+  run_folder.check_new(folder)
+  return None
+
+
+def merge(saved: config.RunConfig, now: config.RunConfig) -> config.RunConfig:
+  """Returns the config to go on with: what was planned stays, what may change is taken over.
+
+  Raises:
+    InputError: A flag says something else than at the start, or the data are others.
+  """
+  _check_facts(saved.dataset_facts, now.dataset_facts)
+  merged: dict[str, Any] = {}
+  reasons = dict(saved.reasons)
+  changed = []
+  for part in _PARTS:
+    before, after = getattr(saved, part), getattr(now, part)
+    values = {}
+    for field in dataclasses.fields(before):
+      name = field.name
+      old, new = getattr(before, name), getattr(after, name)
+      # What nobody asked for may be planned otherwise on another machine; the run keeps its own.
+      planned = "given" not in (
+          saved.reasons.get(name, "given"), now.reasons.get(name, "given")
+      )
+      free = name in _FREE and now.reasons.get(name, "given") == "given"
+      if free and old != new:
+        values[name], reasons[name] = new, now.reasons.get(name, "given")
+      elif old != new and not planned and name not in _FREE:
+        changed.append(f"--{name} was {_told(old)}, now it is {_told(new)}")
+    merged[part] = dataclasses.replace(before, **values)
+  if changed:
+    raise InputError(
+        f"--resume goes on with the same flags, but {'; '.join(changed)}. Give the values of the"
+        " start, or start a new run in another --run_dir."
+    )
+  return dataclasses.replace(saved, **merged, reasons=reasons)
+
+
+def _check_facts(saved: config.DatasetFacts, now: config.DatasetFacts) -> None:
+  for name, what in (("name", "dataset"), ("fingerprint", "data fingerprint")):
+    old, new = getattr(saved, name), getattr(now, name)
+    if old != new:
+      raise InputError(
+          f"--resume needs the data the run was started with: its {what} was {old}, now it is"
+          f" {new}. Point --data_dir at the same data, or start a new run in another --run_dir."
+      )
+
+
+def _told(value: Any) -> str:
+  return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)

@@ -1,0 +1,121 @@
+"""What a checkpoint holds, taken from a run in training and put back into one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from flexunet.datasets.errors import InputError
+from flexunet.pipelines.record_table import RecordTable
+from flexunet.training import callbacks, checkpoints
+
+_FORMAT = 1
+
+
+class RunState:
+  """The variables of a network in training and the states of the callbacks that steer it.
+
+  `model.variables` includes the states of the dropout seeds, which no file format of Keras keeps.
+  """
+
+  def __init__(
+      self,
+      network: keras.Model,
+      steering: Sequence[keras.callbacks.Callback],
+      identity: Mapping[str, Any],
+  ):
+    """Takes a compiled network; `identity` (JSON) must be the same when the run goes on."""
+    self._network = network
+    self._identity = dict(identity)
+    self._callbacks: dict[str, callbacks.RunCallback] = {}
+    for callback in steering:
+      if isinstance(callback, callbacks.RunCallback):
+        name = type(callback).__name__
+        if name in self._callbacks:
+          raise ValueError(f"Two callbacks of the class {name}: their states would be mixed up.")
+        self._callbacks[name] = callback
+    # Else there is nothing to save or to put back before the first step.
+    network.optimizer.build(network.trainable_variables)
+
+  def take(self, step: int, *, within_epoch: bool = False, **more: Any) -> checkpoints.Checkpoint:
+    """Copies the state into main memory.
+
+    Args:
+      step: Training steps done.
+      within_epoch: Keeps the running metrics, which the rest of the epoch adds to.
+      **more: JSON that is kept in the state.
+    """
+    return checkpoints.Checkpoint(
+        arrays={
+            # Copies: what NumPy sees may be the variable's own memory.
+            name: [np.array(keras.ops.convert_to_numpy(v)) for v in variables]
+            for name, variables in self._groups(within_epoch).items()
+        },
+        state={
+            "format": _FORMAT,
+            "step": step,
+            "identity": self._identity,
+            "callbacks": {name: callback.state() for name, callback in self._callbacks.items()},
+            **more,
+        },
+    )
+
+  def put_back(self, checkpoint: checkpoints.Checkpoint) -> None:
+    """Sets variables and callbacks; the running metrics wait for `put_back_metrics`."""
+    state = checkpoint.state
+    if state.get("format") != _FORMAT:
+      raise InputError(
+          f"The checkpoint must have the format {_FORMAT}. Got: {state.get('format')}. Go on with"
+          " the version of flexunet that wrote it (manifest.json)."
+      )
+    for name, now in self._identity.items():
+      saved = state["identity"].get(name)
+      if saved != now:
+        raise InputError(
+            f"--resume needs what the run was started with: {name} was {saved}, now it is {now}."
+            " Give back the same data and devices, or start a new run in another folder."
+        )
+    for name, variables in self._groups(within_epoch=False).items():
+      _assign(name, variables, checkpoint.arrays[name])
+    for name, callback in self._callbacks.items():
+      callback.load_state(state["callbacks"][name])
+
+  def put_back_metrics(self, checkpoint: checkpoints.Checkpoint) -> None:
+    if values := checkpoint.arrays.get("metrics"):
+      _assign("metrics", self._network.metrics_variables, values)
+
+  def _groups(self, within_epoch: bool) -> dict[str, list]:
+    groups = {
+        "model": list(self._network.variables),
+        "optimizer": list(self._network.optimizer.variables),
+    }
+    if within_epoch:
+      groups["metrics"] = list(self._network.metrics_variables)
+    return groups
+
+
+def data_identity(tables: Mapping[str, RecordTable], fingerprint: str | None) -> dict[str, Any]:
+  """Returns what tells the records of two runs apart, wherever their files lie."""
+  told: dict[str, Any] = {"data fingerprint": fingerprint}
+  for name, table in tables.items():
+    digest = hashlib.sha256()
+    for column in (table.shard, table.offset):
+      digest.update(np.ascontiguousarray(column, np.int64).tobytes())
+    told[f"{name} records"] = f"{len(table)} ({digest.hexdigest()[:12]})"
+  return told
+
+
+def _assign(group: str, variables: list, values: Sequence[np.ndarray]) -> None:
+  shapes = [tuple(variable.shape) for variable in variables]
+  saved = [value.shape for value in values]
+  if shapes != saved:
+    raise InputError(
+        f"The {group} variables of the checkpoint must fit the run: {len(saved)} were saved,"
+        f" {len(shapes)} are there, of other shapes. Go on with the versions of manifest.json."
+    )
+  for variable, value in zip(variables, values, strict=True):
+    variable.assign(value)
