@@ -150,10 +150,11 @@ def _coarser_rows(factor: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
   factor = factor[:, None]
   place = (tf.range(length, dtype=tf.float32)[None] + 0.5) / factor - 0.5
   lower = tf.floor(place)
+  last = tf.math.ceil(length / factor - 0.5) - 1
 
   def picked(number):
     """The pixel of the full grid that stands for a pixel of the coarse one."""
-    index = tf.floor((number + 0.5) * factor)
+    index = tf.floor((tf.clip_by_value(number, 0.0, last) + 0.5) * factor)
     return tf.cast(tf.clip_by_value(index, 0.0, length - 1.0), tf.int32)
 
   share = (place - lower)[:, :, None, None]

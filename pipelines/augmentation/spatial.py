@@ -66,7 +66,10 @@ def where_drawn(drawn: tf.Tensor, change, pixels: tuple[tf.Tensor, ...]) -> tupl
 def _transposed(image: tf.Tensor, label: tf.Tensor) -> list[tf.Tensor]:
   import tensorflow as tf
 
-  return [tf.transpose(image, [0, 2, 1, 3]), tf.transpose(label, [0, 2, 1])]
+  # By way of float32: for bytes oneDNN writes a line on standard error that it has no kernel.
+  image, label = tf.cast(image, tf.float32), tf.cast(label, tf.float32)
+  image, label = tf.transpose(image, [0, 2, 1, 3]), tf.transpose(label, [0, 2, 1])
+  return [tf.cast(image, tf.uint8), tf.cast(label, tf.uint8)]
 
 
 def _reverse(pixels: tf.Tensor, axis: int) -> tf.Tensor:
