@@ -8,8 +8,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 
-from absl import app, logging
+from absl import app, flags, logging
 
+from flexunet import preset_files
 from flexunet.datasets.errors import InputError
 
 
@@ -24,7 +25,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
   logging.set_verbosity(logging.ERROR)
   logging.set_stderrthreshold("error")
   logging.get_absl_logger().addFilter(_is_worth_telling)
-  app.run(lambda argv: _report_bad_input(main, argv))
+  app.run(lambda argv: _report_bad_input(main, argv), flags_parser=_parse_flags)
 
 
 def _report_bad_input(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
@@ -33,6 +34,17 @@ def _report_bad_input(main: Callable[[Sequence[str]], None], argv: Sequence[str]
   except InputError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(1)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+  """Parses as absl does, with the flags of a `--preset` where a program has this flag."""
+  if "preset" in flags.FLAGS:
+    try:
+      argv = preset_files.expand(argv)
+    except InputError as error:
+      print(f"error: {error}", file=sys.stderr)
+      sys.exit(1)
+  return app.parse_flags_with_usage(list(argv))
 
 
 def load_tensorflow() -> None:

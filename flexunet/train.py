@@ -3,6 +3,8 @@
   python -m flexunet.train --dataset=hippocampus_t1w --data_dir=DATA --run_dir=RUN
 
 Every flag without a value is planned from the data; RUN/config.json tells what was chosen and why.
+--preset=published/hippocampus_t1w trains by the published recipe instead.
+After a kill, a power cut or Ctrl-C the same command with --resume goes on where it stopped.
 Afterwards: python -m flexunet.evaluate --run_dir=RUN --split=test
 """
 
@@ -13,12 +15,26 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from flexunet import command_line, config, config_flags
+from flexunet import command_line, config, config_flags, preset_files
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "New folder for everything of this run.")
+_RESUME = flags.DEFINE_boolean(
+    "resume",
+    False,
+    "Goes on with the run in --run_dir, exactly as if it had not stopped; starts it if there is"
+    " none yet. The other flags stay those of the start; --epochs and --max_minutes may grow.",
+)
+# Read by command_line.run before the other flags are parsed.
+flags.DEFINE_string(
+    "preset",
+    None,
+    f"Named flags that come before all others: {', '.join(preset_files.names())}."
+    " Default: everything is planned from the data.",
+)
 _MODEL = config_flags.define(config.ModelConfig)
 _DATA = config_flags.define(config.DataConfig)
 _TRAINING = config_flags.define(config.TrainingConfig)
+_AUGMENTATION = config_flags.define(config.AugmentationConfig)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -27,16 +43,23 @@ def main(argv: Sequence[str]) -> None:
   model = config_flags.read(config.ModelConfig, _MODEL)
   data = config_flags.read(config.DataConfig, _DATA)
   settings = config_flags.read(config.TrainingConfig, _TRAINING)
+  augmentation = config_flags.read(config.AugmentationConfig, _AUGMENTATION)
 
   # Heavy imports after the flags are known to be right: a typo answers at once.
   command_line.load_tensorflow()
   from flexunet import run_folder
-  from flexunet.training import live_view, training
+  from flexunet.training import checkpointing, completion, live_view, streams, training
 
-  opened = training.open_data(data)
-  run_config = training.complete(model, data, settings, opened)
-  run_folder.check_new(_RUN_DIR.value)
-  _, rows = training.fit(run_config, _RUN_DIR.value, opened, sys.argv)
+  opened = streams.open_data(data)
+  run_config = completion.complete(model, data, settings, opened, augmentation)
+  if not _RESUME.value:
+    run_folder.check_new(_RUN_DIR.value)
+  try:
+    _, rows = training.fit(
+        run_config, _RUN_DIR.value, opened, sys.argv, resume=_RESUME.value
+    )
+  except checkpointing.Interrupted as interrupted:
+    sys.exit(128 + interrupted.signal_number)  # As a shell reports it: 143 SIGTERM, 130 Ctrl-C.
   print(live_view.final_line(rows))
 
 
