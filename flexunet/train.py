@@ -10,6 +10,7 @@ Afterwards: python -m flexunet.evaluate --run_dir=RUN --split=test
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -58,6 +59,8 @@ def main(argv: Sequence[str]) -> None:
     _, rows = training.fit(
         run_config, _RUN_DIR.value, opened, sys.argv, resume=_RESUME.value
     )
+  except KeyboardInterrupt:  # Before the first step: there is nothing to save yet.
+    sys.exit(128 + signal.SIGINT)
   except checkpointing.Interrupted as interrupted:
     sys.exit(128 + interrupted.signal_number)  # As a shell reports it: 143 SIGTERM, 130 Ctrl-C.
   print(live_view.final_line(rows))

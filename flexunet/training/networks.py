@@ -87,6 +87,8 @@ def compile_model(network: keras.Model, run_config: config.RunConfig) -> None:
           num_classes,
           [label["name"] for label in run_config.dataset_facts.label_scheme],
       ),
+      jit_compile=settings.jit_compile == "on",
+      steps_per_execution=settings.steps_per_execution or 1,
   )
 
 

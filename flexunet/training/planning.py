@@ -93,10 +93,10 @@ def plan(
   made = _Choices(model=model, data=data, training=training)
   _plan_network(made, facts)
   _plan_drawing(made, facts)
+  _plan_batch(made, facts)
   _plan_training(made, facts)
   _plan_optimizer(made)
   resolved = _plan_augmentation(made, augmentation, facts)
-  _plan_batch(made, facts)
   every, why = _validation_epochs(made.parts["training"], made.parts["data"], facts)
   made.choose("training", "validation_epochs", every, why)
   return Planned(**made.parts, augmentation=resolved, reasons=made.reasons)
@@ -217,7 +217,10 @@ def _plan_training(made: _Choices, facts: Facts) -> None:
       "--max_minutes ends the run" if timed else "enough for a few dozen subjects",
   )
   choose("schedule", "cosine", "ends at zero, so the last weights are calm")
-  choose("warmup_steps", 50, "the first steps of Adam are noisy")
+  # A short run must not end before the learning rate has risen.
+  size = made.parts["training"].batch_size
+  steps = made.parts["training"].epochs * math.ceil(len(facts.train) / size)
+  choose("warmup_steps", min(50, math.ceil(steps / 10)), "the first steps of Adam are noisy")
   choose("loss", "dice_cross_entropy", "Dice for small structures, cross-entropy for smoothness")
   choose(
       "early_stopping_patience", 0 if timed else 15,

@@ -28,7 +28,10 @@ class RunState:
       steering: Sequence[keras.callbacks.Callback],
       identity: Mapping[str, Any],
   ):
-    """Takes a compiled network; `identity` (JSON) must be the same when the run goes on."""
+    """Takes a compiled network; `identity` (JSON) must be the same when the run goes on.
+
+    Its optimizer must be built: before the first step there is nothing to put back into otherwise.
+    """
     self._network = network
     self._identity = dict(identity)
     self._callbacks: dict[str, callbacks.RunCallback] = {}
@@ -38,8 +41,6 @@ class RunState:
         if name in self._callbacks:
           raise ValueError(f"Two callbacks of the class {name}: their states would be mixed up.")
         self._callbacks[name] = callback
-    # Else there is nothing to save or to put back before the first step.
-    network.optimizer.build(network.trainable_variables)
 
   def take(self, step: int, *, within_epoch: bool = False, **more: Any) -> checkpoints.Checkpoint:
     """Copies the state into main memory.

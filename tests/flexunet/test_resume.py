@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 
-import dataset_samples
 import pytest
 
 from flexunet import config, run_folder
@@ -35,26 +34,8 @@ def train(data_dir, run_dir, *arguments, **knobs):
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("data")
-
-  def blobs(subjects, seed):
-    made = []
-    for place in range(4 * len(subjects)):
-      image, label = dataset_samples.blob_slice(20, 28, seed + place)
-      subject = subjects[place // 4]
-      made.append({"image": image, "label": label, "subject": subject, "volume": subject,
-                   "slice_index": place % 4, "spacing_mm": (1.0, 2.0)})  # fmt: skip
-    return made
-
-  return dataset_samples.write_dataset(
-      folder, {"train": blobs("abcdefghi", 0), "validation": blobs("jk", 100)}
-  )
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(data_dir, tmp_path_factory):
-  code, expected, told = train(data_dir, tmp_path_factory.mktemp("whole") / "run")
+def uninterrupted(blob_data, tmp_path_factory):
+  code, expected, told = train(blob_data, tmp_path_factory.mktemp("whole") / "run")
   assert code == 0, told
   return expected
 
@@ -65,19 +46,19 @@ def uninterrupted(data_dir, tmp_path_factory):
     ["within_step:7", "within_save:3", "before_pointer:2", "within_validation:2", "at_epoch_end:5",
      "before_report"],
 )  # fmt: skip
-def test_killed_at_a_moment_it_ends_the_same(data_dir, uninterrupted, tmp_path, moment):
-  code, _, told = train(data_dir, tmp_path / "run", f"--kill={moment}")
+def test_killed_at_a_moment_it_ends_the_same(blob_data, uninterrupted, tmp_path, moment):
+  code, _, told = train(blob_data, tmp_path / "run", f"--kill={moment}")
   assert code == _KILLED, told
-  code, found, told = train(data_dir, tmp_path / "run", "--resume")
+  code, found, told = train(blob_data, tmp_path / "run", "--resume")
   assert (code, found) == (0, uninterrupted), told
 
 
 @pytest.mark.slow
-def test_killed_at_ten_random_moments_it_ends_the_same(data_dir, uninterrupted, tmp_path):
+def test_killed_at_ten_random_moments_it_ends_the_same(blob_data, uninterrupted, tmp_path):
   generator = random.Random(5)
   kills = 0
   while kills < 10:
-    process = start(data_dir, tmp_path / "run", "--resume")
+    process = start(blob_data, tmp_path / "run", "--resume")
     # Whenever it comes, while it starts or trains; later ones have less to do before the end.
     before = time.monotonic()
     wait = generator.uniform(0.2, 3.0)
@@ -91,76 +72,76 @@ def test_killed_at_ten_random_moments_it_ends_the_same(data_dir, uninterrupted, 
     process.kill()
     process.communicate()
     kills += 1
-  code, found, told = train(data_dir, tmp_path / "run", "--resume")
+  code, found, told = train(blob_data, tmp_path / "run", "--resume")
   assert (code, found) == (0, uninterrupted), told
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["terminate_step:14", "terminate_validation:3"])
-def test_sigterm_saves_and_tells_how_to_go_on(data_dir, uninterrupted, tmp_path, moment):
-  code, _, told = train(data_dir, tmp_path / "run", f"--kill={moment}", checkpoint_steps=0)
+def test_sigterm_saves_and_tells_how_to_go_on(blob_data, uninterrupted, tmp_path, moment):
+  code, _, told = train(blob_data, tmp_path / "run", f"--kill={moment}", checkpoint_steps=0)
   assert code == 128 + 15 and "--resume" in told, told
   saved, _, _ = checkpoints.CheckpointStore(tmp_path / "run" / "checkpoints").read()
   # Within the 14th step, or after the 27 steps of three epochs of 9.
   assert saved.state["step"] == (14 if moment.startswith("terminate_step") else 27)
-  code, found, told = train(data_dir, tmp_path / "run", "--resume", checkpoint_steps=0)
+  code, found, told = train(blob_data, tmp_path / "run", "--resume", checkpoint_steps=0)
   assert (code, found) == (0, uninterrupted), told
 
 
 @pytest.mark.slow
-def test_after_the_end_nothing_is_done_and_it_is_said(data_dir, tmp_path):
-  code, expected, _ = train(data_dir, tmp_path / "run", epochs=2)
+def test_after_the_end_nothing_is_done_and_it_is_said(blob_data, tmp_path):
+  code, expected, _ = train(blob_data, tmp_path / "run", epochs=2)
   model = (tmp_path / "run" / "model.keras").read_bytes()
-  code, found, told = train(data_dir, tmp_path / "run", "--resume", epochs=2)
+  code, found, told = train(blob_data, tmp_path / "run", "--resume", epochs=2)
   assert code == 0 and "Nothing to do" in told and found == expected
   assert (tmp_path / "run" / "model.keras").read_bytes() == model
 
 
 @pytest.mark.slow
-def test_stopped_early_stays_stopped(data_dir, tmp_path):
+def test_stopped_early_stays_stopped(blob_data, tmp_path):
   # So small a rate that nothing gets better: stops after one validation without gain.
   knobs = {"learning_rate": 1e-12, "early_stopping_patience": 1, "epochs": 9}
-  code, expected, told = train(data_dir, tmp_path / "whole", **knobs)
+  code, expected, told = train(blob_data, tmp_path / "whole", **knobs)
   assert code == 0 and len(json.loads(expected["history"])) < 9, told
-  assert train(data_dir, tmp_path / "run", "--kill=before_report", **knobs)[0] == _KILLED
-  code, found, told = train(data_dir, tmp_path / "run", "--resume", **knobs)
+  assert train(blob_data, tmp_path / "run", "--kill=before_report", **knobs)[0] == _KILLED
+  code, found, told = train(blob_data, tmp_path / "run", "--resume", **knobs)
   assert (code, found) == (0, expected), told
   assert (tmp_path / "run" / "report.html").is_file()
 
 
 @pytest.mark.slow
-def test_with_averages_accumulation_and_several_steps_a_go_it_ends_the_same(data_dir, tmp_path):
+def test_with_averages_accumulation_and_several_steps_a_go_it_ends_the_same(blob_data, tmp_path):
   knobs = {"ema_momentum": 0.9, "gradient_accumulation": 2, "steps_per_execution": 4,
            "checkpoint_steps": 4}  # fmt: skip
-  code, expected, told = train(data_dir, tmp_path / "whole", **knobs)
+  code, expected, told = train(blob_data, tmp_path / "whole", **knobs)
   assert code == 0, told
-  assert train(data_dir, tmp_path / "run", "--kill=within_step:5", **knobs)[0] == _KILLED
-  code, found, told = train(data_dir, tmp_path / "run", "--resume", **knobs)
+  assert train(blob_data, tmp_path / "run", "--kill=within_step:5", **knobs)[0] == _KILLED
+  code, found, told = train(blob_data, tmp_path / "run", "--resume", **knobs)
   assert (code, found) == (0, expected), told
 
 
 @pytest.mark.slow
-def test_a_longer_run_goes_on_from_the_end(data_dir, tmp_path):
-  train(data_dir, tmp_path / "run", epochs=2)
-  code, found, told = train(data_dir, tmp_path / "run", "--resume", epochs=3)
+def test_a_longer_run_goes_on_from_the_end(blob_data, tmp_path):
+  train(blob_data, tmp_path / "run", epochs=2)
+  code, found, told = train(blob_data, tmp_path / "run", "--resume", epochs=3)
   assert code == 0, told
   assert [row["epoch"] for row in json.loads(found["history"])] == [1, 2, 3]
 
 
 @pytest.mark.slow
-def test_another_flag_at_resume_is_refused(data_dir, tmp_path):
-  train(data_dir, tmp_path / "run", epochs=1)
-  code, _, told = train(data_dir, tmp_path / "run", "--resume", epochs=1, batch_size=6)
+def test_another_flag_at_resume_is_refused(blob_data, tmp_path):
+  train(blob_data, tmp_path / "run", epochs=1)
+  code, _, told = train(blob_data, tmp_path / "run", "--resume", epochs=1, batch_size=6)
   assert code == 1 and "--batch_size was 4, now it is 6" in told
 
 
 @pytest.mark.slow
-def test_a_damaged_newest_checkpoint_costs_steps_not_exactness(data_dir, uninterrupted, tmp_path):
-  train(data_dir, tmp_path / "run", "--kill=at_epoch_end:8")
+def test_a_damaged_newest_checkpoint_costs_steps_not_exactness(blob_data, uninterrupted, tmp_path):
+  train(blob_data, tmp_path / "run", "--kill=at_epoch_end:8")
   store = checkpoints.CheckpointStore(tmp_path / "run" / "checkpoints")
   path = tmp_path / "run" / "checkpoints" / store.names()[0] / "arrays.npz"
   path.write_bytes(path.read_bytes()[:-9])
-  code, found, told = train(data_dir, tmp_path / "run", "--resume")
+  code, found, told = train(blob_data, tmp_path / "run", "--resume")
   assert code == 0 and "damaged" in told and found == uninterrupted, told
 
 
