@@ -87,7 +87,7 @@ class Checkpointer(keras.callbacks.Callback):
     super().__init__()
     self._state, self._clock, self._writer = state, clock, writer
     self._interruption = interruption
-    self._every, self._steps_per_epoch = every_steps, steps_per_epoch
+    self.every_steps, self._steps_per_epoch = every_steps, steps_per_epoch
     self._last_step = 0
     self._metrics: checkpoints.Checkpoint | None = None
     self._epoch_done = True  # Whether the end of the epoch before the position has been worked on.
@@ -105,7 +105,7 @@ class Checkpointer(keras.callbacks.Callback):
   def on_train_batch_end(self, batch, logs=None):
     step = self._clock.step
     ends_epoch = step % self._steps_per_epoch == 0 or self.model.stop_training
-    due = self._every and step // self._every > self._last_step // self._every
+    due = self.every_steps and step // self.every_steps > self._last_step // self.every_steps
     if due:
       self._last_step = step
     if ends_epoch:  # Its end, with the validation, follows at once and is saved.

@@ -110,10 +110,15 @@ class CheckpointStore:
 
 
 class BackgroundWriter:
-  """Writes checkpoints off the training thread, one at a time."""
+  """Writes checkpoints off the training thread, one at a time.
+
+  Attributes:
+    num_submitted: Checkpoints it was given so far.
+  """
 
   def __init__(self, store: CheckpointStore):
     self._store = store
+    self.num_submitted = 0
     self._thread: threading.Thread | None = None
     self._error: BaseException | None = None
 
@@ -124,6 +129,7 @@ class BackgroundWriter:
   def submit(self, checkpoint: Checkpoint) -> None:
     """Starts writing, after the one before is written."""
     self.wait()
+    self.num_submitted += 1
     self._thread = threading.Thread(
         target=self._write, args=(checkpoint,), name="checkpoint", daemon=True
     )
