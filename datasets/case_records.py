@@ -11,6 +11,8 @@ import json
 import os
 import pathlib
 import zlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +30,14 @@ class CaseTask:
   case: Case
   fold: int
   stem: pathlib.Path
+
+  def to_json(self) -> dict[str, Any]:
+    return {"case": self.case.to_json(), "fold": self.fold, "stem": os.fspath(self.stem)}
+
+  @classmethod
+  def from_json(cls, values: Mapping[str, Any]) -> CaseTask:
+    """Reads what `to_json` wrote."""
+    return cls(Case.from_json(values["case"]), values["fold"], pathlib.Path(values["stem"]))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ import dataclasses
 import importlib
 import json
 import os
-import pickle
 import sys
 import traceback
 from typing import IO, Any
@@ -56,19 +55,19 @@ def main() -> None:
 
 
 def serve(messages: IO[bytes], answers: IO[str], builder: Any) -> None:
-  """Answers each pickled task with one line of JSON: {"problem": ...} or {"fault": ...}."""
-  while True:
-    try:
-      # The parent is the same program on the same machine: no data of others is unpickled.
-      message = pickle.load(messages)  # noqa: S301
-    except EOFError:
-      return
+  """Answers each line of JSON, a task or the address of the builder, with one line of JSON.
+
+  The answer is {"problem": message of bad input, or None} or {"fault": trace}.
+  """
+  for line in messages:
     answer: dict[str, str | None] = {"problem": None}
     try:
-      if isinstance(message, BuilderAddress):
-        builder = message.load()
+      message = json.loads(line)
+      if "address" in message:
+        builder = BuilderAddress(**message["address"]).load()
       else:
-        answer = {"problem": case_records.write_case(builder, message)}
+        task = case_records.CaseTask.from_json(message["task"])
+        answer = {"problem": case_records.write_case(builder, task)}
     except Exception:
       answer = {"fault": traceback.format_exc()}
     print(json.dumps(answer), file=answers, flush=True)

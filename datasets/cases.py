@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +29,8 @@ class Case:
     fold: Cross-validation fold where the publisher fixed one; None lets the builder decide.
     side: Split of this case alone, whatever its subject's: only for published splits that put one
       subject on two sides, which the build then warns of by name.
-    details: Whatever else the dataset's `slices_of` needs; must pickle and have a stable repr.
+    details: Whatever else the dataset's `slices_of` needs: numbers, strings, None, lists and
+      dicts of them, for it travels to worker processes as JSON.
   """
 
   key: str
@@ -45,6 +47,17 @@ class Case:
   def num_bytes(self) -> int:
     """Size of all its files."""
     return sum(path.stat().st_size for path in self.files.values())
+
+  def to_json(self) -> dict[str, Any]:
+    files = {role: os.fspath(path) for role, path in self.files.items()}
+    fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    return {**fields, "files": files}
+
+  @classmethod
+  def from_json(cls, values: Mapping[str, Any]) -> Case:
+    """Reads what `to_json` wrote."""
+    files = {role: pathlib.Path(path) for role, path in values["files"].items()}
+    return cls(**{**values, "files": files})
 
   def state(self, root: pathlib.Path) -> str:
     """Returns a digest that changes when a file of the case does (name, size or time)."""

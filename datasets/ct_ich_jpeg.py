@@ -45,7 +45,8 @@ def read_slices(
     case: Case, notes: Notes, threshold: int
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, SliceRow]]:
   """Yields (slice number, image uint8 [H, W], label uint8 [H, W], table row)."""
-  for number, row in case.details:
+  for number, plain in case.details:
+    row = SliceRow.from_plain(plain)
     image = picture_io.read_gray(case.files[f"image_{number:04d}"])
     mask_file = case.files.get(f"mask_{number:04d}")
     label = np.zeros(image.shape, np.uint8)
@@ -92,7 +93,7 @@ def _find_patient(
     files[f"image_{number:04d}"] = images[number]
     if mask is not None:
       files[f"mask_{number:04d}"] = mask
-    details.append((number, row))
+    details.append([number, row.plain()])
   for path in files.values():
     try:
       picture_io.read_header(path)
@@ -102,7 +103,7 @@ def _find_patient(
     name = ct_ich_patients.subject_name(patient)
     findings.add(
         Case(
-            key=name, subject=name, volume=name, files=files, details=tuple(details),
+            key=name, subject=name, volume=name, files=files, details=details,
             stratum=ct_ich_patients.stratum(patient), fold=ct_ich_patients.fold(patient),
         )
     )

@@ -53,7 +53,7 @@ def find_cases(findings: Findings) -> None:
         Case(
             key=name, subject=name, volume=name, files=files,
             stratum=ct_ich_patients.stratum(patient), fold=ct_ich_patients.fold(patient),
-            details=tuple(sorted(rows.get(patient, {}).items())),
+            details=[[index, row.plain()] for index, row in sorted(rows.get(patient, {}).items())],
         )
     )
   leftovers.note(findings)

@@ -27,6 +27,15 @@ class SliceRow:
   hemorrhage: bool
   fracture: int
 
+  def plain(self) -> list:
+    """Returns it as lists and numbers, for `Case.details`."""
+    return [list(self.subtypes), self.hemorrhage, self.fracture]
+
+  @classmethod
+  def from_plain(cls, values: list) -> SliceRow:
+    subtypes, hemorrhage, fracture = values
+    return cls(tuple(subtypes), hemorrhage, fracture)
+
 
 def read(path: pathlib.Path) -> dict[tuple[int, int], SliceRow]:
   """Returns {(patient number, slice number): row}.

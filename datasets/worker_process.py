@@ -8,9 +8,9 @@ whose threads a fork would lose. `tfds build` and notebooks therefore get new in
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -48,12 +48,12 @@ class WorkerProcess:
     """
     if self._address is not None:
       address, self._address = self._address, None
-      self._exchange(address)
-    return self._exchange(task)
+      self._exchange({"address": dataclasses.asdict(address)})
+    return self._exchange({"task": task.to_json()})
 
-  def _exchange(self, message) -> str | None:
+  def _exchange(self, message: dict) -> str | None:
     try:
-      pickle.dump(message, self._input)
+      self._input.write(json.dumps(message).encode() + b"\n")
       self._input.flush()
       line = self._output.readline()
     except BrokenPipeError:

@@ -104,7 +104,8 @@ class Builder(volume_builder.VolumeBuilder):
 
   def slices_of(self, case: Case, notes: Notes) -> Iterator[base_builder.Slice]:
     if self.builder_config.source == "nifti":
-      config, rows = self.builder_config, dict(case.details)
+      config = self.builder_config
+      rows = {index: ct_ich_table.SliceRow.from_plain(row) for index, row in case.details}
       if config.plane not in (None, "axial") or config.isotropic_mm:
         rows = {}  # The readers judged the axial slices of the scan, no others.
       for cut in super().slices_of(case, notes):
