@@ -5,6 +5,7 @@ Reads what `datasets/` wrote, and any other TFDS dataset in TFRecords with an im
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -97,7 +98,12 @@ class DatasetSource:
     return record_table.scan(files)
 
   def median_spacing_mm(self, split: str, sample: int = 64) -> tuple[float, float]:
-    """Returns the median (row, column) spacing of some slices spread over a split, else NaN."""
+    """Returns the median (row, column) spacing of some slices spread over a split, else NaN.
+
+    Records that cannot be read are passed over: who trains on them is told.
+    """
+    import tensorflow as tf
+
     from flexunet.pipelines.reading import RecordReader
 
     if volume_slices.is_volumes(self):
@@ -107,8 +113,13 @@ class DatasetSource:
     table = self.table(split)
     reader = RecordReader(self.info.features, table, "spacing_mm", None)
     rows = np.unique(np.linspace(0, len(table) - 1, sample).astype(int))
-    found = np.array([reader.image(int(row)) for row in rows])
-    return tuple(float(value) for value in np.median(found.reshape(len(rows), -1), axis=0)[:2])
+    found = []
+    for row in rows:
+      with contextlib.suppress(tf.errors.OpError):
+        found.append(np.ravel(reader.image(int(row))))
+    if not found:
+      return float("nan"), float("nan")
+    return tuple(float(value) for value in np.median(found, axis=0)[:2])
 
   def check_split(self, split: str) -> None:
     if split not in self.info.splits:

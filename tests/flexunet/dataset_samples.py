@@ -30,7 +30,7 @@ def write_dataset(folder: pathlib.Path, splits: dict[str, list[dict]]) -> pathli
   Args:
     folder: Its data_dir.
     splits: Split -> records: dicts of image, label [H, W], subject, volume, slice_index and,
-      where known, spacing_mm and slice_spacing_mm.
+      where known, fold, spacing_mm and slice_spacing_mm.
   """
   features = tfds.features.FeaturesDict({
       "image": tfds.features.Image(shape=(None, None, 1)),
@@ -105,7 +105,7 @@ def _write_listing(version: pathlib.Path, infos, splits: dict[str, list[dict]]) 
             "record": number,
             "offset": int(places.offset[number]),
             **{key: record[key] for key in ("subject", "volume", "slice_index")},
-            "fold": 0,
+            "fold": record.get("fold", 0),
             "height": record["label"].shape[0],
             "width": record["label"].shape[1],
             **{f"pixels_{name}": int(count) for name, count in zip(NAMES, counts, strict=True)},
