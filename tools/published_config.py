@@ -231,7 +231,8 @@ def _join(
   if not flags.pop("_previewed", (False, ""))[0]:
     flags["previews"] = 0
   if colors := flags.pop("_rgb_map", None):
-    notes.append(_palette(*colors, flags.get("num_classes")))
+    value, where = colors
+    notes.append(_palette(value, where, flags.get("num_classes")))
   for name, value in _PUBLISHED_DEFAULTS.items():
     flags.setdefault(name, value)
   flags.update({

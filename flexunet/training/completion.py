@@ -14,9 +14,15 @@ from flexunet import config
 from flexunet.datasets.errors import InputError, unknown_name
 from flexunet.network import knobs
 from flexunet.objectives import metrics
-from flexunet.pipelines import caching
 from flexunet.pipelines.augmentation.config import AugmentationConfig
-from flexunet.training import devices, loss_settings, planning, starting_point, streams
+from flexunet.training import (
+  devices,
+  loss_settings,
+  network_plan,
+  planning,
+  starting_point,
+  streams,
+)
 
 _DEFAULT_AUGMENTATION = AugmentationConfig()
 
@@ -47,12 +53,12 @@ def complete(
       data,
       training,
       augmentation,
-      planning.Facts(
+      network_plan.Facts(
           train=opened.train,
           validation=opened.validation,
           class_names=scheme.names,
           device=device,
-          memory_bytes=caching.free_main_memory() if device == "cpu" else None,
+          memory_bytes=devices.free_memory(),
           spacing_mm=spacing_mm,
           plane=(source.slice_plan or {}).get("plane"),
           start=start.knobs if start else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import keras
 
 from flexunet import config
 from flexunet.datasets.errors import InputError
+from flexunet.pipelines import caching
 
 
 def device_names() -> list[str]:
@@ -48,6 +50,23 @@ def complete(settings: config.TrainingConfig) -> tuple[config.TrainingConfig, di
     else:
       reasons[name] = "given"
   return dataclasses.replace(settings, **chosen), reasons
+
+
+def free_memory() -> int | None:
+  """Returns the bytes that are free on the devices of a run, the least of several; None: unknown.
+
+  To be asked before TensorFlow has taken the memory of a GPU for itself.
+  """
+  if not has_gpu():
+    return caching.free_main_memory()
+  try:
+    told = subprocess.run(
+        ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"],
+        check=True, capture_output=True, text=True, timeout=20,
+    ).stdout  # fmt: skip
+    return min(int(line) for line in told.split()) * 2**20
+  except (OSError, ValueError, subprocess.SubprocessError):
+    return None
 
 
 def default_precision() -> tuple[str, str]:

@@ -22,7 +22,7 @@ def options(settings: config.TrainingConfig) -> dict[str, Any]:
   Raises:
     InputError: A pair is no `name=number`, or a weight is no number.
   """
-  parsed = dict(_pair(text) for text in settings.loss_options)
+  parsed: dict[str, Any] = dict(_pair(text) for text in settings.loss_options)
   if len(parsed) < len(settings.loss_options):
     raise InputError(f"--loss_options names an option twice: {','.join(settings.loss_options)}.")
   if "class_weights" in parsed:

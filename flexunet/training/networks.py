@@ -65,7 +65,7 @@ def set_first_weights(
   """
   settings = run_config.training
   if settings.class_prior and pixel_shares is not None:
-    model_module.set_class_prior(network, pixel_shares)
+    model_module.set_class_prior(network, pixel_shares.tolist())
   if not settings.init_from:
     return None
   start = starting_point.open_start(settings.init_from)

@@ -12,7 +12,7 @@ import pytest
 
 from flexunet import config
 from flexunet.datasets.errors import InputError
-from flexunet.training import completion, networks, planning, streams, training
+from flexunet.training import completion, network_plan, networks, planning, streams, training
 
 
 def blobs(subjects, first_seed):
@@ -154,8 +154,8 @@ def test_large_slices_are_scaled_down_and_small_ones_kept():
     return planning.plan(
         config.ModelConfig(), config.DataConfig(), config.TrainingConfig(),
         config.AugmentationConfig(),
-        planning.Facts(train=table(height, width), validation=table(height, width),
-                       class_names=["background", "lesion"]),
+        network_plan.Facts(train=table(height, width), validation=table(height, width),
+                           class_names=["background", "lesion"]),
     )  # fmt: skip
 
   small, large = planned(174, 162), planned(650, 325)

@@ -1,0 +1,126 @@
+"""What is planned follows from the slices, the classes and the device, each with a reason."""
+
+import numpy as np
+import pytest
+
+from flexunet import config
+from flexunet.network import inspection, knobs
+from flexunet.pipelines.record_table import RecordTable
+from flexunet.training import network_plan, planning
+
+
+def table(height=176, width=176, pixels=((10, 1),), times=20):
+  pixels = np.repeat(np.array(pixels), times, axis=0)
+  count = len(pixels)
+  zeros = np.zeros(count, int)
+  return RecordTable(
+      files=["f"], shard=zeros, offset=np.arange(count), subject=np.full(count, "a"),
+      volume=np.full(count, "a"), slice_index=np.arange(count), fold=zeros,
+      height=np.full(count, height), width=np.full(count, width), pixels=pixels,
+  )  # fmt: skip
+
+
+def planned(records=None, model=(), data=(), training=(), augmentation=(), **facts):
+  records = table() if records is None else records
+  names = ["background", *(f"class_{n}" for n in range(records.pixels.shape[1] - 1))]
+  facts = {"train": records, "validation": records, "class_names": names, **facts}
+  return planning.plan(
+      config.ModelConfig(**dict(model)),
+      config.DataConfig(**dict(data)),
+      config.TrainingConfig(**dict(training)),
+      config.AugmentationConfig(**dict(augmentation)),
+      network_plan.Facts(**facts),
+  )
+
+
+@pytest.mark.parametrize(
+    ("size", "layers"),
+    [((176, 176), 5), ((650, 650), 5), ((64, 90), 5), ((40, 90), 4), ((9, 90), 2)],
+)
+def test_stages_end_where_the_slice_has_no_edge_left(size, layers):
+  # Four pixels are left of an edge of 64 after four poolings; of 40 already after three, five.
+  assert planned(table(*size)).model.num_layers == layers
+
+
+def test_the_reason_tells_how_far_the_network_sees():
+  made = planned()
+  seen = inspection.receptive_fields(knobs.Knobs(**vars(made.model)))[0].decoder
+  assert f"see {seen} pixels" in made.reasons["num_layers"]
+
+
+def test_the_batch_shrinks_until_it_fits_into_the_memory():
+  free = planned()
+  assert free.training.batch_size == 8
+  tight = planned(memory_bytes=200_000_000)
+  assert tight.training.batch_size in (1, 2, 4)
+  assert "would need about" in tight.reasons["batch_size"]
+  assert planned(memory_bytes=1).training.batch_size == 1
+  assert planned(memory_bytes=1, training={"batch_size": 6}).training.batch_size == 6
+
+
+def test_a_scaled_slice_tells_what_becomes_of_its_pixel():
+  large = planned(table(512, 512), spacing_mm=(0.5, 0.5))
+  assert large.model.image_size == (256, 256)
+  assert "a pixel of 0.50 mm becoming 1.00" in large.reasons["image_size"]
+
+
+def test_a_rare_class_is_drawn_in_turns_where_a_share_is_drawn():
+  # Background only in six of ten slices; the second class in one of those four.
+  pixels = [(9, 0, 0)] * 16 + [(8, 1, 0)] * 8 + [(7, 1, 1)]
+  rare = planned(table(pixels=pixels, times=1))
+  assert rare.data.foreground_fraction == 0.5 and rare.data.class_balance
+  assert "class_1 is in 1 slices" in rare.reasons["class_balance"]
+  even = planned(table(pixels=[(9, 0, 0)] * 3 + [(8, 1, 1)], times=5))
+  assert even.data.foreground_fraction == 0.5 and not even.data.class_balance
+  everywhere = planned(table(pixels=pixels[16:], times=1))
+  assert everywhere.data.foreground_fraction == 0 and not everywhere.data.class_balance
+
+
+@pytest.mark.parametrize(
+    ("names", "plane", "share"),
+    [
+        (["background", "lesion"], "axial", 0.5),
+        (["background", "lesion"], "sagittal", 0.0),
+        (["background", "left_hippocampus"], "coronal", 0.0),
+    ],
+)
+def test_only_slices_that_may_be_mirrored_are(names, plane, share):
+  made = planned(class_names=names, plane=plane)
+  assert made.augmentation.flip_horizontal_probability == share
+  assert ("no mirror images" in made.reasons["augmentation"]) == (share == 0)
+
+
+def test_a_mirror_image_asked_for_across_a_sagittal_slice_is_made():
+  made = planned(plane="sagittal", augmentation={"flip_horizontal_probability": 0.25})
+  assert made.augmentation.flip_horizontal_probability == 0.25
+
+
+def test_the_network_to_start_from_gives_what_is_left_open():
+  start = knobs.Knobs(base_filters=8, base_kernels=7, num_layers=3, normalization="group")
+  made = planned(start=start, model={"base_kernels": 5})
+  assert (made.model.base_filters, made.model.num_layers) == (8, 3)
+  assert made.model.normalization == "group" and made.model.base_kernels == 5
+  assert made.reasons["base_filters"] == "as in the network to start from"
+
+
+@pytest.mark.parametrize(
+    ("model", "training", "rate"),
+    [({}, {}, 6e-3), ({}, {"optimizer": "adam"}, 6e-3), ({}, {"optimizer": "sgd"}, 0.01),
+     ({"normalization": "none"}, {}, 3e-4), ({}, {"learning_rate": 0.5}, 0.5)],
+)  # fmt: skip
+def test_the_learning_rate_suits_optimizer_and_normalization(model, training, rate):
+  assert planned(model=model, training=training).training.learning_rate == rate
+
+
+def test_the_warm_up_of_a_short_run_is_short():
+  # 20 slices in batches of 8 are 3 steps an epoch.
+  assert planned(training={"epochs": 10}).training.warmup_steps == 3
+  assert planned(training={"epochs": 1000}).training.warmup_steps == 50
+
+
+def test_every_value_has_a_reason():
+  made = planned()
+  for part in (config.ModelConfig, config.DataConfig, config.TrainingConfig):
+    for name, field in part.__dataclass_fields__.items():
+      if field.default is None and field.metadata["unset"] == "planned from the data":
+        assert made.reasons[name], name
