@@ -87,7 +87,7 @@ class RunState:
 
   def put_back_metrics(self, checkpoint: checkpoints.Checkpoint) -> None:
     if values := checkpoint.arrays.get("metrics"):
-      _assign("metrics", self._network.metrics_variables, values)
+      _assign("metrics", _metric_parts(self._network), values)
 
   def _groups(self, within_epoch: bool) -> dict[str, list]:
     groups = {
@@ -95,7 +95,7 @@ class RunState:
         "optimizer": list(self._network.optimizer.variables),
     }
     if within_epoch:
-      groups["metrics"] = list(self._network.metrics_variables)
+      groups["metrics"] = _metric_parts(self._network)
     return groups
 
 
@@ -108,6 +108,18 @@ def data_identity(tables: Mapping[str, RecordTable], fingerprint: str | None) ->
       digest.update(np.ascontiguousarray(column, np.int64).tobytes())
     told[f"{name} records"] = f"{len(table)} ({digest.hexdigest()[:12]})"
   return told
+
+
+def _metric_parts(network: keras.Model) -> list:
+  """Returns the variables of the running metrics, each device's own.
+
+  They are added up only when they are read; a sum of other parts would differ in its last bit.
+  """
+  variables = list(network.metrics_variables)
+  strategy = getattr(network, "distribute_strategy", None)
+  if strategy is None or strategy.num_replicas_in_sync == 1:
+    return variables
+  return [part for v in variables for part in strategy.experimental_local_results(v.value)]
 
 
 def _assign(group: str, variables: list, values: Sequence[np.ndarray]) -> None:

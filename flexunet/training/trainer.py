@@ -174,7 +174,8 @@ class Trainer:
       callback.set_model(network)
     if checkpoint.arrays.get("metrics"):
       # Keras makes the variables of the metrics when it sees the first batch.
-      network.test_on_batch(*next(iter(self._prepared.batches.validation())))
+      batch = next(iter(self._prepared.batches.validation()))
+      network.test_on_batch(*(part.numpy() for part in batch))
     self._state.put_back(checkpoint)
     self._checkpointer.resume_from(checkpoint)
     live_view.say(f"Goes on from step {clock.step} of {clock.total_steps} (checkpoint {name}).")

@@ -110,14 +110,25 @@ def main() -> None:
   parser.add_argument("--kill")
   parser.add_argument("--knobs", default="{}", help="JSON of TrainingConfig")
   parser.add_argument("--logical_devices", type=int, default=1)
+  parser.add_argument("--dropout", type=float, default=0.2)
+  parser.add_argument("--losses", action="store_true", help="prints the running loss of each step")
   options = parser.parse_args()
 
   import tensorflow as tf
 
   from flexunet import config
   from flexunet.datasets.errors import InputError
-  from flexunet.training import checkpointing, completion, streams, training
+  from flexunet.training import checkpointing, completion, faults, streams, training
 
+  losses = []
+  if options.losses:
+    watch = faults.StopOnNan.on_train_batch_end
+
+    def noting(self, batch, logs=None):
+      losses.append(float(logs["loss"]))
+      watch(self, batch, logs)
+
+    faults.StopOnNan.on_train_batch_end = noting
   if options.logical_devices > 1:
     cpu = tf.config.list_physical_devices("CPU")[0]
     each = tf.config.LogicalDeviceConfiguration()
@@ -133,7 +144,7 @@ def main() -> None:
   opened = streams.open_data(data)
   try:
     run_config = completion.complete(
-        config.ModelConfig(num_layers=2, base_filters=4, dropout_rate=0.2),
+        config.ModelConfig(num_layers=2, base_filters=4, dropout_rate=options.dropout),
         data, config.TrainingConfig(**settings), opened,
     )  # fmt: skip
     run, _ = training.fit(run_config, options.run_dir, opened, resume=options.resume)
@@ -141,7 +152,7 @@ def main() -> None:
     sys.exit(128 + interrupted.signal_number)
   except InputError as error:
     sys.exit(f"error: {error}")
-  print(json.dumps(fingerprint(run)))
+  print(json.dumps(losses if options.losses else fingerprint(run)))
 
 
 if __name__ == "__main__":
