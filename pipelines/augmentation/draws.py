@@ -92,6 +92,8 @@ STAGES: dict[str, tuple[str, ...]] = {
     "quarter_turns": ("quarter_turns",),
     "warp": ("rotation", "scale", "shear_y", "shear_x", "translation_y", "translation_x",
              "elastic", "distortion", "barrel", "pincushion"),
+    # A part of "warp" that costs more than straight lines do.
+    "bend": ("elastic", "distortion", "barrel", "pincushion"),
     "bias_field": ("bias_field",),
     "tone": ("brightness", "contrast", "gamma"),
     "blur": ("blur",),

@@ -95,15 +95,28 @@ def warp(
   if not any(_warps(config)):
     return image, label
 
-  def resample(image, label):
-    rows, columns = source_grid(config, draw, seeds, (image.shape[1], image.shape[2]))
+  def resample(image, label, bends):
+    rows, columns = source_grid(config, draw, seeds, (image.shape[1], image.shape[2]), bends)
     return sample_linear(image, rows, columns), sample_nearest(label, rows, columns)
 
+  straight = functools.partial(resample, bends=False)
+  bent = functools.partial(resample, bends=True)
   if image.shape[0] == 1 and not tf.executing_eagerly() and _can_compile():
     # In an input pipeline: XLA makes one loop of some fifty passes over the pixels, which halves
     # the cost. It compiles once a process and image size, in half a second.
-    resample = tf.function(resample, autograph=False, jit_compile=True)
-  return where_drawn(draw.stages()["warp"], resample, (image, label))
+    straight, bent = (
+        tf.function(way, autograph=False, jit_compile=True) for way in (straight, bent)
+    )
+  stages = draw.stages()
+
+  def change(image, label):
+    if not any(_bends(config).values()):
+      return straight(image, label)
+    return tf.cond(
+        tf.reduce_any(stages["bend"]), lambda: bent(image, label), lambda: straight(image, label)
+    )
+
+  return where_drawn(stages["warp"], change, (image, label))
 
 
 @functools.cache
@@ -130,16 +143,23 @@ def _warps(config: AugmentationConfig) -> list[float]:
 
 
 def source_grid(
-    config: AugmentationConfig, draw: draws.Draw, seeds: tf.Tensor, size_hw: tuple[int, int]
+    config: AugmentationConfig,
+    draw: draws.Draw,
+    seeds: tf.Tensor,
+    size_hw: tuple[int, int],
+    bends: bool = True,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Returns float32 rows and columns [B, H, W]: where each pixel of the result comes from."""
+  """Returns float32 rows and columns [B, H, W]: where each pixel of the result comes from.
+
+  `bends` False leaves out elastic, distortion and lens, for draws that have none.
+  """
   import tensorflow as tf
 
   height, width = size_hw
   # Offsets from the middle; broadcast until something bends them.
   y = tf.range(height, dtype=tf.float32)[None, :, None] - (height - 1) / 2
   x = tf.range(width, dtype=tf.float32)[None, None, :] - (width - 1) / 2
-  if any(_bends(config).values()):
+  if bends and any(_bends(config).values()):
     y = tf.broadcast_to(y, [seeds.shape[0] or tf.shape(seeds)[0], height, width])
     x = tf.broadcast_to(x, tf.shape(y))
     for bend, probability in _bends(config).items():
