@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from flexunet import command_line, config_flags
-from flexunet.pipelines.augmentation.config import AugmentationConfig, names_sides
+from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.tools import augmented_dataset, built_datasets, dataset_statistics
 
 _DATASET = flags.DEFINE_string(
@@ -61,10 +61,12 @@ def main(argv: Sequence[str]) -> None:
   command_line.load_tensorflow()
   from flexunet.pipelines import source
 
-  folder = source.open_dataset(_DATASET.value, _DATA_DIR.value).path
-  dataset = built_datasets.open_folder(folder)
+  opened = source.open_dataset(_DATASET.value, _DATA_DIR.value)
+  dataset = built_datasets.open_folder(opened.path)
+  plane = (opened.slice_plan or {}).get("plane")
+  config, _ = settings.resolve_for(dataset.scheme.names, plane)
   plan = augmented_dataset.Plan(
-      config=settings.resolve(sided=names_sides(dataset.scheme.names)),
+      config=config,
       copies=_COPIES.value,
       seed=_SEED.value,
       only_classes=tuple(_ONLY_CLASS.value),

@@ -17,7 +17,7 @@ from absl import app, flags
 
 from flexunet import command_line, config_flags
 from flexunet.datasets.errors import InputError
-from flexunet.pipelines.augmentation.config import AugmentationConfig, names_sides
+from flexunet.pipelines.augmentation.config import AugmentationConfig
 
 _DATASET = flags.DEFINE_string(
     "dataset", None, "Built dataset as name[/config[/version]] below --data_dir."
@@ -49,7 +49,8 @@ def main(argv: Sequence[str]) -> None:
 
   opened = source.open_dataset(_DATASET.value, _DATA_DIR.value)
   scheme = opened.label_scheme(_LABEL_KEY.value)
-  config = settings.resolve(sided=names_sides(scheme.names))
+  plane = (opened.slice_plan or {}).get("plane")
+  config, _ = settings.resolve_for(scheme.names, plane)
   columns = augmentation_sheet.COLUMNS
   examples = augmentation_sheet.pick_examples(
       opened, _SPLIT.value, _IMAGE_KEY.value, _LABEL_KEY.value, columns

@@ -149,6 +149,26 @@ class AugmentationConfig(Checked):
         )
     return complete
 
+  def resolve_for(
+      self, class_names: Sequence[str], plane: str | None
+  ) -> tuple[AugmentationConfig, str]:
+    """Returns the config resolved for a dataset, and why it has no mirror images ("" if it may).
+
+    Args:
+      class_names: Of the label scheme.
+      plane: Of the slices; None where it is not known.
+
+    Raises:
+      InputError: As `resolve`.
+    """
+    if names_sides(class_names):
+      return self.resolve(sided=True), "no mirror images, since the classes tell sides"
+    if plane == "sagittal" and self.flip_horizontal_probability is None:
+      # Across a sagittal slice lie front and back, which no body has the other way round.
+      config = dataclasses.replace(self, flip_horizontal_probability=0.0)
+      return config.resolve(), "no mirror images, since slices are sagittal"
+    return self.resolve(), ""
+
   @property
   def enabled(self) -> bool:
     """Whether a resolved config changes anything at all."""

@@ -145,12 +145,13 @@ def test_eager_graph_and_tf_data_agree(name):
   config = only(name)
   eager = augmented(config, image, label, (5, 6))
 
+  @tf.function(autograph=False, input_signature=[tf.TensorSpec([2], tf.int32)])
   def change(seed):
     return augment.augment_example(config, tf.constant(image), tf.constant(label), seed)
 
   seeds = np.array([[5, 6]], np.int32)
   stream = tf.data.Dataset.from_tensor_slices(seeds).map(change)
-  for graph in (tf.function(change)(seeds[0]), next(iter(stream))):
+  for graph in (change(seeds[0]), next(iter(stream))):
     # Other kernels may round one number the other way: a grey value, a pixel on a class border.
     assert np.abs(eager[0].astype(int) - graph[0].numpy()).max() <= 1
     assert np.mean(eager[1] != graph[1].numpy()) <= 0.002
@@ -172,7 +173,7 @@ def test_a_batch_gives_what_its_examples_give(name):
 
 
 def test_a_batch_of_unknown_length_gives_the_same():
-  config = AugmentationConfig(augmentation="strong").resolve()
+  config = dataclasses.replace(only("distortion", 0.5), noise_probability=0.5)
   image, label = sample((32, 32))
   images, labels = np.stack([image] * 3), np.stack([label] * 3)
   seeds = np.array([[7, n] for n in range(3)], np.int32)

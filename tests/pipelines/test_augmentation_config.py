@@ -58,6 +58,22 @@ def test_sided_classes_are_never_mirrored():
     AugmentationConfig(flip_horizontal_probability=0.5).resolve(sided=True)
 
 
+def test_a_dataset_decides_whether_mirror_images_are_safe():
+  config = AugmentationConfig()
+  for names, plane, may in [
+      (["background", "lesion"], "axial", True),
+      (["background", "lesion"], None, True),
+      (["background", "lesion"], "sagittal", False),
+      (["background", "left", "right"], "coronal", False),
+  ]:
+    resolved, why = config.resolve_for(names, plane)
+    assert (resolved.flip_horizontal_probability > 0) == may
+    assert bool(why) != may
+  asked = AugmentationConfig(flip_horizontal_probability=0.5)
+  resolved, _ = asked.resolve_for(["background", "lesion"], "sagittal")
+  assert resolved.flip_horizontal_probability == 0.5
+
+
 @pytest.mark.parametrize(
     "names, sided",
     [
