@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -87,15 +87,16 @@ class RunState:
 
   def put_back_metrics(self, checkpoint: checkpoints.Checkpoint) -> None:
     if values := checkpoint.arrays.get("metrics"):
-      _assign("metrics", _metric_parts(self._network), values)
+      _assign("metrics", self._groups(within_epoch=True)["metrics"], values)
 
   def _groups(self, within_epoch: bool) -> dict[str, list]:
+    network = self._network
     groups = {
-        "model": list(self._network.variables),
-        "optimizer": list(self._network.optimizer.variables),
+        "model": _parts(network, network.variables),
+        "optimizer": list(network.optimizer.variables),  # Updated alike on each device.
     }
     if within_epoch:
-      groups["metrics"] = _metric_parts(self._network)
+      groups["metrics"] = _parts(network, network.metrics_variables)
     return groups
 
 
@@ -110,16 +111,21 @@ def data_identity(tables: Mapping[str, RecordTable], fingerprint: str | None) ->
   return told
 
 
-def _metric_parts(network: keras.Model) -> list:
-  """Returns the variables of the running metrics, each device's own.
+def _parts(network: keras.Model, variables: Iterable) -> list:
+  """Returns the variables, those that no gradient keeps alike device by device.
 
-  They are added up only when they are read; a sum of other parts would differ in its last bit.
+  Each device has running metrics and statistics of batch normalization of its own, which would be
+  brought together, or those of the first one taken, by reading them as one.
   """
-  variables = list(network.metrics_variables)
+  variables = list(variables)
   strategy = getattr(network, "distribute_strategy", None)
   if strategy is None or strategy.num_replicas_in_sync == 1:
     return variables
-  return [part for v in variables for part in strategy.experimental_local_results(v.value)]
+  parts = []
+  for variable in variables:
+    alike = variable.trainable
+    parts += [variable] if alike else strategy.experimental_local_results(variable.value)
+  return parts
 
 
 def _assign(group: str, variables: list, values: Sequence[np.ndarray]) -> None:
