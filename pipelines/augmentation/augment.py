@@ -35,8 +35,8 @@ def augment_example(
   import tensorflow as tf
 
   batch = (tf.convert_to_tensor(x)[None] for x in (image, label, seed))
-  image, label = augment_batch(config, *batch)
-  return image[0], label[0]
+  images, labels = augment_batch(config, *batch)
+  return images[0], labels[0]
 
 
 def augment_batch(
@@ -55,12 +55,16 @@ def augment_batch(
   """
   import tensorflow as tf
 
-  images, labels, seeds = (tf.convert_to_tensor(x) for x in (images, labels, seeds))
-  _check(images, labels)
-  if not config.enabled:
-    return images, labels
-  draw = draws.draw(config, (images.shape[1], images.shape[2]), seeds)
-  return apply(config, draw, images, labels, seeds)
+  def changed(images, labels, seeds):
+    images, labels, seeds = (tf.convert_to_tensor(x) for x in (images, labels, seeds))
+    _check(images, labels)
+    if not config.enabled:
+      return images, labels
+    draw = draws.draw(config, (images.shape[1], images.shape[2]), seeds)
+    return apply(config, draw, images, labels, seeds)
+
+  # Nothing here needs AutoGraph, which input pipelines would run over all of it, for seconds.
+  return tf.autograph.experimental.do_not_convert(changed)(images, labels, seeds)
 
 
 def apply(

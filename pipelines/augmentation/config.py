@@ -38,85 +38,85 @@ class AugmentationConfig(Checked):
   augmentation: str = knob(
       "default", "Preset that gives every augmentation setting its default.", choices=PRESETS
   )
-  flip_horizontal_probability: float | None = _probability("a mirror image, left to right")
-  flip_vertical_probability: float | None = _probability("a mirror image, top to bottom")
-  right_angle_probability: float | None = _probability(
+  flip_horizontal_probability: float = _probability("a mirror image, left to right")
+  flip_vertical_probability: float = _probability("a mirror image, top to bottom")
+  right_angle_probability: float = _probability(
       "a turn by 90, 180 or 270 degrees (by 180 where the image is not square)"
   )
-  rotation_degrees: float | None = _strength("Largest rotation, either way.", 0, 180)
-  rotation_probability: float | None = _probability("a rotation")
-  scale_min: float | None = _strength("Smallest scale; below 1 the image shrinks.", 0.1, 1)
-  scale_max: float | None = _strength("Largest scale; above 1 the image grows.", 1, 10)
-  scale_probability: float | None = _probability("a scaling")
-  shear_degrees: float | None = _strength("Largest shear along each axis, either way.", 0, 40)
-  shear_probability: float | None = _probability("a shear")
-  translation_fraction: float | None = _strength(
+  rotation_degrees: float = _strength("Largest rotation, either way.", 0, 180)
+  rotation_probability: float = _probability("a rotation")
+  scale_min: float = _strength("Smallest scale; below 1 the image shrinks.", 0.1, 1)
+  scale_max: float = _strength("Largest scale; above 1 the image grows.", 1, 10)
+  scale_probability: float = _probability("a scaling")
+  shear_degrees: float = _strength("Largest shear along each axis, either way.", 0, 40)
+  shear_probability: float = _probability("a shear")
+  translation_fraction: float = _strength(
       "Largest shift, as a share of the height and of the width.", 0, 1
   )
-  translation_probability: float | None = _probability("a shift")
-  elastic_alpha: float | None = _strength(
+  translation_probability: float = _probability("a shift")
+  elastic_alpha: float = _strength(
       "Largest strength of the elastic deformation, in pixels of an image of 512: it multiplies"
       " uniform noise smoothed by a Gaussian (Simard et al. 2003).",
       0,
       5000,
   )
-  elastic_sigma: float | None = _strength(
+  elastic_sigma: float = _strength(
       "Width of that Gaussian, in pixels of an image of 512: small is wavy, large is smooth.",
       4,
       200,
   )
-  elastic_probability: float | None = _probability("an elastic deformation")
-  distortion_amount: float | None = _strength(
+  elastic_probability: float = _probability("an elastic deformation")
+  distortion_amount: float = _strength(
       "Largest shift of the control points of the smooth distortion, in shorter edges.",
       0,
       0.3,
   )
-  distortion_points: int | None = _strength("Control points along each axis.", 4, 32)
-  distortion_probability: float | None = _probability("a smooth distortion")
-  barrel_amount: float | None = _strength(
+  distortion_points: int = _strength("Control points along each axis.", 4, 32)
+  distortion_probability: float = _probability("a smooth distortion")
+  barrel_amount: float = _strength(
       "Largest barrel distortion; the centre grows by up to 1 / (1 - amount).", 0, 0.8
   )
-  barrel_probability: float | None = _probability("a barrel distortion")
-  pincushion_amount: float | None = _strength(
+  barrel_probability: float = _probability("a barrel distortion")
+  pincushion_amount: float = _strength(
       "Largest pincushion distortion; the centre shrinks by up to 1 / (1 + amount).", 0, 0.45
   )
-  pincushion_probability: float | None = _probability("a pincushion distortion")
-  lens_radius: float | None = _strength(
+  pincushion_probability: float = _probability("a pincushion distortion")
+  lens_radius: float = _strength(
       "Radius of barrel and pincushion, in halves of the shorter edge; nothing moves beyond it.",
       0.1,
       3,
   )
-  lens_center_range: float | None = _strength(
+  lens_center_range: float = _strength(
       "Their centre lies up to this share of height and width off the middle.", 0, 0.5
   )
-  brightness_change: float | None = _strength("Brightness is multiplied by up to 1 +- this.", 0, 1)
-  brightness_probability: float | None = _probability("a change of brightness")
-  contrast_change: float | None = _strength(
+  brightness_change: float = _strength("Brightness is multiplied by up to 1 +- this.", 0, 1)
+  brightness_probability: float = _probability("a change of brightness")
+  contrast_change: float = _strength(
       "The distance from the mean grey is multiplied by up to 1 +- this.", 0, 1
   )
-  contrast_probability: float | None = _probability("a change of contrast")
-  gamma_max: float | None = _strength(
+  contrast_probability: float = _probability("a change of contrast")
+  gamma_max: float = _strength(
       "Largest exponent of the grey values; 1/this the least.", 1, 5
   )
-  gamma_probability: float | None = _probability("a gamma correction")
-  sharpening_amount: float | None = _strength(
+  gamma_probability: float = _probability("a gamma correction")
+  sharpening_amount: float = _strength(
       "Largest weight of the detail (the image less its blurred self) that is added.", 0, 10
   )
-  sharpening_probability: float | None = _probability("sharpening")
-  blur_sigma: float | None = _strength("Largest width of the Gaussian blur, in pixels.", 0, 10)
-  blur_probability: float | None = _probability("blur")
-  noise_std: float | None = _strength(
+  sharpening_probability: float = _probability("sharpening")
+  blur_sigma: float = _strength("Largest width of the Gaussian blur, in pixels.", 0, 10)
+  blur_probability: float = _probability("blur")
+  noise_std: float = _strength(
       "Largest standard deviation of the Gaussian noise, as a share of the grey range.", 0, 1
   )
-  noise_probability: float | None = _probability("Gaussian noise")
-  low_resolution_factor: float | None = _strength(
+  noise_probability: float = _probability("Gaussian noise")
+  low_resolution_factor: float = _strength(
       "Largest factor by which the resolution is lowered and interpolated back.", 1, 16
   )
-  low_resolution_probability: float | None = _probability("a lower resolution")
-  bias_field_strength: float | None = _strength(
+  low_resolution_probability: float = _probability("a lower resolution")
+  bias_field_strength: float = _strength(
       "Largest uneven gain as in MRI: the gain lies in exp(-this) .. exp(this).", 0, 2
   )
-  bias_field_probability: float | None = _probability("a bias field")
+  bias_field_probability: float = _probability("a bias field")
 
   def resolve(self, *, sided: bool = False) -> AugmentationConfig:
     """Returns the config with every field given.
