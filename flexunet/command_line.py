@@ -47,6 +47,13 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
   return app.parse_flags_with_usage(list(argv))
 
 
+def given(flag: flags.FlagHolder) -> str:
+  """Returns the value of a flag that must be given."""
+  if flag.value is None:
+    raise InputError(f"--{flag.name} is missing. --help tells what it is.")
+  return flag.value
+
+
 def load_tensorflow() -> None:
   """Imports TensorFlow and finds its devices without its start-up lines.
 

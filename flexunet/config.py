@@ -285,7 +285,9 @@ class RunConfig:
   training: TrainingConfig
   dataset_facts: DatasetFacts
   reasons: dict[str, str]
-  augmentation: AugmentationConfig = AugmentationConfig(augmentation="none")
+  augmentation: AugmentationConfig = dataclasses.field(
+      default_factory=lambda: AugmentationConfig(augmentation="none")
+  )
 
   def to_json(self) -> dict[str, Any]:
     return dataclasses.asdict(self)
@@ -304,7 +306,7 @@ class RunConfig:
     values = {"augmentation": {"augmentation": "none"}, **values}  # Runs made before it existed.
     if missing := [name for name in known if name not in values]:
       raise InputError(f"config.json must hold {known}. Missing: {missing}.")
-    built = {name: from_mapping(part, values[name]) for name, part in parts.items()}
+    built: dict[str, Any] = {name: from_mapping(part, values[name]) for name, part in parts.items()}
     return cls(
         **built,
         dataset_facts=from_mapping(DatasetFacts, values["dataset_facts"]),

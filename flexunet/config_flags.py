@@ -40,27 +40,28 @@ def read(cls: type, holders: dict[str, flags.FlagHolder], **extra: Any) -> Any:
 def _define_one(
     field: dataclasses.Field, hint: Any, flag_values: flags.FlagValues
 ) -> flags.FlagHolder:
-  base, optional = checked.optional_base(hint)
+  base, _ = checked.optional_base(hint)
+  default: Any = field.default
   text = field.metadata.get("help", "")
-  if optional and field.default is None and (unset := field.metadata.get("unset")):
+  if default is None and (unset := field.metadata.get("unset")):
     text += f" Default: {unset}."
   if typing.get_origin(base) is tuple:
-    default = None if field.default is None else list(field.default)
-    return flags.DEFINE_list(field.name, default, text, flag_values=flag_values)
+    words = None if default is None else list(default)
+    return flags.DEFINE_list(field.name, words, text, flag_values=flag_values)
   if base is bool:
-    return flags.DEFINE_boolean(field.name, field.default, text, flag_values=flag_values)
+    return flags.DEFINE_boolean(field.name, default, text, flag_values=flag_values)
   if choices := field.metadata.get("choices"):
-    return flags.DEFINE_enum(field.name, field.default, choices, text, flag_values=flag_values)
-  limits = {
+    return flags.DEFINE_enum(field.name, default, choices, text, flag_values=flag_values)
+  limits: dict[str, Any] = {
       "flag_values": flag_values,
       "lower_bound": field.metadata.get("minimum"),
       "upper_bound": field.metadata.get("maximum"),
   }
   if base is int:
-    return flags.DEFINE_integer(field.name, field.default, text, **limits)
+    return flags.DEFINE_integer(field.name, default, text, **limits)
   if base is float:
-    return flags.DEFINE_float(field.name, field.default, text, **limits)
-  return flags.DEFINE_string(field.name, field.default, text, flag_values=flag_values)
+    return flags.DEFINE_float(field.name, default, text, **limits)
+  return flags.DEFINE_string(field.name, default, text, flag_values=flag_values)
 
 
 def _sizes(parts: list[str]) -> tuple[int, ...]:

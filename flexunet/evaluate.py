@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
   from flexunet.evaluation import evaluation_run
 
   figures = evaluation_run.evaluate(
-      run_folder.RunFolder.open(_RUN_DIR.value),
+      run_folder.RunFolder.open(command_line.given(_RUN_DIR)),
       list(dict.fromkeys(name.strip() for name in _SPLIT.value if name.strip())),
       data_dir=_DATA_DIR.value,
       allow_other_data=_ALLOW_OTHER_DATA.value,

@@ -41,17 +41,17 @@ def main(argv: Sequence[str]) -> None:
   from flexunet import run_folder
   from flexunet.prediction import inference, prediction, prediction_inputs
 
-  run = run_folder.RunFolder.open(_RUN_DIR.value)
+  run = run_folder.RunFolder.open(command_line.given(_RUN_DIR))
   run_config = run.read_config()
   outputs = prediction.Outputs(
-      folder=pathlib.Path(_OUTPUT_DIR.value).expanduser(),
+      folder=pathlib.Path(command_line.given(_OUTPUT_DIR)).expanduser(),
       overlay=_OVERLAY.value,
       color_masks=_COLOR_MASKS.value,
       probabilities=_PROBABILITIES.value,
       overwrite=_OVERWRITE.value,
   )
   found = prediction_inputs.find(
-      pathlib.Path(_INPUT.value).expanduser(),
+      pathlib.Path(command_line.given(_INPUT)).expanduser(),
       outputs.folder,
       volumes_first=run_config.dataset_facts.slice_plan is not None,
   )

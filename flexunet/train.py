@@ -54,10 +54,10 @@ def main(argv: Sequence[str]) -> None:
   opened = streams.open_data(data)
   run_config = completion.complete(model, data, settings, opened, augmentation)
   if not _RESUME.value:
-    run_folder.check_new(_RUN_DIR.value)
+    run_folder.check_new(command_line.given(_RUN_DIR))
   try:
     _, rows = training.fit(
-        run_config, _RUN_DIR.value, opened, sys.argv, resume=_RESUME.value
+        run_config, command_line.given(_RUN_DIR), opened, sys.argv, resume=_RESUME.value
     )
   except KeyboardInterrupt:  # Before the first step: there is nothing to save yet.
     sys.exit(128 + signal.SIGINT)

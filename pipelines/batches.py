@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flexunet.pipelines.caching import ExampleCache
-from flexunet.pipelines.loading import ExampleLoader, ExampleSpec, to_channels
+from flexunet.pipelines.loading import ExampleLoader, ExampleSpec, Loader, to_channels
 from flexunet.pipelines.volume_slices import VolumeSliceLoader, is_volumes
 
 if TYPE_CHECKING:
@@ -41,13 +41,11 @@ class Host:
       raise ValueError(f"index must lie in 0..{self.count - 1}. Got: {self.index}.")
 
 
-Loader = ExampleLoader | VolumeSliceLoader
-
-
 def open_loader(source: DatasetSource, table: RecordTable, spec: ExampleSpec) -> Loader:
   """Returns what reads the rows of a table, which `source` gave, whatever the dataset's form."""
-  kind = VolumeSliceLoader if is_volumes(source) else ExampleLoader
-  return kind(source, table, spec)
+  if is_volumes(source):
+    return VolumeSliceLoader(source, table, spec)
+  return ExampleLoader(source, table, spec)
 
 
 def training_batches(

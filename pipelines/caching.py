@@ -24,7 +24,7 @@ from flexunet.datasets.errors import InputError
 if TYPE_CHECKING:
   import tensorflow as tf
 
-  from flexunet.pipelines.loading import ExampleLoader
+  from flexunet.pipelines.loading import Loader
 
 MODES = ("auto", "device", "ram", "disk", "none")
 # Share of what is free that a cache may take: the rest is the network's and other programs'.
@@ -62,7 +62,7 @@ class Choice:
   reason: str
 
 
-def num_bytes(loader: ExampleLoader) -> int:
+def num_bytes(loader: Loader) -> int:
   height, width = loader.spec.resizing.image_size
   return loader.num_rows * height * width * (loader.channels + 1)
 
@@ -106,7 +106,7 @@ def choose(
   return Choice("none", f"{size} fit neither into memory nor on the disk: decoded again each epoch")
 
 
-def fill(loader: ExampleLoader, choice: Choice, cache_dir: pathlib.Path, key: str) -> ExampleCache:
+def fill(loader: Loader, choice: Choice, cache_dir: pathlib.Path, key: str) -> ExampleCache:
   """Decodes every example once, or takes the finished disk cache of the same `key`."""
   height, width = loader.spec.resizing.image_size
   shapes = {
@@ -127,7 +127,7 @@ def fill(loader: ExampleLoader, choice: Choice, cache_dir: pathlib.Path, key: st
   )
 
 
-def key_of(fingerprint: str, loader: ExampleLoader, rows: np.ndarray) -> str:
+def key_of(fingerprint: str, loader: Loader, rows: np.ndarray) -> str:
   """Names a cache by all that its content depends on."""
   spec = loader.spec
   parts = [
@@ -143,7 +143,7 @@ def default_folder() -> pathlib.Path:
   return pathlib.Path(base).expanduser() / "flexunet"
 
 
-def _fill_disk(loader: ExampleLoader, shapes: dict, folder: pathlib.Path) -> None:
+def _fill_disk(loader: Loader, shapes: dict, folder: pathlib.Path) -> None:
   """Fills a folder beside the final one and renames it: a kill leaves no cache that looks whole."""
   folder.parent.mkdir(parents=True, exist_ok=True)
   partial = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
@@ -165,7 +165,7 @@ def _fill_disk(loader: ExampleLoader, shapes: dict, folder: pathlib.Path) -> Non
     raise
 
 
-def _decode_all(loader: ExampleLoader, cache: ExampleCache) -> None:
+def _decode_all(loader: Loader, cache: ExampleCache) -> None:
   import tensorflow as tf
   import tqdm
 

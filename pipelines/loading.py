@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -48,6 +48,18 @@ class ExampleSpec:
   def stored_channels(self) -> int:
     """Channels a cache keeps: repeated grey is repeated after the cache."""
     return self.image_channels if self.context_slices else 1
+
+
+class Loader(Protocol):
+  """What reads the rows of a table, whatever the form of the dataset."""
+
+  spec: ExampleSpec
+  num_rows: int
+  channels: int
+
+  def __call__(self, row: tf.Tensor) -> dict[str, tf.Tensor]: ...
+
+  def find_corrupt(self) -> list[int]: ...
 
 
 class ExampleLoader:

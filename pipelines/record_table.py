@@ -11,6 +11,7 @@ import os
 import pathlib
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -77,7 +78,7 @@ class RecordTable:
 def concatenate(tables: Sequence[RecordTable]) -> RecordTable:
   """Returns one table of the rows of several, in order."""
   starts = np.cumsum([0, *(len(table.files) for table in tables[:-1])])
-  columns = {}
+  columns: dict[str, Any] = {}
   for field in dataclasses.fields(RecordTable):
     values = [getattr(table, field.name) for table in tables]
     if field.name == "files":
@@ -131,7 +132,8 @@ def _shard_index(name: str, shard_of: dict[str, int]) -> int:
 
 def scan(files: Sequence[str]) -> RecordTable:
   """Finds the records of TFRecord shards by their frame headers alone; payloads are not read."""
-  shard, offset = [], []
+  shard: list[int] = []
+  offset: list[int] = []
   for index, file in enumerate(files):
     size = os.path.getsize(file)
     position = 0

@@ -107,7 +107,8 @@ class DatasetSource:
     from flexunet.pipelines.reading import RecordReader
 
     if volume_slices.is_volumes(self):
-      return tuple(np.median(np.array(self.native_slices(split).spacing_mm), axis=0).tolist())
+      row_mm, column_mm = np.median(np.array(self.native_slices(split).spacing_mm), axis=0)
+      return float(row_mm), float(column_mm)
     if "spacing_mm" not in self.info.features:
       return float("nan"), float("nan")
     table = self.table(split)
@@ -119,7 +120,8 @@ class DatasetSource:
         found.append(np.ravel(reader.image(int(row))))
     if not found:
       return float("nan"), float("nan")
-    return tuple(float(value) for value in np.median(found, axis=0)[:2])
+    row_mm, column_mm = np.median(found, axis=0)[:2]
+    return float(row_mm), float(column_mm)
 
   def check_split(self, split: str) -> None:
     if split not in self.info.splits:

@@ -60,10 +60,16 @@ def read(source: DatasetSource, split: str, records: RecordTable) -> NativeSlice
 
   from flexunet.pipelines.reading import RecordReader
 
+  if source.slice_plan is None or source.intensity is None:
+    raise InputError(f"{source.name}: its build_report.json must tell slice_plan and intensity.")
   plan, window = SlicePlan(**source.slice_plan), IntensityWindow(**source.intensity)
   reader = RecordReader(source.info.features, records, "image", "label")
   features = source.info.features
-  images, labels, columns, spacings, gaps = [], [], [], [], []
+  images: list[np.ndarray] = []
+  labels: list[np.ndarray] = []
+  columns: list[tuple] = []
+  spacings: list[tuple[float, float]] = []
+  gaps: list[float] = []
   num_classes = source.label_scheme().num_classes
   limit, used = _MEMORY_SHARE * caching.free_main_memory(), 0
   bar = tqdm.tqdm(range(len(records)), desc=f"volumes of {split}", unit="volume", delay=3.0,
@@ -87,7 +93,8 @@ def read(source: DatasetSource, split: str, records: RecordTable) -> NativeSlice
       columns.append((records.subject[row], records.volume[row], index, records.fold[row], counts))
       # A source without a stated spacing has unit steps in its affine; the record says NaN.
       known = np.isfinite(record["spacing_mm"]).all()
-      spacings.append(tuple(cut.spacing_mm) if known else (float("nan"), float("nan")))
+      row_mm, column_mm = cut.spacing_mm if known else (np.nan, np.nan)
+      spacings.append((float(row_mm), float(column_mm)))
       gaps.append(float(cut.slice_spacing_mm) if known else float("nan"))
   subject, volume, slice_index, fold, pixels = zip(*columns, strict=True)
   count = len(images)

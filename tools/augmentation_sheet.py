@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -85,9 +85,8 @@ def _alone(
   """Returns the tiles of one transformation at the ends of its range."""
   import tensorflow as tf
 
-  certain = dataclasses.replace(
-      config, **{**dict.fromkeys(PROBABILITIES, 0.0), f"{name}_probability": 1.0}
-  )
+  changes: dict[str, Any] = dict.fromkeys(PROBABILITIES, 0.0)
+  certain = dataclasses.replace(config, **{**changes, f"{name}_probability": 1.0})
   table = draws.parameters(certain, square=image.shape[0] == image.shape[1])
   ends = []
   for end in ("low", "high"):

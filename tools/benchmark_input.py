@@ -140,7 +140,7 @@ def measure_rates(loader, scratch: pathlib.Path) -> dict[str, Any]:
 
 
 def loader_name() -> str:
-  return _DATASET.value or pathlib.Path(_DATA_DIR.value).name
+  return _DATASET.value or pathlib.Path(_DATA_DIR.value or "").name
 
 
 def decode_limit(loader):

@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
   from flexunet.training import completion, streams
 
   opened = streams.open_data(parts[1])
-  run_config = completion.complete(*parts, opened, augmentation)
+  run_config = completion.complete(parts[0], parts[1], parts[2], opened, augmentation)
   with tempfile.TemporaryDirectory() as scratch:
     print(json.dumps(measure(run_config, opened, pathlib.Path(scratch)), indent=2))
 

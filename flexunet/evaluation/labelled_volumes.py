@@ -118,5 +118,5 @@ def volume_order(table: RecordTable) -> tuple[np.ndarray, list[tuple[str, str]]]
       volume = f"record_{row:06d}"
     names.append((subject or volume, volume))
   rank = {name: position for position, name in enumerate(dict.fromkeys(names))}
-  rows = np.lexsort((table.slice_index, [rank[name] for name in names]))
+  rows = np.lexsort((table.slice_index, np.array([rank[name] for name in names])))
   return rows.astype(np.int64), [names[row] for row in rows]

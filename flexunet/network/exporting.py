@@ -64,12 +64,12 @@ def export(
   for name in formats:
     check_format(name)
   twin = float32_twin(network, image_size)
-  if twin.input_shape[1] is None:
-    if fixed := [name for name in formats if name not in _FREE_SIZE_FORMATS]:
-      raise InputError(
-          f"Format {', '.join(fixed)} needs a fixed image size, and this network takes any. Pass"
-          " --image_size=HEIGHT,WIDTH."
-      )
+  fixed = [name for name in formats if name not in _FREE_SIZE_FORMATS]
+  if twin.input_shape[1] is None and fixed:
+    raise InputError(
+        f"Format {', '.join(fixed)} needs a fixed image size, and this network takes any. Pass"
+        " --image_size=HEIGHT,WIDTH."
+    )
   pictures = _check_pictures(twin)
   expected = np.concatenate([
       keras.ops.convert_to_numpy(twin(picture[None], training=False)) for picture in pictures

@@ -108,7 +108,7 @@ def _predict_volume(
   wanted = None
   if outputs.probabilities:
     wanted = np.empty((*seen.pixels.shape, predictor.num_classes), np.float16)
-  slices = np.moveaxis(seen.pixels, -1, 0)
+  slices = list(np.moveaxis(seen.pixels, -1, 0))
   for index, probability in enumerate(predictor.probabilities(slices)):
     label[..., index] = inference.to_label(probability)
     if wanted is not None:

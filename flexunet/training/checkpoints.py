@@ -92,7 +92,7 @@ class CheckpointStore:
     # A kill between the new name and the pointer: both checkpoints are whole, the pointer decides.
     first = current.read_text(encoding="utf-8").strip() if current.is_file() else ""
     names.sort(key=lambda name: name != first)
-    damaged = []
+    damaged: list[str] = []
     for name in names:
       try:
         return _read_files(self._folder / name), name, damaged
@@ -167,7 +167,7 @@ def _write_files(folder: pathlib.Path, checkpoint: Checkpoint) -> None:
       for index, value in enumerate(values)
   }
   with open(folder / _ARRAYS, "wb") as stream:
-    np.savez(stream, **arrays)
+    np.savez(stream, **arrays)  # type: ignore[arg-type]
     _sync(stream)
   # Scores can be NaN or infinite before the first validation: this file is for Python alone.
   text = json.dumps({**checkpoint.state, "groups": list(checkpoint.arrays)}, indent=1)

@@ -43,7 +43,8 @@ def complete(settings: config.TrainingConfig) -> tuple[config.TrainingConfig, di
           else (1, "a step on a CPU takes far longer than Python between two")
       ),
   }
-  reasons, chosen = {}, {}
+  reasons: dict[str, str] = {}
+  chosen: dict[str, Any] = {}
   for name, (value, why) in defaults.items():
     if getattr(settings, name) in (None, "auto"):
       chosen[name], reasons[name] = value, why

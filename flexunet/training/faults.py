@@ -80,7 +80,7 @@ def leave_out_corrupt(
         f"--skip_corrupt={allowed} must be at least the number of records that cannot be read,"
         f" {len(left_out)}: {_shortened(left_out)}. Build the dataset again, or raise it."
     )
-  return dataclasses.replace(opened, **kept), left_out
+  return dataclasses.replace(opened, train=kept["train"], validation=kept["validation"]), left_out
 
 
 @contextlib.contextmanager

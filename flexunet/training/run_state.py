@@ -121,7 +121,7 @@ def _parts(network: keras.Model, variables: Iterable) -> list:
   strategy = getattr(network, "distribute_strategy", None)
   if strategy is None or strategy.num_replicas_in_sync == 1:
     return variables
-  parts = []
+  parts: list[Any] = []
   for variable in variables:
     alike = variable.trainable
     parts += [variable] if alike else strategy.experimental_local_results(variable.value)

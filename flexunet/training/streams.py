@@ -38,9 +38,9 @@ def open_data(data: config.DataConfig) -> TrainingData:
 class Streams:
   """The examples of a run, decoded where they are kept, as training and validation batches."""
 
-  train: loading.ExampleLoader
+  train: loading.Loader
   train_cache: caching.ExampleCache | None
-  held_out: loading.ExampleLoader
+  held_out: loading.Loader
   held_out_cache: caching.ExampleCache | None
   batch_size: int
   cache_choice: caching.Choice

@@ -41,7 +41,8 @@ network.compile(
     keras.optimizers.SGD(0.05), losses.make("basnet_hybrid", 3),
     weighted_metrics=metrics.training_metrics(["dice_coef_multiclass", "dice"], 3),
 )
-history = network.fit(images, label, sample_weight=weight, epochs=3, batch_size=2, verbose=0).history
+options = {"sample_weight": weight, "epochs": 3, "batch_size": 2, "verbose": 0}
+history = network.fit(images, label, **options).history
 found |= {f"fit_{name}": values[-1] for name, values in history.items()}
 print(json.dumps(found))
 """
@@ -107,8 +108,8 @@ for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["
   keras.utils.set_random_seed(0)
   with strategy.scope():
     network = model.build_model((16, 24), 1, 3, 4, 5, 3, dropout_rate=0.0)
-    network.compile("sgd", losses.make("cross_entropy", 3), weighted_metrics=metrics.training_metrics(
-        ["dice_coef_multiclass", "dice"], 3))
+    watched = metrics.training_metrics(["dice_coef_multiclass", "dice"], 3)
+    network.compile("sgd", losses.make("cross_entropy", 3), weighted_metrics=watched)
   data = tf.data.Dataset.from_tensor_slices((images, label, np.ones(8, "float32"))).batch(4)
   logs.append({name: v[-1] for name, v in network.fit(data, epochs=3, verbose=0).history.items()})
 print(json.dumps(logs))

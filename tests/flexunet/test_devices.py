@@ -118,7 +118,8 @@ def test_two_devices_share_a_batch_and_resume_exactly(blob_data, tmp_path):
   whole = train(blob_data, tmp_path / "whole", *both, **knobs)
   killed = subprocess.run(
       [sys.executable, str(_PROGRAM), str(blob_data), str(tmp_path / "run"), *both,
-       f"--knobs={json.dumps(knobs)}", "--kill=terminate_step:14"], capture_output=True, check=False,
+       f"--knobs={json.dumps(knobs)}", "--kill=terminate_step:14"],
+      capture_output=True, check=False,
   )  # fmt: skip
   assert killed.returncode == 128 + 15
   assert train(blob_data, tmp_path / "run", *both, "--resume", **knobs) == whole

@@ -1,6 +1,7 @@
 """What goes wrong in training ends in one line that says what to do."""
 
 import json
+import pathlib
 import shutil
 
 import numpy as np
@@ -29,11 +30,10 @@ def damaged_data(tmp_path, blob_data):
   own_blob_data = shutil.copytree(blob_data, tmp_path / "data" / "blobs" / "slices" / "1.0.0")
   opened = streams.open_data(config.DataConfig(data_dir=str(own_blob_data)))
   row = 6
-  path = opened.train.files[opened.train.shard[row]]
-  content = bytearray(open(path, "rb").read())
+  path = pathlib.Path(opened.train.files[opened.train.shard[row]])
+  content = bytearray(path.read_bytes())
   content[opened.train.offset[row] + 40] ^= 0xFF
-  with open(path, "wb") as stream:
-    stream.write(content)
+  path.write_bytes(content)
   return own_blob_data, opened.train.describe(row)
 
 
@@ -72,7 +72,7 @@ def test_skip_corrupt_leaves_them_out_and_names_them(damaged_data, tmp_path, cap
 
 
 def test_more_corrupt_records_than_allowed_are_refused(damaged_data, monkeypatch):
-  data_dir, described = damaged_data
+  data_dir, _ = damaged_data
   opened, run_config = opened_and_planned(data_dir, data={"skip_corrupt": 1})
   monkeypatch.setattr(faults, "_corrupt_rows", lambda *_: [0, 6])
   with pytest.raises(InputError, match="--skip_corrupt=1 must be at least.*4: "):
