@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flexunet.pipelines.augmentation import augment, draws, fields, spatial
+from flexunet.pipelines.augmentation import augment, draws, fields, sampling, spatial
 from flexunet.pipelines.augmentation.config import PROBABILITIES, AugmentationConfig
 
 SIZE = 65
@@ -124,7 +124,7 @@ def test_linear_sampling_weighs_the_four_neighbours_and_rounds():
       (0, 9e9, 0),
   ]:
     rows, columns = tf.fill([1, 2, 2], float(row)), tf.fill([1, 2, 2], float(column))
-    assert spatial.sample_linear(tf.constant(image), rows, columns)[0, 0, 0, 0] == value
+    assert sampling.sample_linear(tf.constant(image), rows, columns)[0, 0, 0, 0] == value
 
 
 def test_nearest_sampling_picks_the_nearest_pixel():
@@ -132,7 +132,7 @@ def test_nearest_sampling_picks_the_nearest_pixel():
   places = {(0.4, 0.4): 1, (0.6, 0.4): 3, (1.4, 1.4): 4, (-0.6, 0): 0, (0, 1.6): 0}
   for (row, column), value in places.items():
     rows, columns = tf.fill([1, 2, 2], row * 1.0), tf.fill([1, 2, 2], column * 1.0)
-    assert spatial.sample_nearest(label, rows, columns)[0, 0, 0] == value
+    assert sampling.sample_nearest(label, rows, columns)[0, 0, 0] == value
 
 
 def test_a_barrel_enlarges_its_centre_and_leaves_what_lies_beyond_its_radius():
