@@ -89,6 +89,15 @@ class RunFolder:
       )
     return run
 
+  def remove_partial(self) -> None:
+    """Removes files that a killed process was still writing; only while no other one writes."""
+    for entry in (self.config_json, self.manifest_json, self.history_csv, self.curves_png,
+                  self.report_html, self.checkpoints / "current"):  # fmt: skip
+      for path in entry.parent.glob(f".{entry.name}.*"):
+        path.unlink(missing_ok=True)
+    for path in (*self.previews.glob(".epoch_*"), *self.path.glob(".model.partial*")):
+      path.unlink(missing_ok=True)
+
   def read_config(self) -> config.RunConfig:
     try:
       values = json.loads(self.config_json.read_text(encoding="utf-8"))

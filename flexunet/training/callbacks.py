@@ -87,6 +87,13 @@ class RunClock(RunCallback):
       done = max(done, self.elapsed_s / max(1e-3, self.limit_s - self._reserve_s))
     return min(1.0, done)
 
+  def position(self) -> str:
+    """Returns how far the run is, for the user."""
+    text = f"step {self.step}"
+    if self.limit_s:
+      return f"{text} after {self.elapsed_s / 60:.1f} of {self.limit_s / 60:.1f} minutes"
+    return f"{text} of {self.total_steps}"
+
   def state(self) -> dict[str, Any]:
     return {**super().state(), "spent_s": self.elapsed_s}
 

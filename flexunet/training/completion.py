@@ -43,7 +43,7 @@ def complete(
   for key in (data.image_key, data.label_key):
     if key not in source.info.features:
       raise unknown_name(f"feature of {source.name}", key, source.info.features)
-  scheme = source.label_scheme(data.label_key)
+  scheme = source.label_scheme(data.label_key, model.num_classes)
   spacing = np.asarray(source.median_spacing_mm(data.train_split), float)
   spacing_mm = spacing.tolist() if np.isfinite(spacing).all() else None
   start = starting_point.open_start(training.init_from) if training.init_from else None

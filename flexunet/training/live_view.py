@@ -86,8 +86,8 @@ class History(callbacks.RunCallback):
         ),
         **{name: float(value) for name, value in (logs or {}).items()},
     }
-    # An epoch that a time limit cut short and a longer one let go on is told once.
-    self.rows = [*(old for old in self.rows if old["epoch"] != row["epoch"]), row]
+    # An epoch that a time limit cut short and a longer limit let go on has two rows.
+    self.rows.append(row)
     self.write()
 
   def write(self) -> None:
@@ -118,6 +118,7 @@ def draw_curves(rows: Sequence[dict[str, Any]]) -> bytes:
         panel.plot(*zip(*points), label=caption, marker="o" if len(points) < 30 else None, ms=3)
     panel.set_title(title)
     panel.set_xlabel("epoch")
+    panel.xaxis.get_major_locator().set_params(integer=True)
     panel.grid(alpha=0.3)
     if len(names) > 1:
       panel.legend()

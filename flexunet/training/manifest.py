@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import subprocess
@@ -16,6 +17,11 @@ from flexunet import run_folder
 _PACKAGES = (
     "flexunet", "tensorflow", "keras", "tensorflow-datasets", "numpy", "nibabel", "pillow", "scipy",
     "jax", "torch",
+)
+# Settings of the environment that change results in the last bits.
+_SETTINGS = (
+    "KERAS_BACKEND", "XLA_FLAGS", "TF_XLA_FLAGS", "TF_ENABLE_ONEDNN_OPTS", "TF_DETERMINISTIC_OPS",
+    "NVIDIA_TF32_OVERRIDE", "OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS",
 )
 
 
@@ -33,6 +39,19 @@ def collect(argv: Sequence[str], fingerprint: str | None, devices: Sequence[str]
       "keras_backend": keras.config.backend(),
       "devices": list(devices),
       "byte_order": sys.byteorder,
+      "processors": os.cpu_count(),
+      "environment": {name: os.environ[name] for name in _SETTINGS if name in os.environ},
+      "gpu_libraries": _gpu_libraries(),
+  }
+
+
+def _gpu_libraries() -> dict[str, str]:
+  """Returns the CUDA versions TensorFlow was built with; empty for a CPU build."""
+  import tensorflow as tf
+
+  built = tf.sysconfig.get_build_info()
+  return {
+      name: str(built[name]) for name in ("cuda_version", "cudnn_version") if built.get(name)
   }
 
 

@@ -9,6 +9,7 @@ import keras
 from absl import logging
 
 from flexunet import config, run_folder
+from flexunet.datasets.label_scheme import LabelScheme
 from flexunet.pipelines import order
 from flexunet.reporting import report
 from flexunet.training import (
@@ -130,8 +131,8 @@ class Trainer:
       except checkpointing.Interrupted as interrupted:
         self._checkpointer.save_interrupted(self._validation.pending)
         live_view.say(
-            f"{interrupted}: saved at step {self.clock.step} of {self.clock.total_steps}. The"
-            " same command with --resume goes on from there."
+            f"{interrupted}: saved at {self.clock.position()}. The same command"
+            " with --resume goes on from there."
         )
         raise
 
@@ -163,8 +164,9 @@ class Trainer:
 
   def resume(self) -> bool:
     """Puts the newest whole checkpoint back, if any; returns whether the run had ended with it."""
+    self._run.remove_partial()
+    self._store.remove_partial()
     if not self._store.names():
-      self._store.remove_partial()
       return False
     checkpoint, name, damaged = self._store.read()
     for what in damaged:
@@ -178,7 +180,7 @@ class Trainer:
       network.test_on_batch(*(part.numpy() for part in batch))
     self._state.put_back(checkpoint)
     self._checkpointer.resume_from(checkpoint)
-    live_view.say(f"Goes on from step {clock.step} of {clock.total_steps} (checkpoint {name}).")
+    live_view.say(f"Goes on from {clock.position()} (checkpoint {name}).")
     logging.info("Resumed from %s.", name)
     network.stop_training = bool(saved.get("stopped"))
     if pending := saved.get("pending"):
@@ -193,7 +195,6 @@ class Trainer:
       network.stop_training = not longer or self._early_stop.stopped_epoch is not None
       if longer:
         clock.stopped_limit_s = None
-    self._store.remove_partial()
     self._ended_before = bool(network.stop_training) or clock.step >= clock.total_steps
     return self._ended_before
 
@@ -210,7 +211,8 @@ def _views(
   ]
   if settings.previews:
     images, labels = streams.preview_slices(run_config, prepared.data, settings.previews)
-    palette = prepared.data.source.label_scheme(run_config.data.label_key).palette
+    scheme = run_config.dataset_facts.label_scheme
+    palette = LabelScheme.from_json(scheme).palette
     views.append(
         live_view.Previews(
             run, images, labels, palette, settings.validation_epochs, prepared.kept

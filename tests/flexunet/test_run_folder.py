@@ -39,3 +39,15 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
     run_folder.write_bytes(target, "text")
   assert json.loads(target.read_text()) == {"a": 1}
   assert [p.name for p in tmp_path.iterdir()] == ["values.json"]
+
+
+def test_what_a_killed_process_was_writing_is_removed_and_nothing_else(tmp_path):
+  run = run_folder.RunFolder(tmp_path)
+  run.previews.mkdir()
+  halves = [tmp_path / ".history.csv.ab12", run.previews / ".epoch_0001.png.x",
+            tmp_path / ".model.partial.keras"]  # fmt: skip
+  kept = [run.history_csv, tmp_path / ".mine", run.preview_png(0)]
+  for path in (*halves, *kept):
+    path.write_text("")
+  run.remove_partial()
+  assert not any(path.exists() for path in halves) and all(path.exists() for path in kept)
