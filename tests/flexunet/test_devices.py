@@ -1,9 +1,13 @@
 """Devices, precision, determinism: what is chosen, and that it changes speed, not results."""
 
+import functools
+import importlib.util
 import json
+import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import keras
 import numpy as np
@@ -128,3 +132,26 @@ def test_two_devices_share_a_batch_and_resume_exactly(blob_data, tmp_path):
   # One device sees other statistics per batch normalization, and else the same.
   alone = json.loads(train(blob_data, tmp_path / "alone", epochs=2, num_devices=1)["history"])
   assert json.loads(whole["history"])[0]["loss"] == pytest.approx(alone[0]["loss"], rel=0.1)
+
+
+@functools.lru_cache
+def loss_curve(backend, data_dir):
+  with tempfile.TemporaryDirectory() as folder:
+    done = subprocess.run(
+        [sys.executable, str(_PROGRAM), str(data_dir), f"{folder}/run", "--dropout=0", "--losses",
+         '--knobs={"epochs": 2}'],
+        capture_output=True, text=True, check=False, env={**os.environ, "KERAS_BACKEND": backend},
+    )  # fmt: skip
+  assert done.returncode == 0, done.stderr[-3000:]
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_the_trainer_gives_the_same_loss_curve_on_other_backends(backend, blob_data):
+  if importlib.util.find_spec(backend) is None:
+    pytest.skip(f"needs the extra: pip install 'flexunet[{backend}]'")
+  expected, found = loss_curve("tensorflow", blob_data), loss_curve(backend, blob_data)
+  assert len(found) == 18  # Two epochs of 36 slices, 4 a step.
+  assert found[-1] < 0.95 * found[0]
+  np.testing.assert_allclose(found, expected, atol=1e-4)
