@@ -11,10 +11,12 @@ from flexunet.reporting import overlay, report_figures
 from flexunet.reporting import report_html as page
 
 # Where files lie on one machine tells a reader nothing and may tell too much.
-_LOCAL_KNOBS = ("data_dir",)
+_LOCAL_KNOBS = ("data_dir", "cache_dir", "init_from")
 # The column of history.csv by which the trainer picks the best epoch.
 VALIDATION_SCORE = "val_foreground_dice"
-_TITLES = {"model": "Network", "data": "Data", "training": "Training"}
+_TITLES = {
+    "model": "Network", "data": "Data", "training": "Training", "augmentation": "Augmentation"
+}  # fmt: skip
 
 
 def data_section(
@@ -77,11 +79,13 @@ def _intensity(intensity: Mapping[str, Any]) -> str:
   return texts.get(intensity["kind"], "8 bits, as stored")
 
 
-def curves_section(history: Sequence[Mapping[str, float]]) -> str:
+def curves_section(
+    history: Sequence[Mapping[str, float]], training: Mapping[str, Any] | None = None
+) -> str:
   """Returns the charts of loss, Dice and learning rate; nothing without a history."""
   if not history:
     return ""
-  best = _best_epoch(history)
+  best = kept_epoch(history, training or {})
 
   def line(caption: str, name: str):
     # Epochs without a validation are no gaps: the line runs on to the next one.
@@ -124,11 +128,24 @@ def curves_section(history: Sequence[Mapping[str, float]]) -> str:
   )
 
 
-def _best_epoch(history: Sequence[Mapping[str, float]]) -> int | None:
-  scored = [row for row in history if math.isfinite(row.get(VALIDATION_SCORE, math.nan))]
+def kept_epoch(
+    history: Sequence[Mapping[str, float]], training: Mapping[str, Any]
+) -> int | None:
+  """Returns the epoch whose weights are in model.keras; None when nothing was validated.
+
+  Args:
+    history: Rows of history.csv.
+    training: Of `config.json`; what picks the best model.
+  """
+  by_loss = training.get("monitor") == "loss"
+  name = "val_loss" if by_loss else VALIDATION_SCORE
+  scored = [row for row in history if math.isfinite(row.get(name, math.nan))]
   if not scored:
     return None
-  return int(max(scored, key=lambda row: row[VALIDATION_SCORE])["epoch"])
+  if not training.get("save_best", True):
+    return int(scored[-1]["epoch"])
+  best = max(scored, key=lambda row: -row[name] if by_loss else row[name])
+  return int(best["epoch"])
 
 
 def knobs_section(config: Mapping[str, Any]) -> str:
@@ -138,18 +155,24 @@ def knobs_section(config: Mapping[str, Any]) -> str:
   for group, title in _TITLES.items():
     rows = [
         [f"<code>{page.text(name)}</code>", _value(value), page.text(reasons.get(name, "default"))]
-        for name, value in config[group].items()
-        if name not in _LOCAL_KNOBS
+        for name, value in config.get(group, {}).items()
+        if name not in _LOCAL_KNOBS and (group != "augmentation" or _is_on(name, value))
     ]
     parts.append(f"<h3>{title}</h3>" + page.table(["Knob", "value", "why"], rows, texts=(0, 1, 2)))
   return "".join(parts)
 
 
+def _is_on(name: str, value: Any) -> bool:
+  """Leaves out of the many settings of the augmentation those of what never happens."""
+  return name == "augmentation" or (name.endswith("_probability") and bool(value))
+
+
 def _value(value: Any) -> str:
-  if value is None:
+  if value is None or value == []:
     return page.DASH
   if isinstance(value, (list, tuple)):
-    return page.text(" × ".join(str(part) for part in value))
+    between = ", " if isinstance(value[0], str) else " × "
+    return page.text(between.join(str(part) for part in value))
   if isinstance(value, bool):
     return "yes" if value else "no"
   return page.text(f"{value:g}" if isinstance(value, float) else value)

@@ -56,6 +56,29 @@ def test_the_page_holds_no_path_of_the_machine(page, tmp_path):
   assert str(tmp_path.parent) not in page
 
 
+def test_the_knobs_hold_no_path_and_of_the_augmentation_what_happens():
+  config = {
+      "model": {}, "data": {"cache_dir": "/secret/a"},
+      "training": {"init_from": "/secret/b", "metrics": ["dice", "iou"], "loss_options": []},
+      "augmentation": {"augmentation": "default", "blur_probability": 0.0, "blur_sigma": 1.0,
+                       "noise_probability": 0.125},
+      "reasons": {},
+  }  # fmt: skip
+  told = report_training.knobs_section(config)
+  assert "/secret" not in told and "blur" not in told
+  assert "noise_probability" in told and "dice, iou" in told
+
+
+@pytest.mark.parametrize(
+    ("training", "epoch"),
+    [({}, 2), ({"monitor": "loss"}, 1), ({"monitor": "loss", "save_best": False}, 3)],
+)
+def test_the_marked_epoch_is_the_one_whose_weights_were_kept(training, epoch):
+  rows = [{"epoch": n, "val_loss": loss, "val_foreground_dice": dice}
+          for n, loss, dice in ((1, 0.5, 0.25), (2, 0.75, 0.5), (3, 0.625, 0.375))]  # fmt: skip
+  assert report_training.kept_epoch([*rows, {"epoch": 4}], training) == epoch
+
+
 def test_names_cannot_break_the_page(page):
   assert "lesion <b>" not in page and "lesion &lt;b&gt;" in page
 
