@@ -56,15 +56,22 @@ class DatasetSource:
   def intensity(self) -> dict[str, Any] | None:
     return self.report.get("intensity")
 
-  def label_scheme(self, label_key: str = "label") -> LabelScheme:
-    """Returns names and colours; from the features' names where there is no build report."""
+  def label_scheme(self, label_key: str = "label", num_classes: int | None = None) -> LabelScheme:
+    """Returns names and colours; from the features' names where there is no build report.
+
+    Args:
+      label_key: Feature of the label.
+      num_classes: Of a dataset that names none: they are then called class_1, class_2, ...
+    """
     if scheme := self.report.get("label_scheme"):
       return LabelScheme.from_json(scheme)
     names = getattr(self.info.features[label_key], "names", None)
+    if not names and num_classes:
+      names = ["background", *(f"class_{index}" for index in range(1, max(2, num_classes)))]
     if not names:
       raise InputError(
-          f"Dataset {self.name} names no classes: its feature {label_key!r} must be a LabeledImage"
-          " with names, or a build_report.json must lie beside the shards."
+          f"Dataset {self.name} names no classes for its feature {label_key!r}. Pass"
+          " --num_classes, background included; its labels must then be 0 .. num_classes - 1."
       )
     return LabelScheme.from_names(names)
 

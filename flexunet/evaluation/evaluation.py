@@ -17,6 +17,7 @@ import numpy as np
 from flexunet.datasets.errors import InputError
 from flexunet.evaluation import evaluation_examples, evaluation_metrics, surface_distance
 from flexunet.evaluation.labelled_volumes import LabelledVolume, read_volumes
+from flexunet.pipelines.record_table import RecordTable
 from flexunet.pipelines.source import DatasetSource
 from flexunet.prediction import inference
 
@@ -40,10 +41,12 @@ class SplitScores:
 
 def score_split(
     source: DatasetSource,
-    split: str,
+    table: RecordTable,
     predictor: inference.Predictor,
     class_names: Sequence[str],
     *,
+    split: str,
+    keys: tuple[str, str] = ("image", "label"),
     tolerance_mm: float,
     show_progress: bool = True,
 ) -> SplitScores:
@@ -51,15 +54,16 @@ def score_split(
 
   Args:
     source: The opened dataset.
-    split: Its name.
+    table: The records to be scored.
     predictor: The network.
     class_names: By id, background first.
+    split: Its name, for the rows.
+    keys: Features of the image and of the label.
     tolerance_mm: Of the surface Dice.
     show_progress: Draws a bar on standard error.
   """
   import tqdm
 
-  table = source.table(split)
   rows: list[dict[str, Any]] = []
   keeper = evaluation_examples.ExampleKeeper()
   published = _Published()
@@ -67,7 +71,7 @@ def score_split(
   with tqdm.tqdm(
       total=len(table), desc=split, unit="slice", file=sys.stderr, disable=not show_progress
   ) as bar:
-    for volume in read_volumes(source, table):
+    for volume in read_volumes(source, table, keys):
       predictions = []
       for label, probability in zip(
           volume.labels, predictor.probabilities(volume.images), strict=True

@@ -22,6 +22,8 @@ from flexunet.evaluation import (
   evaluation_metrics,
   evaluation_summary,
 )
+from flexunet.pipelines import selection
+from flexunet.pipelines.record_table import RecordTable
 from flexunet.pipelines.source import DatasetSource, open_dataset
 from flexunet.prediction import inference
 from flexunet.reporting import report
@@ -81,16 +83,24 @@ def evaluate(
       "dataset_splits": split_counts(source),
   }
   written = {}
+  trained, tables = _tables(source, run_config, splits)
   for split in splits:
     scores = evaluation.score_split(
-        source, split, predictor, names, tolerance_mm=tolerance_mm, show_progress=show_progress
+        source,
+        tables[split],
+        predictor,
+        names,
+        split=split,
+        keys=(run_config.data.image_key, run_config.data.label_key),
+        tolerance_mm=tolerance_mm,
+        show_progress=show_progress,
     )
     figures = evaluation_summary.summarize(scores.rows, names[1:], _SCORES)
     figures["published"] = scores.published
     figures["evaluated"] = {
         "split": split,
         **scores.counts,
-        "subjects_also_trained_on": _shared_subjects(source, split, run_config.data.train_split),
+        "subjects_also_trained_on": len(_subjects(tables[split]) & trained),
         **about,
     }
     written[split] = evaluation_summary.strict(figures)
@@ -127,7 +137,8 @@ def check_data(
           " flexunet-predict to look at it."
       )
   facts = run_config.dataset_facts
-  trained, found = [entry["name"] for entry in facts.label_scheme], source.label_scheme().names
+  trained = [entry["name"] for entry in facts.label_scheme]
+  found = source.label_scheme(run_config.data.label_key, run_config.model.num_classes).names
   if trained != found:
     raise InputError(
         f"Dataset {source.name} must have the classes of the run, {trained}. It has {found}."
@@ -141,15 +152,28 @@ def check_data(
     )
 
 
-def _shared_subjects(source: DatasetSource, split: str, train_split: str) -> int:
-  """Returns how many subjects of a split stand in the training split too.
+def _tables(
+    source: DatasetSource, run_config: config.RunConfig, splits: Sequence[str]
+) -> tuple[set[str], dict[str, RecordTable]]:
+  """Returns the subjects that were trained on, and the records of each split to be scored.
 
-  Builders split by subject, but published folders do not always.
+  A run on a fold has cut its training and validation splits anew: its validation split is the
+  fold. Builders split by subject, but published folders do not always: hence the subjects.
   """
-  if train_split not in source.splits:
-    return 0
-  own, trained = (set(source.table(name).subject.tolist()) for name in (split, train_split))
-  return len((own & trained) - {""})
+  data = run_config.data
+  tables = {split: source.table(split) for split in splits}
+  if data.fold < 0:
+    known = data.train_split in source.splits
+    return _subjects(source.table(data.train_split)) if known else set(), tables
+  train, held_out = selection.split_tables(
+      source, data.train_split, data.validation_split, data.fold
+  )
+  cut_anew = {data.train_split: train, data.validation_split: held_out}
+  return _subjects(train), {split: cut_anew.get(split, table) for split, table in tables.items()}
+
+
+def _subjects(table: RecordTable) -> set[str]:
+  return set(table.subject.tolist()) - {""}
 
 
 def split_counts(source: DatasetSource) -> dict[str, dict[str, int]]:

@@ -46,8 +46,14 @@ class LabelledVolume:
     return "3d" if gapless and one_size and np.isfinite(self.slice_spacing_mm) else "2d"
 
 
-def read_volumes(source: DatasetSource, table: RecordTable) -> Iterator[LabelledVolume]:
-  """Yields the volumes of a table at native resolution, slices in order of their index."""
+def read_volumes(
+    source: DatasetSource, table: RecordTable, keys: tuple[str, str] = ("image", "label")
+) -> Iterator[LabelledVolume]:
+  """Yields the volumes of a table at native resolution, slices in order of their index.
+
+  Args:
+    keys: Features of the image and of the label.
+  """
   import tensorflow as tf
   import tensorflow_datasets as tfds
 
@@ -55,8 +61,9 @@ def read_volumes(source: DatasetSource, table: RecordTable) -> Iterator[Labelled
     yield from _cut_volumes(source, table)
     return
   rows, names = volume_order(table)
-  reader = RecordReader(source.info.features, table, "image", "label")
-  wanted = {key: True for key in ("image", "label", *_GEOMETRY) if key in source.info.features}
+  image_key, label_key = keys
+  reader = RecordReader(source.info.features, table, image_key, label_key)
+  wanted = {key: True for key in (*keys, *_GEOMETRY) if key in source.info.features}
   features = tfds.decode.PartialDecoding(wanted).extract_features(source.info.features)
   records = (
       tf.data.Dataset.from_tensor_slices(rows)
@@ -81,8 +88,8 @@ def read_volumes(source: DatasetSource, table: RecordTable) -> Iterator[Labelled
           slice_spacing_mm=float(record.get("slice_spacing_mm", np.nan)),
       )  # fmt: skip
     volume.slice_index.append(int(table.slice_index[row]))
-    volume.images.append(record["image"])
-    volume.labels.append(record["label"][..., 0])
+    volume.images.append(record[image_key])
+    volume.labels.append(record[label_key][..., 0])
   if volume is not None:
     yield volume
 
