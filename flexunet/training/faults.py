@@ -18,7 +18,8 @@ from flexunet.training import callbacks, streams
 
 _NAMED_RECORDS = 20
 # What the backends call it; XLA and PyTorch have classes of their own, which need not be there.
-_OUT_OF_MEMORY = ("ResourceExhaustedError", "OutOfMemoryError", "MemoryError", "InternalError")
+_OUT_OF_MEMORY = ("ResourceExhaustedError", "OutOfMemoryError")
+_PERHAPS_OUT_OF_MEMORY = ("InternalError", "XlaRuntimeError", "JaxRuntimeError", "RuntimeError")
 _UNREADABLE = ("DataLossError", "InvalidArgumentError", "OutOfRangeError", "UnknownError")
 
 
@@ -38,8 +39,8 @@ class StopOnNan(keras.callbacks.Callback):
     told = records_of_steps(self._order, self._table, first, last)
     raise InputError(
         f"The loss must be a number, but it became {logs['loss']} at step {last}. Records of that"
-        f" batch: {told}. If they are sound, lower --learning_rate, set --clipvalue, or use"
-        " --precision=float32; --resume goes back to the last checkpoint."
+        f" batch: {told}. If they are sound, start a new run with a lower --learning_rate or"
+        " --clipvalue, or with --precision=float32."
     )
 
 
@@ -113,11 +114,12 @@ def _corrupt_rows(run_config, opened: streams.TrainingData, table: RecordTable) 
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-  if type(error).__name__ not in (*_OUT_OF_MEMORY, "XlaRuntimeError", "JaxRuntimeError"):
-    return False
+  if isinstance(error, MemoryError) or type(error).__name__ in _OUT_OF_MEMORY:
+    return True
   text = str(error).lower()
-  certain = type(error).__name__ in _OUT_OF_MEMORY[:3]
-  return certain or "resource_exhausted" in text or "out of memory" in text
+  return type(error).__name__ in _PERHAPS_OUT_OF_MEMORY and any(
+      words in text for words in ("resource_exhausted", "out of memory", "failed to allocate")
+  )
 
 
 def _memory_advice(run_config: config.RunConfig) -> str:

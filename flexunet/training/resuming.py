@@ -11,10 +11,10 @@ from flexunet import config, run_folder
 from flexunet.datasets.errors import InputError
 
 # May change when a run goes on: how long it lasts, where the data lie, what is shown and kept.
-_LENGTH = ("epochs", "max_minutes")
 _FREE = (
-    *_LENGTH, "data_dir", "cache", "cache_dir", "previews", "checkpoint_steps", "keep_checkpoints",
-)
+    "epochs", "max_minutes", "dataset", "data_dir", "cache", "cache_dir", "previews",
+    "checkpoint_steps", "keep_checkpoints",
+)  # fmt: skip
 _PARTS = ("model", "data", "training", "augmentation")
 
 
@@ -24,8 +24,15 @@ def existing_run(path: str | os.PathLike) -> run_folder.RunFolder | None:
   So one command with --resume serves the first start on a cluster and every later one.
   """
   folder = pathlib.Path(path).expanduser()
-  if (folder / "config.json").is_file():
-    return run_folder.RunFolder(folder)
+  run = run_folder.RunFolder(folder)
+  if run.config_json.is_file():
+    # Killed before its first checkpoint, a run begins again; a finished one would be overwritten.
+    if run.report_html.is_file() and not run.checkpoints.is_dir():
+      raise InputError(
+          f"--resume needs the checkpoints of {folder}, which is a finished run without any. Put"
+          " its checkpoints folder back, or start a new run in another --run_dir."
+      )
+    return run
   if folder.is_dir():
     for path in folder.glob(".config.json.*"):  # Killed while the first file was written.
       path.unlink()
@@ -35,6 +42,8 @@ def existing_run(path: str | os.PathLike) -> run_folder.RunFolder | None:
 
 def merge(saved: config.RunConfig, now: config.RunConfig) -> config.RunConfig:
   """Returns the config to go on with: what was planned stays, what may change is taken over.
+
+  With more epochs or minutes a schedule that ends at zero is stretched from here on.
 
   Raises:
     InputError: A flag says something else than at the start, or the data are others.

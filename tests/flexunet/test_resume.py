@@ -192,6 +192,13 @@ def test_resume_starts_a_run_where_there_is_none(tmp_path):
   assert resuming.existing_run(tmp_path).path == tmp_path
 
 
+def test_a_finished_run_without_checkpoints_is_not_begun_again(tmp_path):
+  for name in ("config.json", "report.html"):
+    (tmp_path / name).write_text("{}")
+  with pytest.raises(InputError, match="finished run without any.*another --run_dir"):
+    resuming.existing_run(tmp_path)
+
+
 def test_resume_refuses_a_folder_of_something_else(tmp_path):
   (tmp_path / "thesis.txt").write_text("")
   with pytest.raises(InputError, match="must be new or empty"):
