@@ -36,6 +36,7 @@ _MODEL = config_flags.define(config.ModelConfig)
 _DATA = config_flags.define(config.DataConfig)
 _TRAINING = config_flags.define(config.TrainingConfig)
 _AUGMENTATION = config_flags.define(config.AugmentationConfig)
+flags.adopt_module_key_flags(config_flags)  # So that --help tells them too.
 
 
 def main(argv: Sequence[str]) -> None:

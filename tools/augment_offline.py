@@ -52,6 +52,7 @@ _DRAW_BY = flags.DEFINE_enum(
 )
 _SEED = flags.DEFINE_integer("seed", 1, "Decides every draw.", lower_bound=0)
 _SETTINGS = config_flags.define(AugmentationConfig)
+flags.adopt_module_key_flags(config_flags)  # So that --help tells them too.
 
 
 def main(argv: Sequence[str]) -> None:

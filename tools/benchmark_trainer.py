@@ -37,6 +37,7 @@ _MODEL = config_flags.define(config.ModelConfig)
 _DATA = config_flags.define(config.DataConfig)
 _TRAINING = config_flags.define(config.TrainingConfig, skip=("checkpoint_steps", "previews"))
 _AUGMENTATION = config_flags.define(config.AugmentationConfig)
+flags.adopt_module_key_flags(config_flags)  # So that --help tells them too.
 
 
 def main(argv: Sequence[str]) -> None:

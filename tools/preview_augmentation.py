@@ -32,6 +32,7 @@ _SEED = flags.DEFINE_integer("seed", 1, "Decides the random draws.", lower_bound
 _IMAGE_KEY = flags.DEFINE_string("image_key", "image", "Feature of the images.")
 _LABEL_KEY = flags.DEFINE_string("label_key", "label", "Feature of the labels.")
 _SETTINGS = config_flags.define(AugmentationConfig)
+flags.adopt_module_key_flags(config_flags)  # So that --help tells them too.
 
 
 def main(argv: Sequence[str]) -> None:
