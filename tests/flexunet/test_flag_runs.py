@@ -216,3 +216,21 @@ def test_a_run_starts_from_another_ones_weights(data_dir, trained, capsys):
   said = networks.set_first_weights(other.network, other.config, None)
   assert said and "encoder0_conv0 adapted to the number of channels" in said
   np.testing.assert_allclose(other.network(np.repeat(image, 3, -1)), model(image), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_with_averages_accumulation_and_augmentation_resumes_exactly(data_dir, tmp_path):
+  flags = ("--schedule=constant", "--warmup_steps=0", "--ema_momentum=0.8", "--num_layers=3",
+           "--gradient_accumulation=2", "--deep_supervision", "--nosave_best",
+           "--augmentation=default")  # fmt: skip
+
+  def weights_after(name, epochs, resume=False):
+    made = flagged.setup(data_dir, *flags, f"--epochs={epochs}")
+    run, _ = training.fit(made.config, tmp_path / name, made.data, resume=resume)
+    model = keras.saving.load_model(run.model_keras, compile=False)
+    return [np.array(w) for w in model.weights]
+
+  whole = weights_after("whole", 4)
+  weights_after("halved", 2)
+  for one, two in zip(whole, weights_after("halved", 4, resume=True)):
+    np.testing.assert_array_equal(one, two)
