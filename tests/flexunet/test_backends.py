@@ -15,7 +15,8 @@ import pytest
 _PROGRAM = """
 import json, sys
 import keras, numpy as np
-from flexunet import losses, metrics, model
+from flexunet.network import model
+from flexunet.objectives import losses, metrics
 
 random = np.random.default_rng(0)
 images = random.integers(0, 256, (2, 13, 18, 1)).astype("float32")
@@ -97,7 +98,8 @@ def test_a_compiled_step_gives_the_same_loss_and_scores():
 _REPLICAS = """
 import json
 import keras, numpy as np, tensorflow as tf
-from flexunet import losses, metrics, model
+from flexunet.network import model
+from flexunet.objectives import losses, metrics
 
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
