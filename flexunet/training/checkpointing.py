@@ -88,12 +88,11 @@ class Checkpointer(keras.callbacks.Callback):
     self._state, self._clock, self._writer = state, clock, writer
     self._interruption = interruption
     self.every_steps, self._steps_per_epoch = every_steps, steps_per_epoch
-    self._last_step = 0
     self._metrics: checkpoints.Checkpoint | None = None
     self._epoch_done = True  # Whether the end of the epoch before the position has been worked on.
 
   def resume_from(self, checkpoint: checkpoints.Checkpoint) -> None:
-    self._last_step = self._clock.step
+    """Lets the next epoch begin with the running metrics of a checkpoint."""
     self._metrics = checkpoint
 
   def on_epoch_begin(self, epoch, logs=None):
@@ -105,9 +104,8 @@ class Checkpointer(keras.callbacks.Callback):
   def on_train_batch_end(self, batch, logs=None):
     step = self._clock.step
     ends_epoch = step % self._steps_per_epoch == 0 or self.model.stop_training
-    due = self.every_steps and step // self.every_steps > self._last_step // self.every_steps
-    if due:
-      self._last_step = step
+    every = self.every_steps
+    due = every and step // every > self._clock.previous_step // every
     if ends_epoch:  # Its end, with the validation, follows at once and is saved.
       return
     self._interruption.check()
@@ -132,6 +130,12 @@ class Checkpointer(keras.callbacks.Callback):
       pending: {"epoch", "logs"} of an epoch whose validation was under way.
     """
     if not self._epoch_done:
-      within = pending is None
-      self._writer.submit(self._state.take(self._clock.step, within_epoch=within, pending=pending))
+      self._writer.submit(
+          self._state.take(
+              self._clock.step,
+              within_epoch=pending is None,
+              pending=pending,
+              stopped=bool(self.model.stop_training),
+          )
+      )
     self._writer.wait()

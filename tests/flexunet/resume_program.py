@@ -109,6 +109,7 @@ def main() -> None:
   parser.add_argument("--resume", action="store_true")
   parser.add_argument("--kill")
   parser.add_argument("--knobs", default="{}", help="JSON of TrainingConfig")
+  parser.add_argument("--model", default="{}", help="JSON of ModelConfig")
   parser.add_argument("--logical_devices", type=int, default=1)
   parser.add_argument("--dropout", type=float, default=0.2)
   parser.add_argument("--losses", action="store_true", help="prints the running loss of each step")
@@ -144,7 +145,10 @@ def main() -> None:
   opened = streams.open_data(data)
   try:
     run_config = completion.complete(
-        config.ModelConfig(num_layers=2, base_filters=4, dropout_rate=options.dropout),
+        config.ModelConfig(**{
+            "num_layers": 2, "base_filters": 4, "dropout_rate": options.dropout,
+            **json.loads(options.model),
+        }),
         data, config.TrainingConfig(**settings), opened,
     )  # fmt: skip
     run, _ = training.fit(run_config, options.run_dir, opened, resume=options.resume)

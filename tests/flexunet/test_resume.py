@@ -121,6 +121,25 @@ def test_with_averages_accumulation_and_several_steps_a_go_it_ends_the_same(blob
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "model, knobs",
+    [({"deep_supervision": True, "num_layers": 3}, {}), ({}, {"precision": "mixed_float16"})],
+)
+def test_with_several_outputs_or_half_precision_it_ends_the_same(
+    blob_data, tmp_path, model, knobs
+):
+  shape = f"--model={json.dumps(model)}"
+  code, expected, told = train(blob_data, tmp_path / "whole", shape, epochs=2, **knobs)
+  assert code == 0, told
+  killed, _, told = train(
+      blob_data, tmp_path / "run", shape, "--kill=terminate_step:13", epochs=2, **knobs
+  )
+  assert killed == 128 + 15, told
+  code, found, told = train(blob_data, tmp_path / "run", shape, "--resume", epochs=2, **knobs)
+  assert (code, found) == (0, expected), told
+
+
+@pytest.mark.slow
 def test_a_longer_run_goes_on_from_the_end(blob_data, tmp_path):
   train(blob_data, tmp_path / "run", epochs=2)
   code, found, told = train(blob_data, tmp_path / "run", "--resume", epochs=3)
