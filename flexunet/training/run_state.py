@@ -52,8 +52,7 @@ class RunState:
     """
     return checkpoints.Checkpoint(
         arrays={
-            # Copies: what NumPy sees may be the variable's own memory.
-            name: [np.array(keras.ops.convert_to_numpy(v)) for v in variables]
+            name: [_copied(variable) for variable in variables]
             for name, variables in self._groups(within_epoch).items()
         },
         state={
@@ -109,6 +108,12 @@ def data_identity(tables: Mapping[str, RecordTable], fingerprint: str | None) ->
       digest.update(np.ascontiguousarray(column, np.int64).tobytes())
     told[f"{name} records"] = f"{len(table)} ({digest.hexdigest()[:12]})"
   return told
+
+
+def _copied(variable: Any) -> np.ndarray:
+  array = np.asarray(keras.ops.convert_to_numpy(variable))
+  # What NumPy sees may be the variable's own memory, which the next step writes to.
+  return array if array.flags.owndata else array.copy()
 
 
 def _parts(network: keras.Model, variables: Iterable) -> list:
