@@ -1,9 +1,10 @@
-"""Measures what the trainer adds to a bare Keras `fit` of the same network.
+r"""Measures what the trainer adds to a bare Keras `fit` of the same network.
 
     python -m flexunet.tools.benchmark_trainer --data_dir=DATA --dataset=hippocampus_t1w \
         --preset=published/hippocampus_t1w
 
-Takes the flags of `flexunet.train`. Three ways take turns in one process, on the same layers:
+Takes the flags of `flexunet.train`; --previews and --checkpoint_steps have no effect. Three
+ways take turns in one process, on the same layers:
   bare         Keras fit on one constant batch: optimizer and loss of the run, nothing else
   trainer      the run's own batches, scores and callbacks
   checkpoints  the same, with a checkpoint every --every steps
@@ -35,7 +36,7 @@ _STEPS = flags.DEFINE_integer(
 flags.DEFINE_string("preset", None, f"One of {', '.join(preset_files.names())}.")
 _MODEL = config_flags.define(config.ModelConfig)
 _DATA = config_flags.define(config.DataConfig)
-_TRAINING = config_flags.define(config.TrainingConfig, skip=("checkpoint_steps", "previews"))
+_TRAINING = config_flags.define(config.TrainingConfig)
 _AUGMENTATION = config_flags.define(config.AugmentationConfig)
 flags.adopt_module_key_flags(config_flags)  # So that --help tells them too.
 
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
   parts = [
       config_flags.read(config.ModelConfig, _MODEL),
       config_flags.read(config.DataConfig, _DATA),
-      config_flags.read(config.TrainingConfig, _TRAINING, previews=0),
+      config_flags.read(config.TrainingConfig, _TRAINING, previews=0, checkpoint_steps=0),
   ]
   augmentation = config_flags.read(config.AugmentationConfig, _AUGMENTATION)
   command_line.load_tensorflow()
