@@ -31,10 +31,24 @@ def has_gpu() -> bool:
 
 
 def complete(settings: config.TrainingConfig) -> tuple[config.TrainingConfig, dict[str, str]]:
-  """Returns the settings with what depends on the devices filled in, and a reason for each."""
+  """Returns the settings with what depends on the devices filled in, and a reason for each.
+
+  Raises:
+    InputError: Deterministic operations and XLA together, which Keras cannot do on TensorFlow.
+  """
   gpu = has_gpu()
-  defaults = {
-      "deterministic": (not gpu, "would slow a GPU down" if gpu else "costs little on a CPU"),
+  wants_jit = settings.jit_compile == "on" and keras.config.backend() == "tensorflow"
+  if settings.deterministic and wants_jit:
+    raise InputError(
+        "--deterministic and --jit_compile=on exclude each other: Keras turns XLA off where"
+        " TensorFlow's operations are to be deterministic. Leave one of the two out."
+    )
+  if wants_jit:
+    deterministic = (False, "--jit_compile=on excludes it")
+  else:
+    deterministic = (not gpu, "would slow a GPU down" if gpu else "costs little on a CPU")
+  defaults: dict[str, tuple[Any, str]] = {
+      "deterministic": deterministic,
       "precision": default_precision(),
       "jit_compile": default_jit(),
       "steps_per_execution": (

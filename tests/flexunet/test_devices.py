@@ -155,3 +155,10 @@ def test_the_trainer_gives_the_same_loss_curve_on_other_backends(backend, blob_d
   assert len(found) == 18  # Two epochs of 36 slices, 4 a step.
   assert found[-1] < 0.95 * found[0]
   np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_deterministic_operations_and_xla_exclude_each_other():
+  with pytest.raises(InputError, match="exclude each other"):
+    devices.complete(config.TrainingConfig(deterministic=True, jit_compile="on"))
+  settings, reasons = devices.complete(config.TrainingConfig(jit_compile="on"))
+  assert not settings.deterministic and "excludes" in reasons["deterministic"]
