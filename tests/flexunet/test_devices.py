@@ -24,10 +24,10 @@ _PROGRAM = pathlib.Path(__file__).parent / "resume_program.py"
 
 def test_what_depends_on_the_device_is_filled_in_with_a_reason(monkeypatch):
   monkeypatch.setattr(devices, "device_names", lambda: ["CPU"])
-  settings, reasons = devices.complete(config.TrainingConfig(jit_compile="on"))
+  settings, reasons = devices.complete(config.TrainingConfig(steps_per_execution=2))
   assert (settings.precision, settings.deterministic) == ("float32", True)
-  assert (settings.jit_compile, settings.steps_per_execution) == ("on", 1)
-  assert reasons["jit_compile"] == "given" and "CPU" in reasons["precision"]
+  assert (settings.jit_compile, settings.steps_per_execution) == ("off", 2)
+  assert reasons["steps_per_execution"] == "given" and "CPU" in reasons["precision"]
 
 
 def test_a_gpu_gets_half_precision_and_several_steps_a_go(monkeypatch):
