@@ -9,9 +9,7 @@ import queue
 import threading
 from collections.abc import Iterator
 
-import tqdm
-
-from flexunet.datasets import case_records
+from flexunet.datasets import case_records, progress
 from flexunet.datasets.case_records import CaseTask
 from flexunet.datasets.case_worker import BuilderAddress
 from flexunet.datasets.worker_process import WorkerProcess
@@ -53,7 +51,7 @@ def read_cases(
   else:
     # Before the progress bar, whose own thread would forbid to fork.
     workers = [WorkerProcess(builder, address) for _ in range(num_workers - 1)]
-  bar = tqdm.tqdm(
+  bar = progress.bar(
       total=done + len(tasks), initial=done, desc="Reading", unit=" case", disable=None,
       leave=False,
   )

@@ -12,13 +12,13 @@ import json
 import os
 import pathlib
 import shutil
-import sys
 import tempfile
 from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import logging
 
+from flexunet.datasets import progress
 from flexunet.datasets.errors import InputError
 
 if TYPE_CHECKING:
@@ -167,8 +167,6 @@ def _fill_disk(loader: Loader, shapes: dict, folder: pathlib.Path) -> None:
 
 def _decode_all(loader: Loader, cache: ExampleCache) -> None:
   import tensorflow as tf
-  import tqdm
-
   examples = (
       tf.data.Dataset.range(loader.num_rows)
       .map(loader, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
@@ -176,8 +174,8 @@ def _decode_all(loader: Loader, cache: ExampleCache) -> None:
       .prefetch(2)
   )
   start = 0
-  with tqdm.tqdm(
-      total=loader.num_rows, desc="decoding", unit="slice", delay=3.0, file=sys.stderr, leave=False
+  with progress.bar(
+      total=loader.num_rows, desc="decoding", unit="slice", delay=3.0, leave=False
   ) as bar:
     for batch in examples.as_numpy_iterator():
       stop = start + len(batch["label"])

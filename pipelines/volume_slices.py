@@ -7,11 +7,11 @@ own resolution, and kept in memory as uint8. What does not fit is refused: confi
 from __future__ import annotations
 
 import dataclasses
-import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flexunet.datasets import progress
 from flexunet.datasets.errors import InputError
 from flexunet.datasets.intensity import IntensityWindow
 from flexunet.datasets.slicing import SlicePlan
@@ -56,7 +56,6 @@ def read(source: DatasetSource, split: str, records: RecordTable) -> NativeSlice
     records: One row per volume.
   """
   import tensorflow as tf
-  import tqdm
 
   from flexunet.pipelines.reading import RecordReader
 
@@ -72,8 +71,8 @@ def read(source: DatasetSource, split: str, records: RecordTable) -> NativeSlice
   gaps: list[float] = []
   num_classes = source.label_scheme().num_classes
   limit, used = _MEMORY_SHARE * caching.free_main_memory(), 0
-  bar = tqdm.tqdm(range(len(records)), desc=f"volumes of {split}", unit="volume", delay=3.0,
-                  file=sys.stderr, leave=False)  # fmt: skip
+  bar = progress.bar(range(len(records)), desc=f"volumes of {split}", unit="volume", delay=3.0,
+                  leave=False)  # fmt: skip
   for row in bar:
     record = features.deserialize_example_np(reader.serialized(tf.constant(row, tf.int64)).numpy())
     oriented = bool(record["oriented"])

@@ -8,12 +8,12 @@ pixel spacing there are none. Overlaps always count all pixels of the volume.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from flexunet.datasets import progress
 from flexunet.datasets.errors import InputError
 from flexunet.evaluation import evaluation_examples, evaluation_metrics, surface_distance
 from flexunet.evaluation.labelled_volumes import LabelledVolume, read_volumes
@@ -62,14 +62,12 @@ def score_split(
     tolerance_mm: Of the surface Dice.
     show_progress: Draws a bar on standard error.
   """
-  import tqdm
-
   rows: list[dict[str, Any]] = []
   keeper = evaluation_examples.ExampleKeeper()
   published = _Published()
   subjects, kinds = set(), []
-  with tqdm.tqdm(
-      total=len(table), desc=split, unit="slice", file=sys.stderr, disable=not show_progress
+  with progress.bar(
+      total=len(table), desc=split, unit="slice", disable=not show_progress
   ) as bar:
     for volume in read_volumes(source, table, keys):
       predictions = []

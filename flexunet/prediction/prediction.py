@@ -10,13 +10,12 @@ from __future__ import annotations
 import dataclasses
 import io
 import pathlib
-import sys
 from collections.abc import Sequence
 
 import numpy as np
 
 from flexunet import config, run_folder
-from flexunet.datasets import picture_io, resampling, slicing, volume_io
+from flexunet.datasets import picture_io, progress, resampling, slicing, volume_io
 from flexunet.datasets.errors import InputError
 from flexunet.datasets.intensity import IntensityWindow
 from flexunet.prediction import inference
@@ -56,11 +55,9 @@ def predict_all(
     show_progress: bool = True,
 ) -> Outcome:
   """Predicts each scan; a file that cannot be read or written does not lose the others."""
-  import tqdm
-
   failures: list[str] = []
   warnings: list[str] = []
-  bar = tqdm.tqdm(scans, unit="scan", file=sys.stderr, disable=not show_progress)
+  bar = progress.bar(scans, unit="scan", disable=not show_progress)
   for scan in bar:
     bar.set_postfix_str(scan.stem)
     try:

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from flexunet import run_folder
+from flexunet.datasets import progress
 from flexunet.reporting import overlay
 from flexunet.training import callbacks
 
@@ -27,17 +28,11 @@ class ProgressBar(keras.callbacks.Callback):
     self._executions = 0
 
   def on_epoch_begin(self, epoch, logs=None):
-    import tqdm
-
-    self._bar = tqdm.tqdm(
+    self._bar = progress.bar(
         total=self._steps,
         initial=self._clock.step % self._steps,  # Of a resumed epoch.
         desc=f"epoch {epoch + 1}",
         unit="step",
-        file=sys.stderr,
-        dynamic_ncols=True,
-        # A log file wants a line now and then, a terminal a living bar.
-        mininterval=0.5 if sys.stderr.isatty() else 30.0,
     )
 
   def on_train_batch_end(self, batch, logs=None):
