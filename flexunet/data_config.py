@@ -55,7 +55,8 @@ class DataConfig(Checked):
   )
   cache: str = knob(
       "auto",
-      "Where decoded slices are kept after the first pass; 'auto' takes what fits and says why.",
+      "Where decoded slices are kept after the first pass; 'auto' takes what fits and says why."
+      " 'device' is main memory for now.",
       choices=("auto", "device", "ram", "disk", "none"),
   )
   cache_dir: str | None = knob(

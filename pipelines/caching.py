@@ -95,8 +95,8 @@ def choose(
           f"--cache={mode} needs {size}, but {limit / 2**20:.0f} MiB of {what} are free. Use"
           " --cache=auto, which takes what fits."
       )
-    if mode == "device" and not _has_accelerator():
-      return Choice("ram", "no accelerator: device memory is main memory")
+    if mode == "device":
+      return Choice("ram", "a cache in an accelerator's memory is not built: main memory instead")
     return Choice(mode, "given")
   if needed <= _MEMORY_SHARE * free_memory:
     free = f"{free_memory / 2**20:.0f} MiB free"
@@ -212,9 +212,3 @@ def _free_disk(folder: pathlib.Path) -> int:
   while not folder.exists():
     folder = folder.parent
   return shutil.disk_usage(folder).free
-
-
-def _has_accelerator() -> bool:
-  import tensorflow as tf
-
-  return bool(tf.config.list_logical_devices("GPU"))
