@@ -25,6 +25,8 @@ if TYPE_CHECKING:
   from flexunet.pipelines.resizing import Resizing
   from flexunet.pipelines.source import DatasetSource
 
+_STEPS_AT_ONCE = 64  # Whose order is reckoned together; few enough that a start costs no time.
+
 # (image uint8 [h, w, C], label uint8 [h, w], seed int32 [2]) -> (image, label)
 Augment = Callable[..., tuple]
 
@@ -79,19 +81,11 @@ def training_batches(
     raise ValueError(f"batch_size {order.batch_size} must be a multiple of {host.count} hosts.")
   num_steps = order.steps_per_epoch if num_steps is None else num_steps
   part = order.batch_size // host.count
-  places = tf.range(part, dtype=tf.int64) + host.index * part
-
-  def entries(step):
-    rows, epochs, positions = order.records_at(step * order.batch_size + places)
-    return {"row": rows, "seed": order.example_seeds(epochs, positions)}
-
-  steps = tf.data.Dataset.range(start_step, start_step + num_steps)
   calls = threads or tf.data.AUTOTUNE
+  entries = _entries(order, host, start_step, num_steps)
   if cache is not None and augment is None:
-    gather = _gather(loader, cache)
-    return steps.map(
-        lambda step: gather(entries(step)["row"]), num_parallel_calls=calls, deterministic=True
-    ).prefetch(tf.data.AUTOTUNE)
+    # One thread: copying is bound by the memory, and several threads get in each other's way.
+    return entries.map(_gather(loader, cache)).prefetch(tf.data.AUTOTUNE)
   load = _gather_one(cache) if cache is not None else loader
 
   def example(entry):
@@ -101,9 +95,38 @@ def training_batches(
       image, label = augment(image, label, entry["seed"])
     return _finished(loader, image, label, entry["row"], tf.constant(True))
 
-  examples = steps.map(entries, num_parallel_calls=calls, deterministic=True).unbatch()
-  return _batched(examples, example, part, calls).apply(
+  return _batched(entries.unbatch(), example, part, calls).apply(
       tf.data.experimental.assert_cardinality(num_steps)  # `unbatch` loses the count.
+  )
+
+
+def _entries(order: EpochOrder, host: Host, start_step: int, num_steps: int) -> tf.data.Dataset:
+  """Returns what each step reads: {"row": int64 [b], "seed": int32 [b, 2]}.
+
+  Many steps at once: the order is some fifty small operations, and each costs microseconds
+  however many positions it is given.
+  """
+  import tensorflow as tf
+
+  part = order.batch_size // host.count
+  places = tf.range(_STEPS_AT_ONCE)[:, None] * order.batch_size + tf.range(part) + host.index * part
+  places = tf.cast(places, tf.int64)
+
+  def block(first_step):
+    positions = tf.reshape(first_step * order.batch_size + places, [-1])
+    rows, epochs, positions = order.records_at(positions)
+    seeds = order.example_seeds(epochs, positions)
+    return {
+        "row": tf.reshape(rows, [_STEPS_AT_ONCE, part]),
+        "seed": tf.reshape(seeds, [_STEPS_AT_ONCE, part, 2]),
+    }
+
+  firsts = tf.data.Dataset.range(start_step, start_step + num_steps, _STEPS_AT_ONCE)
+  return (
+      firsts.map(block)
+      .unbatch()
+      .take(num_steps)
+      .apply(tf.data.experimental.assert_cardinality(num_steps))  # `unbatch` loses the count.
   )
 
 
@@ -142,11 +165,13 @@ def _finished(loader: Loader, image, label, row, valid) -> dict:
 
 
 def _gather(loader: Loader, cache: ExampleCache):
+  """Returns what copies a whole batch out of the cache."""
   import tensorflow as tf
 
   images, labels = cache.tensors()
 
-  def gather(rows):
+  def gather(entry):
+    rows = entry["row"]
     image, label = tf.gather(images, rows), tf.gather(labels, rows)
     return _finished(loader, image, label, rows, tf.ones_like(rows, tf.bool))
 
