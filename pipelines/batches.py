@@ -82,7 +82,7 @@ def training_batches(
   num_steps = order.steps_per_epoch if num_steps is None else num_steps
   part = order.batch_size // host.count
   calls = threads or tf.data.AUTOTUNE
-  entries = _entries(order, host, start_step, num_steps)
+  entries = step_entries(order, host, start_step, num_steps)
   if cache is not None and augment is None:
     # One thread: copying is bound by the memory, and several threads get in each other's way.
     return entries.map(_gather(loader, cache)).prefetch(tf.data.AUTOTUNE)
@@ -100,7 +100,9 @@ def training_batches(
   )
 
 
-def _entries(order: EpochOrder, host: Host, start_step: int, num_steps: int) -> tf.data.Dataset:
+def step_entries(
+    order: EpochOrder, host: Host, start_step: int, num_steps: int
+) -> tf.data.Dataset:
   """Returns what each step reads: {"row": int64 [b], "seed": int32 [b, 2]}.
 
   Many steps at once: the order is some fifty small operations, and each costs microseconds

@@ -115,7 +115,7 @@ def fill(loader: Loader, choice: Choice, cache_dir: pathlib.Path, key: str) -> E
   }
   if choice.mode != "disk":
     cache = ExampleCache(**{name: _aligned(shape) for name, shape in shapes.items()})
-    _decode_all(loader, cache)
+    decode_all(loader, cache)
     return cache
   folder = cache_dir / key
   if not (folder / "complete.json").is_file():
@@ -152,7 +152,7 @@ def _fill_disk(loader: Loader, shapes: dict, folder: pathlib.Path) -> None:
         name: np.lib.format.open_memmap(partial / f"{name}.npy", "w+", np.uint8, shape)
         for name, shape in shapes.items()
     }
-    _decode_all(loader, ExampleCache(**arrays))
+    decode_all(loader, ExampleCache(**arrays))
     for array in arrays.values():
       array.flush()
     del arrays
@@ -165,8 +165,10 @@ def _fill_disk(loader: Loader, shapes: dict, folder: pathlib.Path) -> None:
     raise
 
 
-def _decode_all(loader: Loader, cache: ExampleCache) -> None:
+def decode_all(loader: Loader, cache: ExampleCache) -> None:
+  """Writes every example of the loader into the arrays of the cache."""
   import tensorflow as tf
+
   examples = (
       tf.data.Dataset.range(loader.num_rows)
       .map(loader, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
