@@ -36,6 +36,14 @@ class DataConfig(Checked):
       " with the aspect kept and adds a border, 'stretch' scales each axis (the published way).",
       choices=("pad", "fit", "stretch"),
   )
+  crop_foreground: bool = knob(
+      False,
+      "Cuts the empty air around head or body away before an image is brought to --image_size, so"
+      " that its pixels are spent on tissue. The box is found from the images alone, one a volume:"
+      " all that is brighter than a tenth of the bright pixels, and a margin. Evaluation and"
+      " prediction do the same and answer on the full frame. Costs one more pass over the records"
+      " at the start; labels outside a box are counted and told.",
+  )
   context_slices: int = knob(
       0,
       "Neighbour slices on each side that become channels (2.5-D); --image_channels must then be"

@@ -135,6 +135,8 @@ def key_of(fingerprint: str, loader: Loader, rows: np.ndarray) -> str:
       repr((spec.resizing, spec.context_slices, spec.image_key, spec.label_key, loader.channels)),
       hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest(),
   ]
+  if loader.boxes is not None:
+    parts.append(hashlib.sha256(np.ascontiguousarray(loader.boxes).tobytes()).hexdigest())
   return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 

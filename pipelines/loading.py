@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from flexunet.datasets.errors import InputError
+from flexunet.pipelines import cropping
 from flexunet.pipelines.reading import RecordReader
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Loader(Protocol):
   spec: ExampleSpec
   num_rows: int
   channels: int
+  boxes: np.ndarray | None
 
   def __call__(self, row: tf.Tensor) -> dict[str, tf.Tensor]: ...
 
@@ -68,16 +70,10 @@ class ExampleLoader:
   def __init__(self, source: DatasetSource, table: RecordTable, spec: ExampleSpec):
     import tensorflow as tf
 
-    self.spec, self.num_rows = spec, len(table)
+    self.spec, self.num_rows, self.boxes = spec, len(table), table.boxes
     self._reader = RecordReader(source.info.features, table, spec.image_key, spec.label_key)
-    features = source.info.features[spec.image_key].shape
-    if len(features) != 3:
-      raise InputError(
-          f"Feature {spec.image_key!r} of {source.name} must be slices [H, W, C]. It has the shape"
-          f" {features}. Build the dataset with its config 'slices', or name the feature of the"
-          " slices by --image_key."
-      )
-    self.channels = self._channels_of(features[-1])
+    check_slices(source, spec.image_key)
+    self.channels = self._channels_of(source.info.features[spec.image_key].shape[-1])
     self._neighbours = None
     if spec.context_slices:
       self._neighbours = tf.constant(neighbour_rows(table, spec.context_slices))
@@ -96,7 +92,7 @@ class ExampleLoader:
     return self._reader.serialized(row)
 
   def example(self, serialized: tf.Tensor, row: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
-    """The bytes of a record -> the example; the row is needed for neighbours alone."""
+    """The bytes of a record -> the example; the row is needed for neighbours and boxes alone."""
     import tensorflow as tf
 
     decoded = self._reader.decode(serialized)
@@ -115,8 +111,8 @@ class ExampleLoader:
     same = tf.reduce_all(tf.shape(image)[:2] == tf.shape(label)[:2])
     told = ["image and label differ in size", tf.shape(image), tf.shape(label)]
     with tf.control_dependencies([tf.debugging.Assert(same, told)]):
-      image = self.spec.resizing.apply_image(image[None])[0]
-    label = self.spec.resizing.apply_label(label[None])[0, ..., 0]
+      image = tf.identity(image)
+    image, label = resized_pair(self.spec, self.boxes, row, image, label)
     return {"image": image, "label": tf.cast(label, tf.uint8)}
 
   def find_corrupt(self) -> list[int]:
@@ -130,6 +126,30 @@ class ExampleLoader:
         .ignore_errors()
     )
     return sorted(set(range(self.num_rows)) - {int(row) for row in readable})
+
+
+def check_slices(source: DatasetSource, image_key: str) -> None:
+  """Refuses a feature that is no slice [H, W, C]."""
+  shape = source.info.features[image_key].shape
+  if len(shape) != 3:
+    raise InputError(
+        f"Feature {image_key!r} of {source.name} must be slices [H, W, C]. It has the shape"
+        f" {shape}. Build the dataset with its config 'slices', or name the feature of the"
+        " slices by --image_key."
+    )
+
+
+def resized_pair(
+    spec: ExampleSpec, boxes: np.ndarray | None, row: tf.Tensor, image: tf.Tensor, label: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """[H, W, C] and [H, W, 1] of a row -> its box of both, [h, w, C] and [h, w]."""
+  import tensorflow as tf
+
+  if boxes is not None:
+    box = tf.gather(tf.constant(boxes, tf.int32), row)
+    image, label = cropping.crop(image, box), cropping.crop(label, box)
+  image = spec.resizing.apply_image(image[None])[0]
+  return image, spec.resizing.apply_label(label[None])[0, ..., 0]
 
 
 def neighbour_rows(table: RecordTable, reach: int) -> np.ndarray:

@@ -34,6 +34,8 @@ class RecordTable:
     slice_index, fold: int32 [N]; -1 where unknown.
     height, width: int32 [N]; 0 where unknown.
     pixels: int64 [N, classes], labelled pixels per class; None where unknown.
+    boxes: int32 [N, 4] (top, left, height, width), the part of each record that is used; sizes
+      and pixels are then those of the part. None: all of it.
   """
 
   files: list[str]
@@ -46,6 +48,7 @@ class RecordTable:
   height: np.ndarray
   width: np.ndarray
   pixels: np.ndarray | None
+  boxes: np.ndarray | None = None
 
   def __len__(self) -> int:
     return len(self.offset)

@@ -116,13 +116,8 @@ class VolumeSliceLoader:
   """What `loading.ExampleLoader` is for slices: row -> example at the network's size."""
 
   def __init__(self, source: DatasetSource, table: RecordTable, spec: loading.ExampleSpec):
-    # A table of folds holds rows of several splits; the first shard's name tells which.
-    native_of = {source.filepaths(split)[0]: source.native_slices(split) for split in source.read}
-    self._places = [
-        (native_of[table.files[shard]], entry)
-        for shard, entry in zip(table.shard, table.offset, strict=True)
-    ]
-    self.spec, self.num_rows = spec, len(table)
+    self._places = _places(source, table)
+    self.spec, self.num_rows, self.boxes = spec, len(table), table.boxes
     self.channels = spec.stored_channels
     reach = spec.context_slices
     self._neighbours = loading.neighbour_rows(table, reach) if reach else None
@@ -133,11 +128,8 @@ class VolumeSliceLoader:
     image, label = tf.numpy_function(self._slice, [row], (tf.uint8, tf.uint8))
     image.set_shape((None, None, self.channels))
     label.set_shape((None, None, 1))
-    resizing = self.spec.resizing
-    return {
-        "image": resizing.apply_image(image[None])[0],
-        "label": resizing.apply_label(label[None])[0, ..., 0],
-    }
+    image, label = loading.resized_pair(self.spec, self.boxes, row, image, label)
+    return {"image": image, "label": label}
 
   def find_corrupt(self) -> list[int]:
     """Everything was decoded already: a damaged volume has been refused."""
@@ -149,3 +141,32 @@ class VolumeSliceLoader:
     image = np.stack([native.images[entry] for native, entry in places], axis=-1)
     native, entry = self._places[row]
     return image, native.labels[entry][..., None]
+
+
+def native_reader(source: DatasetSource, table: RecordTable):
+  """Returns row -> {"image", "label"}, uint8 [H, W, 1] each, inside a tf.data graph."""
+  import tensorflow as tf
+
+  places = _places(source, table)
+
+  def stored(row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    native, entry = places[row]
+    return native.images[entry][..., None], native.labels[entry][..., None]
+
+  def read_row(row: tf.Tensor) -> dict[str, tf.Tensor]:
+    image, label = tf.numpy_function(stored, [row], (tf.uint8, tf.uint8))
+    image.set_shape((None, None, 1))
+    label.set_shape((None, None, 1))
+    return {"image": image, "label": label}
+
+  return read_row
+
+
+def _places(source: DatasetSource, table: RecordTable) -> list[tuple[NativeSlices, int]]:
+  """Returns the slices and the entry in them of each row."""
+  # A table of folds holds rows of several splits; the first shard's name tells which.
+  native_of = {source.filepaths(split)[0]: source.native_slices(split) for split in source.read}
+  return [
+      (native_of[table.files[shard]], int(entry))
+      for shard, entry in zip(table.shard, table.offset, strict=True)
+  ]

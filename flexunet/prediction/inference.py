@@ -15,7 +15,7 @@ import numpy as np
 from flexunet import config, run_folder
 from flexunet.datasets import label_scheme
 from flexunet.datasets.errors import InputError
-from flexunet.pipelines import loading
+from flexunet.pipelines import cropping, loading
 from flexunet.pipelines.resizing import Resizing
 
 
@@ -82,16 +82,30 @@ class Predictor:
     self._mirror = mirror
     self._channels = run_config.model.image_channels
     self._context = getattr(run_config.data, "context_slices", 0) or 0
+    self._crops = getattr(run_config.data, "crop_foreground", False)
     self._resizing = Resizing(run_config.model.image_size, run_config.data.resize_mode or "fit")
     self.num_classes = max(2, run_config.model.num_classes or 2)
 
   def probabilities(self, slices: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
     """Yields float32 [H, W, classes] for each slice of one volume, in order.
 
+    A run with --crop_foreground sees the box of the volume's tissue; outside it is background.
+
     Args:
       slices: uint8 [H, W] or [H, W, channels] each, neighbours in order; sizes may differ. An
-        array [N, H, W] will do.
+        array [N, H, W] will do. All slices of the volume: the box follows from them.
     """
+    if not self._crops:
+      yield from self._of_network(slices)
+      return
+    boxes = cropping.volume_boxes(slices)
+    cut = [cropping.crop(np.asarray(one), box) for one, box in zip(slices, boxes, strict=True)]
+    answers = self._of_network(cut)
+    for pixels, box, probability in zip(slices, boxes, answers, strict=True):
+      yield cropping.uncrop(probability, box, np.asarray(pixels).shape[:2])
+
+  def _of_network(self, slices: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yields float32 [H, W, classes] for each slice as it is brought to the network."""
     frames = [self._resizing_of(np.asarray(pixels).shape[:2]) for pixels in slices]
     start = 0
     while start < len(slices):

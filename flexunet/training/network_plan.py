@@ -108,13 +108,15 @@ def _plan_size(made: Choices, facts: Facts) -> None:
   largest = _LARGEST_EDGE[facts.device]
   height, width = _largest_slice(facts) or (largest, largest)
   known = _largest_slice(facts) is not None
+  # Sizes in the table are then those of the boxes.
+  cropped = " cropped to its foreground" if facts.train.boxes is not None else ""
   if known and max(height, width) <= largest:
     size = tuple(math.ceil(edge / multiple) * multiple for edge in (height, width))
-    why = f"holds the largest slice, {height}x{width}, as it is; multiple of {multiple}"
+    why = f"holds the largest slice{cropped}, {height}x{width}, as it is; multiple of {multiple}"
   else:
     scale = largest / max(height, width)
     size = tuple(math.ceil(edge * scale / multiple) * multiple for edge in (height, width))
-    why = f"slices up to {height}x{width}, scaled to at most {largest}"
+    why = f"slices{cropped} up to {height}x{width}, scaled to at most {largest}"
     why += f" (affordable on a {facts.device})"
     if facts.spacing_mm is not None and known:
       coarse = max(facts.spacing_mm)

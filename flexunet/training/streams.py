@@ -10,10 +10,20 @@ import numpy as np
 from absl import logging
 
 from flexunet import config
-from flexunet.pipelines import batches, caching, device, loading, order, resizing, selection
+from flexunet.pipelines import (
+  batches,
+  caching,
+  cropped_tables,
+  device,
+  loading,
+  order,
+  resizing,
+  selection,
+)
 from flexunet.pipelines.augmentation import augment
 from flexunet.pipelines.record_table import RecordTable
 from flexunet.pipelines.source import DatasetSource, open_dataset
+from flexunet.training import live_view
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +41,13 @@ def open_data(data: config.DataConfig) -> TrainingData:
   train, validation = selection.split_tables(
       source, data.train_split, data.validation_split, fold
   )
+  if data.crop_foreground:
+    cropped = cropped_tables.crop_tables(
+        source, (train, validation), data.image_key, data.label_key
+    )
+    for line in cropped.told():
+      live_view.say(line)
+    train, validation = cropped.tables
   return TrainingData(source=source, train=train, validation=validation)
 
 
