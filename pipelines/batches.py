@@ -137,16 +137,23 @@ def evaluation_batches(
     batch_size: int,
     *,
     cache: ExampleCache | None = None,
+    rows: np.ndarray | None = None,
     threads: int = 0,
 ) -> tf.data.Dataset:
-  """Returns every record once, in file order; the last batch is filled up and marked invalid."""
+  """Returns every record once, in file order; the last batch is filled up and marked invalid.
+
+  Args:
+    rows: int64 [N], only these, in this order.
+  """
   import tensorflow as tf
 
-  count = loader.num_rows
+  count = loader.num_rows if rows is None else len(rows)
   load = _gather_one(cache) if cache is not None else loader
 
   def example(position):
     row = tf.minimum(position, count - 1)
+    if rows is not None:
+      row = tf.constant(rows, tf.int64)[row]
     loaded = load(row)
     return _finished(loader, loaded["image"], loaded["label"], row, position < count)
 

@@ -6,20 +6,17 @@ had never stopped. With --steps_per_execution above 1 they act once an execution
 
 from __future__ import annotations
 
-import collections
 import math
 import time
 from typing import Any
 
 import keras
-import numpy as np
 from absl import logging
 
 from flexunet import run_folder
-from flexunet.training import schedules
+from flexunet.training import schedules, time_budget
 
 MONITOR = "val_foreground_dice"
-_STEPS_TO_JUDGE_BY = 5  # The first ones trace and compile.
 
 
 class RunCallback(keras.callbacks.Callback):
@@ -46,34 +43,36 @@ class RunClock(RunCallback):
     total_steps: Steps of a run that nothing ends early.
     limit_s: Time limit in seconds; 0: none.
     stopped_limit_s: The limit that ended training; None while none has.
+    budget: What the end of a limited run costs.
+    validation_batches: Of a run whose whole validation takes too long; None: all of them.
   """
-
-  _STATE = ("step", "spent_s", "validation_s", "stopped_limit_s")
 
   def __init__(
       self,
       total_steps: int,
       max_minutes: float,
-      validation_batches: int = 0,
+      work: time_budget.Workload | None = None,
       *,
       steps_per_epoch: int | None = None,
       steps_per_execution: int = 1,
   ):
     super().__init__()
-    self._validation_batches = validation_batches
     self._steps_per_epoch = steps_per_epoch or total_steps
     self._steps_per_execution = steps_per_execution
     self.total_steps = total_steps
     self.limit_s = 60.0 * max_minutes
+    self.budget = time_budget.TimeBudget(
+        self.limit_s, work or time_budget.Workload(), steps_per_execution
+    )
     self.stopped_limit_s: float | None = None
+    self.validation_batches: int | None = None
     self.step = 0
     self.previous_step = 0  # Before the last execution.
     self.spent_s = 0.0  # Before this process started, for a resumed run.
-    self.validation_s = 0.0  # The longest validation so far, which must fit into the limit.
-    self._started = time.monotonic()
+    self._started = self._step_started = time.monotonic()
     self._validation_started: float | None = None
-    self._step_started = self._started
-    self._step_s: collections.deque[float] = collections.deque(maxlen=50)
+    self._last_validation_s = 0.0  # 0: none at this epoch's end.
+    self._epoch_ended: float | None = None
 
   @property
   def elapsed_s(self) -> float:
@@ -84,7 +83,7 @@ class RunClock(RunCallback):
     """Share of the run that is done, 0..1."""
     done = self.step / max(1, self.total_steps)
     if self.limit_s:
-      done = max(done, self.elapsed_s / max(1e-3, self.limit_s - self._reserve_s))
+      done = max(done, self.elapsed_s / max(1e-3, self.limit_s - self.budget.reserve_s))
     return min(1.0, done)
 
   def position(self) -> str:
@@ -95,43 +94,60 @@ class RunClock(RunCallback):
     return f"{text} of {self.total_steps}"
 
   def state(self) -> dict[str, Any]:
-    return {**super().state(), "spent_s": self.elapsed_s}
+    budget = self.budget
+    return {
+        **{name: getattr(self, name) for name in ("step", "stopped_limit_s", "validation_batches")},
+        "spent_s": self.elapsed_s,
+        "validation_s": budget.validation_s,
+        "closing_s": budget.closing_s,
+    }
 
   def load_state(self, state: dict[str, Any]) -> None:
-    super().load_state(state)
+    self.step, self.spent_s = state["step"], state["spent_s"]
+    self.stopped_limit_s = state["stopped_limit_s"]
+    self.budget.validation_s = state["validation_s"]
+    # Checkpoints of earlier versions have neither of the two.
+    self.budget.closing_s = state.get("closing_s", 0.0)
+    self.validation_batches = state.get("validation_batches")
     self._started = time.monotonic()
     self.previous_step = self.step
 
-  def on_train_batch_begin(self, batch, logs=None):
-    self._step_started = time.monotonic()
+  def on_epoch_begin(self, epoch, logs=None):
+    self._step_started = now = time.monotonic()
+    if self._epoch_ended is not None and self._last_validation_s:
+      closing_s = now - self._epoch_ended - self._last_validation_s
+      self.budget.closing_s = max(self.budget.closing_s, closing_s)
+    self._epoch_ended, self._last_validation_s = None, 0.0
 
   def on_train_batch_end(self, batch, logs=None):
     self.previous_step = self.step
     # The last execution of an epoch can be a shorter one.
     left = self._steps_per_epoch - self.step % self._steps_per_epoch
     self.step += min(self._steps_per_execution, left)
-    steps = self.step - self.previous_step
-    self._step_s.append((time.monotonic() - self._step_started) / steps)
-    if self.limit_s and self.elapsed_s + self._reserve_s >= self.limit_s:
+    # From end to end, so that waiting for data counts on every backend.
+    now = time.monotonic()
+    self.budget.add_steps(now - self._step_started, self.step - self.previous_step)
+    self._step_started = now
+    needed_s = self.budget.execution_s + self.budget.reserve_s
+    if self.limit_s and self.elapsed_s + needed_s >= self.limit_s:
       self.stopped_limit_s = self.limit_s
       self.model.stop_training = True
+
+  def on_epoch_end(self, epoch, logs=None):
+    self._epoch_ended = time.monotonic()
 
   def on_test_begin(self, logs=None):
     self._validation_started = time.monotonic()
 
   def on_test_end(self, logs=None):
     if self._validation_started is not None:
-      self.validation_s = max(self.validation_s, time.monotonic() - self._validation_started)
+      self._last_validation_s = time.monotonic() - self._validation_started
+      self.budget.validation_s = max(self.budget.validation_s, self._last_validation_s)
 
-  @property
-  def _reserve_s(self) -> float:
-    # The last epoch ends with a validation and with writing the model and the pictures.
-    expected_s = self.validation_s
-    if not expected_s and len(self._step_s) >= _STEPS_TO_JUDGE_BY:
-      # Before the first one: a step forward alone takes about half a training step, and the graph
-      # of the validation has to be traced.
-      expected_s = 2.0 + 0.5 * float(np.median(self._step_s)) * self._validation_batches
-    return 1.2 * expected_s + 0.01 * self.limit_s
+  def validate_on(self, batches: int) -> None:
+    """Lets all validations from the last one on be of so many batches."""
+    self.validation_batches = batches
+    self.budget.validation_s = self._last_validation_s
 
 
 class LearningRate(RunCallback):

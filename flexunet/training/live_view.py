@@ -124,7 +124,7 @@ def draw_curves(rows: Sequence[dict[str, Any]]) -> bytes:
 
 
 class Previews(keras.callbacks.Callback):
-  """Draws image, truth and prediction of a few validation slices after each epoch."""
+  """Draws image, truth and prediction of a few slices after the first epoch and each validation."""
 
   def __init__(
       self,
@@ -132,26 +132,23 @@ class Previews(keras.callbacks.Callback):
       images: np.ndarray,
       labels: np.ndarray,
       palette: np.ndarray,
-      every: int = 1,
       network: keras.Model | None = None,
   ):
     """Takes the slices once: uint8 [N, h, w, channels] and [N, h, w]; they are few.
 
     Args:
       run, images, labels, palette: Where to draw, and what.
-      every: Epochs.
       network: Which network predicts; the one in training by default.
     """
     super().__init__()
     self._run = run
     self._images, self._labels = images, labels
     self._palette = overlay.display_palette(palette)
-    self._every = every
     self._network = network
 
   def on_epoch_end(self, epoch, logs=None):
     # The first epoch too: a wrong label shows at once.
-    if epoch % self._every and callbacks.MONITOR not in (logs or {}):
+    if epoch and callbacks.MONITOR not in (logs or {}):
       return
     predicted = predict_labels(self._network or self.model, self._images)
     tiles = []
@@ -184,6 +181,8 @@ def final_line(rows: Sequence[dict[str, Any]]) -> str:
   last = rows[-1] if rows else {}
   best = max((row.get(callbacks.MONITOR, float("nan")) for row in rows), default=float("nan"))
   shown = {"epochs": len(rows), "steps": last.get("step"), "seconds": last.get("seconds")}
+  if "val_slices" in last:
+    shown["val_slices"] = int(last["val_slices"])
   if best == best:
     shown["best_val_foreground_dice"] = round(best, 4)
   return json.dumps(shown)

@@ -69,6 +69,15 @@ def write(path: pathlib.Path, told: dict[str, Any], started: bool) -> None:
   run_folder.write_json(path, before)
 
 
+def note(path: pathlib.Path, name: str, value: Any) -> None:
+  """Adds an entry to the manifest of a run under way."""
+  try:
+    told = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError):  # Nobody wrote one.
+    told = {}
+  run_folder.write_json(path, {**told, name: value})
+
+
 def _version(name: str) -> str | None:
   try:
     return importlib.metadata.version(name)

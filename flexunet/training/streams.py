@@ -76,10 +76,12 @@ class Streams:
         )
     )
 
-  def validation(self):
-    """Returns all held-out batches as `evaluate` takes them."""
+  def validation(self, rows: np.ndarray | None = None):
+    """Returns all held-out batches, or those of some rows, as `evaluate` takes them."""
     return _for_keras(
-        batches.evaluation_batches(self.held_out, self.batch_size, cache=self.held_out_cache)
+        batches.evaluation_batches(
+            self.held_out, self.batch_size, cache=self.held_out_cache, rows=rows
+        )
     )
 
 

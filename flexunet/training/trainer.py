@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from typing import Any
 
 import keras
@@ -18,10 +20,12 @@ from flexunet.training import (
   checkpoints,
   faults,
   live_view,
+  manifest,
   networks,
   run_state,
   streams,
   tensorboard,
+  time_budget,
   validation,
 )
 
@@ -62,11 +66,15 @@ class Trainer:
     self._run, self._config, self._prepared = run, run_config, prepared
     self._ended_before = False
     self._network, self._steps = prepared.network, prepared.epoch_order.steps_per_epoch
-    validation_batches = prepared.batches.validation()
+    held_out = validation.HeldOut(
+        prepared.batches.validation,
+        validation.spread_rows(prepared.data.validation),
+        settings.batch_size,
+    )
     self.clock = callbacks.RunClock(
         self._steps * settings.epochs,
         settings.max_minutes,
-        int(validation_batches.cardinality()),
+        _workload(prepared, held_out, settings),
         steps_per_epoch=self._steps,
         steps_per_execution=settings.steps_per_execution,
     )
@@ -75,10 +83,11 @@ class Trainer:
     self._validation = validation.Validation(
         prepared.kept,
         self.clock,
-        validation_batches,
+        held_out,
         every=settings.validation_epochs,
         epochs=settings.epochs,
         watchers=[checkpointing.WatchInterruption(self._interruption)],
+        note=functools.partial(manifest.note, run.manifest_json, "validation"),
     )
     self._early_stop = callbacks.EarlyStop(settings.early_stopping_patience, settings.monitor)
     self.steering: list[keras.callbacks.Callback] = [
@@ -199,6 +208,18 @@ class Trainer:
     return self._ended_before
 
 
+def _workload(
+    prepared: Prepared, held_out: validation.HeldOut, settings: config.TrainingConfig
+) -> time_budget.Workload:
+  variables = [*prepared.network.variables, *prepared.network.optimizer.variables]
+  numbers = sum(math.prod(variable.shape) for variable in variables) + prepared.kept.count_params()
+  return time_budget.Workload(
+      validation_batches=held_out.num_batches,
+      preview_batches=settings.previews / settings.batch_size,
+      written_bytes=4 * numbers,
+  )
+
+
 def _views(
     run: run_folder.RunFolder,
     run_config: config.RunConfig,
@@ -213,10 +234,6 @@ def _views(
     images, labels = streams.preview_slices(run_config, prepared.data, settings.previews)
     scheme = run_config.dataset_facts.label_scheme
     palette = LabelScheme.from_json(scheme).palette
-    views.append(
-        live_view.Previews(
-            run, images, labels, palette, settings.validation_epochs, prepared.kept
-        )
-    )
+    views.append(live_view.Previews(run, images, labels, palette, prepared.kept))
   views.append(tensorboard.TensorBoardLog(run))
   return views

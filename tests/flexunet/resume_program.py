@@ -87,7 +87,7 @@ def fingerprint(run) -> dict[str, str]:
 
   checkpoint, _, _ = checkpoints.CheckpointStore(run.checkpoints).read()
   states = dict(checkpoint.state["callbacks"])
-  for clock_only in ("spent_s", "validation_s"):
+  for clock_only in ("spent_s", "validation_s", "closing_s"):
     del states["RunClock"][clock_only]
   rows = states.pop("History")["rows"]
   for row in rows:

@@ -56,24 +56,6 @@ def test_a_plateau_reduces_the_rate_after_its_patience():
   assert control.wait == 0
 
 
-def test_a_time_limit_stops_and_drives_the_schedule(monkeypatch):
-  now = [0.0]
-  monkeypatch.setattr(callbacks, "_STEPS_TO_JUDGE_BY", 10**6)
-  monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
-  clock = callbacks.RunClock(total_steps=10**6, max_minutes=1.0)
-  clock.set_model(FakeModel())
-  now[0] = 30.0
-  clock.on_train_batch_end(0)
-  assert not clock.model.stop_training
-  assert clock.progress == pytest.approx(30 / 59.4)  # 1 % is kept for the end.
-  clock.on_test_begin()
-  now[0] = 40.0
-  clock.on_test_end()
-  now[0] = 48.0  # 48 + 1.2 x 10 s of validation + 0.6 s is past the minute.
-  clock.on_train_batch_end(1)
-  assert clock.model.stop_training and clock.progress == 1.0
-
-
 def test_early_stopping_counts_validations_without_gain():
   stop = callbacks.EarlyStop(patience=2)
   stop.set_model(FakeModel())

@@ -132,6 +132,21 @@ def test_evaluation_reads_every_record_once_and_marks_what_fills_up(source):
   assert rows[valid].tolist() == [0, 1, 2, 3] and len(rows) == 6
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_evaluation_reads_chosen_rows_in_their_order(source, cached):
+  loader = make_loader(source, "validation")
+  cache = caching.fill(loader, caching.Choice("ram", ""), None, "") if cached else None
+  chosen = np.array([3, 0, 2])
+  read = list(
+      batches.evaluation_batches(loader, 2, cache=cache, rows=chosen).as_numpy_iterator()
+  )
+  rows = np.concatenate([batch["record"] for batch in read])
+  valid = np.concatenate([batch["valid"] for batch in read])
+  assert rows[valid].tolist() == [3, 0, 2] and len(rows) == 4
+  labels = np.concatenate([batch["label"] for batch in read])[valid]
+  np.testing.assert_array_equal(labels, [loader(int(row))["label"] for row in chosen])
+
+
 def test_neighbours_become_channels_and_ends_repeat(source):
   loader = make_loader(source, context_slices=1, image_channels=3)
   plain = make_loader(source)
