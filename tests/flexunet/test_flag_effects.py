@@ -29,6 +29,15 @@ def first_filter(run):
   return float(np.asarray(run.layer("encoder0_conv0").kernel).ravel()[0])
 
 
+def air(run):
+  """Returns how many pixels of the training slices, as they are loaded, are of their background."""
+  return int((run.streams.train_cache.images == 10).sum())
+
+
+def air_of_records():
+  return sum(int((one["label"] == 0).sum()) for one in flagged.records("abc", 0))
+
+
 # flag -> (the flag, what is observed, what must be seen, flags beside it)
 ROWS = {
     "image_size": ("32,48", lambda r: r.network.input_shape[1:3], (32, 48)),
@@ -60,6 +69,7 @@ ROWS = {
     # Stretched, the blobs reach the last column; with a border they cannot.
     "resize_mode": ("stretch", lambda r: bool((r.first_batch()[0][:, :, -1] == 0).all()), False,
                     SMALL),
+    "crop_foreground": ("true", lambda r: air(r) < air_of_records(), True),
     "context_slices": ("1", lambda r: bool(np.ptp(r.first_batch()[0], axis=-1).any()), True,
                        ("--image_channels=3",)),
     "foreground_fraction": ("0.5", lambda r: r.order.drawn, 2),

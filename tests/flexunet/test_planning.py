@@ -1,5 +1,7 @@
 """What is planned follows from the slices, the classes and the device, each with a reason."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -62,6 +64,17 @@ def test_a_scaled_slice_tells_what_becomes_of_its_pixel():
   large = planned(table(512, 512), spacing_mm=(0.5, 0.5))
   assert large.model.image_size == (256, 256)
   assert "a pixel of 0.50 mm becoming 1.00" in large.reasons["image_size"]
+
+
+def test_cropped_slices_are_planned_by_their_boxes_and_told_so():
+  whole = table(500, 500)
+  boxes = np.tile([3, 5, 170, 130], (len(whole), 1))
+  cut = dataclasses.replace(whole, boxes=boxes, height=boxes[:, 2], width=boxes[:, 3])
+  made = planned(cut)
+  assert made.model.image_size == (176, 144) and made.data.resize_mode == "pad"
+  told = made.reasons["image_size"]
+  assert "the largest slice cropped to its foreground, 170x130, as it is" in told
+  assert "cropped" not in planned(whole).reasons["image_size"]
 
 
 def test_a_rare_class_is_drawn_in_turns_where_a_share_is_drawn():
