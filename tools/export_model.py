@@ -3,7 +3,8 @@
   python -m flexunet.tools.export_model --run_dir=RUN --output_dir=OUT --formats=saved_model,litert
   python -m flexunet.tools.export_model --model=model.keras --output_dir=OUT --formats=onnx
 
-OUT/export.json tells input, output, classes, and how far each format differs from the network.
+OUT/export.json tells input, output, classes, how images were brought to the input's size, and how
+far each format differs from the network.
 """
 
 from __future__ import annotations
@@ -91,7 +92,13 @@ def _source() -> tuple[pathlib.Path, dict[str, Any]]:
   else:
     run = run_folder.RunFolder.open(str(_RUN_DIR.value))
     path = run.model_keras
-    facts = {"classes": run.read_config().dataset_facts.label_scheme}
+    run_config = run.read_config()
+    facts = {
+        "classes": run_config.dataset_facts.label_scheme,
+        # The exported network takes what these have made of an image.
+        "crop_foreground": run_config.data.crop_foreground,
+        "resize_mode": run_config.data.resize_mode,
+    }
   if not path.is_file():
     raise InputError(f"{path} does not exist. Pass the folder of a finished run or a .keras file.")
   return path, facts
