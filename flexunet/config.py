@@ -186,6 +186,14 @@ class TrainingConfig(Checked):
       minimum=1,
       unset="1 on a CPU, 4 on a GPU",
   )
+  augment_on: str = knob(
+      "auto",
+      "Where examples are augmented: 'host', one by one in the threads that feed the step, which is"
+      " cheap where few are changed and needs many cores to keep up with a GPU; 'device', the whole"
+      " batch inside the compiled step, so that a GPU does it and the threads only copy. Both give"
+      " the same examples up to rounding. 'auto': 'device' where a GPU trains on TensorFlow.",
+      choices=("auto", "host", "device"),
+  )
   num_devices: int = knob(
       0,
       "Devices that share each batch; 0: all GPUs, or the CPU. More than one needs TensorFlow.",

@@ -63,8 +63,11 @@ class DataConfig(Checked):
   )
   cache: str = knob(
       "auto",
-      "Where decoded slices are kept after the first pass; 'auto' takes what fits and says why."
-      " 'device' is main memory for now.",
+      "Where decoded slices are kept after the first pass: 'ram', 'disk', or 'none' to decode them"
+      " again each epoch; 'device': in the memory of the one GPU (the CPU's where there is none),"
+      " where each step looks its batch up, so that only row numbers travel. 'auto' takes what"
+      " fits and says why: 'device' if a quarter of what the network leaves of a GPU's memory"
+      " holds the training slices.",
       choices=("auto", "device", "ram", "disk", "none"),
   )
   cache_dir: str | None = knob(

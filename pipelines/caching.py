@@ -78,7 +78,8 @@ def choose(
   """Decides where decoded examples are kept.
 
   Args:
-    mode: One of MODES; "auto" decides, the others are checked.
+    mode: One of MODES but "device" (`device_cache.choose`); "auto" decides, the others are
+      checked.
     needed: Bytes of all decoded examples.
     cache_dir: Where a disk cache would lie.
     free_memory, free_disk: In bytes; measured when None.
@@ -95,8 +96,6 @@ def choose(
           f"--cache={mode} needs {size}, but {limit / 2**20:.0f} MiB of {what} are free. Use"
           " --cache=auto, which takes what fits."
       )
-    if mode == "device":
-      return Choice("ram", "a cache in an accelerator's memory is not built: main memory instead")
     return Choice(mode, "given")
   if needed <= _MEMORY_SHARE * free_memory:
     free = f"{free_memory / 2**20:.0f} MiB free"

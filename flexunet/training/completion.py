@@ -67,7 +67,9 @@ def complete(
   _check(planned, scheme.num_classes, source.name)
   if start:
     starting_point.check_same_kind(start, _knobs(planned.model))
-  settings, reasons = devices.complete(planned.training)
+  settings, reasons = devices.complete(
+      planned.training, cache=planned.data.cache, augmented=planned.augmentation.enabled
+  )
   return config.RunConfig(
       model=planned.model,
       data=planned.data,

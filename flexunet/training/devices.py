@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,7 @@ import keras
 from flexunet import config
 from flexunet.datasets.errors import InputError
 from flexunet.pipelines import caching
+from flexunet.training import device_step
 
 
 def device_names() -> list[str]:
@@ -30,14 +32,34 @@ def has_gpu() -> bool:
   return device_names() != ["CPU"] and not all("cpu" in name.lower() for name in device_names())
 
 
-def complete(settings: config.TrainingConfig) -> tuple[config.TrainingConfig, dict[str, str]]:
+def complete(
+    settings: config.TrainingConfig, *, cache: str = "auto", augmented: bool = True
+) -> tuple[config.TrainingConfig, dict[str, str]]:
   """Returns the settings with what depends on the devices filled in, and a reason for each.
 
+  Args:
+    cache: `DataConfig.cache`.
+    augmented: Whether the run augments at all.
+
   Raises:
-    InputError: Deterministic operations and XLA together, which Keras cannot do on TensorFlow.
+    InputError: What excludes each other: deterministic operations and XLA, which Keras cannot do
+      together on TensorFlow; XLA and several devices; a cache on the device and augmentation
+      before it; a step on the device and another backend than TensorFlow.
   """
   gpu = has_gpu()
   wants_jit = settings.jit_compile == "on" and keras.config.backend() == "tensorflow"
+  sharing = num_sharing(settings.num_devices)
+  if wants_jit and sharing > 1:
+    raise InputError(
+        f"--jit_compile=on is of one device, but {sharing} are to share a batch. Use"
+        " --num_devices=1, or leave --jit_compile out."
+    )
+  if cache == "device" and settings.augment_on == "host" and augmented:
+    raise InputError(
+        "--cache=device and --augment_on=host exclude each other: the slices are on the device,"
+        " and so they are augmented there. Leave --augment_on out, or use --cache=ram."
+    )
+  device_step.check(settings.augment_on == "device", cache == "device")
   if settings.deterministic and wants_jit:
     raise InputError(
         "--deterministic and --jit_compile=on exclude each other: Keras turns XLA off where"
@@ -50,7 +72,8 @@ def complete(settings: config.TrainingConfig) -> tuple[config.TrainingConfig, di
   defaults: dict[str, tuple[Any, str]] = {
       "deterministic": deterministic,
       "precision": default_precision(),
-      "jit_compile": default_jit(),
+      "jit_compile": default_jit(sharing),
+      "augment_on": default_augment_on(cache),
       "steps_per_execution": (
           (4, "a GPU would wait for Python between short steps")
           if gpu
@@ -70,10 +93,14 @@ def complete(settings: config.TrainingConfig) -> tuple[config.TrainingConfig, di
 def free_memory() -> int | None:
   """Returns the bytes that are free on the devices of a run, the least of several; None: unknown.
 
-  To be asked before TensorFlow has taken the memory of a GPU for itself.
+  The memory of GPUs is measured once, the first time: it is to be asked before TensorFlow has taken
+  it for itself.
   """
-  if not has_gpu():
-    return caching.free_main_memory()
+  return _free_gpu_memory() if has_gpu() else caching.free_main_memory()
+
+
+@functools.cache
+def _free_gpu_memory() -> int | None:
   try:
     told = subprocess.run(
         ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"],
@@ -101,11 +128,30 @@ def default_precision() -> tuple[str, str]:
   return "mixed_bfloat16", "the GPU computes in bfloat16, which has the range of float32"
 
 
-def default_jit() -> tuple[str, str]:
+def num_sharing(num_devices: int) -> int:
+  """Returns how many devices share a batch, as `strategy` finds them; 0 means all GPUs."""
+  if keras.config.backend() != "tensorflow":
+    return 1
+  return num_devices or (len(device_names()) if has_gpu() else 1)
+
+
+def default_augment_on(cache: str) -> tuple[str, str]:
+  if keras.config.backend() != "tensorflow":
+    return "host", "the step on the device augments on TensorFlow alone"
+  if cache == "device":
+    return "device", "--cache=device keeps the slices there"
+  if has_gpu():
+    return "device", "uint8 slices travel to the GPU, and the threads that feed it only copy"
+  return "host", "without a GPU the threads of the input pipeline work beside the step"
+
+
+def default_jit(sharing: int = 1) -> tuple[str, str]:
   if keras.config.backend() == "tensorflow" and not has_gpu():
     return "off", "on a CPU steps compiled by XLA are several times slower"
   if keras.config.backend() == "torch":
     return "off", "PyTorch does not use XLA"
+  if sharing > 1:
+    return "off", f"XLA compiles for one device, and {sharing} share a batch"
   return "on", "XLA joins the element-wise work between convolutions"
 
 

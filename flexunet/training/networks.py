@@ -18,7 +18,7 @@ from flexunet import config
 from flexunet.network import fine_tuning
 from flexunet.network import model as model_module
 from flexunet.objectives import losses, metrics
-from flexunet.training import loss_settings, starting_point
+from flexunet.training import device_step, loss_settings, starting_point
 
 
 class DeepSupervised(keras.Model):
@@ -39,11 +39,28 @@ class DeepSupervised(keras.Model):
     return super().compute_metrics(x, y, y_pred[0], sample_weight=sample_weight)
 
 
-def build(run_config: config.RunConfig) -> keras.Model:
-  """Returns the network in training, with fresh weights."""
+class DeepSupervisedDeviceStep(device_step.DeviceStep, DeepSupervised):
+  """Both: batches are finished on the device, and the label trains several outputs."""
+
+
+def build(
+    run_config: config.RunConfig, device_input: device_step.DeviceInput | None = None
+) -> keras.Model:
+  """Returns the network in training, with fresh weights.
+
+  Args:
+    device_input: What its step makes of a batch first; None: batches come finished.
+  """
   network = model_module.build_model(**dataclasses.asdict(run_config.model))
-  if run_config.model.deep_supervision:
+  deep = run_config.model.deep_supervision
+  if device_input is None:
+    if not deep:
+      return network
     return DeepSupervised(network.input, network.outputs, name=network.name)
+  kind = DeepSupervisedDeviceStep if deep else device_step.DeviceStep
+  outputs = network.outputs if deep else network.outputs[0]
+  network = kind(network.input, outputs, name=network.name)
+  network.device_input = device_input
   return network
 
 
@@ -136,12 +153,15 @@ def _keeping_weights(optimizer_class: type) -> type:
 def evaluation_network(network: keras.Model, run_config: config.RunConfig) -> keras.Model:
   """Returns the compiled network that is validated, drawn and saved.
 
-  It is `network` itself where nothing speaks against it. With deep supervision it shares the
-  weights; with `ema_momentum` it has its own, set by `take_averages`.
+  It is `network` itself where nothing speaks against it. With deep supervision, or a step that
+  finishes its batches on the device, it shares the weights and is a plain model, which can be
+  loaded anywhere; with `ema_momentum` it has its own weights, set by `take_averages`.
   """
   if run_config.training.ema_momentum:
     plain = dataclasses.replace(run_config.model, deep_supervision=False)
     kept = model_module.build_model(**dataclasses.asdict(plain))
+  elif isinstance(network, device_step.DeviceStep):
+    kept = keras.Model(network.input, network.outputs[0], name=network.name)
   else:
     kept = model_module.main_output_only(network)
   if kept is not network:

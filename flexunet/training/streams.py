@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
 
 import numpy as np
-from absl import logging
 
 from flexunet import config
 from flexunet.pipelines import (
@@ -23,7 +21,7 @@ from flexunet.pipelines import (
 from flexunet.pipelines.augmentation import augment
 from flexunet.pipelines.record_table import RecordTable
 from flexunet.pipelines.source import DatasetSource, open_dataset
-from flexunet.training import live_view
+from flexunet.training import device_step, devices, live_view, run_caches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +51,12 @@ def open_data(data: config.DataConfig) -> TrainingData:
 
 @dataclasses.dataclass(frozen=True)
 class Streams:
-  """The examples of a run, decoded where they are kept, as training and validation batches."""
+  """The examples of a run, decoded where they are kept, as training and validation batches.
+
+  Attributes:
+    augment: Of single examples, in the input pipeline; None: not there.
+    device_input: What the training step makes of a batch first; None: batches come finished.
+  """
 
   train: loading.Loader
   train_cache: caching.ExampleCache | None
@@ -62,9 +65,12 @@ class Streams:
   batch_size: int
   cache_choice: caching.Choice
   augment: batches.Augment | None = None
+  device_input: device_step.DeviceInput | None = None
 
   def training(self, epoch_order: order.EpochOrder, start_step: int, num_steps: int):
     """Returns the batches of some steps as `fit` takes them, on their way to the device."""
+    if self.device_input is not None:
+      return device.prefetch_to_device(self._unfinished(epoch_order, start_step, num_steps))
     return _for_keras(
         batches.training_batches(
             self.train,
@@ -76,6 +82,27 @@ class Streams:
         )
     )
 
+  def _unfinished(self, epoch_order: order.EpochOrder, start_step: int, num_steps: int):
+    """Returns the batches as `DeviceInput` takes them: seeds with row numbers or with images."""
+    import tensorflow as tf
+
+    entries = batches.step_entries(epoch_order, batches.Host(), start_step, num_steps)
+    if self.device_input is None or self.device_input.cache is not None:
+      return entries.prefetch(tf.data.AUTOTUNE)
+    images = batches.training_batches(
+        self.train, epoch_order, start_step=start_step, num_steps=num_steps, cache=self.train_cache
+    )
+    channels = self.train.channels  # Repeated grey is repeated on the device.
+    return tf.data.Dataset.zip((images, entries)).map(
+        lambda batch, entry: {
+            "image": batch["image"][..., :channels],
+            "label": batch["label"],
+            "seed": entry["seed"],
+        },
+        num_parallel_calls=1,
+        deterministic=True,
+    )
+
   def validation(self, rows: np.ndarray | None = None):
     """Returns all held-out batches, or those of some rows, as `evaluate` takes them."""
     return _for_keras(
@@ -85,37 +112,50 @@ class Streams:
     )
 
 
-def make_streams(run_config: config.RunConfig, opened: TrainingData) -> Streams:
-  """Opens the examples; with a cache this decodes all of them once."""
-  data = run_config.data
+def make_streams(
+    run_config: config.RunConfig, opened: TrainingData, *, replicas: int = 1
+) -> Streams:
+  """Opens the examples; with a cache this decodes all of them once.
+
+  Args:
+    replicas: Devices that share a batch.
+  """
   spec = example_spec(run_config)
   tables = (opened.train, opened.validation)
   for table in tables:
     batches.check_sizes(table, spec.resizing)
-  loaders = [batches.open_loader(opened.source, table, spec) for table in tables]
-  folder = pathlib.Path(data.cache_dir).expanduser() if data.cache_dir else caching.default_folder()
-  needed = sum(caching.num_bytes(loader) for loader in loaders)
-  choice = caching.choose(data.cache, needed, folder)
-  logging.info("Cache: %s (%s).", choice.mode, choice.reason)
-  caches: list[caching.ExampleCache | None] = [None, None]
-  if choice.mode != "none":
-    identity = opened.source.fingerprint or opened.source.name
-    caches = [
-        caching.fill(loader, choice, folder, caching.key_of(identity, loader, table.offset))
-        for loader, table in zip(loaders, tables, strict=True)
-    ]
+  train, held_out = (batches.open_loader(opened.source, table, spec) for table in tables)
+  identity = opened.source.fingerprint or opened.source.name
+  keys = [
+      caching.key_of(identity, loader, table.offset)
+      for loader, table in zip((train, held_out), tables, strict=True)
+  ]
+  caches = run_caches.make(run_config, (train, held_out), keys, replicas)
+  augmentation = run_config.augmentation if run_config.augmentation.enabled else None
+  device_input = None
+  # What is gathered on the device is augmented there, whatever else was chosen.
+  on_device = run_config.training.augment_on == "device" or caches.on_device is not None
+  if caches.on_device is not None or (augmentation and on_device):
+    device_step.check(augmentation is not None, caches.on_device is not None)
+    device_input = device_step.DeviceInput(
+        run_config.model.image_channels,
+        augmentation,
+        caches.on_device,
+        compiled=devices.has_gpu(),
+    )
   return Streams(
-      train=loaders[0],
-      train_cache=caches[0],
-      held_out=loaders[1],
-      held_out_cache=caches[1],
+      train=train,
+      train_cache=caches.train,
+      held_out=held_out,
+      held_out_cache=caches.held_out,
       batch_size=run_config.training.batch_size,
-      cache_choice=choice,
+      cache_choice=caches.choice,
       augment=(
-          functools.partial(augment.augment_example, run_config.augmentation)
-          if run_config.augmentation.enabled
+          functools.partial(augment.augment_example, augmentation)
+          if augmentation and not on_device
           else None
       ),
+      device_input=device_input,
   )
 
 

@@ -11,6 +11,7 @@ from flexunet import config, run_folder
 from flexunet.evaluation import evaluation_run
 from flexunet.network import initial_weights
 from flexunet.training import (
+  device_step,
   devices,
   faults,
   live_view,
@@ -66,9 +67,11 @@ def prepare(run_config: config.RunConfig, opened: streams.TrainingData) -> train
   strategy = devices.strategy(settings.num_devices, settings.batch_size)
   opened, left_out = faults.leave_out_corrupt(run_config, opened)
   epoch_order = streams.make_order(run_config, opened.train)
-  opened_batches = streams.make_streams(run_config, opened)
+  opened_batches = streams.make_streams(
+      run_config, opened, replicas=strategy.num_replicas_in_sync if strategy else 1
+  )
   with devices.scope(strategy), devices.precision(settings.precision):
-    network = networks.build(run_config)
+    network = networks.build(run_config, opened_batches.device_input)
     initial_weights.set_from_seed(network, settings.seed)
     shares = streams.drawn_pixel_shares(opened.train, epoch_order)
     if started_from := networks.set_first_weights(network, run_config, shares):
@@ -76,6 +79,8 @@ def prepare(run_config: config.RunConfig, opened: streams.TrainingData) -> train
     networks.compile_model(network, run_config)
     network.optimizer.build(network.trainable_variables)  # A checkpoint may be put back into it.
     kept = networks.evaluation_network(network, run_config)
+    if strategy and opened_batches.device_input:
+      device_step.build_metrics(network, run_config.model, settings.batch_size)
   return trainer.Prepared(
       network=network,
       kept=kept,

@@ -75,6 +75,8 @@ ROWS = {
     "foreground_fraction": ("0.5", lambda r: r.order.drawn, 2),
     "class_balance": ("true", lambda r: len(r.order.pools), 2, FOREGROUND),
     "cache": ("none", lambda r: r.streams.cache_choice.mode, "none"),
+    "augment_on": ("device", lambda r: r.streams.device_input is not None, True,
+                   ("--augmentation=default",)),
     "batch_size": ("3", lambda r: len(r.first_batch()[0]), 3),
     "learning_rate": ("0.125", lambda r: float(r.optimizer.learning_rate), 0.125),
     "optimizer": ("sgd", lambda r: type(r.optimizer).__name__, "SGD"),

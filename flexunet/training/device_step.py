@@ -1,0 +1,108 @@
+"""What the training step makes of a batch before the network sees it, on the device.
+
+With `--augment_on=device` a batch comes as {"image", "label", "seed"} and is augmented there; with
+`--cache=device` it comes as {"row", "seed"} and is gathered there as well. Both happen inside the
+compiled step. Seeds are a function of the position, so a checkpoint holds nothing of this.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+
+from flexunet.datasets.errors import InputError
+from flexunet.pipelines import loading
+from flexunet.pipelines.augmentation import augment
+from flexunet.pipelines.augmentation.config import AugmentationConfig
+
+if TYPE_CHECKING:
+  from flexunet import config
+  from flexunet.pipelines.device_cache import DeviceCache
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceInput:
+  """Turns a batch as it travels into (image, label, weight) as the network learns from it.
+
+  Attributes:
+    image_channels: Of the network; grey images travel and are augmented as one channel.
+    augmentation: Resolved; None: not augmented here.
+    cache: Where the rows of a batch are looked up; None: its images travel.
+    compiled: Compiles this part by XLA even where the step is not: TensorFlow's own gather has no
+      kernel for bytes on a GPU, and the pixels would go to the CPU and back.
+  """
+
+  image_channels: int
+  augmentation: AugmentationConfig | None = None
+  cache: DeviceCache | None = None
+  compiled: bool = False
+
+  def __call__(self, batch: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """Returns image uint8 [B, h, w, C], label uint8 [B, h, w] and weight float32 [B], all 1."""
+    import tensorflow as tf
+
+    way = self._finished
+    if self.compiled:
+      way = tf.function(way, autograph=False, jit_compile=True)
+    # Nothing here needs AutoGraph, which a distribution strategy would run over it.
+    return tf.autograph.experimental.do_not_convert(way)(batch)
+
+  def _finished(self, batch):
+    import tensorflow as tf
+
+    if self.cache is None:
+      image, label = batch["image"], batch["label"]
+    else:
+      image, label = self.cache.gather(batch["row"])
+    if self.augmentation is not None:
+      image, label = augment.augment_batch(self.augmentation, image, label, batch["seed"])
+    image = loading.to_channels(image, self.image_channels)
+    return image, label, tf.ones(tf.shape(label)[:1], tf.float32)
+
+
+class DeviceStep(keras.Model):
+  """A network in training that is given batches as `DeviceInput` takes them.
+
+  On the TensorFlow backend alone. Evaluation is given finished batches, as of any network.
+
+  Attributes:
+    device_input: Set before the first step.
+  """
+
+  device_input: DeviceInput
+
+  def train_step(self, data):
+    if isinstance(data, dict):
+      data = self.device_input(data)
+    return super().train_step(data)
+
+
+def check(wants_augmentation: bool, wants_cache: bool) -> None:
+  """Refuses what this backend cannot do.
+
+  Raises:
+    InputError: A step on the device is asked for, and the backend is not TensorFlow.
+  """
+  backend = keras.config.backend()
+  if backend == "tensorflow":
+    return
+  for wanted, flag, instead in (
+      (wants_augmentation, "--augment_on=device", "--augment_on=host"),
+      (wants_cache, "--cache=device", "--cache=ram"),
+  ):
+    if wanted:
+      raise InputError(f"{flag} needs KERAS_BACKEND=tensorflow. Got: {backend}. Use {instead}.")
+
+
+def build_metrics(network: keras.Model, model: config.ModelConfig, batch_size: int) -> None:
+  """Lets Keras make the variables of the scores, by a test step on an empty batch.
+
+  With a distribution strategy it would make them from the first training batch, before the step
+  has turned it into images. Nothing that lasts is changed.
+  """
+  image = np.zeros((batch_size, *model.image_size, model.image_channels), np.uint8)
+  network.test_on_batch(image, image[..., 0], np.ones(batch_size, np.float32))
+  network.reset_metrics()
