@@ -19,6 +19,7 @@ _FORWARD_SHARE = 0.4
 _TRACING_S = 2.0  # Of the graph of a validation.
 _FIRST_STEP_EXTRA_S = 10.0  # At most so much of the first step is taken for tracing and compiling.
 _STEPS_TO_JUDGE_BY = 5  # Of fewer steps the shortest counts: some of them trace and compile.
+# Checksummed and hashed: 1.5 GB took 7 to 15 s on a machine of two cores.
 _WRITTEN_BYTES_PER_S = 150e6
 
 

@@ -212,11 +212,11 @@ def _workload(
     prepared: Prepared, held_out: validation.HeldOut, settings: config.TrainingConfig
 ) -> time_budget.Workload:
   variables = [*prepared.network.variables, *prepared.network.optimizer.variables]
-  numbers = sum(math.prod(variable.shape) for variable in variables) + prepared.kept.count_params()
+  numbers = sum(math.prod(variable.shape) for variable in variables)
   return time_budget.Workload(
       validation_batches=held_out.num_batches,
       preview_batches=settings.previews / settings.batch_size,
-      written_bytes=4 * numbers,
+      written_bytes=2 * 4 * numbers,  # Both hold the state of the optimizer too.
   )
 
 
