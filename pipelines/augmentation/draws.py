@@ -7,11 +7,13 @@ function of (config, image size, seed) alone, and the same on every device and i
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy.special
 
 if TYPE_CHECKING:
   import tensorflow as tf
@@ -177,6 +179,37 @@ def uniform_numbers(seeds: tf.Tensor, salt: int, shape: Sequence[int]) -> tf.Ten
   """Returns float32 [B, *shape], uniform in [0, 1), of each seed alone."""
   import tensorflow as tf
 
+  # 24 bits: as many as float32 holds.
+  bits = tf.bitwise.right_shift(_random_bits(seeds, salt, shape), tf.constant(8, tf.uint32))
+  return tf.cast(bits, tf.float32) * 2.0**-24
+
+
+def normal_numbers(seeds: tf.Tensor, salt: int, shape: Sequence[int]) -> tf.Tensor:
+  """Returns float32 [B, *shape], standard normal, of each seed alone.
+
+  Looked up in a table of 65,536 quantiles, two for each random whole number: a fraction of the
+  cost of logarithms and cosines, and to the last bit the same on every device. The largest is 4.3.
+  """
+  import tensorflow as tf
+
+  count = math.prod(shape)
+  bits = _random_bits(seeds, salt, [-(-count // 2)])
+  low = tf.bitwise.bitwise_and(bits, tf.constant(0xFFFF, tf.uint32))
+  high = tf.bitwise.right_shift(bits, tf.constant(16, tf.uint32))
+  quantiles = tf.constant(_normal_quantiles())
+  both = tf.concat([tf.gather(quantiles, tf.cast(x, tf.int32)) for x in (low, high)], axis=1)
+  return tf.reshape(both[:, :count], [-1, *shape])
+
+
+@functools.cache
+def _normal_quantiles() -> np.ndarray:
+  return scipy.special.ndtri((np.arange(1 << 16) + 0.5) / (1 << 16)).astype(np.float32)
+
+
+def _random_bits(seeds: tf.Tensor, salt: int, shape: Sequence[int]) -> tf.Tensor:
+  """Returns uint32 [B, *shape] of each seed alone."""
+  import tensorflow as tf
+
   salted = tf.bitwise.bitwise_xor(tf.cast(seeds, tf.int32), tf.constant([0, salt], tf.int32))
 
   def bits(seed):
@@ -187,22 +220,7 @@ def uniform_numbers(seeds: tf.Tensor, salt: int, shape: Sequence[int]) -> tf.Ten
     )
 
   if seeds.shape[0] is None:
-    drawn = tf.map_fn(bits, salted, fn_output_signature=tf.TensorSpec(shape, tf.uint32))
-  elif seeds.shape[0] == 1:
-    drawn = bits(salted[0])[None]
-  else:
-    drawn = tf.stack([bits(seed) for seed in tf.unstack(salted)])
-  # 24 bits: as many as float32 holds.
-  return tf.cast(tf.bitwise.right_shift(drawn, 8), tf.float32) * 2.0**-24
-
-
-def normal_numbers(seeds: tf.Tensor, salt: int, shape: Sequence[int]) -> tf.Tensor:
-  """Returns float32 [B, *shape], standard normal, of each seed alone (Box and Muller 1958)."""
-  import tensorflow as tf
-
-  count = math.prod(shape)
-  pairs = uniform_numbers(seeds, salt, [2, -(-count // 2)])
-  radius = tf.sqrt(-2 * tf.math.log(1 - pairs[:, 0]))
-  angle = (2 * math.pi) * pairs[:, 1]
-  both = tf.concat([radius * tf.cos(angle), radius * tf.sin(angle)], axis=1)
-  return tf.reshape(both[:, :count], [-1, *shape])
+    return tf.map_fn(bits, salted, fn_output_signature=tf.TensorSpec(shape, tf.uint32))
+  if seeds.shape[0] == 1:
+    return bits(salted[0])[None]
+  return tf.stack([bits(seed) for seed in tf.unstack(salted)])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from flexunet.pipelines.augmentation import draws, fields
+from flexunet.pipelines.augmentation import compiling, draws, fields
 from flexunet.pipelines.augmentation.spatial import where_drawn
 
 if TYPE_CHECKING:
@@ -30,13 +30,17 @@ def change(
   """Applies the drawn changes in the order in which a scanner makes them; noise comes last."""
   import tensorflow as tf
 
+  def fused(change):
+    return compiling.fused(change, image)
+
   steps = {
-      "bias_field": lambda x: _bias_field(draw["bias_field"], seeds, x),
-      "tone": lambda x: _tone(draw, x),
-      "blur": lambda x: _blurred(draw["blur"], config.blur_sigma, x),
-      "sharpening": lambda x: _sharper(draw["sharpening"], x),
+      "bias_field": fused(lambda x: _bias_field(draw["bias_field"], seeds, x)),
+      "tone": lambda x: fused(lambda x, mean: _tone(draw, x, mean))(x, _mean(x)),
+      "blur": fused(lambda x: _blurred(draw["blur"], config.blur_sigma, x)),
+      "sharpening": fused(lambda x: _sharper(draw["sharpening"], x)),
+      # Copies of whole rows, which XLA does no faster.
       "low_resolution": lambda x: _coarser(tf.exp(draw["low_resolution"]), x),
-      "noise": lambda x: _noisy(draw["noise"], seeds, x),
+      "noise": fused(lambda x: _noisy(draw["noise"], seeds, x)),
   }
   tone = (config.brightness_probability, config.contrast_probability, config.gamma_probability)
   probabilities = {
@@ -67,21 +71,26 @@ def _bytes(values: tf.Tensor) -> tf.Tensor:
   return tf.cast(tf.clip_by_value(values + 0.5, 0.0, 255.0), tf.uint8)
 
 
+def _mean(image: tf.Tensor) -> tf.Tensor:
+  """uint8 [B, H, W, C] -> float32 [B, 1, 1, 1]; not fused: XLA adds up one number at a time."""
+  import tensorflow as tf
+
+  return tf.reduce_mean(_floats(image), axis=[1, 2, 3], keepdims=True)
+
+
 def _each(values: tf.Tensor) -> tf.Tensor:
   """[B] -> [B, 1, 1, 1]."""
   return values[:, None, None, None]
 
 
-def _tone(draw: draws.Draw, image: tf.Tensor) -> tf.Tensor:
+def _tone(draw: draws.Draw, image: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
   """Brightness, then contrast about the mean grey, then gamma."""
   import tensorflow as tf
 
-  values = _floats(image)
   brightness, contrast = _each(1 + draw["brightness"]), _each(1 + draw["contrast"])
-  mean = tf.reduce_mean(values, axis=[1, 2, 3], keepdims=True) * brightness
-  values = values * (brightness * contrast) + mean * (1 - contrast)
+  slope, shift = brightness * contrast, mean * brightness * (1 - contrast)
   # The logarithm of 0 is no number; that of 1e-6 ends as black as 0 for every exponent allowed.
-  share = tf.clip_by_value(values * (1 / 255), 1e-6, 1.0)
+  share = tf.clip_by_value((_floats(image) * slope + shift) * (1 / 255), 1e-6, 1.0)
   return _bytes(255 * tf.exp(tf.math.log(share) * _each(tf.exp(draw["gamma"]))))
 
 
@@ -97,7 +106,7 @@ def _bias_field(strength: tf.Tensor, seeds: tf.Tensor, image: tf.Tensor) -> tf.T
 
 
 def _gaussian_smoothed(values: tf.Tensor, sigma: tf.Tensor, largest: float) -> tf.Tensor:
-  """float32 [B, H, W, C] smoothed by sigma [B] <= largest; the border repeats its last pixel."""
+  """float32 [B, H, W, C] smoothed by sigma [B] <= largest; the border is a mirror."""
   import tensorflow as tf
 
   reach = max(1, math.ceil(_REACH * largest))
@@ -106,16 +115,24 @@ def _gaussian_smoothed(values: tf.Tensor, sigma: tf.Tensor, largest: float) -> t
   weights = tf.exp(-(offsets**2) / (2 * tf.maximum(sigma[:, None], 1e-3) ** 2))
   weights = tf.unstack(weights / tf.reduce_sum(weights, axis=1, keepdims=True), axis=1)
   for axis in (1, 2):
-    length = values.shape[axis]
-    first = tf.split(values, [1, length - 1], axis)[0]
-    last = tf.split(values, [length - 1, 1], axis)[1]
-    padded = tf.concat([first] * reach + [values] + [last] * reach, axis)
+    padded = _mirrored(values, axis, reach)
     parts = []
     for index, weight in enumerate(weights):
       begin, size = [0] * 4, [-1] * 4
-      begin[axis], size[axis] = index, length
+      begin[axis], size[axis] = index, values.shape[axis]
       parts.append(_each(weight) * tf.slice(padded, begin, size))
     values = tf.add_n(parts)
+  return values
+
+
+def _mirrored(values: tf.Tensor, axis: int, reach: int) -> tf.Tensor:
+  """Adds `reach` pixels on both sides of an axis; a mirror image cannot exceed what it mirrors."""
+  import tensorflow as tf
+
+  while reach:
+    more = min(reach, values.shape[axis])
+    values = tf.pad(values, [[more * (dim == axis)] * 2 for dim in range(4)], "SYMMETRIC")
+    reach -= more
   return values
 
 

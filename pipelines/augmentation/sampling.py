@@ -1,32 +1,71 @@
 """Pixels at places between pixels: images are interpolated, labels are picked.
 
-Places are float32 rows and columns [B, H, W] in pixel centres; what lies outside is 0.
+`places` works out which pixels, `sample_linear` and `sample_nearest` fetch them from images that
+`with_border` has prepared. The three are compiled apart, on purpose: joined, XLA does the
+arithmetic of the former pixel by pixel between the fetches instead of many pixels at once, which
+costs more than the fetches.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
   import tensorflow as tf
 
+_BORDER = 1  # Pixels of 0 around the image: whatever lies outside is clipped to there.
 
-def sample_linear(image: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
-  """uint8 [B, H, W, C], float32 [B, H, W] twice -> uint8 [B, H, W, C], rounded; outside is 0."""
+
+class Places(NamedTuple):
+  """Where the pixels of a result come from.
+
+  Attributes:
+    index: int32 [B, H, W], pixel above and to the left, in the flattened image with its border.
+    down, right: float32 [B, H, W] in [0, 1), how far below and to the right of it.
+    nearest: int32 [B, H, W], the nearest pixel, in the same numbers.
+  """
+
+  index: tf.Tensor
+  down: tf.Tensor
+  right: tf.Tensor
+  nearest: tf.Tensor
+
+
+def places(rows: tf.Tensor, columns: tf.Tensor, size_hw: tuple[int, int]) -> Places:
+  """Takes float32 [B, H, W] rows and columns in pixel centres of an image of `size_hw`."""
   import tensorflow as tf
 
-  height, width = image.shape[1], image.shape[2]
-  # Beyond a border of one pixel everything is 0, so that far is far enough.
+  height, width = size_hw
+  stride = width + 2 * _BORDER + 1  # One more, for the neighbour of the last.
   rows = tf.clip_by_value(rows, -1.0, float(height))
   columns = tf.clip_by_value(columns, -1.0, float(width))
   top, left = tf.floor(rows), tf.floor(columns)
-  down, right = (rows - top)[..., None], (columns - left)[..., None]
-  padded = tf.pad(image, [[0, 0], [1, 2], [1, 2], [0, 0]])
-  stride = width + 3
-  index = _flat_index(top, left, stride, height)
+  nearest = tf.floor(rows + 0.5), tf.floor(columns + 0.5)
+  return Places(
+      index=_flat_index(top, left, stride, height),
+      down=rows - top,
+      right=columns - left,
+      nearest=_flat_index(*nearest, stride, height),
+  )
+
+
+def with_border(pixels: tf.Tensor) -> tf.Tensor:
+  """uint8 [B, H, W, C] -> what is sampled from, with the zeros that lie outside."""
+  import tensorflow as tf
+
+  around = [_BORDER, _BORDER + 1]
+  return tf.pad(pixels, [[0, 0], around, around, [0, 0]])
+
+
+def sample_linear(bordered: tf.Tensor, where: Places) -> tf.Tensor:
+  """Result of `with_border` -> uint8 [B, H, W, C], rounded; outside is 0."""
+  import tensorflow as tf
+
+  stride = bordered.shape[2]
+  down, right = where.down[..., None], where.right[..., None]
 
   def neighbour(offset):
-    return tf.cast(_gather(padded, index, offset), tf.float32)
+    return tf.cast(_gather(bordered, where.index, offset), tf.float32)
 
   upper_left, upper_right = neighbour(0), neighbour(1)
   lower_left, lower_right = neighbour(stride), neighbour(stride + 1)
@@ -35,15 +74,9 @@ def sample_linear(image: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.T
   return tf.cast(above + (below - above) * down + 0.5, tf.uint8)
 
 
-def sample_nearest(label: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
-  """uint8 [B, H, W], float32 [B, H, W] twice -> uint8 [B, H, W]; outside is 0."""
-  import tensorflow as tf
-
-  height, width = label.shape[1], label.shape[2]
-  rows = tf.clip_by_value(tf.floor(rows + 0.5), -1.0, float(height))
-  columns = tf.clip_by_value(tf.floor(columns + 0.5), -1.0, float(width))
-  padded = tf.pad(label, [[0, 0], [1, 1], [1, 1]])[..., None]
-  return _gather(padded, _flat_index(rows, columns, width + 2, height))[..., 0]
+def sample_nearest(bordered: tf.Tensor, where: Places) -> tf.Tensor:
+  """Result of `with_border` -> uint8 [B, H, W, C]; outside is 0."""
+  return _gather(bordered, where.nearest)
 
 
 def _flat_index(rows: tf.Tensor, columns: tf.Tensor, stride: int, height: int) -> tf.Tensor:

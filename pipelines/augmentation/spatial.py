@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from flexunet.pipelines.augmentation import draws, fields, sampling
+from flexunet.pipelines.augmentation import compiling, draws, fields, sampling
 
 if TYPE_CHECKING:
   import tensorflow as tf
@@ -95,19 +95,25 @@ def warp(
   if not any(_warps(config)):
     return image, label
 
+  size_hw = (image.shape[1], image.shape[2])
+
   def resample(image, label, bends):
-    rows, columns = source_grid(config, draw, seeds, (image.shape[1], image.shape[2]), bends)
-    image = sampling.sample_linear(image, rows, columns)
-    return image, sampling.sample_nearest(label, rows, columns)
+    def places():
+      return sampling.places(*source_grid(config, draw, seeds, size_hw, bends), size_hw)
+
+    def sample(image, label, where):
+      return sampling.sample_linear(image, where), sampling.sample_nearest(label, where)
+
+    def border(image, label):
+      return sampling.with_border(image), sampling.with_border(label[..., None])
+
+    where = compiling.fused(places, image)()
+    bordered = compiling.fused(border, image)(image, label)
+    image, label = compiling.fused(sample, image)(*bordered, where)
+    return image, label[..., 0]
 
   straight = functools.partial(resample, bends=False)
   bent = functools.partial(resample, bends=True)
-  if image.shape[0] == 1 and not tf.executing_eagerly() and _can_compile():
-    # In an input pipeline: XLA makes one loop of some fifty passes over the pixels, which halves
-    # the cost. It compiles once a process and image size, in half a second.
-    straight, bent = (
-        tf.function(way, autograph=False, jit_compile=True) for way in (straight, bent)
-    )
   stages = draw.stages()
 
   def change(image, label):
@@ -118,18 +124,6 @@ def warp(
     )
 
   return where_drawn(stages["warp"], change, (image, label))
-
-
-@functools.cache
-def _can_compile() -> bool:
-  """Tells whether this TensorFlow can compile for the CPU; not every build of it can."""
-  import tensorflow as tf
-
-  with tf.init_scope(), tf.device("CPU"):
-    try:
-      return bool(tf.function(lambda x: x + 1, jit_compile=True)(tf.constant(1.0)) == 2.0)
-    except (tf.errors.OpError, ValueError):
-      return False
 
 
 def _warps(config: AugmentationConfig) -> list[float]:

@@ -124,15 +124,18 @@ def test_linear_sampling_weighs_the_four_neighbours_and_rounds():
       (0, 9e9, 0),
   ]:
     rows, columns = tf.fill([1, 2, 2], float(row)), tf.fill([1, 2, 2], float(column))
-    assert sampling.sample_linear(tf.constant(image), rows, columns)[0, 0, 0, 0] == value
+    where = sampling.places(rows, columns, (2, 2))
+    bordered = sampling.with_border(tf.constant(image))
+    assert sampling.sample_linear(bordered, where)[0, 0, 0, 0] == value
 
 
 def test_nearest_sampling_picks_the_nearest_pixel():
-  label = tf.constant([[[1, 2], [3, 4]]], tf.uint8)
+  label = tf.constant([[[1, 2], [3, 4]]], tf.uint8)[..., None]
   places = {(0.4, 0.4): 1, (0.6, 0.4): 3, (1.4, 1.4): 4, (-0.6, 0): 0, (0, 1.6): 0}
   for (row, column), value in places.items():
     rows, columns = tf.fill([1, 2, 2], row * 1.0), tf.fill([1, 2, 2], column * 1.0)
-    assert sampling.sample_nearest(label, rows, columns)[0, 0, 0] == value
+    where = sampling.places(rows, columns, (2, 2))
+    assert sampling.sample_nearest(sampling.with_border(label), where)[0, 0, 0, 0] == value
 
 
 def test_a_barrel_enlarges_its_centre_and_leaves_what_lies_beyond_its_radius():
