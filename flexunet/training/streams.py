@@ -34,6 +34,7 @@ class TrainingData:
 
 
 def open_data(data: config.DataConfig) -> TrainingData:
+  devices.free_memory()  # Measured before reading lets TensorFlow take a GPU's memory.
   source = open_dataset(data.dataset, data.data_dir)
   fold = None if data.fold < 0 else data.fold
   train, validation = selection.split_tables(

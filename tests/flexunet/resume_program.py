@@ -110,6 +110,7 @@ def main() -> None:
   parser.add_argument("--kill")
   parser.add_argument("--knobs", default="{}", help="JSON of TrainingConfig")
   parser.add_argument("--model", default="{}", help="JSON of ModelConfig")
+  parser.add_argument("--cache", default="ram")
   parser.add_argument("--logical_devices", type=int, default=1)
   parser.add_argument("--dropout", type=float, default=0.2)
   parser.add_argument("--losses", action="store_true", help="prints the running loss of each step")
@@ -141,7 +142,7 @@ def main() -> None:
       "reduce_lr_patience": 1, "warmup_steps": 5, "validation_epochs": 1,
       **json.loads(options.knobs),
   }  # fmt: skip
-  data = config.DataConfig(data_dir=options.data_dir, cache="ram")
+  data = config.DataConfig(data_dir=options.data_dir, cache=options.cache)
   opened = streams.open_data(data)
   try:
     run_config = completion.complete(
