@@ -36,6 +36,7 @@ class Cropped:
     frame_pixels, kept_pixels: Of all images, before and after.
     labelled_pixels: Of all labels.
     lost: Volume -> labelled pixels outside its box, where there are any.
+    slices_missing: Of these volumes, left out when the dataset was built.
   """
 
   tables: list[RecordTable]
@@ -43,6 +44,7 @@ class Cropped:
   kept_pixels: int = 0
   labelled_pixels: int = 0
   lost: dict[str, int] = dataclasses.field(default_factory=dict)
+  slices_missing: int = 0
 
   def told(self) -> list[str]:
     """Returns what the user should know.
@@ -52,6 +54,12 @@ class Cropped:
     """
     kept = 100 * self.kept_pixels / max(1, self.frame_pixels)
     lines = [f"--crop_foreground keeps {kept:.0f} % of the pixels."]
+    if self.slices_missing:
+      lines.append(
+          f"Warning: {self.slices_missing} slices were left out by their labels in the dataset's"
+          " build. Boxes follow from those that are there; in prediction they follow from the whole"
+          " scan and may be larger. Build the dataset with --empty_slices=keep to have them equal."
+      )
     if not self.lost:
       return lines
     ranked = sorted(self.lost.items(), key=lambda item: (-item[1], item[0]))
@@ -98,6 +106,11 @@ def crop_tables(
       kept_pixels=sum(part.kept_pixels for part in parts),
       labelled_pixels=sum(part.labelled_pixels for part in parts),
       lost=dict(lost),
+      slices_missing=sum(
+          sum(reasons.values())
+          for volume, reasons in source.report.get("slices_left_out", {}).items()
+          if any(volume in table.volume for table in tables)
+      ),
   )
 
 

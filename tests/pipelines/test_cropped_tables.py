@@ -1,5 +1,7 @@
 """Records cut to the boxes of their volumes: the same pixels for training as for prediction."""
 
+import dataclasses
+
 import dataset_samples
 import numpy as np
 import pytest
@@ -153,6 +155,15 @@ def test_labelled_pixels_outside_a_box_are_told_by_volume(tmp_path, monkeypatch)
   row = np.flatnonzero((table.volume == "a_one") & (table.slice_index == 1))
   # The lesion of slice 1 has class 2; its background is the rest of the box.
   assert table.pixels[row].tolist() == [[24 * 28 - 9, 0, 9]]
+
+
+def test_slices_that_the_build_left_out_are_told(source):
+  left_out = {"a_one": {"no labelled pixel": 3, "too few": 1}, "c_one": {"no labelled pixel": 9}}
+  sparse = dataclasses.replace(source, report={**source.report, "slices_left_out": left_out})
+  found = cropped_tables.crop_tables(sparse, [sparse.table("train"), sparse.table("test")])
+  # There are no slices of c_one in these tables.
+  _, warning = found.told()
+  assert "4 slices were left out" in warning and "--empty_slices=keep" in warning
 
 
 def test_a_record_that_cannot_be_read_takes_nothing_from_the_others(tmp_path):
