@@ -159,6 +159,9 @@ class TrainingConfig(Checked):
   )
   validation_epochs: int = knob(None, "Validates every so many epochs.", minimum=1)
   previews: int = knob(4, "Validation slices drawn after each validation; 0: none.", minimum=0)
+  tensorboard_graph: bool = knob(
+      False, "Also writes the network's graph into the run's tensorboard folder, on TensorFlow."
+  )
   seed: int = knob(1, "Seed of weights, order, dropout and augmentation.", minimum=0)
   checkpoint_steps: int = knob(
       0, "Also takes a checkpoint every so many steps; 0: at each epoch's end only.", minimum=0

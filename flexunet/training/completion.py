@@ -22,6 +22,7 @@ from flexunet.training import (
   planning,
   starting_point,
   streams,
+  tensorboard,
 )
 
 _DEFAULT_AUGMENTATION = AugmentationConfig()
@@ -98,6 +99,7 @@ def _check(planned: planning.Planned, in_dataset: int, name: str) -> None:
   _knobs(planned.model)
   loss_settings.check(planned.training, num_classes)
   metrics.training_metrics(planned.training.metrics, num_classes)
+  tensorboard.check(planned.training)
   context = planned.data.context_slices
   wanted = 2 * context + 1
   if context and planned.model.image_channels != wanted:

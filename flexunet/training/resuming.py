@@ -13,7 +13,7 @@ from flexunet.datasets.errors import InputError
 # May change when a run goes on: how long it lasts, where the data lie, what is shown and kept.
 _FREE = (
     "epochs", "max_minutes", "dataset", "data_dir", "cache", "cache_dir", "previews",
-    "checkpoint_steps", "keep_checkpoints",
+    "tensorboard_graph", "checkpoint_steps", "keep_checkpoints",
 )  # fmt: skip
 _PARTS = ("model", "data", "training", "augmentation")
 

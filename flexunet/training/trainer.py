@@ -235,5 +235,5 @@ def _views(
     scheme = run_config.dataset_facts.label_scheme
     palette = LabelScheme.from_json(scheme).palette
     views.append(live_view.Previews(run, images, labels, palette, prepared.kept))
-  views.append(tensorboard.TensorBoardLog(run))
+  views.append(tensorboard.TensorBoardLog(run, graph=settings.tensorboard_graph))
   return views

@@ -12,7 +12,7 @@ from flexunet.training import callbacks, checkpointing, live_view, networks, tra
 FLAGS = {
     "epochs", "max_minutes", "schedule", "warmup_steps", "reduce_lr_factor", "reduce_lr_patience",
     "early_stopping_patience", "monitor", "save_best", "ema_momentum", "init_from",
-    "validation_epochs", "previews", "checkpoint_steps", "keep_checkpoints",
+    "validation_epochs", "previews", "tensorboard_graph", "checkpoint_steps", "keep_checkpoints",
 }  # fmt: skip
 STEPS = 3  # Twelve slices in batches of four.
 CONSTANT = ("--schedule=constant", "--warmup_steps=0", "--learning_rate=0.5")
