@@ -25,6 +25,10 @@ def device_names() -> list[str]:
     details = tf.config.experimental.get_device_details
     gpus = tf.config.list_physical_devices("GPU")
     return [details(gpu).get("device_name", "GPU") for gpu in gpus] or ["CPU"]
+  if backend == "torch":  # Keras cannot list its devices.
+    import torch
+
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["CPU"]
   return [str(device) for device in keras.distribution.list_devices()]
 
 
