@@ -42,7 +42,7 @@ class Room:
   is_gpu: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class DeviceCache:
   """Decoded examples by row, in the memory of one device.
 

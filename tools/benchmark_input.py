@@ -12,6 +12,12 @@ are images a second, the best of --rounds. Progress goes to standard error.
   slicing        rows of a NumPy array in random order, handed over as tensors
   stream_disk    the same out of the disk cache
   augmented      the stream with the default augmentation
+  augmented_ram  the same out of the RAM cache
+
+With a GPU, or --device, also batches finished on the device as the training step does it:
+  device_cache            slices kept on the device, looked up by row number
+  device_cache_augmented  the same, augmented there
+  device_augmented_ram    slices out of the RAM cache, augmented on the device
 """
 
 from __future__ import annotations
@@ -42,6 +48,9 @@ _RECORDS = flags.DEFINE_integer(
 )
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns; the best of each counts.", lower_bound=1)
 _THREADS = flags.DEFINE_integer("threads", 0, "Parallel calls; 0 leaves it to tf.data.")
+_DEVICE = flags.DEFINE_bool(
+    "device", None, "Also measure the cache and the augmentation on the device. Default: on a GPU."
+)
 _TRAINER = flags.DEFINE_bool("trainer", False, "Also measure the starvation of a training step.")
 _STEPS = flags.DEFINE_integer("trainer_steps", 20, "Training steps of each measurement.")
 _MEMORY_ONLY = flags.DEFINE_bool("memory_only", False, "Read one epoch and print the peak memory.")
@@ -98,6 +107,8 @@ def measure_rates(loader, scratch: pathlib.Path) -> dict[str, Any]:
   from flexunet.pipelines import caching
   from flexunet.pipelines.augmentation import augment
   from flexunet.pipelines.augmentation.config import AugmentationConfig
+  from flexunet.tools import benchmark_device
+  from flexunet.training import devices
 
   ram = caching.fill(loader, caching.Choice("ram", ""), scratch, "ram")
   disk = caching.fill(loader, caching.Choice("disk", ""), scratch, "disk")
@@ -115,6 +126,9 @@ def measure_rates(loader, scratch: pathlib.Path) -> dict[str, Any]:
       "augmented": make_stream(loader, augment=augmented).__iter__,
       "augmented_ram": make_stream(loader, cache=ram, augment=augmented).__iter__,
   }
+  with_device = devices.has_gpu() if _DEVICE.value is None else _DEVICE.value
+  if with_device:
+    runs |= benchmark_device.runs(loader, make_order(loader), ram, settings)
   best = dict.fromkeys(runs, 0.0)
   for turn in range(_ROUNDS.value + 1):
     for name, start in runs.items():
@@ -124,7 +138,9 @@ def measure_rates(loader, scratch: pathlib.Path) -> dict[str, Any]:
       print(f"turn {turn} {name}: {rate:.0f} images/s", file=sys.stderr)
       if turn:  # The first turn traces and warms up.
         best[name] = max(best[name], rate)
+  told = {"device": devices.device_names()[0]} if with_device else {}
   return {
+      **told,
       "dataset": loader_name(),
       "image_size": _SIZE.value,
       "batch_size": _BATCH.value,
@@ -135,6 +151,11 @@ def measure_rates(loader, scratch: pathlib.Path) -> dict[str, Any]:
           "stream_ram / slicing": round(best["stream_ram"] / best["slicing"], 3),
           "stream_disk / slicing": round(best["stream_disk"] / best["slicing"], 3),
           "augmented / stream": round(best["augmented"] / best["stream"], 3),
+          **{
+              f"{name} / augmented_ram": round(best[name] / best["augmented_ram"], 3)
+              for name in ("device_cache_augmented", "device_augmented_ram")
+              if with_device
+          },
       },
   }
 

@@ -70,7 +70,8 @@ def measure(run_config: config.RunConfig, opened: Any, scratch: pathlib.Path) ->
   run = run_folder.RunFolder.create(scratch / "run")
   runner = trainer.Trainer(run, run_config, prepared)
   steps = _SKIP.value + _STEPS.value
-  constant = next(iter(prepared.batches.training(prepared.epoch_order, 0, 1)))
+  first = next(iter(prepared.batches.training(prepared.epoch_order, 0, 1)))
+  constant = prepared.batches.finished(first)
   bare = bare_network(prepared.network, run_config)
   saver = next(c for c in runner.steering if isinstance(c, checkpointing.Checkpointer))
   acting = [c for c in runner.steering if acts_on_steps(c)]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
   from flexunet.pipelines.device_cache import DeviceCache
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class DeviceInput:
   """Turns a batch as it travels into (image, label, weight) as the network learns from it.
 

@@ -83,12 +83,16 @@ class Streams:
         )
     )
 
+  def finished(self, batch):
+    """Returns (image, label, weight) of a batch of `training`, as the network is given them."""
+    return batch if self.device_input is None else self.device_input(batch)
+
   def _unfinished(self, epoch_order: order.EpochOrder, start_step: int, num_steps: int):
     """Returns the batches as `DeviceInput` takes them: seeds with row numbers or with images."""
     import tensorflow as tf
 
     entries = batches.step_entries(epoch_order, batches.Host(), start_step, num_steps)
-    if self.device_input is None or self.device_input.cache is not None:
+    if self.device_input is not None and self.device_input.cache is not None:
       return entries.prefetch(tf.data.AUTOTUNE)
     images = batches.training_batches(
         self.train, epoch_order, start_step=start_step, num_steps=num_steps, cache=self.train_cache

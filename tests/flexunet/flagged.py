@@ -94,7 +94,8 @@ class Setup:
 
   def first_batch(self):
     """Returns (image, label) of the first training step."""
-    image, label, _ = next(iter(self.streams.training(self.order, 0, 1)))
+    batch = next(iter(self.streams.training(self.order, 0, 1)))
+    image, label, _ = self.streams.finished(batch)
     return image.numpy(), label.numpy()
 
 

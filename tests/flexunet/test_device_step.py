@@ -28,7 +28,7 @@ def finished(run, steps=4):
   """Returns (image, label) of the first steps as the network sees them."""
   made = []
   for batch in run.streams.training(run.order, 0, steps):
-    image, label, weight = batch if isinstance(batch, tuple) else run.streams.device_input(batch)
+    image, label, weight = run.streams.finished(batch)
     assert (weight.numpy() == 1).all()
     made.append((image.numpy(), label.numpy()))
   return made
