@@ -17,6 +17,7 @@ from flexunet.objectives import metrics
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.training import (
   devices,
+  live_view,
   loss_settings,
   network_plan,
   planning,
@@ -49,6 +50,7 @@ def complete(
   spacing_mm = spacing.tolist() if np.isfinite(spacing).all() else None
   start = starting_point.open_start(training.init_from) if training.init_from else None
   device = "gpu" if devices.has_gpu() else "cpu"
+  memory_bytes = devices.free_memory()
   planned = planning.plan(
       model,
       data,
@@ -59,7 +61,7 @@ def complete(
           validation=opened.validation,
           class_names=scheme.names,
           device=device,
-          memory_bytes=devices.free_memory(),
+          memory_bytes=memory_bytes,
           spacing_mm=spacing_mm,
           plane=(source.slice_plan or {}).get("plane"),
           start=start.knobs if start else None,
@@ -71,6 +73,9 @@ def complete(
   settings, reasons = devices.complete(
       planned.training, cache=planned.data.cache, augmented=planned.augmentation.enabled
   )
+  sharing = devices.num_sharing(settings.num_devices)
+  if warning := network_plan.memory_warning(planned.model, settings, memory_bytes, sharing):
+    live_view.say(warning)
   return config.RunConfig(
       model=planned.model,
       data=planned.data,

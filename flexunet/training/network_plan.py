@@ -140,3 +140,38 @@ def plan_batch(made: Choices, facts: Facts) -> None:
       needed, there = inspection.training_bytes(shape, 2 * size) / 1e9, facts.memory_bytes / 1e9
       why = f"{2 * size} would need about {needed:.1f} GB, and {there:.1f} GB are free"
   made.choose("training", "batch_size", size, why)
+
+
+def memory_warning(
+    model: config.ModelConfig,
+    training: config.TrainingConfig,
+    memory_bytes: int | None,
+    num_sharing: int = 1,
+) -> str | None:
+  """Returns a line for the user when a training step is estimated to need more than is free.
+
+  A CPU's kernel ends a process that runs out of memory without a word, so it is said before.
+
+  Args:
+    model, training: Complete.
+    memory_bytes: Free on each device; None where unknown.
+    num_sharing: Devices that share a batch.
+  """
+  shape = knobs.Knobs(**dataclasses.asdict(model))
+  number = 2 if training.precision.startswith("mixed") else 4
+
+  def needed(batch_size: int) -> int:
+    share = math.ceil(batch_size / num_sharing)
+    return inspection.training_bytes(shape, share, bytes_per_number=number)
+
+  size = training.batch_size
+  if memory_bytes is None or needed(size) <= memory_bytes:
+    return None
+  fits = next((n for n in range(size - 1, 0, -1) if needed(n) <= memory_bytes), None)
+  would = f"{fits} would fit" if fits else "not even 1 would fit"
+  return (
+      f"Warning: a training step needs about {needed(size) / 1e9:.1f} GB by the estimate of"
+      f" flexunet.tools.inspect_model, but {memory_bytes / 1e9:.1f} GB are free: the system may end"
+      f" the run without a word. Lower --batch_size (now {size}; {would}), --image_size (now"
+      f" {','.join(map(str, model.image_size))}) or --base_filters (now {model.base_filters})."
+  )

@@ -137,3 +137,27 @@ def test_every_value_has_a_reason():
     for name, field in part.__dataclass_fields__.items():
       if field.default is None and field.metadata["unset"] == "planned from the data":
         assert made.reasons[name], name
+
+
+def warned(memory_bytes, num_sharing=1, **training):
+  model = config.ModelConfig(image_size=(64, 96), num_classes=2, base_filters=8, base_kernels=3,
+                             num_layers=3, dropout_rate=0.0, normalization="none")  # fmt: skip
+  settings = config.TrainingConfig(**{"batch_size": 16, "precision": "float32", **training})
+  return network_plan.memory_warning(model, settings, memory_bytes, num_sharing)
+
+
+def test_a_given_batch_that_does_not_fit_is_told_with_its_flags_and_figures():
+  shape = knobs.Knobs(
+      image_size=(64, 96), image_channels=1, num_classes=2, base_filters=8, base_kernels=3,
+      num_layers=3, dropout_rate=0.0,
+  )  # fmt: skip
+  needed = inspection.training_bytes(shape, 16)
+  assert warned(needed) is None and warned(None) is None
+  told = warned(needed - 1)
+  assert "\n" not in told and "--batch_size (now 16; 15 would fit)" in told
+  assert "--image_size (now 64,96)" in told and "--base_filters (now 8)" in told
+  assert f"about {needed / 1e9:.1f} GB" in told and f"{(needed - 1) / 1e9:.1f} GB are free" in told
+  assert "not even 1 would fit" in warned(1000)
+  # Half the numbers, or two devices that take half of the batch each, fit.
+  assert warned(needed - 1, precision="mixed_bfloat16") is None
+  assert warned(needed - 1, num_sharing=2) is None

@@ -139,6 +139,16 @@ def test_a_time_limit_ends_the_run_with_a_model(data_dir, tmp_path):
   assert rows[-1]["val_foreground_dice"] is not None
 
 
+@pytest.mark.parametrize("free", [2**20, 2**40])
+def test_too_large_a_batch_is_told_before_training(data_dir, monkeypatch, capsys, free):
+  monkeypatch.setattr(completion.devices, "free_memory", lambda: free)
+  parts = configs(data_dir, batch_size=64)
+  complete = completion.complete(*parts, streams.open_data(parts[1]))
+  assert complete.training.batch_size == 64  # As given.
+  told = [line for line in capsys.readouterr().err.splitlines() if "--batch_size (now 64" in line]
+  assert len(told) == (1 if free == 2**20 else 0)
+
+
 def test_large_slices_are_scaled_down_and_small_ones_kept():
   from flexunet.pipelines import record_table
 
