@@ -14,7 +14,7 @@ from flexunet import config
 from flexunet.datasets.errors import InputError
 from flexunet.pipelines import batches, order
 from flexunet.pipelines.record_table import RecordTable
-from flexunet.training import callbacks, streams
+from flexunet.training import callbacks, devices, streams
 
 _NAMED_RECORDS = 20
 # What the backends call it; XLA and PyTorch have classes of their own, which need not be there.
@@ -133,6 +133,8 @@ def _memory_advice(run_config: config.RunConfig) -> str:
   text = f"The run must fit into the device's memory, but it ran out. Lower {', '.join(advice)}"
   if training.precision == "float32":
     text += ", or use --precision=mixed_bfloat16"
+  if run_config.data.cache == "device" or (run_config.data.cache == "auto" and devices.has_gpu()):
+    text += ", or keep the slices in main memory with --cache=ram"
   return text + ". python -m flexunet.tools.inspect_model tells the memory per batch size."
 
 

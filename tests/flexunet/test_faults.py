@@ -84,7 +84,15 @@ def test_running_out_of_memory_names_the_flags_with_their_values(blob_data):
 
   opened, run_config = opened_and_planned(blob_data)
   with (
-      pytest.raises(InputError, match=r"--batch_size \(now 4\).*--base_filters \(now 2\).*mixed"),
+      pytest.raises(
+          InputError, match=r"--batch_size \(now 4\).*--base_filters \(now 2\).*mixed_bfloat16\."
+      ),
+      faults.explained(run_config, opened),
+  ):
+    raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+  opened, run_config = opened_and_planned(blob_data, data={"cache": "device"})
+  with (
+      pytest.raises(InputError, match="keep the slices in main memory with --cache=ram"),
       faults.explained(run_config, opened),
   ):
     raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
