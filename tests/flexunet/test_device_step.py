@@ -14,7 +14,8 @@ from flexunet.pipelines import device_cache
 from flexunet.training import device_step, devices, resuming, run_caches
 
 # Dropout is drawn anew for each network that a test builds.
-AUGMENTED = ("--augmentation=strong", "--num_layers=3", "--dropout_rate=0")
+AUGMENTED = ("--augmentation=strong", "--num_layers=3", "--dropout_rate=0",
+             "--precision=float32")  # fmt: skip
 ON_DEVICE = ("--augment_on=device",)
 CACHED = ("--cache=device",)
 
@@ -134,7 +135,7 @@ def test_killed_and_resumed_it_ends_the_same_whatever_keeps_the_slices(blob_data
 @pytest.mark.slow
 def test_two_devices_augment_their_parts_of_a_batch(blob_data, tmp_path):
   def train(name, *arguments, **knobs):
-    knobs = {"epochs": 1, "num_devices": 2, **knobs}
+    knobs = {"epochs": 1, "num_devices": 2, "precision": "float32", **knobs}
     code, found, told = test_resume.train(
         blob_data, tmp_path / name, "--logical_devices=2", "--dropout=0", *arguments, **knobs
     )

@@ -233,7 +233,6 @@ def test_the_cache_key_follows_what_it_holds(source):
         ("auto", 60, 100, 100, "none"),
         ("none", 1, 100, 100, "none"),
         ("ram", 90, 100, 0, "ram"),
-        ("device", 90, 100, 0, "ram"),
         ("disk", 90, 0, 100, "disk"),
     ],
 )
