@@ -61,6 +61,12 @@ class DataConfig(Checked):
   class_balance: bool = knob(
       None, "The foreground classes take turns in that share, so that a rare one is seen as often."
   )
+  epoch_passes: int = knob(
+      None,
+      "Passes over the training slices that make an epoch, after which a run validates and saves:"
+      " more than one where slices are so few that it would do little else, 1 with --epochs.",
+      minimum=1,
+  )
   cache: str = knob(
       "auto",
       "Where decoded slices are kept after the first pass: 'ram', 'disk', or 'none' to decode them"

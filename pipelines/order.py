@@ -26,9 +26,9 @@ _MIX = (0x2545F4914F6CDD1D, 0x369DEA0F31A53F85, 0xFF51AFD7ED558CCD)
 class EpochOrder:
   """The order of one training run.
 
-  A batch has `batch_size - drawn` uniform places, which together cover every record once an epoch
-  (the last batch is filled from the beginning of another permutation), and `drawn` places that
-  cycle through permutations of the pools, one pool after the other.
+  A batch has `batch_size - drawn` uniform places, which together cover every record `passes` times
+  an epoch (the last batch is filled from the beginning of another permutation), and `drawn` places
+  that cycle through permutations of the pools, one pool after the other.
 
   Attributes:
     num_records: Records of the split.
@@ -36,6 +36,7 @@ class EpochOrder:
     seed: Of the run.
     drawn: Places of each batch that are drawn from the pools.
     pools: int64 arrays of record rows, none empty; e.g. the slices with foreground.
+    passes: Over the records, each in an order of its own, that make an epoch.
   """
 
   num_records: int
@@ -43,6 +44,7 @@ class EpochOrder:
   seed: int
   drawn: int = 0
   pools: tuple[np.ndarray, ...] = ()
+  passes: int = 1
 
   def __post_init__(self):
     if not 0 <= self.drawn < self.batch_size:
@@ -55,7 +57,7 @@ class EpochOrder:
 
   @property
   def steps_per_epoch(self) -> int:
-    return -(-self.num_records // (self.batch_size - self.drawn))
+    return -(-self.passes * self.num_records // (self.batch_size - self.drawn))
 
   def records_at(self, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Returns what stands at positions of the endless stream of examples.

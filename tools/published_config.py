@@ -243,6 +243,7 @@ def _join(
       "validation_epochs": 1,
       "foreground_fraction": 0,
       "class_balance": False,
+      "epoch_passes": 1,
       "class_prior": False,
   })
 

@@ -17,6 +17,8 @@ from flexunet.training.network_plan import Choices, Facts
 _ENDLESS_EPOCHS = 10_000  # With --max_minutes the time decides.
 # A foreground class in fewer slices than this share of the commonest one is drawn in turns.
 _RARE_CLASS = 0.2
+# Validating and saving after fewer steps would take much of the time.
+_EPOCH_STEPS = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,7 @@ def plan(
   network_plan.plan_network(made, facts)
   _plan_drawing(made, facts)
   network_plan.plan_batch(made, facts)
+  _plan_epoch(made, facts)
   _plan_training(made, facts)
   _plan_optimizer(made)
   resolved = _plan_augmentation(made, augmentation, facts)
@@ -91,6 +94,24 @@ def _rarest_class(facts: Facts) -> tuple[bool, str]:
   return bool(slices[least] < _RARE_CLASS * slices.max()), f"{told} {slices.max()}"
 
 
+def _plan_epoch(made: Choices, facts: Facts) -> None:
+  training = made.parts["training"]
+  once = _steps(training, made.parts["data"], facts)
+  if training.epochs is not None:
+    passes, why = 1, "--epochs counts passes over the training slices"
+  else:
+    passes = math.ceil(_EPOCH_STEPS / once)
+    why = f"a pass over the training slices takes {once} steps"
+  made.choose("data", "epoch_passes", passes, why)
+
+
+def _steps(training: config.TrainingConfig, data: config.DataConfig, facts: Facts) -> int:
+  """Returns the steps of one pass over the training slices."""
+  size = training.batch_size
+  uniform = max(1, size - round(size * data.foreground_fraction))
+  return max(1, math.ceil(len(facts.train) / uniform))
+
+
 def _plan_training(made: Choices, facts: Facts) -> None:
   timed = bool(made.parts["training"].max_minutes)
 
@@ -103,8 +124,8 @@ def _plan_training(made: Choices, facts: Facts) -> None:
   )
   choose("schedule", "cosine", "ends at zero, so the last weights are calm")
   # A short run must not end before the learning rate has risen.
-  size = made.parts["training"].batch_size
-  steps = made.parts["training"].epochs * math.ceil(len(facts.train) / size)
+  settings, data = made.parts["training"], made.parts["data"]
+  steps = settings.epochs * data.epoch_passes * _steps(settings, data, facts)
   choose("warmup_steps", min(50, math.ceil(steps / 10)), "the first steps of Adam are noisy")
   choose("loss", "dice_cross_entropy", "Dice for small structures, cross-entropy for smoothness")
   choose(
@@ -166,9 +187,7 @@ def _validation_epochs(
     training: config.TrainingConfig, data: config.DataConfig, facts: Facts
 ) -> tuple[int, str]:
   """Validates as often as costs at most about a tenth of the time."""
-  size = training.batch_size
-  uniform = max(1, size - round(size * data.foreground_fraction))
-  trained = math.ceil(len(facts.train) / uniform) * size
+  trained = data.epoch_passes * _steps(training, data, facts) * training.batch_size
   # A training step costs about three forward passes.
   share = len(facts.validation) / max(1, 3 * trained)
   every = max(1, math.ceil(share / 0.15))

@@ -183,6 +183,7 @@ def make_order(run_config: config.RunConfig, table: RecordTable) -> order.EpochO
       batch_size=size,
       seed=run_config.training.seed,
       drawn=drawn,
+      passes=data.epoch_passes or 1,
       pools=selection.pools(table, by_class=data.class_balance) if drawn else (),
   )
 

@@ -131,6 +131,14 @@ def test_the_warm_up_of_a_short_run_is_short():
   assert planned(training={"epochs": 1000}).training.warmup_steps == 50
 
 
+def test_an_epoch_of_few_slices_has_several_passes_unless_epochs_are_given():
+  # 20 slices in batches of 8 are 3 steps a pass: 17 passes are 51 steps.
+  assert planned().data.epoch_passes == 17
+  assert planned(training={"max_minutes": 1.0}).data.epoch_passes == 17
+  assert planned(training={"epochs": 5}).data.epoch_passes == 1
+  assert planned(table(times=400)).data.epoch_passes == 1
+
+
 def test_every_value_has_a_reason():
   made = planned()
   for part in (config.ModelConfig, config.DataConfig, config.TrainingConfig):

@@ -20,6 +20,15 @@ def test_an_epoch_covers_every_record_once(num_records, batch_size):
   assert len(rows) - num_records < batch_size  # Only the last batch is filled up.
 
 
+def test_an_epoch_of_several_passes_covers_every_record_so_often_each_time_in_another_order():
+  order = EpochOrder(7, 3, seed=3, passes=3)
+  assert order.steps_per_epoch == 7  # 21 places in batches of 3.
+  rows = rows_of(order, 0, 21)
+  passes = [rows[:7], rows[7:14], rows[14:]]
+  assert all(sorted(one) == list(range(7)) for one in passes)
+  assert len({tuple(one) for one in passes}) == 3
+
+
 def test_epochs_and_seeds_differ():
   order, other = EpochOrder(50, 10, seed=3), EpochOrder(50, 10, seed=4)
   first, second = rows_of(order, 0, 50), rows_of(order, 50, 50)
