@@ -8,6 +8,7 @@ is installed.
 from __future__ import annotations
 
 import math
+import random
 
 import keras
 from keras import ops
@@ -152,5 +153,16 @@ def convolution_block(
     if layer is not None:
       x = keras.layers.Activation(activation, name=f"{name}_act{index}")(layer(x))
     if index == 0 and dropout_rate > 0:
-      x = keras.layers.Dropout(dropout_rate, name=f"{name}_dropout")(x)
+      x = keras.layers.Dropout(
+          dropout_rate, seed=_dropout_seed(), name=f"{name}_dropout"
+      )(x)
   return x
+
+
+def _dropout_seed() -> int | None:
+  """Returns None, by which Keras draws a seed itself; on PyTorch a seed drawn as it would.
+
+  Without a given one Keras lets PyTorch draw from a generator of the process, whose state no
+  checkpoint holds.
+  """
+  return random.randint(1, 10**9) if keras.config.backend() == "torch" else None

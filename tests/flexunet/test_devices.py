@@ -172,6 +172,23 @@ def test_the_trainer_gives_the_same_loss_curve_on_other_backends(backend, blob_d
   np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_a_run_with_dropout_resumes_exactly_on_other_backends(
+    backend, blob_data, tmp_path, monkeypatch
+):
+  if importlib.util.find_spec(backend) is None:
+    pytest.skip(f"needs the extra: pip install 'flexunet[{backend}]'")
+  monkeypatch.setenv("KERAS_BACKEND", backend)
+  whole = train(blob_data, tmp_path / "whole", epochs=2)
+  killed = subprocess.run(
+      [sys.executable, str(_PROGRAM), str(blob_data), str(tmp_path / "run"),
+       '--knobs={"epochs": 2}', "--kill=terminate_step:5"], capture_output=True, check=False,
+  )  # fmt: skip
+  assert killed.returncode == 128 + 15
+  assert train(blob_data, tmp_path / "run", "--resume", epochs=2) == whole
+
+
 def test_deterministic_operations_and_xla_exclude_each_other():
   with pytest.raises(InputError, match="exclude each other"):
     devices.complete(config.TrainingConfig(deterministic=True, jit_compile="on"))
