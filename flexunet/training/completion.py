@@ -11,6 +11,7 @@ import dataclasses
 import numpy as np
 
 from flexunet import config
+from flexunet.datasets import case_pool
 from flexunet.datasets.errors import InputError, unknown_name
 from flexunet.network import knobs
 from flexunet.objectives import metrics
@@ -61,6 +62,7 @@ def complete(
           validation=opened.validation,
           class_names=scheme.names,
           device=device,
+          cpu_cores=case_pool.available_cpus(),
           memory_bytes=memory_bytes,
           spacing_mm=spacing_mm,
           plane=(source.slice_plan or {}).get("plane"),

@@ -30,6 +30,7 @@ class Facts:
     train, validation: Records of the two splits.
     class_names: Of the dataset, background first.
     device: "cpu" or "gpu".
+    cpu_cores: That training may use.
     memory_bytes: Free memory of the device; None where unknown.
     spacing_mm: Median (row, column) spacing of the slices; None where unknown.
     plane: Of the slices; None for pictures.
@@ -40,6 +41,7 @@ class Facts:
   validation: RecordTable
   class_names: Sequence[str]
   device: str = "cpu"
+  cpu_cores: int = 1
   memory_bytes: int | None = None
   spacing_mm: Sequence[float] | None = None
   plane: str | None = None

@@ -10,6 +10,7 @@ import numpy as np
 
 from flexunet import config
 from flexunet.datasets.errors import InputError
+from flexunet.network import inspection, knobs
 from flexunet.pipelines.augmentation.config import AugmentationConfig, names_sides
 from flexunet.training import loss_settings, network_plan
 from flexunet.training.network_plan import Choices, Facts
@@ -17,6 +18,12 @@ from flexunet.training.network_plan import Choices, Facts
 _ENDLESS_EPOCHS = 10_000  # With --max_minutes the time decides.
 # A foreground class in fewer slices than this share of the commonest one is drawn in turns.
 _RARE_CLASS = 0.2
+# Seen less often, slices cannot be learnt by heart, and augmentation costs more than it gives.
+_FEW_PASSES = 5
+# Operations a second in training, to estimate what a time limit allows: on two cores with bfloat16
+# 80e9 a core were measured, without it 60e9. That of a GPU is a guess at the lower end.
+_CPU_CORE_SPEED = 70e9
+_GPU_SPEED = 10e12
 # Validating and saving after fewer steps would take much of the time.
 _EPOCH_STEPS = 50
 
@@ -172,7 +179,7 @@ def _plan_augmentation(
     made: Choices, augmentation: AugmentationConfig, facts: Facts
 ) -> AugmentationConfig:
   sided = names_sides(facts.class_names)
-  why = f"preset {augmentation.augmentation}"
+  augmentation, why = _preset(made, augmentation, facts)
   if sided:
     why += "; no mirror images, since the classes tell sides"
   elif facts.plane == "sagittal" and augmentation.flip_horizontal_probability is None:
@@ -181,6 +188,39 @@ def _plan_augmentation(
     why += "; no mirror images, since slices are sagittal"
   made.reasons["augmentation"] = why
   return augmentation.resolve(sided=sided)
+
+
+def _preset(
+    made: Choices, augmentation: AugmentationConfig, facts: Facts
+) -> tuple[AugmentationConfig, str]:
+  """Decides what "auto" stands for, and why."""
+  if augmentation.augmentation != "auto":
+    return augmentation, f"preset {augmentation.augmentation}"
+  passes, told = _expected_passes(made, facts)
+  few = passes < _FEW_PASSES and not augmentation.given
+  name = "none" if few else "default"
+  why = f"preset {name}: {told}"
+  if few:
+    why += ", too few to learn slices by heart"
+  return dataclasses.replace(augmentation, augmentation=name), why
+
+
+def _expected_passes(made: Choices, facts: Facts) -> tuple[float, str]:
+  """Returns how often the run sees a slice with foreground, roughly where time ends it, and why."""
+  training, data = made.parts["training"], made.parts["data"]
+  once = _steps(training, data, facts)
+  if training.max_minutes:
+    shape = knobs.Knobs(**dataclasses.asdict(made.parts["model"]))
+    # A training step computes about three times what a prediction does, twice a multiply-add.
+    work = 6 * sum(row.multiply_adds for row in inspection.rows(shape))
+    speed = _GPU_SPEED if facts.device == "gpu" else _CPU_CORE_SPEED * facts.cpu_cores
+    steps = 60 * training.max_minutes * speed / (work * training.batch_size)
+  else:
+    steps = training.epochs * data.epoch_passes * once
+  drawn = round(training.batch_size * data.foreground_fraction)
+  passes = steps / once + steps * drawn / max(1, len(facts.train.foreground))
+  what = "slices with foreground" if drawn else "the training slices"
+  return passes, f"about {passes:.2g} passes over {what}"
 
 
 def _validation_epochs(

@@ -33,10 +33,16 @@ def _strength(help: str, low: float, high: float) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentationConfig(Checked):
-  """The augmentation of a run; `resolve` fills in what is None."""
+  """The augmentation of a run; `resolve` fills in what is None.
+
+  The preset "auto" is for the trainer to decide; resolved as it is, it is "default".
+  """
 
   augmentation: str = knob(
-      "default", "Preset that gives every augmentation setting its default.", choices=PRESETS
+      "auto",
+      "Preset that gives every augmentation setting its default. The trainer's 'auto' is 'default',"
+      " or 'none' in a run so short that it sees each slice a few times only.",
+      choices=("auto", *PRESETS),
   )
   flip_horizontal_probability: float = _probability("a mirror image, left to right")
   flip_vertical_probability: float = _probability("a mirror image, top to bottom")
@@ -129,6 +135,8 @@ class AugmentationConfig(Checked):
       InputError: A flip or right angle is asked for although the classes are sided, or barrel
         and pincushion (blur and sharpening), which exclude each other, add up to more than 1.
     """
+    if self.augmentation == "auto":
+      return dataclasses.replace(self, augmentation="default").resolve(sided=sided)
     preset = _preset(self.augmentation)
     if sided:
       for name in _CHANGES_SIDES:
@@ -148,6 +156,11 @@ class AugmentationConfig(Checked):
             f" be at most 1. Got: {total:g}."
         )
     return complete
+
+  @property
+  def given(self) -> bool:
+    """Whether any setting was given beside the preset."""
+    return any(v is not None for n, v in dataclasses.asdict(self).items() if n != "augmentation")
 
   def resolve_for(
       self, class_names: Sequence[str], plane: str | None

@@ -139,6 +139,46 @@ def test_an_epoch_of_few_slices_has_several_passes_unless_epochs_are_given():
   assert planned(table(times=400)).data.epoch_passes == 1
 
 
+@pytest.mark.parametrize(
+    ("training", "augmentation", "preset"),
+    [
+        ({"epochs": 4}, {}, "none"),
+        ({"epochs": 5}, {}, "default"),
+        ({"epochs": 4}, {"augmentation": "strong"}, "strong"),
+        ({"epochs": 4}, {"rotation_degrees": 30.0}, "default"),
+        ({"max_minutes": 0.1}, {}, "none"),
+        ({"max_minutes": 60.0}, {}, "default"),
+    ],
+)
+def test_a_run_that_sees_slices_a_few_times_only_is_not_augmented(training, augmentation, preset):
+  # 2,000 slices of 176x176: some 9 GFLOP each and pass, at 70 GFLOP/s a core.
+  made = planned(table(times=2000), training=training, augmentation=augmentation)
+  assert made.augmentation.augmentation == preset
+  assert (made.augmentation.rotation_probability > 0) == (preset != "none")
+
+
+def test_the_passes_that_a_time_limit_allows_grow_with_time_and_cores():
+  def told(**facts):
+    reason = planned(table(times=2000), training={"max_minutes": 20.0}, **facts).reasons
+    return float(reason["augmentation"].split("about ")[1].split()[0])
+
+  shape = knobs.Knobs(image_size=(176, 176), image_channels=1, num_classes=2, base_filters=16,
+                      base_kernels=3, num_layers=5, dropout_rate=0.02,
+                      normalization="batch")  # fmt: skip
+  images = 1200 * 70e9 / (6 * sum(row.multiply_adds for row in inspection.rows(shape)))
+  assert told() == pytest.approx(images / 2000, rel=0.05)
+  assert told(cpu_cores=4) == pytest.approx(4 * images / 2000, rel=0.05)
+
+
+def test_slices_with_foreground_are_seen_more_often_where_they_are_drawn():
+  # 16 of 160 slices hold foreground: with half of a batch of 8 drawn, a pass takes 40 steps, and
+  # in each four of the 16 are drawn. Four passes: 4 + 160 * 4 / 16 = 44.
+  rare = table(pixels=[(10, 0)] * 9 + [(9, 1)], times=16)
+  made = planned(rare, training={"epochs": 4})
+  assert made.data.foreground_fraction == 0.5 and made.augmentation.augmentation == "default"
+  assert "about 44 passes over slices with foreground" in made.reasons["augmentation"]
+
+
 def test_every_value_has_a_reason():
   made = planned()
   for part in (config.ModelConfig, config.DataConfig, config.TrainingConfig):
