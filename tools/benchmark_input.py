@@ -44,10 +44,10 @@ _SPLIT = flags.DEFINE_string("split", "train", "Split to read.")
 _SIZE = flags.DEFINE_integer("image_size", 512, "Edge of the batches.", lower_bound=16)
 _BATCH = flags.DEFINE_integer("batch_size", 8, "Images per batch.", lower_bound=1)
 _RECORDS = flags.DEFINE_integer(
-    "records", 400, "Records of the measured epoch; a smaller split is repeated.", lower_bound=16
+    "records", 1000, "Records of the measured epoch; a smaller split is repeated.", lower_bound=16
 )
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns; the best of each counts.", lower_bound=1)
-_THREADS = flags.DEFINE_integer("threads", 0, "Parallel calls; 0 leaves it to tf.data.")
+_THREADS = flags.DEFINE_integer("threads", 0, "Parallel calls; 0 takes the default of each.")
 _DEVICE = flags.DEFINE_bool(
     "device", None, "Also measure the cache and the augmentation on the device. Default: on a GPU."
 )
