@@ -144,7 +144,8 @@ def kept_epoch(
     return None
   if not training.get("save_best", True):
     return int(scored[-1]["epoch"])
-  best = max(scored, key=lambda row: -row[name] if by_loss else row[name])
+  # Of equals the later one, as the trainer keeps it.
+  best = max(reversed(scored), key=lambda row: -row[name] if by_loss else row[name])
   return int(best["epoch"])
 
 

@@ -223,7 +223,9 @@ class BestModel(RunCallback):
     value = score_of(logs or {}, self._monitor)
     if value is None:
       return
-    better = value > self.best
+    # Of equals the later one: where nothing has been found yet, all scores are 0, and the weights
+    # that have learnt longest are the best there are.
+    better = value >= self.best
     if better:
       self.best, self.best_epoch = value, epoch
     if better or not self._best_only:

@@ -99,6 +99,15 @@ def test_the_kept_model_is_the_best_or_the_last(data_dir, tmp_path, monkeypatch,
   assert saved == kept
 
 
+def test_of_equal_scores_the_later_model_is_kept(data_dir, tmp_path, monkeypatch):
+  saved = []
+  best = callback(trainer_of(data_dir, tmp_path), callbacks.BestModel)
+  monkeypatch.setattr(callbacks, "save_model", lambda *_: saved.append(best.best_epoch))
+  for epoch in range(3):  # Nothing has been found yet.
+    best.on_epoch_end(epoch, {callbacks.MONITOR: 0.0, "val_loss": 1.0})
+  assert saved == [0, 1, 2]
+
+
 def test_checkpoints_within_an_epoch_are_taken_as_often_as_asked(data_dir, tmp_path):
   built = trainer_of(data_dir, tmp_path, "--checkpoint_steps=7")
   assert callback(built, checkpointing.Checkpointer).every_steps == 7

@@ -79,6 +79,11 @@ def test_the_marked_epoch_is_the_one_whose_weights_were_kept(training, epoch):
   assert report_training.kept_epoch([*rows, {"epoch": 4}], training) == epoch
 
 
+def test_of_equal_scores_the_later_epoch_is_the_kept_one():
+  rows = [{"epoch": n, "val_loss": 1.0, "val_foreground_dice": 0.0} for n in (1, 2, 3)]
+  assert report_training.kept_epoch(rows, {}) == 3
+
+
 def test_names_cannot_break_the_page(page):
   assert "lesion <b>" not in page and "lesion &lt;b&gt;" in page
 
