@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-import resource
 import subprocess
 import sys
 import tempfile
@@ -37,6 +36,7 @@ from absl import flags
 
 from flexunet import command_line
 from flexunet.datasets.errors import InputError
+from flexunet.tools import peak_memory
 
 _DATASET = flags.DEFINE_string("dataset", None, "Built dataset, name/config, below --data_dir.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of built datasets.")
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
   if _MEMORY_ONLY.value:
     for _ in make_stream(loader):
       pass
-    print(json.dumps({"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    print(json.dumps({"peak_mib": peak_memory.peak_mib()}))
     return
   with tempfile.TemporaryDirectory() as scratch:
     figures = measure_rates(loader, pathlib.Path(scratch))
