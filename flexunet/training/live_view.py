@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -179,10 +180,10 @@ def say(text: str) -> None:
 def final_line(rows: Sequence[dict[str, Any]]) -> str:
   """Returns one line of JSON that tells how the run ended."""
   last = rows[-1] if rows else {}
-  best = max((row.get(callbacks.MONITOR, float("nan")) for row in rows), default=float("nan"))
+  scores = [score for row in rows if math.isfinite(score := row.get(callbacks.MONITOR, math.nan))]
   shown = {"epochs": len(rows), "steps": last.get("step"), "seconds": last.get("seconds")}
   if "val_slices" in last:
     shown["val_slices"] = int(last["val_slices"])
-  if best == best:
-    shown["best_val_foreground_dice"] = round(best, 4)
+  if scores:
+    shown["best_val_foreground_dice"] = round(max(scores), 4)
   return json.dumps(shown)

@@ -1,12 +1,13 @@
 """What steers a run: schedule, clock, early stopping, by hand-made logs."""
 
+import json
 import types
 
 import keras
 import numpy as np
 import pytest
 
-from flexunet.training import callbacks, schedules
+from flexunet.training import callbacks, live_view, schedules
 
 
 class FakeModel:
@@ -71,3 +72,11 @@ def test_a_state_goes_back_as_it_was():
   one.on_epoch_end(1, {callbacks.MONITOR: 0.4})
   two.load_state(one.state())
   assert (two.best, two.wait) == (0.5, 1)
+
+
+def test_the_last_line_tells_the_best_score_of_the_epochs_that_have_one():
+  scores = (float("nan"), 0.5, 0.25)
+  rows = [{"step": 9, "seconds": 2.0, "val_foreground_dice": score} for score in scores]
+  told = json.loads(live_view.final_line(rows))
+  assert told == {"epochs": 3, "steps": 9, "seconds": 2.0, "best_val_foreground_dice": 0.5}
+  assert "best_val_foreground_dice" not in json.loads(live_view.final_line(rows[:1]))

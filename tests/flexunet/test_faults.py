@@ -82,7 +82,7 @@ def test_more_corrupt_records_than_allowed_are_refused(damaged_data, monkeypatch
 def test_running_out_of_memory_names_the_flags_with_their_values(blob_data):
   import tensorflow as tf
 
-  opened, run_config = opened_and_planned(blob_data)
+  opened, run_config = opened_and_planned(blob_data, precision="float32")
   with (
       pytest.raises(
           InputError, match=r"--batch_size \(now 4\).*--base_filters \(now 2\).*mixed_bfloat16\."
