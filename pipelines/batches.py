@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flexunet.datasets import case_pool
+from flexunet.pipelines import parallel
 from flexunet.pipelines.caching import ExampleCache
 from flexunet.pipelines.loading import ExampleLoader, ExampleSpec, Loader, to_channels
 from flexunet.pipelines.volume_slices import VolumeSliceLoader, is_volumes
@@ -73,7 +73,7 @@ def training_batches(
     num_steps: Length of the stream; its cardinality is known. Default: one epoch.
     cache: Decoded examples of the loader's rows.
     augment: Changes one example by a seed that is a function of (run seed, epoch, position).
-    threads: Parallel reads and decodes; 0 takes `default_threads()`.
+    threads: Parallel reads and decodes; 0 takes `parallel.default_threads`.
   """
   import tensorflow as tf
 
@@ -83,11 +83,11 @@ def training_batches(
     raise ValueError(f"batch_size {order.batch_size} must be a multiple of {host.count} hosts.")
   num_steps = order.steps_per_epoch if num_steps is None else num_steps
   part = order.batch_size // host.count
-  calls = threads or default_threads()
+  calls = threads or parallel.default_threads()
   entries = step_entries(order, host, start_step, num_steps)
   if cache is not None and augment is None:
     # One thread: copying is bound by the memory, and several threads get in each other's way.
-    return untuned(entries.map(_gather(loader, cache)).prefetch(_BATCHES_AHEAD))
+    return parallel.untuned(entries.map(_gather(loader, cache)).prefetch(_BATCHES_AHEAD))
   load = _gather_one(cache) if cache is not None else loader
 
   def example(entry):
@@ -160,24 +160,8 @@ def evaluation_batches(
     return _finished(loader, loaded["image"], loaded["label"], row, position < count)
 
   filled = -(-count // batch_size) * batch_size
-  return _batched(tf.data.Dataset.range(filled), example, batch_size, threads or default_threads())
-
-
-def default_threads() -> int:
-  """Returns how many examples are read at a time: the cores are busy while some wait."""
-  return 2 * case_pool.available_cpus()
-
-
-def untuned(batches: tf.data.Dataset) -> tf.data.Dataset:
-  """Returns the dataset without tf.data's tuning of threads and buffers.
-
-  Its thread sleeps up to a minute between two looks, and a program that ends waits for it.
-  """
-  import tensorflow as tf
-
-  options = tf.data.Options()
-  options.autotune.enabled = False
-  return batches.with_options(options)
+  positions = tf.data.Dataset.range(filled)
+  return _batched(positions, example, batch_size, threads or parallel.default_threads())
 
 
 def check_sizes(table: RecordTable, resizing: Resizing) -> None:
@@ -212,7 +196,7 @@ def _gather_one(cache: ExampleCache):
 
 
 def _batched(entries: tf.data.Dataset, example, batch_size: int, calls: int) -> tf.data.Dataset:
-  return untuned(
+  return parallel.untuned(
       entries.map(example, num_parallel_calls=calls, deterministic=True)
       .batch(batch_size, drop_remainder=True)  # The length is a multiple: nothing is dropped.
       .prefetch(_BATCHES_AHEAD)

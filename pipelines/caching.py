@@ -20,6 +20,7 @@ from absl import logging
 
 from flexunet.datasets import progress
 from flexunet.datasets.errors import InputError
+from flexunet.pipelines import parallel
 
 if TYPE_CHECKING:
   import tensorflow as tf
@@ -170,9 +171,9 @@ def decode_all(loader: Loader, cache: ExampleCache) -> None:
   """Writes every example of the loader into the arrays of the cache."""
   import tensorflow as tf
 
-  examples = (
+  examples = parallel.untuned(
       tf.data.Dataset.range(loader.num_rows)
-      .map(loader, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+      .map(loader, num_parallel_calls=parallel.default_threads(), deterministic=True)
       .batch(_FILL_BATCH)
       .prefetch(2)
   )

@@ -11,7 +11,7 @@ import numpy as np
 
 from flexunet.datasets import progress
 from flexunet.datasets.errors import InputError
-from flexunet.pipelines import cropping, loading, volume_slices
+from flexunet.pipelines import cropping, loading, parallel, volume_slices
 from flexunet.pipelines.reading import RecordReader
 
 if TYPE_CHECKING:
@@ -197,11 +197,11 @@ def _measured(
     profile = tuple(cropping.profile(decoded["image"]))
     return row, profile, _span(there), tf.math.count_nonzero(there)
 
-  measured = (
+  measured = parallel.untuned(
       tf.data.Dataset.range(count)
-      .map(measure, num_parallel_calls=tf.data.AUTOTUNE)
+      .map(measure, num_parallel_calls=parallel.default_threads())
       .ignore_errors()
-      .prefetch(tf.data.AUTOTUNE)
+      .prefetch(16)
   )
   bar = progress.bar(
       measured.as_numpy_iterator(), total=count, desc="finding the foreground", unit="slice",
@@ -241,7 +241,7 @@ def _pixels_inside(
     return row, tf.math.bincount(tf.reshape(inside, [-1]), minlength=256, maxlength=256)
 
   counted = tf.data.Dataset.from_tensor_slices(rows.astype(np.int64)).map(
-      count, num_parallel_calls=tf.data.AUTOTUNE
+      count, num_parallel_calls=parallel.default_threads()
   )
-  for row, counts in counted.as_numpy_iterator():
+  for row, counts in parallel.untuned(counted).as_numpy_iterator():
     yield int(row), counts

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from flexunet.datasets.errors import InputError
-from flexunet.pipelines import cropping
+from flexunet.pipelines import cropping, parallel
 from flexunet.pipelines.reading import RecordReader
 
 if TYPE_CHECKING:
@@ -119,9 +119,9 @@ class ExampleLoader:
     """Reads and decodes every record; returns the rows that cannot be."""
     import tensorflow as tf
 
-    readable = (
+    readable = parallel.untuned(
         tf.data.Dataset.range(self.num_rows)
-        .map(lambda row: (row, self(row)), num_parallel_calls=tf.data.AUTOTUNE)
+        .map(lambda row: (row, self(row)), num_parallel_calls=parallel.default_threads())
         .map(lambda row, _: row)
         .ignore_errors()
     )

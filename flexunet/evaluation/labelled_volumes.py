@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from flexunet.pipelines import volume_slices
+from flexunet.pipelines import parallel, volume_slices
 from flexunet.pipelines.reading import RecordReader
 from flexunet.pipelines.record_table import RecordTable
 from flexunet.pipelines.source import DatasetSource
@@ -65,11 +65,11 @@ def read_volumes(
   reader = RecordReader(source.info.features, table, image_key, label_key)
   wanted = {key: True for key in (*keys, *_GEOMETRY) if key in source.info.features}
   features = tfds.decode.PartialDecoding(wanted).extract_features(source.info.features)
-  records = (
+  records = parallel.untuned(
       tf.data.Dataset.from_tensor_slices(rows)
       .map(
           lambda row: features.deserialize_example(reader.serialized(row)),
-          num_parallel_calls=tf.data.AUTOTUNE,
+          num_parallel_calls=parallel.default_threads(),
           deterministic=True,
       )
       .prefetch(16)

@@ -15,6 +15,7 @@ from flexunet.pipelines import (
   device,
   loading,
   order,
+  parallel,
   resizing,
   selection,
 )
@@ -93,7 +94,7 @@ class Streams:
 
     entries = batches.step_entries(epoch_order, batches.Host(), start_step, num_steps)
     if self.device_input is not None and self.device_input.cache is not None:
-      return batches.untuned(entries.prefetch(2))
+      return parallel.untuned(entries.prefetch(2))
     images = batches.training_batches(
         self.train, epoch_order, start_step=start_step, num_steps=num_steps, cache=self.train_cache
     )
