@@ -13,6 +13,8 @@ import random
 import keras
 from keras import ops
 
+from flexunet.network.batch_normalization import BatchNormalization
+
 PACKAGE = "flexunet"
 # Group normalization takes this many groups where the channels divide by it (Wu & He,
 # arXiv:1803.08494, use 32 on networks whose first stage has 64 channels; ours has 16).
@@ -107,7 +109,7 @@ def normalization_layer(kind: str, channels: int, name: str) -> keras.layers.Lay
   if kind == "batch":
     # Keras' momentum of 0.99 needs some 500 steps until the running statistics hold; short
     # trainings would be evaluated on stale ones.
-    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)
+    return BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)
   if kind == "group":
     return _group_normalization(math.gcd(channels, _MAX_GROUPS), name)
   if kind == "instance":
