@@ -99,7 +99,7 @@ class TrainingConfig(Checked):
       1, "Updates the weights every so many batches, by the mean of their gradients.", minimum=1
   )
   ema_momentum: float = knob(
-      0.0,
+      None,
       "Validates and saves a moving average of the weights, which keeps this share of itself at"
       " each step, e.g. 0.99; 0: the weights themselves.",
       minimum=0.0,

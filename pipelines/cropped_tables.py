@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flexunet.datasets import progress
 from flexunet.datasets.errors import InputError
-from flexunet.pipelines import cropping, loading, parallel, volume_slices
-from flexunet.pipelines.reading import RecordReader
+from flexunet.pipelines import cropping, parallel
+from flexunet.pipelines.native import NativeReader, native_reader
 
 if TYPE_CHECKING:
   import tensorflow as tf
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 # Of all labelled pixels; beyond it the rule does not suit the images.
 MAX_LOST_SHARE = 0.001
 _NAMED_VOLUMES = 10
-# row int64 -> {"image": uint8 [H, W, C], "label": uint8 [H, W, 1]} at native resolution
-NativeReader = Callable[["tf.Tensor"], "dict[str, tf.Tensor]"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -117,7 +115,7 @@ def crop_tables(
 def _crop_table(
     source: DatasetSource, table: RecordTable, image_key: str, label_key: str
 ) -> Cropped:
-  native = _native_reader(source, table, image_key, label_key)
+  native = native_reader(source, table, image_key, label_key)
   volume = _volume_numbers(table)
   left = np.bincount(volume)
   making: dict[int, cropping.VolumeBox] = {}
@@ -173,16 +171,6 @@ def _name(table: RecordTable, row: int) -> str:
   if not volume:
     return table.describe(row)
   return volume if subject in ("", volume) else f"{subject}/{volume}"
-
-
-def _native_reader(
-    source: DatasetSource, table: RecordTable, image_key: str, label_key: str
-) -> NativeReader:
-  if volume_slices.is_volumes(source):
-    return volume_slices.native_reader(source, table)
-  reader = RecordReader(source.info.features, table, image_key, label_key)
-  loading.check_slices(source, image_key)
-  return lambda row: reader.decode(reader.serialized(row))
 
 
 def _measured(

@@ -16,6 +16,7 @@ programs, and for balancing a rare class.
 from __future__ import annotations
 
 import pathlib
+import sys
 from collections.abc import Sequence
 
 from absl import app, flags
@@ -60,12 +61,16 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
   settings = config_flags.read(AugmentationConfig, _SETTINGS)
   command_line.load_tensorflow()
-  from flexunet.pipelines import source
+  from flexunet.pipelines import sides, source
 
   opened = source.open_dataset(_DATASET.value, _DATA_DIR.value)
   dataset = built_datasets.open_folder(opened.path)
   plane = (opened.slice_plan or {}).get("plane")
-  config, _ = settings.resolve_for(dataset.scheme.names, plane)
+  names = dataset.scheme.names
+  one_sided = sides.one_sided_classes(opened, opened.table(_SPLIT.value), names)
+  config, unmirrored = settings.resolve_for(names, plane, one_sided)
+  if unmirrored:
+    print(f"Note: {unmirrored}.", file=sys.stderr)
   plan = augmented_dataset.Plan(
       config=config,
       copies=_COPIES.value,

@@ -45,13 +45,16 @@ def main(argv: Sequence[str]) -> None:
   command_line.load_tensorflow()
   from PIL import Image
 
-  from flexunet.pipelines import source
+  from flexunet.pipelines import sides, source
   from flexunet.tools import augmentation_sheet
 
   opened = source.open_dataset(_DATASET.value, _DATA_DIR.value)
   scheme = opened.label_scheme(_LABEL_KEY.value)
   plane = (opened.slice_plan or {}).get("plane")
-  config, _ = settings.resolve_for(scheme.names, plane)
+  one_sided = sides.one_sided_classes(
+      opened, opened.table(_SPLIT.value), scheme.names, _IMAGE_KEY.value, _LABEL_KEY.value
+  )
+  config, _ = settings.resolve_for(scheme.names, plane, one_sided)
   columns = augmentation_sheet.COLUMNS
   examples = augmentation_sheet.pick_examples(
       opened, _SPLIT.value, _IMAGE_KEY.value, _LABEL_KEY.value, columns

@@ -245,6 +245,7 @@ def _join(
       "class_balance": False,
       "epoch_passes": 1,
       "class_prior": False,
+      "ema_momentum": 0.0,
   })
 
 

@@ -59,7 +59,9 @@ def render(run: run_folder.RunFolder) -> str:
       sections.append((f"cases-{split}", f"Cases of {split}", pictures))
   counts = _split_counts(manifest, evaluations)
   sections.append(("data", "Data", report_training.data_section(config, counts, scheme)))
-  curves = report_training.curves_section(read_history(run), config["training"])
+  curves = report_training.curves_section(
+      read_history(run), config["training"], manifest.get("validation")
+  )
   sections.append(("curves", "Training", curves))
   sections.append(("knobs", "Knobs and reasons", report_training.knobs_section(config)))
   definitions = report_results.figure_definitions(evaluations)

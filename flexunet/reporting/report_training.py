@@ -80,9 +80,17 @@ def _intensity(intensity: Mapping[str, Any]) -> str:
 
 
 def curves_section(
-    history: Sequence[Mapping[str, float]], training: Mapping[str, Any] | None = None
+    history: Sequence[Mapping[str, float]],
+    training: Mapping[str, Any] | None = None,
+    validated: Mapping[str, Any] | None = None,
 ) -> str:
-  """Returns the charts of loss, Dice and learning rate; nothing without a history."""
+  """Returns the charts of loss, Dice and learning rate; nothing without a history.
+
+  Args:
+    history: Rows of history.csv.
+    training: Of `config.json`; what picks the best model.
+    validated: What manifest.json says of a validation on a part of the slices; None: on all.
+  """
   if not history:
     return ""
   best = kept_epoch(history, training or {})
@@ -121,9 +129,15 @@ def curves_section(
   mark = f" The dashed line marks epoch {best}, whose weights were kept." if best else ""
   minutes = history[-1].get("seconds", math.nan) / 60
   took = f" in {minutes:.1f} minutes" if math.isfinite(minutes) else ""
+  part = ""
+  if validated:
+    part = (
+        f" Validated on {validated['slices']} of {validated['of']} held-out slices:"
+        f" {validated['reason']}."
+    )
   return (
       f'<p class="note">{len(history)} epochs{took}.{mark} Scores while training are of slices at'
-      " the network's size, not of volumes.</p>"
+      f" the network's size, not of volumes.{page.text(part)}</p>"
       f'<div class="charts">{"".join(f"<div>{chart}</div>" for chart in drawn if chart)}</div>'
   )
 

@@ -270,7 +270,10 @@ def score_of(logs: dict[str, Any], monitor: str) -> float | None:
 
 
 def save_model(model: keras.Model, run: run_folder.RunFolder) -> None:
-  """Writes `model.keras` so that a reader sees the old model or the new one, never a half."""
+  """Writes `model.keras` so that a reader sees the old model or the new one, never a half.
+
+  Without the optimizer, which checkpoints hold: Adam's would make the file three times as large.
+  """
   partial = run.path / ".model.partial.keras"
-  model.save(partial)
+  keras.Model(model.input, model.output, name=model.name).save(partial)
   partial.replace(run.model_keras)

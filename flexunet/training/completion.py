@@ -7,6 +7,7 @@ anything is decoded, built or written.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,7 +16,8 @@ from flexunet.datasets import case_pool
 from flexunet.datasets.errors import InputError, unknown_name
 from flexunet.network import knobs
 from flexunet.objectives import metrics
-from flexunet.pipelines.augmentation.config import AugmentationConfig
+from flexunet.pipelines import sides
+from flexunet.pipelines.augmentation.config import AugmentationConfig, names_sides
 from flexunet.training import (
   devices,
   live_view,
@@ -67,6 +69,7 @@ def complete(
           spacing_mm=spacing_mm,
           plane=(source.slice_plan or {}).get("plane"),
           start=start.knobs if start else None,
+          one_sided=_one_sided(opened, data, augmentation, scheme.names),
       ),
   )
   _check(planned, scheme.num_classes, source.name)
@@ -94,6 +97,27 @@ def complete(
       ),
       reasons={**planned.reasons, **reasons},
   )
+
+
+def _one_sided(
+    opened: streams.TrainingData,
+    data: config.DataConfig,
+    augmentation: AugmentationConfig,
+    class_names: Sequence[str],
+) -> tuple[str, ...]:
+  """Returns the classes that forbid mirror images, looking only where some could be made."""
+  none = augmentation.augmentation == "none" and not augmentation.given
+  if none or augmentation.flip_horizontal_probability is not None or names_sides(class_names):
+    return ()
+  found = sides.one_sided_classes(
+      opened.source, opened.train, class_names, data.image_key, data.label_key
+  )
+  if found:
+    live_view.say(
+        f"No mirror images: {' and '.join(found)} lies on one side of the picture in every subject"
+        " looked at. Pass --flip_horizontal_probability=0.5 if that is chance."
+    )
+  return found
 
 
 def _check(planned: planning.Planned, in_dataset: int, name: str) -> None:

@@ -35,6 +35,7 @@ class Facts:
     spacing_mm: Median (row, column) spacing of the slices; None where unknown.
     plane: Of the slices; None for pictures.
     start: The network that training starts from, if any.
+    one_sided: Classes that are labelled on one side of the picture in every subject.
   """
 
   train: RecordTable
@@ -46,6 +47,7 @@ class Facts:
   spacing_mm: Sequence[float] | None = None
   plane: str | None = None
   start: knobs.Knobs | None = None
+  one_sided: Sequence[str] = ()
 
 
 class Choices:

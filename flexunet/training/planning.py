@@ -10,9 +10,8 @@ import numpy as np
 
 from flexunet import config
 from flexunet.datasets.errors import InputError
-from flexunet.network import inspection, knobs
-from flexunet.pipelines.augmentation.config import AugmentationConfig, names_sides
-from flexunet.training import loss_settings, network_plan
+from flexunet.pipelines.augmentation.config import AugmentationConfig
+from flexunet.training import loss_settings, network_plan, run_length
 from flexunet.training.network_plan import Choices, Facts
 
 _ENDLESS_EPOCHS = 10_000  # With --max_minutes the time decides.
@@ -20,10 +19,8 @@ _ENDLESS_EPOCHS = 10_000  # With --max_minutes the time decides.
 _RARE_CLASS = 0.2
 # Seen less often, slices cannot be learnt by heart, and augmentation costs more than it gives.
 _FEW_PASSES = 5
-# Operations a second in training, to estimate what a time limit allows: on two cores with bfloat16
-# 80e9 a core were measured, without it 60e9. That of a GPU is a guess at the lower end.
-_CPU_CORE_SPEED = 70e9
-_GPU_SPEED = 10e12
+# Of fewer steps a moving average would still remember the first ones, badly.
+_STEPS_TO_AVERAGE = 300
 # Validating and saving after fewer steps would take much of the time.
 _EPOCH_STEPS = 50
 
@@ -103,7 +100,7 @@ def _rarest_class(facts: Facts) -> tuple[bool, str]:
 
 def _plan_epoch(made: Choices, facts: Facts) -> None:
   training = made.parts["training"]
-  once = _steps(training, made.parts["data"], facts)
+  once = run_length.steps_per_pass(training, made.parts["data"], facts)
   if training.epochs is not None:
     passes, why = 1, "--epochs counts passes over the training slices"
   else:
@@ -112,11 +109,8 @@ def _plan_epoch(made: Choices, facts: Facts) -> None:
   made.choose("data", "epoch_passes", passes, why)
 
 
-def _steps(training: config.TrainingConfig, data: config.DataConfig, facts: Facts) -> int:
-  """Returns the steps of one pass over the training slices."""
-  size = training.batch_size
-  uniform = max(1, size - round(size * data.foreground_fraction))
-  return max(1, math.ceil(len(facts.train) / uniform))
+def _parts(made: Choices) -> tuple[config.ModelConfig, config.DataConfig, config.TrainingConfig]:
+  return made.parts["model"], made.parts["data"], made.parts["training"]
 
 
 def _plan_training(made: Choices, facts: Facts) -> None:
@@ -131,9 +125,11 @@ def _plan_training(made: Choices, facts: Facts) -> None:
   )
   choose("schedule", "cosine", "ends at zero, so the last weights are calm")
   # A short run must not end before the learning rate has risen.
-  settings, data = made.parts["training"], made.parts["data"]
-  steps = settings.epochs * data.epoch_passes * _steps(settings, data, facts)
+  steps = run_length.expected_steps(*_parts(made), facts)
   choose("warmup_steps", min(50, math.ceil(steps / 10)), "the first steps of Adam are noisy")
+  long = steps >= _STEPS_TO_AVERAGE
+  why = "calmer than the last weights" if long else "the first weights would still count"
+  choose("ema_momentum", 0.98 if long else 0.0, f"about {steps:.2g} steps: {why}")
   choose("loss", "dice_cross_entropy", "Dice for small structures, cross-entropy for smoothness")
   choose(
       "early_stopping_patience", 0 if timed else 15,
@@ -178,16 +174,12 @@ def _plan_optimizer(made: Choices) -> None:
 def _plan_augmentation(
     made: Choices, augmentation: AugmentationConfig, facts: Facts
 ) -> AugmentationConfig:
-  sided = names_sides(facts.class_names)
   augmentation, why = _preset(made, augmentation, facts)
-  if sided:
-    why += "; no mirror images, since the classes tell sides"
-  elif facts.plane == "sagittal" and augmentation.flip_horizontal_probability is None:
-    # Across a sagittal slice lie front and back, which no body has the other way round.
-    augmentation = dataclasses.replace(augmentation, flip_horizontal_probability=0.0)
-    why += "; no mirror images, since slices are sagittal"
-  made.reasons["augmentation"] = why
-  return augmentation.resolve(sided=sided)
+  resolved, unmirrored = augmentation.resolve_for(
+      facts.class_names, facts.plane, facts.one_sided
+  )
+  made.reasons["augmentation"] = f"{why}; {unmirrored}" if unmirrored else why
+  return resolved
 
 
 def _preset(
@@ -196,7 +188,7 @@ def _preset(
   """Decides what "auto" stands for, and why."""
   if augmentation.augmentation != "auto":
     return augmentation, f"preset {augmentation.augmentation}"
-  passes, told = _expected_passes(made, facts)
+  passes, told = run_length.expected_passes(*_parts(made), facts)
   few = passes < _FEW_PASSES and not augmentation.given
   name = "none" if few else "default"
   why = f"preset {name}: {told}"
@@ -205,30 +197,12 @@ def _preset(
   return dataclasses.replace(augmentation, augmentation=name), why
 
 
-def _expected_passes(made: Choices, facts: Facts) -> tuple[float, str]:
-  """Returns how often the run sees a slice with foreground, roughly where time ends it, and why."""
-  training, data = made.parts["training"], made.parts["data"]
-  once = _steps(training, data, facts)
-  if training.max_minutes:
-    shape = knobs.Knobs(**dataclasses.asdict(made.parts["model"]))
-    # A training step computes about three times what a prediction does, twice a multiply-add.
-    work = 6 * sum(row.multiply_adds for row in inspection.rows(shape))
-    speed = _GPU_SPEED if facts.device == "gpu" else _CPU_CORE_SPEED * facts.cpu_cores
-    steps = 60 * training.max_minutes * speed / (work * training.batch_size)
-  else:
-    steps = training.epochs * data.epoch_passes * once
-  drawn = round(training.batch_size * data.foreground_fraction)
-  passes = steps / once + steps * drawn / max(1, len(facts.train.foreground))
-  what = "slices with foreground" if drawn else "the training slices"
-  return passes, f"about {passes:.2g} passes over {what}"
-
-
 def _validation_epochs(
     training: config.TrainingConfig, data: config.DataConfig, facts: Facts
 ) -> tuple[int, str]:
   """Validates as often as costs at most about a tenth of the time."""
-  trained = data.epoch_passes * _steps(training, data, facts) * training.batch_size
+  steps = data.epoch_passes * run_length.steps_per_pass(training, data, facts)
   # A training step costs about three forward passes.
-  share = len(facts.validation) / max(1, 3 * trained)
+  share = len(facts.validation) / max(1, 3 * steps * training.batch_size)
   every = max(1, math.ceil(share / 0.15))
   return every, f"a validation costs about {100 * share:.0f} % of an epoch"

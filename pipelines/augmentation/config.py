@@ -163,13 +163,14 @@ class AugmentationConfig(Checked):
     return any(v is not None for n, v in dataclasses.asdict(self).items() if n != "augmentation")
 
   def resolve_for(
-      self, class_names: Sequence[str], plane: str | None
+      self, class_names: Sequence[str], plane: str | None, one_sided: Sequence[str] = ()
   ) -> tuple[AugmentationConfig, str]:
     """Returns the config resolved for a dataset, and why it has no mirror images ("" if it may).
 
     Args:
       class_names: Of the label scheme.
       plane: Of the slices; None where it is not known.
+      one_sided: Classes that are labelled on one side in every subject (`sides`).
 
     Raises:
       InputError: As `resolve`.
@@ -180,6 +181,10 @@ class AugmentationConfig(Checked):
       # Across a sagittal slice lie front and back, which no body has the other way round.
       config = dataclasses.replace(self, flip_horizontal_probability=0.0)
       return config.resolve(), "no mirror images, since slices are sagittal"
+    if one_sided and self.flip_horizontal_probability is None:
+      config = dataclasses.replace(self, flip_horizontal_probability=0.0)
+      names = " and ".join(one_sided)
+      return config.resolve(), f"no mirror images, since {names} is on one side in all subjects"
     return self.resolve(), ""
 
   @property

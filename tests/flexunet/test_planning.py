@@ -103,6 +103,13 @@ def test_only_slices_that_may_be_mirrored_are(names, plane, share):
   assert ("no mirror images" in made.reasons["augmentation"]) == (share == 0)
 
 
+def test_classes_labelled_on_one_side_are_not_mirrored_and_the_reason_is_told():
+  made = planned(one_sided=["class_1"])
+  assert made.augmentation.flip_horizontal_probability == 0
+  assert made.augmentation.rotation_probability > 0
+  assert "class_1 is on one side in all subjects" in made.reasons["augmentation"]
+
+
 def test_a_mirror_image_asked_for_across_a_sagittal_slice_is_made():
   made = planned(plane="sagittal", augmentation={"flip_horizontal_probability": 0.25})
   assert made.augmentation.flip_horizontal_probability == 0.25
@@ -129,6 +136,19 @@ def test_the_warm_up_of_a_short_run_is_short():
   # 20 slices in batches of 8 are 3 steps an epoch.
   assert planned(training={"epochs": 10}).training.warmup_steps == 3
   assert planned(training={"epochs": 1000}).training.warmup_steps == 50
+  timed = planned(training={"max_minutes": 0.2}).training.warmup_steps
+  assert 0 < timed < planned(training={"max_minutes": 60.0}).training.warmup_steps == 50
+
+
+def test_weights_are_averaged_in_runs_that_outlast_their_first_steps():
+  # 3 steps an epoch: 99 epochs are 297 steps, 100 are 300.
+  assert planned(training={"epochs": 99}).training.ema_momentum == 0
+  assert planned(training={"epochs": 100}).training.ema_momentum == 0.98
+  assert planned(training={"epochs": 100, "ema_momentum": 0.0}).training.ema_momentum == 0
+  assert planned(training={"max_minutes": 0.2}).training.ema_momentum == 0
+  assert planned(training={"max_minutes": 60.0}).training.ema_momentum == 0.98
+  # The epochs may end a run long before its time.
+  assert planned(training={"max_minutes": 60.0, "epochs": 9}).training.ema_momentum == 0
 
 
 def test_an_epoch_of_few_slices_has_several_passes_unless_epochs_are_given():
@@ -165,7 +185,7 @@ def test_the_passes_that_a_time_limit_allows_grow_with_time_and_cores():
   shape = knobs.Knobs(image_size=(176, 176), image_channels=1, num_classes=2, base_filters=16,
                       base_kernels=3, num_layers=5, dropout_rate=0.02,
                       normalization="batch")  # fmt: skip
-  images = 1200 * 70e9 / (6 * sum(row.multiply_adds for row in inspection.rows(shape)))
+  images = 1200 * 80e9 / (6 * sum(row.multiply_adds for row in inspection.rows(shape)))
   assert told() == pytest.approx(images / 2000, rel=0.05)
   assert told(cpu_cores=4) == pytest.approx(4 * images / 2000, rel=0.05)
 

@@ -84,6 +84,14 @@ def test_of_equal_scores_the_later_epoch_is_the_kept_one():
   assert report_training.kept_epoch(rows, {}) == 3
 
 
+def test_a_validation_on_a_part_of_the_slices_is_told():
+  rows = [{"epoch": 1, "loss": 1.0, "val_loss": 1.0, "val_foreground_dice": 0.5}]
+  part = {"slices": 40, "of": 400, "seconds": 9.5, "reason": "all would take about 95 s"}
+  told = report_training.curves_section(rows, {}, part)
+  assert "Validated on 40 of 400 held-out slices: all would take about 95 s." in told
+  assert "held-out" not in report_training.curves_section(rows, {})
+
+
 def test_names_cannot_break_the_page(page):
   assert "lesion <b>" not in page and "lesion &lt;b&gt;" in page
 

@@ -1,11 +1,14 @@
 """The trainer from flags to run folder, on a tiny dataset."""
 
 import csv
+import io
 import json
 import subprocess
 import sys
+import zipfile
 
 import dataset_samples
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -90,6 +93,16 @@ def test_the_saved_model_is_the_one_that_scored_best(finished, data_dir):
   scores = network.evaluate(validation, verbose=0, return_dict=True)
   best = max(row["val_foreground_dice"] for row in rows)
   assert scores["foreground_dice"] == pytest.approx(best, abs=1e-6)
+
+
+def test_the_saved_model_goes_without_the_optimizer(finished):
+  run, _ = finished
+  network = keras.saving.load_model(run.model_keras)
+  assert network.optimizer is None
+  assert isinstance(network.output, keras.KerasTensor)
+  stored = zipfile.ZipFile(run.model_keras).read("model.weights.h5")
+  with h5py.File(io.BytesIO(stored)) as weights:
+    assert "optimizer" not in weights and "layers" in weights
 
 
 @pytest.mark.slow

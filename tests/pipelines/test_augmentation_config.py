@@ -69,9 +69,13 @@ def test_a_dataset_decides_whether_mirror_images_are_safe():
     resolved, why = config.resolve_for(names, plane)
     assert (resolved.flip_horizontal_probability > 0) == may
     assert bool(why) != may
+  resolved, why = config.resolve_for(["background", "hippocampus"], "coronal", ["hippocampus"])
+  assert resolved.flip_horizontal_probability == 0
+  assert "hippocampus is on one side" in why
   asked = AugmentationConfig(flip_horizontal_probability=0.5)
-  resolved, _ = asked.resolve_for(["background", "lesion"], "sagittal")
-  assert resolved.flip_horizontal_probability == 0.5
+  for plane, one_sided in (("sagittal", ()), ("axial", ["lesion"])):
+    resolved, _ = asked.resolve_for(["background", "lesion"], plane, one_sided)
+    assert resolved.flip_horizontal_probability == 0.5
 
 
 @pytest.mark.parametrize(
