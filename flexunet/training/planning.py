@@ -19,8 +19,9 @@ _ENDLESS_EPOCHS = 10_000  # With --max_minutes the time decides.
 _RARE_CLASS = 0.2
 # Seen less often, slices cannot be learnt by heart, and augmentation costs more than it gives.
 _FEW_PASSES = 5
-# Of fewer steps a moving average would still remember the first ones, badly.
-_STEPS_TO_AVERAGE = 300
+# Steps. In a shorter run a moving average would still remember the first weights, and a small
+# learning rate does not get far.
+_LONG_RUN = 300
 # Validating and saving after fewer steps would take much of the time.
 _EPOCH_STEPS = 50
 
@@ -54,7 +55,7 @@ def plan(
   network_plan.plan_batch(made, facts)
   _plan_epoch(made, facts)
   _plan_training(made, facts)
-  _plan_optimizer(made)
+  _plan_optimizer(made, facts)
   resolved = _plan_augmentation(made, augmentation, facts)
   every, why = _validation_epochs(made.parts["training"], made.parts["data"], facts)
   made.choose("training", "validation_epochs", every, why)
@@ -127,7 +128,7 @@ def _plan_training(made: Choices, facts: Facts) -> None:
   # A short run must not end before the learning rate has risen.
   steps = run_length.expected_steps(*_parts(made), facts)
   choose("warmup_steps", min(50, math.ceil(steps / 10)), "the first steps of Adam are noisy")
-  long = steps >= _STEPS_TO_AVERAGE
+  long = steps >= _LONG_RUN
   why = "calmer than the last weights" if long else "the first weights would still count"
   choose("ema_momentum", 0.98 if long else 0.0, f"about {steps:.2g} steps: {why}")
   choose("loss", "dice_cross_entropy", "Dice for small structures, cross-entropy for smoothness")
@@ -142,7 +143,7 @@ def _plan_training(made: Choices, facts: Facts) -> None:
     made.reasons["class_weights"] = "balanced: inverse to the shares of the training pixels"
 
 
-def _plan_optimizer(made: Choices) -> None:
+def _plan_optimizer(made: Choices, facts: Facts) -> None:
   normalized = made.parts["model"].normalization != "none"
 
   def choose(name: str, value: Any, why: str) -> None:
@@ -153,7 +154,10 @@ def _plan_optimizer(made: Choices) -> None:
   if optimizer == "sgd":
     choose("learning_rate", 0.01, "usual for sgd with momentum; not tried by us")
   elif normalized:
-    choose("learning_rate", 6e-3, "better than 0.002 and 0.012 on hippocampus slices")
+    steps = run_length.expected_steps(*_parts(made), facts)
+    long = steps >= _LONG_RUN
+    why = "better than 0.006 on tissue classes" if long else "better than 0.002 in 200 steps"
+    choose("learning_rate", 3e-3 if long else 6e-3, f"about {steps:.2g} steps: {why}")
   else:
     choose("learning_rate", 3e-4, "careful, since nothing normalizes the activations")
   for name, owner, value in (("weight_decay", "adamw", 1e-4), ("momentum", "sgd", 0.99)):

@@ -125,7 +125,9 @@ def test_the_network_to_start_from_gives_what_is_left_open():
 
 @pytest.mark.parametrize(
     ("model", "training", "rate"),
-    [({}, {}, 6e-3), ({}, {"optimizer": "adam"}, 6e-3), ({}, {"optimizer": "sgd"}, 0.01),
+    [({}, {}, 3e-3), ({}, {"optimizer": "adam"}, 3e-3), ({}, {"optimizer": "sgd"}, 0.01),
+     # 3 steps an epoch: 99 epochs are 297 steps, 100 are 300.
+     ({}, {"epochs": 99}, 6e-3), ({}, {"epochs": 100}, 3e-3),
      ({"normalization": "none"}, {}, 3e-4), ({}, {"learning_rate": 0.5}, 0.5)],
 )  # fmt: skip
 def test_the_learning_rate_suits_optimizer_and_normalization(model, training, rate):
