@@ -112,7 +112,7 @@ class Checkpointer(keras.callbacks.Callback):
     if due and self._writer.busy:
       logging.info("Step %d: the checkpoint before is still being written.", step)
     elif due:
-      self._writer.submit(self._state.take(step, within_epoch=True))
+      self._submit(within_epoch=True)
 
   def on_epoch_end(self, epoch, logs=None):
     self._epoch_done = True
@@ -121,6 +121,10 @@ class Checkpointer(keras.callbacks.Callback):
 
   def save(self, **more: Any) -> None:
     """Saves the position at which no epoch is under way."""
+    self._submit(**more)
+
+  def _submit(self, **more: Any) -> None:
+    self._writer.wait()  # The copy goes where the one before lies.
     self._writer.submit(self._state.take(self._clock.step, **more))
 
   def save_interrupted(self, pending: dict[str, Any] | None) -> None:
@@ -130,12 +134,9 @@ class Checkpointer(keras.callbacks.Callback):
       pending: {"epoch", "logs"} of an epoch whose validation was under way.
     """
     if not self._epoch_done:
-      self._writer.submit(
-          self._state.take(
-              self._clock.step,
-              within_epoch=pending is None,
-              pending=pending,
-              stopped=bool(self.model.stop_training),
-          )
+      self._submit(
+          within_epoch=pending is None,
+          pending=pending,
+          stopped=bool(self.model.stop_training),
       )
     self._writer.wait()

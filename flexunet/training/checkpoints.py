@@ -10,6 +10,7 @@ A folder gets its name only when it lies on the disk as a whole, and only then `
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -17,8 +18,11 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 import tempfile
 import threading
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +32,8 @@ from flexunet.datasets.errors import InputError
 
 _NAME = re.compile(r"(\d{6,})_step_\d+")
 _PARTIAL = ".partial-"
+_WRITE_BYTES = 1 << 22  # Large enough for writing and hashing to leave Python's lock.
+_BACKGROUND_NICENESS = 10
 _CURRENT, _ARRAYS, _STATE, _MANIFEST = "current", "arrays.npz", "state.json", "manifest.json"
 
 
@@ -150,6 +156,12 @@ class BackgroundWriter:
       raise error
 
   def _write(self, checkpoint: Checkpoint) -> None:
+    if sys.platform == "linux":  # Where priorities are those of threads.
+      # The training step comes first; a processor is idle often enough to write beside it.
+      thread = threading.get_native_id()
+      niceness = max(_BACKGROUND_NICENESS, os.getpriority(os.PRIO_PROCESS, thread))
+      with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, thread, niceness)
     try:
       self._store.write(checkpoint)
     except BaseException as error:  # Raised again in the training thread.
@@ -160,25 +172,77 @@ def _serial(name: str) -> int:
   return int(name.split("_")[0])
 
 
+class _HashingFile:
+  """A file that is written from first byte to last and hashed on the way.
+
+  It cannot be read or sought in, so that `zipfile` does not go back to what is hashed already.
+  """
+
+  def __init__(self, path: pathlib.Path):
+    self._stream = open(path, "wb", buffering=0)  # noqa: SIM115 - see `abandon`.
+    self._digest = hashlib.sha256()
+
+  def write(self, data) -> int:
+    left = memoryview(data).cast("B")
+    count = len(left)
+    self._digest.update(left)
+    while left:  # A write without a buffer may take a part.
+      left = left[self._stream.write(left) :]
+    return count
+
+  def flush(self) -> None:
+    pass  # Nothing is held back.
+
+  def close(self) -> str:
+    """Puts the file on the disk and returns its hash."""
+    os.fsync(self._stream.fileno())
+    self.abandon()
+    return self._digest.hexdigest()
+
+  def abandon(self) -> None:
+    self._stream.close()
+
+
 def _write_files(folder: pathlib.Path, checkpoint: Checkpoint) -> None:
-  arrays = {
-      f"{group}/{index:05d}": value
-      for group, values in checkpoint.arrays.items()
-      for index, value in enumerate(values)
-  }
-  with open(folder / _ARRAYS, "wb") as stream:
-    np.savez(stream, **arrays)  # type: ignore[arg-type]
-    _sync(stream)
   # Scores can be NaN or infinite before the first validation: this file is for Python alone.
   text = json.dumps({**checkpoint.state, "groups": list(checkpoint.arrays)}, indent=1)
-  with open(folder / _STATE, "w", encoding="utf-8") as stream:
-    stream.write(text)
-    _sync(stream)
-  told = {name: _sha256(folder / name) for name in (_ARRAYS, _STATE)}
-  with open(folder / _MANIFEST, "w", encoding="utf-8") as stream:
-    stream.write(json.dumps({"sha256": told}, indent=1))
-    _sync(stream)
+  told = {
+      _ARRAYS: _write_hashed(folder / _ARRAYS, lambda file: _write_npz(file, checkpoint.arrays)),
+      _STATE: _write_hashed(folder / _STATE, lambda file: file.write(text.encode())),
+  }
+  manifest = json.dumps({"sha256": told}, indent=1).encode()
+  _write_hashed(folder / _MANIFEST, lambda file: file.write(manifest))
   _sync_folder(folder)
+
+
+def _write_hashed(path: pathlib.Path, write: Callable[[_HashingFile], Any]) -> str:
+  """Returns the sha256 of the file that `write` fills."""
+  file = _HashingFile(path)
+  try:
+    write(file)
+    return file.close()
+  except BaseException:
+    file.abandon()
+    raise
+
+
+def _write_npz(file: _HashingFile, groups: Mapping[str, Sequence[np.ndarray]]) -> None:
+  """Writes what `np.load` reads, from the arrays' own memory and in one pass.
+
+  `np.savez` copies every array and leaves the file to be read again for its hash: of 1.5 GB that
+  took four times the work, beside a training that needs the processor.
+  """
+  with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:  # type: ignore[arg-type]
+    for group, values in groups.items():
+      for index, value in enumerate(values):
+        array = np.asarray(value, order="C")
+        with archive.open(f"{group}/{index:05d}.npy", "w", force_zip64=True) as entry:
+          header = np.lib.format.header_data_from_array_1_0(array)
+          np.lib.format.write_array_header_1_0(entry, header)
+          if array.size:
+            numbers = memoryview(array.reshape(-1)).cast("B")
+            for start in range(0, len(numbers), _WRITE_BYTES):
+              entry.write(numbers[start : start + _WRITE_BYTES])
 
 
 def _read_files(folder: pathlib.Path) -> Checkpoint:
@@ -200,11 +264,6 @@ def _sha256(path: pathlib.Path) -> str:
     while chunk := stream.read(1 << 20):  # Large enough for hashing to leave Python's lock.
       digest.update(chunk)
   return digest.hexdigest()
-
-
-def _sync(stream) -> None:
-  stream.flush()
-  os.fsync(stream.fileno())
 
 
 def _sync_folder(folder: pathlib.Path) -> None:

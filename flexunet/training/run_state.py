@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ class RunState:
     """
     self._network = network
     self._identity = dict(identity)
+    self._taken: dict[str, list[Any]] = {}
     self._callbacks: dict[str, callbacks.RunCallback] = {}
     for callback in steering:
       if isinstance(callback, callbacks.RunCallback):
@@ -43,7 +45,10 @@ class RunState:
         self._callbacks[name] = callback
 
   def take(self, step: int, *, within_epoch: bool = False, **more: Any) -> checkpoints.Checkpoint:
-    """Copies the state into main memory.
+    """Copies the state into main memory, the same memory each time.
+
+    What was taken before must have been written: it is overwritten. New memory for each copy would
+    cost more than the copy, since the system clears it first.
 
     Args:
       step: Training steps done.
@@ -52,7 +57,7 @@ class RunState:
     """
     return checkpoints.Checkpoint(
         arrays={
-            name: [_copied(variable) for variable in variables]
+            name: self._copies(name, variables)
             for name, variables in self._groups(within_epoch).items()
         },
         state={
@@ -63,6 +68,12 @@ class RunState:
             **more,
         },
     )
+
+  def _copies(self, group: str, variables: list) -> list[np.ndarray]:
+    before = self._taken.get(group, [])
+    pairs = itertools.zip_longest(before[: len(variables)], variables)
+    self._taken[group] = [_copy_into(target, variable) for target, variable in pairs]
+    return self._taken[group]
 
   def put_back(self, checkpoint: checkpoints.Checkpoint) -> None:
     """Sets variables and callbacks; the running metrics wait for `put_back_metrics`."""
@@ -110,10 +121,19 @@ def data_identity(tables: Mapping[str, RecordTable], fingerprint: str | None) ->
   return told
 
 
-def _copied(variable: Any) -> np.ndarray:
-  array = np.asarray(keras.ops.convert_to_numpy(variable))
-  # What NumPy sees may be the variable's own memory, which the next step writes to.
-  return array if array.flags.owndata else array.copy()
+def _copy_into(target: np.ndarray | None, variable: Any) -> np.ndarray:
+  """Returns `target`, or new memory where that does not fit, with what the variable holds."""
+  if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+
+    # The variable's own memory; what Keras and TensorFlow give as NumPy is a copy already.
+    values = np.asarray(tf.convert_to_tensor(variable))
+  else:
+    values = np.asarray(keras.ops.convert_to_numpy(variable))
+  if target is None or (target.shape, target.dtype) != (values.shape, values.dtype):
+    target = np.empty(values.shape, values.dtype)
+  np.copyto(target, values)
+  return target
 
 
 def _parts(network: keras.Model, variables: Iterable) -> list:

@@ -4,9 +4,11 @@ import os
 import signal
 import types
 
+import keras
+import numpy as np
 import pytest
 
-from flexunet.training import callbacks, checkpointing
+from flexunet.training import callbacks, checkpointing, run_state
 
 
 class FakeState:
@@ -20,14 +22,18 @@ class FakeState:
 
 
 class FakeWriter:
+  """Insists that what was taken before is written before it is overwritten."""
+
   def __init__(self):
-    self.written, self.busy, self.waits = [], False, 0
+    self.written, self.busy, self.waited = [], False, False
 
   def submit(self, checkpoint):
+    assert self.waited
     self.written.append(checkpoint)
+    self.waited = False
 
   def wait(self):
-    self.waits += 1
+    self.waited = True
 
 
 @pytest.fixture
@@ -66,7 +72,7 @@ def test_while_one_is_being_written_training_does_not_wait(run):
   run.saver.on_epoch_begin(0)
   run.writer.busy = True
   run.steps(9)
-  assert not run.writer.written and not run.writer.waits
+  assert not run.writer.written and not run.writer.waited
   run.steps(1)
   run.saver.on_epoch_end(0)  # An epoch's end is saved in any case.
   assert [step for step, _ in run.writer.written] == [10]
@@ -93,7 +99,7 @@ def test_a_signal_waits_for_the_end_of_the_step_and_is_saved(run):
   assert run.writer.written[-1] == (
       3, {"within_epoch": True, "pending": None, "stopped": False}
   )
-  assert run.writer.waits == 1
+  assert run.writer.waited
 
 
 def test_interrupted_in_a_validation_the_pending_epoch_end_is_kept(run):
@@ -112,7 +118,7 @@ def test_interrupted_after_the_epochs_end_nothing_is_saved_twice(run):
   run.saver.on_epoch_end(0)
   written = list(run.writer.written)
   run.saver.save_interrupted(None)
-  assert run.writer.written == written and run.writer.waits == 1
+  assert run.writer.written == written and run.writer.waited
 
 
 def test_a_second_signal_acts_as_usual():
@@ -132,3 +138,18 @@ def test_handlers_are_put_back():
   with checkpointing.Interruption():
     assert signal.getsignal(signal.SIGTERM) is not before
   assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_state_is_copied_into_the_same_memory_and_not_shared_with_the_network():
+  network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+  network.compile(keras.optimizers.SGD(), "mse")
+  network.optimizer.build(network.trainable_variables)
+  state = run_state.RunState(network, [], {})
+  first = state.take(1).arrays["model"]
+  kernel = first[0].copy()
+  np.testing.assert_array_equal(kernel, network.get_weights()[0])
+  network.set_weights([values + 1 for values in network.get_weights()])
+  np.testing.assert_array_equal(first[0], kernel)  # What was taken stays as it was,
+  second = state.take(2).arrays["model"]
+  np.testing.assert_array_equal(second[0], kernel + 1)
+  assert second[0] is first[0]  # until the next copy goes to the same place.

@@ -1,6 +1,10 @@
 """Checkpoints on disk: whole or not at all, damage seen, the one before taken."""
 
+import hashlib
 import json
+import os
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -89,6 +93,43 @@ def test_many_arrays_keep_their_order(tmp_path):
   assert [int(value) for value in store.read()[0].arrays["optimizer"]] == list(range(123))
 
 
+def test_arrays_of_every_kind_come_back_as_they_were(tmp_path):
+  store = checkpoints.CheckpointStore(tmp_path, keep=1)
+  arrays = [
+      np.array(7, np.uint32), np.zeros((0, 3), np.float32), np.arange(12.0).reshape(3, 4).T,
+      np.arange(20, dtype=np.int8)[::3], np.full((2, 1 << 20), -0.0, np.float32), np.array([True]),
+  ]  # fmt: skip
+  store.write(checkpoints.Checkpoint(arrays={"model": arrays}, state={"step": 1}))
+  found = store.read()[0].arrays["model"]
+  assert [(a.shape, a.dtype) for a in found] == [(a.shape, a.dtype) for a in arrays]
+  for one, other in zip(found, arrays, strict=True):
+    assert one.tobytes() == other.tobytes()
+
+
+def test_the_hash_taken_while_writing_is_that_of_the_file(store, tmp_path):
+  folder = tmp_path / "checkpoints" / store.names()[0]
+  told = json.loads((folder / "manifest.json").read_text())["sha256"]
+  for name, digest in told.items():
+    assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority")
+def test_the_background_writer_steps_back_and_the_training_thread_does_not(tmp_path):
+  seen = []
+
+  class Store(checkpoints.CheckpointStore):
+    def write(self, checkpoint):
+      seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+      return super().write(checkpoint)
+
+  before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+  writer = checkpoints.BackgroundWriter(Store(tmp_path))
+  writer.submit(made(1))
+  writer.wait()
+  assert seen == [max(before, 10)]
+  assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
+
+
 def test_a_group_of_no_arrays_comes_back(tmp_path):
   store = checkpoints.CheckpointStore(tmp_path, keep=1)
   store.write(checkpoints.Checkpoint(arrays={"model": [np.ones(1)], "metrics": []},
@@ -109,7 +150,7 @@ def test_a_full_disk_is_told_in_the_training_thread(tmp_path, monkeypatch):
   def refuse(*_, **__):
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setattr(checkpoints.np, "savez", refuse)
+  monkeypatch.setattr(checkpoints._HashingFile, "write", refuse)
   writer = checkpoints.BackgroundWriter(checkpoints.CheckpointStore(tmp_path / "c", keep=3))
   writer.submit(made(1))
   with pytest.raises(InputError, match="No space left.*--keep_checkpoints"):

@@ -131,9 +131,10 @@ def test_the_same_command_twice_gives_the_same_weights(blob_data, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_devices_share_a_batch_and_resume_exactly(blob_data, tmp_path):
+@pytest.mark.parametrize("ema_momentum", [0.0, 0.9])
+def test_two_devices_share_a_batch_and_resume_exactly(blob_data, tmp_path, ema_momentum):
   both = ("--logical_devices=2",)
-  knobs = {"epochs": 2, "num_devices": 2}
+  knobs = {"epochs": 2, "num_devices": 2, "ema_momentum": ema_momentum}
   whole = train(blob_data, tmp_path / "whole", *both, **knobs)
   killed = subprocess.run(
       [sys.executable, str(_PROGRAM), str(blob_data), str(tmp_path / "run"), *both,
@@ -180,13 +181,14 @@ def test_a_run_with_dropout_resumes_exactly_on_other_backends(
   if importlib.util.find_spec(backend) is None:
     pytest.skip(f"needs the extra: pip install 'flexunet[{backend}]'")
   monkeypatch.setenv("KERAS_BACKEND", backend)
-  whole = train(blob_data, tmp_path / "whole", epochs=2)
+  knobs = {"epochs": 2, "ema_momentum": 0.9}
+  whole = train(blob_data, tmp_path / "whole", **knobs)
   killed = subprocess.run(
       [sys.executable, str(_PROGRAM), str(blob_data), str(tmp_path / "run"),
-       '--knobs={"epochs": 2}', "--kill=terminate_step:5"], capture_output=True, check=False,
+       f"--knobs={json.dumps(knobs)}", "--kill=terminate_step:5"], capture_output=True, check=False,
   )  # fmt: skip
   assert killed.returncode == 128 + 15
-  assert train(blob_data, tmp_path / "run", "--resume", epochs=2) == whole
+  assert train(blob_data, tmp_path / "run", "--resume", **knobs) == whole
 
 
 def test_deterministic_operations_and_xla_exclude_each_other():
