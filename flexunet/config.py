@@ -216,6 +216,7 @@ class DatasetFacts:
     intensity: {"kind", "low", "high"} of `IntensityWindow`, or None for pictures.
     spacing_mm: Median (row, column) spacing of the training slices, None where unknown.
     isotropic_mm: Spacing the volumes were resampled to when the dataset was built; None: not.
+    one_sided: Classes that lie on one side in every subject looked at (`flexunet.pipelines.sides`).
   """
 
   name: str
@@ -225,6 +226,7 @@ class DatasetFacts:
   intensity: dict[str, Any] | None
   spacing_mm: list[float] | None = None
   isotropic_mm: float | None = None
+  one_sided: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

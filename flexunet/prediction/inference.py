@@ -207,3 +207,8 @@ def _refuse_sided_classes(run_config: config.RunConfig) -> None:
         f"--tta averages over mirrored slices, which exchanges the sides. The classes {names} tell"
         " sides apart. Leave out --tta."
     )
+  if found := run_config.dataset_facts.one_sided:
+    raise InputError(
+        f"--tta averages over mirrored slices, but {' and '.join(found)} lay on one side in every"
+        " subject looked at in training. Leave out --tta."
+    )

@@ -54,6 +54,7 @@ def complete(
   start = starting_point.open_start(training.init_from) if training.init_from else None
   device = "gpu" if devices.has_gpu() else "cpu"
   memory_bytes = devices.free_memory()
+  one_sided = _one_sided(opened, data, augmentation, scheme.names)
   planned = planning.plan(
       model,
       data,
@@ -69,7 +70,7 @@ def complete(
           spacing_mm=spacing_mm,
           plane=(source.slice_plan or {}).get("plane"),
           start=start.knobs if start else None,
-          one_sided=_one_sided(opened, data, augmentation, scheme.names),
+          one_sided=one_sided,
       ),
   )
   _check(planned, scheme.num_classes, source.name)
@@ -94,6 +95,7 @@ def complete(
           intensity=source.intensity,
           spacing_mm=spacing_mm,
           isotropic_mm=(source.report.get("options") or {}).get("isotropic_mm"),
+          one_sided=list(one_sided),
       ),
       reasons={**planned.reasons, **reasons},
   )
@@ -105,14 +107,13 @@ def _one_sided(
     augmentation: AugmentationConfig,
     class_names: Sequence[str],
 ) -> tuple[str, ...]:
-  """Returns the classes that forbid mirror images, looking only where some could be made."""
-  none = augmentation.augmentation == "none" and not augmentation.given
-  if none or augmentation.flip_horizontal_probability is not None or names_sides(class_names):
+  """Returns the classes that forbid mirror images, in training and when answers are averaged."""
+  if augmentation.flip_horizontal_probability is not None or names_sides(class_names):
     return ()
   found = sides.one_sided_classes(
       opened.source, opened.train, class_names, data.image_key, data.label_key
   )
-  if found:
+  if found and (augmentation.augmentation != "none" or augmentation.given):
     live_view.say(
         f"No mirror images: {' and '.join(found)} lies on one side of the picture in every subject"
         " looked at. Pass --flip_horizontal_probability=0.5 if that is chance."

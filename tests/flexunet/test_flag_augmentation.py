@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import dataset_samples
 import flagged
 import numpy as np
 import pytest
@@ -80,3 +81,26 @@ def test_training_batches_are_augmented_and_validation_is_not(tmp_path):
   assert (plain.first_batch()[0] != changed.first_batch()[0]).any()
   images = [next(iter(run.streams.validation()))[0].numpy() for run in (plain, changed)]
   assert (images[0] == images[1]).all()
+
+
+def test_a_class_labelled_on_one_side_is_not_mirrored_unless_asked_for(tmp_path, capsys):
+  records = []
+  for name in "abc":
+    image, label = np.full((2, 20, 28), 90, np.uint8) * np.array([1, 0], np.uint8)[:, None, None]
+    label[8:12, 3:7] = 1
+    records.append({"image": image, "label": label, "subject": name, "volume": name,
+                    "slice_index": 0})  # fmt: skip
+  folder = dataset_samples.write_dataset(tmp_path, {"train": records, "validation": records[:1]})
+
+  run = flagged.setup(folder, "--augmentation=default").config
+  assert run.augmentation.flip_horizontal_probability == 0
+  assert run.dataset_facts.one_sided == ["dim"]
+  assert "No mirror images: dim lies on one side" in capsys.readouterr().err
+
+  asked = flagged.setup(folder, "--augmentation=default", "--flip_horizontal_probability=0.5")
+  assert asked.config.augmentation.flip_horizontal_probability == 0.5
+  assert asked.config.dataset_facts.one_sided == [] and not capsys.readouterr().err
+
+  # Nothing is mirrored in such a run, but its answers could be.
+  plain = flagged.setup(folder, "--augmentation=none").config
+  assert plain.dataset_facts.one_sided == ["dim"] and not capsys.readouterr().err

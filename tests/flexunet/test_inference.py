@@ -122,6 +122,13 @@ def test_mirroring_is_refused_where_classes_are_sides(names):
     inference.Predictor(None, sided, mirror=True)
 
 
+def test_mirroring_is_refused_where_a_class_was_found_on_one_side():
+  found = run_samples.with_facts(run_samples.run_config(), one_sided=["hippocampus"])
+  with pytest.raises(InputError, match="hippocampus lay on one side in every subject"):
+    inference.Predictor(None, found, mirror=True)
+  assert inference.Predictor(None, found).num_classes == 3
+
+
 def test_neighbours_become_channels_and_ends_repeat():
   class Middle(run_samples.BrightnessNetwork):
     def predict_on_batch(self, batch):
