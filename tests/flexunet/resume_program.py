@@ -45,7 +45,7 @@ def arm(moment: str) -> None:
     before(callbacks.RunClock, "on_train_batch_begin",
            lambda: threading.Timer(0.01, kill_here).start())  # fmt: skip
   elif kind == "within_save":  # The arrays are written, their manifest is not.
-    before(checkpoints, "_sha256")
+    before(checkpoints._HashingFile, "close")  # Of arrays, state, manifest, in this order.
   elif kind == "before_pointer":  # The checkpoint has its name, `current` names the one before.
     original = checkpoints.run_folder.write_bytes
 

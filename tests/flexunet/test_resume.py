@@ -43,7 +43,7 @@ def uninterrupted(blob_data, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "moment",
-    ["within_step:7", "within_save:3", "before_pointer:2", "within_validation:2", "at_epoch_end:5",
+    ["within_step:7", "within_save:5", "before_pointer:2", "within_validation:2", "at_epoch_end:5",
      "before_report"],
 )  # fmt: skip
 def test_killed_at_a_moment_it_ends_the_same(blob_data, uninterrupted, tmp_path, moment):
