@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import keras
 
-# TensorFlow refuses less on GPUs of old cuDNN libraries.
-_SMALLEST_EPSILON = 1.001e-5
-
 
 @keras.saving.register_keras_serializable(package="flexunet")
 class BatchNormalization(keras.layers.BatchNormalization):
@@ -34,7 +31,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         # While it learns these come from the batch.
         mean=tf.zeros([0]) if learns else tf.convert_to_tensor(self.moving_mean),
         variance=tf.zeros([0]) if learns else tf.convert_to_tensor(self.moving_variance),
-        epsilon=max(self.epsilon, _SMALLEST_EPSILON),
+        epsilon=self.epsilon,
         is_training=learns,
     )
     if learns:

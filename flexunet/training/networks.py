@@ -184,7 +184,8 @@ def take_averages(network: keras.Model, kept: keras.Model) -> None:
   for layer in kept.layers:
     sources = network.get_layer(layer.name).weights
     for target, source in zip(layer.weights, sources, strict=True):
-      target.assign(by_path.get(source.path, source))
+      # JAX would let both share an array, which the next training step takes away.
+      target.assign(keras.ops.copy(by_path.get(source.path, source)))
 
 
 class TakeAverages(keras.callbacks.Callback):
