@@ -1,8 +1,9 @@
-"""Batch normalization that costs a third of Keras' own on TensorFlow.
+"""Batch normalization that costs a fraction of Keras' own on TensorFlow.
 
 Keras puts it together from a dozen operations, each a pass over the feature maps in float32.
 TensorFlow has one operation for it, forward and backward, that also takes 16-bit numbers. On two
-CPU cores a training step of the default network takes 0.33 s instead of 0.46 s with it.
+CPU cores a training step of the default network (224 x 176 pixels, batch 8, bfloat16) takes 0.33 s
+instead of 0.46 s with it.
 """
 
 from __future__ import annotations
