@@ -8,13 +8,11 @@ import hashlib
 import importlib
 import os
 import pathlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from flexunet.datasets.cases import Findings
-from flexunet.datasets.errors import InputError, unknown_name
-
-if TYPE_CHECKING:
-  from flexunet.datasets.base_builder import BrainBuilder
+from flexunet.core.errors import InputError, unknown_name
+from flexunet.datasets.builder.raw_folder import Findings
+from flexunet.datasets.builder.segmentation_builder import BrainBuilder
 
 NAMES = (
     "brain_ich_ct",

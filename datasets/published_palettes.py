@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from flexunet.datasets.label_scheme import LabelClass, LabelScheme
+from flexunet.imaging.label_scheme import LabelClass, LabelScheme
 
 _BACKGROUND = LabelClass("background", (0, 0, 0))
-
 FULL_HEAD = LabelScheme((
     _BACKGROUND,
     LabelClass("air_cavity", (10, 180, 10)),
@@ -24,7 +23,6 @@ BRAIN_STROKE = LabelScheme((
 BRAIN_ICH = LabelScheme((_BACKGROUND, LabelClass("hemorrhage", (210, 80, 0))))
 HIPPOCAMPUS = LabelScheme((_BACKGROUND, LabelClass("hippocampus", (255, 0, 0))))
 BINARY = LabelScheme((_BACKGROUND, LabelClass("foreground", (255, 255, 255))))
-
 PRESETS: dict[str, LabelScheme] = {
     "binary": BINARY,
     "brain_ich_ct": BRAIN_ICH,

@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping
 
-from flexunet.datasets.errors import InputError
+from flexunet.core.errors import InputError
 
 RATIOS: Mapping[str, float] = {"train": 0.70, "validation": 0.15, "test": 0.15}
 NUM_FOLDS = 5

@@ -2,6 +2,8 @@
 
 A field whose default is None is planned from the data (`flexunet.training.planning`); in a run
 folder every field has its value. Nothing is evaluated and unknown keys fail.
+
+What a run reads: the fields of `config.DataConfig` and their flags.
 """
 
 from __future__ import annotations
@@ -10,10 +12,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from flexunet.data_config import DataConfig
-from flexunet.datasets.checked import Checked, from_mapping, knob, refuse_unknown
-from flexunet.datasets.errors import InputError
-from flexunet.network import knobs
+from flexunet.core.config_fields import Checked, from_mapping, knob, refuse_unknown
+from flexunet.core.errors import InputError
+from flexunet.network import architecture
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 
 _PER_CLASS_METRICS = ("dice", "iou", "sensitivity", "specificity", "precision")
@@ -44,20 +45,22 @@ class ModelConfig(Checked):
   normalization: str = knob(
       None,
       "Layer after each convolution.",
-      choices=knobs.NORMALIZATIONS,
+      choices=architecture.NORMALIZATIONS,
   )
   activation: str = knob(
       "relu",
       "Activation after each convolution.",
-      choices=knobs.ACTIVATIONS,
+      choices=architecture.ACTIVATIONS,
   )
   kernel_initializer: str = knob(
-      "he_normal", "How the kernels of the convolutions start.", choices=knobs.KERNEL_INITIALIZERS
+      "he_normal",
+      "How the kernels of the convolutions start.",
+      choices=architecture.KERNEL_INITIALIZERS,
   )
   input_normalization: str = knob(
       "unit",
       "How 0..255 enters the network: times 1/255, or zero mean and unit deviation per image.",
-      choices=knobs.INPUT_NORMALIZATIONS,
+      choices=architecture.INPUT_NORMALIZATIONS,
   )
   deep_supervision: bool = knob(
       False,
@@ -216,7 +219,7 @@ class DatasetFacts:
     intensity: {"kind", "low", "high"} of `IntensityWindow`, or None for pictures.
     spacing_mm: Median (row, column) spacing of the training slices, None where unknown.
     isotropic_mm: Spacing the volumes were resampled to when the dataset was built; None: not.
-    one_sided: Classes that lie on one side in every subject looked at (`flexunet.pipelines.sides`).
+    one_sided: Classes that lie on one side in every subject looked at.
   """
 
   name: str
@@ -265,3 +268,82 @@ class RunConfig:
         dataset_facts=from_mapping(DatasetFacts, values["dataset_facts"]),
         reasons=dict(values["reasons"]),
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(Checked):
+  """Which records are read, and how they become batches."""
+
+  dataset: str | None = knob(
+      None,
+      "Built dataset as name[/config[/version]] below --data_dir, e.g. hippocampus_t1w/left_right;"
+      " not needed when --data_dir is the version folder itself.",
+      unset="",
+  )
+  data_dir: str = knob(
+      "~/tensorflow_datasets", "Folder of built datasets, or the version folder of one."
+  )
+  train_split: str = knob("train", "Split that is trained on.")
+  validation_split: str = knob("validation", "Split that picks the best checkpoint.")
+  fold: int = knob(
+      -1,
+      "Cross-validation: puts both splits together, validates on the subjects of this fold and"
+      " trains on the others; the test split stays out. -1: the splits as they are.",
+      minimum=-1,
+  )
+  image_key: str = knob("image", "Feature of the image, for datasets built elsewhere.")
+  label_key: str = knob("label", "Feature of the label, for datasets built elsewhere.")
+  resize_mode: str = knob(
+      None,
+      "How images come to --image_size: 'pad' keeps the resolution and adds a border, 'fit' scales"
+      " with the aspect kept and adds a border, 'stretch' scales each axis (the published way).",
+      choices=("pad", "fit", "stretch"),
+  )
+  crop_foreground: bool = knob(
+      False,
+      "Cuts the empty air around head or body away before an image is brought to --image_size, so"
+      " that its pixels are spent on tissue. The box is found from the images alone, one a volume:"
+      " all that is brighter than a tenth of the bright pixels, and a margin. Evaluation and"
+      " prediction do the same and answer on the full frame. Costs one more pass over the records"
+      " at the start; labels outside a box are counted and told.",
+  )
+  context_slices: int = knob(
+      0,
+      "Neighbour slices on each side that become channels (2.5-D); --image_channels must then be"
+      " twice that and one.",
+      minimum=0,
+      maximum=8,
+  )
+  foreground_fraction: float = knob(
+      None,
+      "Share of each batch drawn from slices with foreground; the rest covers every slice once an"
+      " epoch. 0 draws uniformly.",
+      minimum=0.0,
+      maximum=1.0,
+  )
+  class_balance: bool = knob(
+      None, "The foreground classes take turns in that share, so that a rare one is seen as often."
+  )
+  epoch_passes: int = knob(
+      None,
+      "Passes over the training slices that make an epoch, after which a run validates and saves:"
+      " more than one where slices are so few that it would do little else, 1 with --epochs.",
+      minimum=1,
+  )
+  cache: str = knob(
+      "auto",
+      "Where decoded slices are kept after the first pass: 'ram', 'disk', or 'none' to decode them"
+      " again each epoch; 'device': in the memory of the one GPU (the CPU's where there is none),"
+      " where each step looks its batch up, so that only row numbers travel. 'auto' takes what"
+      " fits and says why: 'device' if a quarter of what the network leaves of a GPU's memory"
+      " holds the training slices.",
+      choices=("auto", "device", "ram", "disk", "none"),
+  )
+  cache_dir: str | None = knob(
+      None, "Folder of --cache=disk; the user's cache folder by default.", unset=""
+  )
+  skip_corrupt: int = knob(
+      0,
+      "Reads all records first and leaves out at most so many that cannot be read, naming them.",
+      minimum=0,
+  )

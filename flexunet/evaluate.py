@@ -11,23 +11,22 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from absl import flags
+from flexunet.core import command_line, flags
 
-from flexunet import command_line
-
-_RUN_DIR = flags.DEFINE_string("run_dir", None, "Folder of the run.")
-_SPLIT = flags.DEFINE_list("split", ["test"], "Splits to score, separated by commas.")
-_DATA_DIR = flags.DEFINE_string(
+_PROGRAM = flags.Program(__doc__)
+_RUN_DIR = _PROGRAM.string("run_dir", None, "Folder of the run.", required=True)
+_SPLIT = _PROGRAM.list("split", ["test"], "Splits to score, separated by commas.")
+_DATA_DIR = _PROGRAM.string(
     "data_dir", None, "Folder of built datasets, or the version folder of one. Default: as trained."
 )
-_ALLOW_OTHER_DATA = flags.DEFINE_boolean(
+_ALLOW_OTHER_DATA = _PROGRAM.boolean(
     "allow_other_data", False, "Accepts records other than those of the training."
 )
-_TOLERANCE = flags.DEFINE_float(
+_TOLERANCE = _PROGRAM.float(
     "surface_tolerance_mm", 1.0, "Distance in mm up to which two surfaces count as agreeing."
 )
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Slices per step.", lower_bound=1)
-_TTA = flags.DEFINE_boolean("tta", False, "Averages over mirrored slices; twice the time.")
+_BATCH_SIZE = _PROGRAM.integer("batch_size", 8, "Slices per step.", lower_bound=1)
+_TTA = _PROGRAM.boolean("tta", False, "Averages over mirrored slices; twice the time.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -35,10 +34,10 @@ def main(argv: Sequence[str]) -> None:
   # Heavy imports after the flags are known to be right: a typo answers at once.
   command_line.load_tensorflow()
   from flexunet import run_folder
-  from flexunet.evaluation import evaluation_run
+  from flexunet.evaluation import evaluate
 
-  figures = evaluation_run.evaluate(
-      run_folder.RunFolder.open(command_line.given(_RUN_DIR)),
+  figures = evaluate.evaluate(
+      run_folder.RunFolder.open(_RUN_DIR.value),
       list(dict.fromkeys(name.strip() for name in _SPLIT.value if name.strip())),
       data_dir=_DATA_DIR.value,
       allow_other_data=_ALLOW_OTHER_DATA.value,
@@ -58,8 +57,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run() -> None:
-  flags.mark_flag_as_required("run_dir")
-  command_line.run(main)
+  command_line.run(main, _PROGRAM)
 
 
 if __name__ == "__main__":

@@ -15,23 +15,22 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from absl import flags
+from flexunet.core import command_line, flags
 
-from flexunet import command_line
-
-_RUN_DIR = flags.DEFINE_string("run_dir", None, "Folder of the run.")
-_INPUT = flags.DEFINE_string("input", None, "Scan, or folder of scans.")
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where labels are written.")
-_OVERLAY = flags.DEFINE_boolean("overlay", True, "Also writes <stem>_overlay.png to look at.")
-_COLOR_MASKS = flags.DEFINE_boolean(
+_PROGRAM = flags.Program(__doc__)
+_RUN_DIR = _PROGRAM.string("run_dir", None, "Folder of the run.", required=True)
+_INPUT = _PROGRAM.string("input", None, "Scan, or folder of scans.", required=True)
+_OUTPUT_DIR = _PROGRAM.string("output_dir", None, "Where labels are written.", required=True)
+_OVERLAY = _PROGRAM.boolean("overlay", True, "Also writes <stem>_overlay.png to look at.")
+_COLOR_MASKS = _PROGRAM.boolean(
     "color_masks", False, "Also writes <stem>_color.png for pictures, in the dataset's colours."
 )
-_PROBABILITIES = flags.DEFINE_boolean(
+_PROBABILITIES = _PROGRAM.boolean(
     "probabilities", False, "Also writes <stem>_probability.npz, float16, classes last."
 )
-_OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replaces output that exists already.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Slices per step.", lower_bound=1)
-_TTA = flags.DEFINE_boolean("tta", False, "Averages over mirrored slices; twice the time.")
+_OVERWRITE = _PROGRAM.boolean("overwrite", False, "Replaces output that exists already.")
+_BATCH_SIZE = _PROGRAM.integer("batch_size", 8, "Slices per step.", lower_bound=1)
+_TTA = _PROGRAM.boolean("tta", False, "Averages over mirrored slices; twice the time.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -39,26 +38,27 @@ def main(argv: Sequence[str]) -> None:
   # Heavy imports after the flags are known to be right: a typo answers at once.
   command_line.load_tensorflow()
   from flexunet import run_folder
-  from flexunet.prediction import inference, prediction, prediction_inputs
+  from flexunet.prediction import files
+  from flexunet.prediction.predictor import Predictor, load_model
 
-  run = run_folder.RunFolder.open(command_line.given(_RUN_DIR))
+  run = run_folder.RunFolder.open(_RUN_DIR.value)
   run_config = run.read_config()
-  outputs = prediction.Outputs(
-      folder=pathlib.Path(command_line.given(_OUTPUT_DIR)).expanduser(),
+  outputs = files.Outputs(
+      folder=pathlib.Path(_OUTPUT_DIR.value).expanduser(),
       overlay=_OVERLAY.value,
       color_masks=_COLOR_MASKS.value,
       probabilities=_PROBABILITIES.value,
       overwrite=_OVERWRITE.value,
   )
-  found = prediction_inputs.find(
-      pathlib.Path(command_line.given(_INPUT)).expanduser(),
+  found = files.find(
+      pathlib.Path(_INPUT.value).expanduser(),
       outputs.folder,
       volumes_first=run_config.dataset_facts.slice_plan is not None,
   )
-  predictor = inference.Predictor(
-      inference.load_model(run), run_config, batch_size=_BATCH_SIZE.value, mirror=_TTA.value
+  predictor = Predictor(
+      load_model(run), run_config, batch_size=_BATCH_SIZE.value, mirror=_TTA.value
   )
-  outcome = prediction.predict_all(found.scans, predictor, run_config, outputs)
+  outcome = files.predict_all(found.scans, predictor, run_config, outputs)
   for line in outcome.warnings:
     print(f"warning: {line}", file=sys.stderr)
   for line in outcome.failures:
@@ -74,8 +74,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run() -> None:
-  flags.mark_flags_as_required(["run_dir", "input", "output_dir"])
-  command_line.run(main)
+  command_line.run(main, _PROGRAM)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,10 @@ import dataclasses
 import json
 import os
 import pathlib
-import tempfile
-from typing import Any
 
 from flexunet import config
-from flexunet.datasets.errors import InputError
+from flexunet.core import files
+from flexunet.core.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +105,7 @@ class RunFolder:
     return config.RunConfig.from_json(values)
 
   def write_config(self, run_config: config.RunConfig) -> None:
-    write_json(self.config_json, run_config.to_json())
+    files.write_json(self.config_json, run_config.to_json())
 
 
 def check_new(path: str | os.PathLike) -> pathlib.Path:
@@ -121,24 +120,3 @@ def check_new(path: str | os.PathLike) -> pathlib.Path:
         " run in it."
     )
   return path
-
-
-def write_json(path: pathlib.Path, values: Any) -> None:
-  """Writes strict JSON (NaN is refused) in one step."""
-  write_bytes(path, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
-
-
-def write_bytes(path: pathlib.Path, data: bytes) -> None:
-  """Replaces `path` by `data` in one step: a reader sees the old file or the new one."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-  try:
-    with os.fdopen(handle, "wb") as stream:
-      stream.write(data)
-      stream.flush()
-      os.fsync(stream.fileno())
-    os.chmod(name, 0o644)  # mkstemp makes it private; results are as shared as their folder.
-    os.replace(name, path)
-  except BaseException:
-    pathlib.Path(name).unlink(missing_ok=True)
-    raise

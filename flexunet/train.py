@@ -14,62 +14,61 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from absl import app, flags
+from flexunet import config
+from flexunet.core import command_line, flags
+from flexunet.pipelines.augmentation.config import AugmentationConfig
+from flexunet.presets import preset_files
 
-from flexunet import command_line, config, config_flags, preset_files
-
-_RUN_DIR = flags.DEFINE_string("run_dir", None, "New folder for everything of this run.")
-_RESUME = flags.DEFINE_boolean(
+_PROGRAM = flags.Program(__doc__)
+_RUN_DIR = _PROGRAM.string("run_dir", None, "New folder for everything of this run.", required=True)
+_RESUME = _PROGRAM.boolean(
     "resume",
     False,
     "Goes on with the run in --run_dir, exactly as if it had not stopped; starts it if there is"
     " none yet. The other flags stay those of the start; --epochs and --max_minutes may grow.",
 )
+_MODEL = _PROGRAM.fields(config.ModelConfig)
+_DATA = _PROGRAM.fields(config.DataConfig)
+_TRAINING = _PROGRAM.fields(config.TrainingConfig)
+_AUGMENTATION = _PROGRAM.fields(AugmentationConfig)
 # Read by command_line.run before the other flags are parsed.
-flags.DEFINE_string(
+_PROGRAM.string(
     "preset",
     None,
     f"Named flags that come before all others: {', '.join(preset_files.names())}."
     " Default: everything is planned from the data.",
 )
-_MODEL = config_flags.define(config.ModelConfig)
-_DATA = config_flags.define(config.DataConfig)
-_TRAINING = config_flags.define(config.TrainingConfig)
-_AUGMENTATION = config_flags.define(config.AugmentationConfig)
-flags.adopt_module_key_flags(config_flags)  # So that --help tells them too.
 
 
 def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
-  model = config_flags.read(config.ModelConfig, _MODEL)
-  data = config_flags.read(config.DataConfig, _DATA)
-  settings = config_flags.read(config.TrainingConfig, _TRAINING)
-  augmentation = config_flags.read(config.AugmentationConfig, _AUGMENTATION)
+  command_line.no_words(argv)
+  model = flags.read(config.ModelConfig, _MODEL)
+  data = flags.read(config.DataConfig, _DATA)
+  settings = flags.read(config.TrainingConfig, _TRAINING)
+  augmentation = flags.read(AugmentationConfig, _AUGMENTATION)
 
   # Heavy imports after the flags are known to be right: a typo answers at once.
   command_line.load_tensorflow()
   from flexunet import run_folder
-  from flexunet.training import checkpointing, completion, live_view, streams, training
+  from flexunet.training import checkpointing, input_pipeline, monitoring, run_setup, trainer
 
-  opened = streams.open_data(data)
-  run_config = completion.complete(model, data, settings, opened, augmentation)
+  opened = input_pipeline.open_data(data)
+  run_config = run_setup.complete(model, data, settings, opened, augmentation)
   if not _RESUME.value:
-    run_folder.check_new(command_line.given(_RUN_DIR))
+    run_folder.check_new(_RUN_DIR.value)
   try:
-    _, rows = training.fit(
-        run_config, command_line.given(_RUN_DIR), opened, sys.argv, resume=_RESUME.value
+    _, rows = trainer.fit(
+        run_config, _RUN_DIR.value, opened, sys.argv, resume=_RESUME.value
     )
   except KeyboardInterrupt:  # Before the first step: there is nothing to save yet.
     sys.exit(128 + signal.SIGINT)
   except checkpointing.Interrupted as interrupted:
     sys.exit(128 + interrupted.signal_number)  # As a shell reports it: 143 SIGTERM, 130 Ctrl-C.
-  print(live_view.final_line(rows))
+  print(monitoring.final_line(rows))
 
 
 def run() -> None:
-  flags.mark_flag_as_required("run_dir")
-  command_line.run(main)
+  command_line.run(main, _PROGRAM, expand=preset_files.expand)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 A batch is a dict: `image` uint8 [B, h, w, channels], `label` uint8 [B, h, w], `record` int64 [B]
 (row in the RecordTable), `valid` bool [B] (False for what only fills the last batch).
 Casting, scaling and one-hot happen later, on the device: few bytes travel.
+
+The next batches wait on the accelerator before the step asks for them.
 """
 
 from __future__ import annotations
@@ -13,24 +15,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flexunet.pipelines import parallel
-from flexunet.pipelines.caching import ExampleCache
-from flexunet.pipelines.loading import ExampleLoader, ExampleSpec, Loader, to_channels
-from flexunet.pipelines.volume_slices import VolumeSliceLoader, is_volumes
+from flexunet.pipelines import tf_data
+from flexunet.pipelines.cache import ExampleCache
+from flexunet.pipelines.dataset_source import DatasetSource
+from flexunet.pipelines.order import EpochOrder
+from flexunet.pipelines.readers import (
+  ExampleLoader,
+  ExampleSpec,
+  Loader,
+  VolumeSliceLoader,
+  to_channels,
+)
+from flexunet.pipelines.record_table import RecordTable
+from flexunet.pipelines.resizing import Resizing
 
 if TYPE_CHECKING:
   import tensorflow as tf
 
-  from flexunet.pipelines.order import EpochOrder
-  from flexunet.pipelines.record_table import RecordTable
-  from flexunet.pipelines.resizing import Resizing
-  from flexunet.pipelines.source import DatasetSource
-
 _BATCHES_AHEAD = 2
 _STEPS_AT_ONCE = 64  # Whose order is reckoned together; few enough that a start costs no time.
-
 # (image uint8 [h, w, C], label uint8 [h, w], seed int32 [2]) -> (image, label)
 Augment = Callable[..., tuple]
+_BATCHES_ON_DEVICE = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +53,8 @@ class Host:
 
 def open_loader(source: DatasetSource, table: RecordTable, spec: ExampleSpec) -> Loader:
   """Returns what reads the rows of a table, which `source` gave, whatever the dataset's form."""
-  if is_volumes(source):
-    return VolumeSliceLoader(source, table, spec)
+  if table.decoded is not None:
+    return VolumeSliceLoader(table, spec)
   return ExampleLoader(source, table, spec)
 
 
@@ -83,11 +89,11 @@ def training_batches(
     raise ValueError(f"batch_size {order.batch_size} must be a multiple of {host.count} hosts.")
   num_steps = order.steps_per_epoch if num_steps is None else num_steps
   part = order.batch_size // host.count
-  calls = threads or parallel.default_threads()
+  calls = threads or tf_data.default_threads()
   entries = step_entries(order, host, start_step, num_steps)
   if cache is not None and augment is None:
     # One thread: copying is bound by the memory, and several threads get in each other's way.
-    return parallel.untuned(entries.map(_gather(loader, cache)).prefetch(_BATCHES_AHEAD))
+    return tf_data.untuned(entries.map(_gather(loader, cache)).prefetch(_BATCHES_AHEAD))
   load = _gather_one(cache) if cache is not None else loader
 
   def example(entry):
@@ -161,7 +167,7 @@ def evaluation_batches(
 
   filled = -(-count // batch_size) * batch_size
   positions = tf.data.Dataset.range(filled)
-  return _batched(positions, example, batch_size, threads or parallel.default_threads())
+  return _batched(positions, example, batch_size, threads or tf_data.default_threads())
 
 
 def check_sizes(table: RecordTable, resizing: Resizing) -> None:
@@ -196,8 +202,29 @@ def _gather_one(cache: ExampleCache):
 
 
 def _batched(entries: tf.data.Dataset, example, batch_size: int, calls: int) -> tf.data.Dataset:
-  return parallel.untuned(
+  return tf_data.untuned(
       entries.map(example, num_parallel_calls=calls, deterministic=True)
       .batch(batch_size, drop_remainder=True)  # The length is a multiple: nothing is dropped.
       .prefetch(_BATCHES_AHEAD)
   )
+
+
+def prefetch_to_device(batches: tf.data.Dataset) -> tf.data.Dataset:
+  """Copies batches ahead to the GPU when there is exactly one; elsewhere returns them as they are.
+
+  With several GPUs the distribution strategy of the trainer places each replica's part itself,
+  and on a CPU the batches are where they are needed already. tf.data forgets how many batches
+  there are when it copies to a device, and Keras then runs one step too many per epoch: the
+  number is put back.
+  """
+  import tensorflow as tf
+
+  gpus = tf.config.list_logical_devices("GPU")
+  if len(gpus) != 1:
+    return batches
+  count = batches.cardinality()
+  if count == tf.data.UNKNOWN_CARDINALITY:
+    raise ValueError("The number of batches must be known before they are sent to a device.")
+  prefetched = tf.data.experimental.prefetch_to_device(gpus[0].name, _BATCHES_ON_DEVICE)
+  on_device = batches.apply(prefetched)
+  return on_device.apply(tf.data.experimental.assert_cardinality(count))

@@ -15,16 +15,32 @@ from typing import Any
 
 import numpy as np
 
-from flexunet.datasets.errors import InputError
+from flexunet.core.errors import InputError
 
 # A TFRecord is: length (8 bytes, little endian), its crc (4), the payload, the payload's crc (4).
 _HEADER = struct.Struct("<Q4x")
 _FRAME_BYTES = 16
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class DecodedSlice:
+  """A slice of a whole volume, cut when its table was made.
+
+  Attributes:
+    image, label: uint8 [H, W].
+    spacing_mm: (row, column), NaN where unknown.
+    slice_spacing_mm: NaN where unknown.
+  """
+
+  image: np.ndarray
+  label: np.ndarray
+  spacing_mm: tuple[float, float]
+  slice_spacing_mm: float
+
+
 @dataclasses.dataclass(frozen=True)
 class RecordTable:
-  """The records of one split, in file order.
+  """The slices of one split: one row per record, or per slice of a record that holds a volume.
 
   Attributes:
     files: Shard files.
@@ -36,6 +52,7 @@ class RecordTable:
     pixels: int64 [N, classes], labelled pixels per class; None where unknown.
     boxes: int32 [N, 4] (top, left, height, width), the part of each record that is used; sizes
       and pixels are then those of the part. None: all of it.
+    decoded: `DecodedSlice` [N], of a dataset of whole volumes; None where records are slices.
   """
 
   files: list[str]
@@ -49,6 +66,7 @@ class RecordTable:
   width: np.ndarray
   pixels: np.ndarray | None
   boxes: np.ndarray | None = None
+  decoded: np.ndarray | None = None
 
   def __len__(self) -> int:
     return len(self.offset)
@@ -71,7 +89,8 @@ class RecordTable:
 
   def describe(self, row: int) -> str:
     """Returns which record a row is, for messages: shard name, record number, subject, slice."""
-    in_shard = int(np.sum((self.shard == self.shard[row]) & (self.offset < self.offset[row])))
+    before = (self.shard == self.shard[row]) & (self.offset < self.offset[row])
+    in_shard = len(np.unique(self.offset[before]))
     text = f"record {in_shard} of {os.path.basename(self.files[self.shard[row]])}"
     if self.subject[row]:
       text += f" (subject {self.subject[row]}, slice {self.slice_index[row]})"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from flexunet.datasets.errors import InputError
+from flexunet.core.errors import InputError
 
 if TYPE_CHECKING:
   import tensorflow as tf

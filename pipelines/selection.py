@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flexunet.datasets.errors import InputError
-from flexunet.pipelines import record_table
-
-if TYPE_CHECKING:
-  from flexunet.pipelines.record_table import RecordTable
-  from flexunet.pipelines.source import DatasetSource
+from flexunet.core.errors import InputError
+from flexunet.pipelines import readers, record_table
+from flexunet.pipelines.dataset_source import DatasetSource
+from flexunet.pipelines.record_table import RecordTable
 
 
 def split_tables(
@@ -28,7 +25,7 @@ def split_tables(
         f"--validation_split must differ from --train_split. Both are {train_split!r}: a score on"
         " slices that were trained on tells nothing."
     )
-  splits = [source.table(train_split), source.table(validation_split)]
+  splits = [readers.slice_table(source, split) for split in (train_split, validation_split)]
   if fold is None:
     return splits[0], splits[1]
   both = record_table.concatenate(splits)

@@ -1,8 +1,15 @@
-"""What every test leaves behind as it found it."""
+"""What every test leaves behind as it found it, and the data that several tests share."""
 
+import os
+import pathlib
+import subprocess
 import sys
 
+import dataset_samples
 import pytest
+
+_CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
+
 
 
 @pytest.fixture(autouse=True)
@@ -13,3 +20,40 @@ def undo_determinism():
     from tensorflow.python.framework import config
 
     config.disable_op_determinism()
+
+
+@pytest.fixture
+def realdata_tree(tmp_path):
+  """A function that lays out the raw tree of a dataset from real scans, or skips the test."""
+  default = _CHECKOUT.parent / "shared" / "realdata"
+  folder = pathlib.Path(os.environ.get("FLEXUNET_REALDATA", default))
+  if not (folder / "lay_out.py").is_file():
+    pytest.skip("needs the folder of real scans (FLEXUNET_REALDATA or ../shared/realdata)")
+
+  def lay_out(dataset: str, subjects: int | None = None) -> pathlib.Path:
+    out = tmp_path / "raw"
+    command = [sys.executable, str(folder / "lay_out.py"), dataset, str(out)]
+    if subjects is not None:
+      command += ["--subjects", str(subjects)]
+    subprocess.run(command, check=True, capture_output=True)
+    return out
+
+  return lay_out
+
+
+@pytest.fixture(scope="session")
+def blob_data(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("data")
+
+  def blobs(subjects, seed):
+    made = []
+    for place in range(4 * len(subjects)):
+      image, label = dataset_samples.blob_slice(20, 28, seed + place)
+      subject = subjects[place // 4]
+      made.append({"image": image, "label": label, "subject": subject, "volume": subject,
+                   "slice_index": place % 4, "spacing_mm": (1.0, 2.0)})  # fmt: skip
+    return made
+
+  return dataset_samples.write_dataset(
+      folder, {"train": blobs("abcdefghi", 0), "validation": blobs("jk", 100)}
+  )

@@ -16,15 +16,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import tqdm
-from absl import app, flags
 from PIL import Image
 
-from flexunet import command_line
-from flexunet.datasets.errors import InputError
-from flexunet.tools import built_datasets, dataset_statistics
-from flexunet.tools.built_datasets import BuiltDataset
+from flexunet.core import command_line, flags
+from flexunet.core.errors import InputError
+from flexunet.datasets import built_dataset
+from flexunet.datasets.built_dataset import BuiltDataset
+from flexunet.tools.dataset_report import statistics
 
-_IMAGE_MODE = flags.DEFINE_enum(
+_PROGRAM = flags.Program(__doc__, usage="DIR OUT")
+_IMAGE_MODE = _PROGRAM.enum(
     "image_mode", "rgb", ["rgb", "grey"], "Grey slices as three equal channels, or as one."
 )
 
@@ -77,16 +78,16 @@ def export(
 
 def main(argv: Sequence[str]) -> None:
   if len(argv) != 3:
-    raise app.UsageError("Usage: python -m flexunet.tools.export_images DIR OUT")
-  dataset = built_datasets.find_one(pathlib.Path(argv[1]))
+    raise InputError(f"Usage: {_PROGRAM.usage}. Got: {' '.join(argv[1:]) or 'nothing'}.")
+  dataset = built_dataset.find_one(pathlib.Path(argv[1]))
   out = pathlib.Path(argv[2])
-  counts = export(dataset, out, _IMAGE_MODE.value, dataset_statistics.shows_progress())
+  counts = export(dataset, out, _IMAGE_MODE.value, statistics.shows_progress())
   listing = ", ".join(f"{split} {count}" for split, count in counts.items())
   print(f"{out}: {listing}")
 
 
 def run() -> None:
-  command_line.run(main)
+  command_line.run(main, _PROGRAM)
 
 
 if __name__ == "__main__":

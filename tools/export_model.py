@@ -17,25 +17,24 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags
+from flexunet import run_folder
+from flexunet.core import command_line, files, flags
+from flexunet.core.errors import InputError
 
-from flexunet import command_line, run_folder
-from flexunet.datasets.errors import InputError
-
-_RUN_DIR = flags.DEFINE_string("run_dir", None, "Run folder whose best model is exported.")
-_MODEL = flags.DEFINE_string("model", None, "Model file (.keras) to export.")
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "New folder for the files.")
-_FORMATS = flags.DEFINE_list(
+_PROGRAM = flags.Program(__doc__)
+_RUN_DIR = _PROGRAM.string("run_dir", None, "Run folder whose best model is exported.")
+_MODEL = _PROGRAM.string("model", None, "Model file (.keras) to export.")
+_OUTPUT_DIR = _PROGRAM.string("output_dir", None, "New folder for the files.", required=True)
+_FORMATS = _PROGRAM.list(
     "formats", ["saved_model"], "Comma-separated: saved_model, onnx, litert, weights."
 )
-_IMAGE_SIZE = flags.DEFINE_list(
+_IMAGE_SIZE = _PROGRAM.list(
     "image_size", None, "Height,width (or one number) of the exported network; default: its own."
 )
 
 
 def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
+  command_line.no_words(argv)
   size = _size(_IMAGE_SIZE.value)
   output = pathlib.Path(str(_OUTPUT_DIR.value)).expanduser()
   if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -45,21 +44,21 @@ def main(argv: Sequence[str]) -> None:
   path, facts = _source()
 
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-  from flexunet.network import exporting
+  from flexunet.network import export
 
   for name in _FORMATS.value:
-    exporting.check_format(name)
+    export.check_format(name)
   network = load_network(path)
   # Written beside its place and renamed: an export that fails its check leaves nothing.
   output.parent.mkdir(parents=True, exist_ok=True)
   partial = pathlib.Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
   try:
-    done = exporting.export(network, list(dict.fromkeys(_FORMATS.value)), partial, size)
+    done = export.export(network, list(dict.fromkeys(_FORMATS.value)), partial, size)
     entries = [
         {**dataclasses.asdict(entry), "path": entry.path.name, "bytes": _bytes(entry.path)}
         for entry in done
     ]
-    run_folder.write_json(
+    files.write_json(
         partial / "export.json",
         {
             **facts,
@@ -120,8 +119,6 @@ def load_network(path: pathlib.Path) -> Any:
   """Returns the Keras model of a file; InputError when it is damaged."""
   import keras
 
-  from flexunet.network import blocks  # noqa: F401 - registers the layers that the file names.
-
   try:
     return keras.saving.load_model(path, compile=False)
   except (OSError, ValueError, KeyError, TypeError) as error:
@@ -135,8 +132,7 @@ def _bytes(path: pathlib.Path) -> int:
 
 
 def run() -> None:
-  flags.mark_flag_as_required("output_dir")
-  command_line.run(main)
+  command_line.run(main, _PROGRAM)
 
 
 if __name__ == "__main__":

@@ -6,69 +6,268 @@ The upper part shows each transformation alone, at both ends of its range; what 
 shown on an image with lines drawn in. The lower part shows --rows of examples as training would
 see them under the settings given. All augmentation flags apply: what a flag makes stronger is
 stronger on the sheet.
+
+The sheet of pictures that `preview_augmentation` writes: image and label side by side.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
-from absl import app, flags
+import numpy as np
 
-from flexunet import command_line, config_flags
-from flexunet.datasets.errors import InputError
-from flexunet.pipelines.augmentation.config import AugmentationConfig
+from flexunet.core import command_line, flags
+from flexunet.core.errors import InputError
+from flexunet.pipelines import readers
+from flexunet.pipelines.augmentation import augment, draws
+from flexunet.pipelines.augmentation.config import PROBABILITIES, AugmentationConfig
+from flexunet.pipelines.dataset_source import DatasetSource
+from flexunet.reporting import overlay
 
-_DATASET = flags.DEFINE_string(
-    "dataset", None, "Built dataset as name[/config[/version]] below --data_dir."
+_PROGRAM = flags.Program(__doc__)
+_DATASET = _PROGRAM.string(
+  "dataset", None, "Built dataset as name[/config[/version]] below --data_dir."
 )
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", "~/tensorflow_datasets", "Folder of built datasets, or the version folder of one."
+_DATA_DIR = _PROGRAM.string(
+  "data_dir", "~/tensorflow_datasets", "Folder of built datasets, or the version folder of one."
 )
-_SPLIT = flags.DEFINE_string("split", "train", "Split the examples are taken from.")
-_OUTPUT = flags.DEFINE_string("output", None, "PNG file to write.", required=True)
-_ROWS = flags.DEFINE_integer("rows", 3, "Rows of random draws.", lower_bound=0, upper_bound=50)
-_SEED = flags.DEFINE_integer("seed", 1, "Decides the random draws.", lower_bound=0)
-_IMAGE_KEY = flags.DEFINE_string("image_key", "image", "Feature of the images.")
-_LABEL_KEY = flags.DEFINE_string("label_key", "label", "Feature of the labels.")
-_SETTINGS = config_flags.define(AugmentationConfig)
-flags.adopt_module_key_flags(config_flags)  # So that --help tells them too.
+_SPLIT = _PROGRAM.string("split", "train", "Split the examples are taken from.")
+_OUTPUT = _PROGRAM.string("output", None, "PNG file to write.", required=True)
+_ROWS = _PROGRAM.integer("rows", 3, "Rows of random draws.", lower_bound=0, upper_bound=50)
+_SEED = _PROGRAM.integer("seed", 1, "Decides the random draws.", lower_bound=0)
+_IMAGE_KEY = _PROGRAM.string("image_key", "image", "Feature of the images.")
+_LABEL_KEY = _PROGRAM.string("label_key", "label", "Feature of the labels.")
+_SETTINGS = _PROGRAM.fields(AugmentationConfig)
+# Tiles in a row.
+COLUMNS = 6
+_TILE = 160  # Pixels of the longer edge of an image; its label takes as many.
+_CAPTION = 20
+_GAP = 8
+_LINES = 8  # Across an image, to make movements visible.
+# What is shown of each transformation: the parameters that are set to one end of their range.
+_TRANSFORMATIONS = {
+  "flip_horizontal": ("flip_horizontal",),
+  "flip_vertical": ("flip_vertical",),
+  "right_angle": ("quarter_turns",),
+  "rotation": ("rotation",),
+  "scale": ("scale",),
+  "shear": ("shear_y", "shear_x"),
+  "translation": ("translation_y", "translation_x"),
+  "elastic": ("elastic",),
+  "distortion": ("distortion",),
+  "barrel": ("barrel", "lens_y"),
+  "pincushion": ("pincushion", "lens_x"),
+  "brightness": ("brightness",),
+  "contrast": ("contrast",),
+  "gamma": ("gamma",),
+  "bias_field": ("bias_field",),
+  "blur": ("blur",),
+  "sharpening": ("sharpening",),
+  "low_resolution": ("low_resolution",),
+  "noise": ("noise",),
+}
+# (caption, image uint8 [H, W, C], label uint8 [H, W])
+Tile = tuple[str, np.ndarray, np.ndarray]
+_MOVE_PIXELS = draws.STAGES["warp"]
 
 
 def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments: {argv[1:]}.")
-  settings = config_flags.read(AugmentationConfig, _SETTINGS)
+  command_line.no_words(argv)
+  settings = flags.read(AugmentationConfig, _SETTINGS)
   output = pathlib.Path(_OUTPUT.value).expanduser()
   if output.suffix.lower() != ".png" or output.is_dir() or not output.absolute().parent.is_dir():
     raise InputError(f"--output must be a .png file in an existing folder. Got: {output}.")
   command_line.load_tensorflow()
   from PIL import Image
 
-  from flexunet.pipelines import sides, source
-  from flexunet.tools import augmentation_sheet
+  from flexunet.pipelines import dataset_source, laterality
 
-  opened = source.open_dataset(_DATASET.value, _DATA_DIR.value)
+  opened = dataset_source.open_dataset(_DATASET.value, _DATA_DIR.value)
   scheme = opened.label_scheme(_LABEL_KEY.value)
   plane = (opened.slice_plan or {}).get("plane")
-  one_sided = sides.one_sided_classes(
-      opened, opened.table(_SPLIT.value), scheme.names, _IMAGE_KEY.value, _LABEL_KEY.value
+  one_sided = laterality.one_sided_classes(
+    opened,
+    readers.slice_table(opened, _SPLIT.value),
+    scheme.names,
+    _IMAGE_KEY.value,
+    _LABEL_KEY.value,
   )
   config, _ = settings.resolve_for(scheme.names, plane, one_sided)
-  columns = augmentation_sheet.COLUMNS
-  examples = augmentation_sheet.pick_examples(
-      opened, _SPLIT.value, _IMAGE_KEY.value, _LABEL_KEY.value, columns
-  )
-  picture = augmentation_sheet.sheet(
-      config, examples, scheme.palette, _ROWS.value, _SEED.value
-  )
+  columns = COLUMNS
+  examples = pick_examples(opened, _SPLIT.value, _IMAGE_KEY.value, _LABEL_KEY.value, columns)
+  picture = sheet(config, examples, scheme.palette, _ROWS.value, _SEED.value)
   Image.fromarray(picture).save(output)
   print(f"{output}: each transformation alone, then {_ROWS.value * columns} random draws.")
 
 
 def run() -> None:
-  command_line.run(main)
+  command_line.run(main, _PROGRAM)
 
 
 if __name__ == "__main__":
   run()
+
+
+def sheet(
+  config: AugmentationConfig,
+  examples: Sequence[tuple[np.ndarray, np.ndarray]],
+  palette: np.ndarray,
+  rows: int = 3,
+  seed: int = 1,
+) -> np.ndarray:
+  """Returns the sheet as uint8 [height, width, 3].
+
+  Args:
+    config: A resolved config.
+    examples: (image uint8 [H, W, C], label uint8 [H, W]); the first is shown under each
+      transformation alone, all of them in turn under random draws.
+    palette: uint8 [classes, 3].
+    rows: Of random draws.
+    seed: Decides those draws and the random fields.
+  """
+  image, label = examples[0]
+  tiles: list[Tile | None] = [("original", image, label)]
+  for name, moved in _TRANSFORMATIONS.items():
+    shown = _with_lines(image) if moved[0] in _MOVE_PIXELS else image
+    tiles.extend(_alone(config, name, shown, label, seed))
+  # The random draws begin on a row of their own.
+  tiles.extend([None] * (-len(tiles) % COLUMNS))
+  for number in range(rows * COLUMNS):
+    tiles.append(_at_random(config, *examples[number % len(examples)], (seed, number)))
+  return _arranged(tiles, palette)
+
+
+def _alone(
+  config: AugmentationConfig, name: str, image: np.ndarray, label: np.ndarray, seed: int
+) -> list[Tile]:
+  """Returns the tiles of one transformation at the ends of its range."""
+  import tensorflow as tf
+
+  changes: dict[str, Any] = dict.fromkeys(PROBABILITIES, 0.0)
+  certain = dataclasses.replace(config, **{**changes, f"{name}_probability": 1.0})
+  table = draws.parameters(certain, square=image.shape[0] == image.shape[1])
+  ends = []
+  for end in ("low", "high"):
+    amounts = {p: getattr(table[p], end) for p in _TRANSFORMATIONS[name]}
+    # The first end of a one-sided range is nothing: half the strength is shown instead.
+    amounts = {p: v or table[p].high / 2 for p, v in amounts.items()}
+    if amounts not in ends and any(amounts.values()):
+      ends.append(amounts)
+  tiles = {}
+  for number, amounts in enumerate(ends):
+    seeds = tf.constant([[seed, number]], tf.int32)
+    out = augment.apply(certain, draws.by_hand(**amounts), image[None], label[None], seeds)
+    tiles[draws.describe(amounts)] = (out[0][0].numpy(), out[1][0].numpy())
+  if not tiles:
+    return [(f"{name} of no strength", image, label)]
+  return [(caption, *pair) for caption, pair in tiles.items()]
+
+
+def _at_random(
+  config: AugmentationConfig, image: np.ndarray, label: np.ndarray, seed: tuple[int, int]
+) -> Tile:
+  """Returns the tile of an example as training would see it."""
+  import tensorflow as tf
+
+  seeds = tf.constant([seed], tf.int32)
+  draw = draws.draw(config, image.shape[:2], seeds)
+  images, labels = augment.apply(config, draw, image[None], label[None], seeds)
+  amounts = dict(zip(draw.names, draw.values[0].numpy(), strict=True))
+  return draws.describe(amounts), images[0].numpy(), labels[0].numpy()
+
+
+def _arranged(tiles: Sequence[Tile | None], palette: np.ndarray) -> np.ndarray:
+  """Lays out tiles with their captions, row by row, on a dark sheet."""
+  from PIL import Image, ImageDraw
+
+  rows = -(-len(tiles) // COLUMNS)
+  step_x, step_y = 2 * _TILE + _GAP, _TILE + 2 * _CAPTION + _GAP
+  size = (COLUMNS * step_x + _GAP, rows * step_y + _GAP)
+  picture = Image.new("RGB", size, (32, 32, 32))
+  pen = ImageDraw.Draw(picture)
+  for position, tile in enumerate(tiles):
+    if tile is None:
+      continue
+    caption, image, label = tile
+    row, column = divmod(position, COLUMNS)
+    left, top = _GAP + column * step_x, _GAP + row * step_y
+    _write(pen, caption, left, top)
+    grey = image if image.shape[-1] == 3 else overlay.to_rgb(image[..., 0])
+    ways = (Image.Resampling.BICUBIC, Image.Resampling.NEAREST)
+    for number, (pixels, way) in enumerate(zip((grey, palette[label]), ways)):
+      part = Image.fromarray(pixels)
+      scale = _TILE / max(part.size)
+      wanted = (max(1, round(part.width * scale)), max(1, round(part.height * scale)))
+      place = (left + number * (wanted[0] + 1), top + 2 * _CAPTION)
+      picture.paste(part.resize(wanted, way), place)
+  return np.asarray(picture)
+
+
+def _with_lines(image: np.ndarray) -> np.ndarray:
+  """Returns a copy of the image with lines across it."""
+  lined = image.copy()
+  width = max(1, max(image.shape) // 256)
+  for axis in (0, 1):
+    edge = image.shape[axis]
+    for number in range(1, _LINES):
+      start = number * edge // _LINES
+      where = [slice(None)] * 3
+      where[axis] = slice(start, start + width)
+      lined[tuple(where)] = 200
+  return lined
+
+
+def _write(pen, caption: str, left: int, top: int) -> None:
+  """Writes a caption over a tile, in one line or two; what does not fit is cut off."""
+  font = _font()
+
+  def fits(text: str) -> bool:
+    return pen.textlength(text, font=font) <= 2 * _TILE
+
+  lines = [""]
+  for word in caption.split("_"):
+    longer = f"{lines[-1]} {word}".strip()
+    if fits(longer):
+      lines[-1] = longer
+    elif len(lines) == 1:
+      lines.append(word)
+    else:
+      lines[-1] += " ..."
+      break
+  for number, line in enumerate(lines):
+    y = top + (2 - len(lines) + number) * _CAPTION
+    pen.text((left, y), line, fill=(235, 235, 235), font=font)
+
+
+@functools.cache
+def _font():
+  from PIL import ImageFont
+
+  return ImageFont.load_default(size=14)
+
+
+def pick_examples(
+  source: DatasetSource, split: str, image_key: str, label_key: str, count: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Returns (image, label) of the slices with most foreground, of different volumes first."""
+  import tensorflow as tf
+
+  from flexunet.pipelines.readers import RecordReader
+
+  table = readers.slice_table(source, split)
+  order = np.arange(len(table))
+  if table.pixels is not None:
+    order = np.argsort(-table.pixels[:, 1:].sum(axis=1), kind="stable")
+  _, first = np.unique(table.volume[order], return_index=True)
+  first = np.sort(first)
+  order = np.concatenate([order[first], np.delete(order, first)])
+  reader = RecordReader(source.info.features, table, image_key, label_key)
+  examples = []
+  for row in order[:count]:
+    decoded = reader.decode(reader.serialized(tf.constant(row, tf.int64)))
+    examples.append((decoded["image"].numpy(), decoded["label"].numpy()[..., 0]))
+  return examples

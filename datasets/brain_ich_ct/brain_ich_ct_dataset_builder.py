@@ -9,27 +9,20 @@ from typing import ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from flexunet.datasets import (
-    base_builder,
-    builder_config,
-    ct_ich_jpeg,
-    ct_ich_nifti,
-    ct_ich_patients,
-    ct_ich_table,
-    volume_builder,
-)
-from flexunet.datasets.cases import Case, Findings, Notes
-from flexunet.datasets.errors import InputError
-from flexunet.datasets.intensity import IntensityWindow
-from flexunet.datasets.label_scheme import LabelClass, LabelScheme
-from flexunet.datasets.slicing import SlicePlan
+from flexunet.core.errors import InputError
+from flexunet.datasets.brain_ich_ct import ct_ich_jpeg, ct_ich_nifti, ct_ich_patients, ct_ich_table
+from flexunet.datasets.builder import record_config, segmentation_builder, volume_builder
+from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
+from flexunet.imaging.intensity import IntensityWindow
+from flexunet.imaging.label_scheme import LabelClass, LabelScheme
+from flexunet.imaging.slicing import SlicePlan
 
 # JPEG leaves grey noise around the edges of a black and white mask.
 MASK_THRESHOLD = 127
 
 
 @dataclasses.dataclass(kw_only=True)
-class IchConfig(builder_config.RecordConfig):
+class IchConfig(record_config.RecordConfig):
   """Adds which of the two published forms is read: "jpeg" (v1.0.0) or "nifti" (v1.3.1)."""
 
   source: str = "jpeg"
@@ -102,7 +95,7 @@ class Builder(volume_builder.VolumeBuilder):
     else:
       ct_ich_jpeg.find_cases(findings)
 
-  def slices_of(self, case: Case, notes: Notes) -> Iterator[base_builder.Slice]:
+  def slices_of(self, case: Case, notes: Notes) -> Iterator[segmentation_builder.Slice]:
     if self.builder_config.source == "nifti":
       config = self.builder_config
       rows = {index: ct_ich_table.SliceRow.from_plain(row) for index, row in case.details}
@@ -112,7 +105,7 @@ class Builder(volume_builder.VolumeBuilder):
         yield dataclasses.replace(cut, extras=_extras(rows.get(cut.index)))
       return
     for number, image, label, row in ct_ich_jpeg.read_slices(case, notes, MASK_THRESHOLD):
-      yield base_builder.Slice(number - 1, image, label, extras=_extras(row))
+      yield segmentation_builder.Slice(number - 1, image, label, extras=_extras(row))
 
 
 def _extras(row: ct_ich_table.SliceRow | None) -> dict[str, int]:

@@ -1,4 +1,11 @@
-"""Haemorrhagic and ischaemic stroke in head CT (pictures in folders of subjects)."""
+"""Haemorrhagic and ischaemic stroke in head CT (pictures in folders of subjects).
+
+What the values of a stroke mask mean: its files come in several forms.
+
+Bleeding: 0 and 255, with grey noise where the file is a JPEG. Infarcts descend from AISD, whose
+values are 1 remote, 2 clear acute, 3 blurred acute, 4 invisible, 5 whole infarct; files hold these
+numbers, or 0 and 251..255, or 0 and 255.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +18,23 @@ from typing import ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from flexunet.datasets import (
-    base_builder,
-    ct_ich_patients,
-    integrity,
-    leftovers,
-    picture_io,
-    published_palettes,
-    subject_splits,
-)
-from flexunet.datasets.brain_stroke_ct import mask_values
-from flexunet.datasets.builder_config import RecordConfig
-from flexunet.datasets.cases import Case, Findings, Notes
-from flexunet.datasets.errors import InputError
-from flexunet.datasets.label_scheme import LabelScheme
+from flexunet.core.errors import InputError
+from flexunet.datasets import published_palettes, subject_splits
+from flexunet.datasets.brain_ich_ct import ct_ich_patients
+from flexunet.datasets.builder import raw_folder, segmentation_builder
+from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
+from flexunet.datasets.builder.record_config import RecordConfig
+from flexunet.imaging import pictures
+from flexunet.imaging.label_scheme import LabelScheme
 
 _TYPES = ("Hemorrhagic", "Ischemic")
 _PARTS = ("Training", "Testing")
 _SLICE = re.compile(r"0*(\d+)(?:_HGE_Seg)?", re.IGNORECASE)
+_THRESHOLD = 127
+_MOST_SMALL = 5
+# "Invisible" is drawn where other images of the person show an infarct that this one does not.
+_LESION_CODES = (1, 2, 3, 5)
+_LOSSY = (".jpg", ".jpeg")
 
 
 @dataclasses.dataclass
@@ -41,7 +47,7 @@ class _Subject:
   masks: dict[int, pathlib.Path] = dataclasses.field(default_factory=dict)
 
 
-class Builder(base_builder.BrainBuilder):
+class Builder(segmentation_builder.BrainBuilder):
   """Builds CT slices with two classes of stroke."""
 
   VERSION = tfds.core.Version("1.0.0")
@@ -80,39 +86,39 @@ class Builder(base_builder.BrainBuilder):
     subjects: dict[str, _Subject] = {}
     for part in _PARTS:
       for stroke_type in _TYPES:
-        part_folder = integrity.child(data, part)
-        folder = integrity.child(part_folder, stroke_type) if part_folder else None
+        part_folder = raw_folder.child(data, part)
+        folder = raw_folder.child(part_folder, stroke_type) if part_folder else None
         if folder is not None:
           _collect(findings, subjects, folder, part, stroke_type)
     for name in sorted(subjects):
       _add(findings, name, subjects[name])
-    leftovers.note(findings)
+    raw_folder.note(findings)
 
-  def slices_of(self, case: Case, notes: Notes) -> Iterator[base_builder.Slice]:
+  def slices_of(self, case: Case, notes: Notes) -> Iterator[segmentation_builder.Slice]:
     ischemic = case.stratum == "ischemic"
     for number in case.details:
-      image = picture_io.read_gray(case.files[f"image_{number:04d}"])
+      image = pictures.read_gray(case.files[f"image_{number:04d}"])
       path = case.files[f"mask_{number:04d}"]
-      mask = picture_io.read_gray(path)
+      mask = pictures.read_gray(path)
       if mask.shape != image.shape:
         raise InputError(
             f"{path}: a mask has the size of its picture {image.shape}, got {mask.shape}."
         )
       notes.count_values(f"{case.stratum}_mask", *np.unique(mask, return_counts=True))
-      label = mask_values.lesion(mask, path, ischemic) * np.uint8(2 if ischemic else 1)
-      yield base_builder.Slice(number, image, label)
+      label = lesion(mask, path, ischemic) * np.uint8(2 if ischemic else 1)
+      yield segmentation_builder.Slice(number, image, label)
 
 
 def _data_folder(findings: Findings) -> pathlib.Path | None:
   """Returns the folder with Training and Testing of the CT part, noting the other parts."""
-  above = integrity.find_folder(findings.root, "CT Images")
-  part = integrity.child(above, "CT Images") if above else None
+  above = raw_folder.find_folder(findings.root, "CT Images")
+  part = raw_folder.child(above, "CT Images") if above else None
   if above is not None and part is not None:
     for other in ("MRI Images", "PET Images"):
-      if folder := integrity.child(above, other):
+      if folder := raw_folder.child(above, other):
         findings.leave_out(folder, "only the CT part is used")
-    return integrity.find_folder(part, *_PARTS)
-  return integrity.find_folder(findings.root, *_PARTS)
+    return raw_folder.find_folder(part, *_PARTS)
+  return raw_folder.find_folder(findings.root, *_PARTS)
 
 
 def _collect(
@@ -123,8 +129,8 @@ def _collect(
     stroke_type: str,
 ) -> None:
   for kind, names in (("images", ("images", "image")), ("masks", ("mask", "masks"))):
-    kind_folder = integrity.child(folder, *names)
-    for subject_folder in integrity.children(kind_folder) if kind_folder else ():
+    kind_folder = raw_folder.child(folder, *names)
+    for subject_folder in raw_folder.children(kind_folder) if kind_folder else ():
       name = _subject_name(subject_folder, stroke_type)
       if name is None:
         findings.leave_out(subject_folder, "not a folder of a subject, which is a number")
@@ -154,13 +160,13 @@ def _subject_name(folder: pathlib.Path, stroke_type: str) -> str | None:
 
 
 def _pictures(findings: Findings, folder: pathlib.Path) -> Iterator[tuple[int, pathlib.Path]]:
-  for path in integrity.children(folder):
+  for path in raw_folder.children(folder):
     match = _SLICE.fullmatch(path.stem)
-    if match is None or not picture_io.is_picture(path):
+    if match is None or not pictures.is_picture(path):
       findings.leave_out(path, "its name is not one of this dataset")
       continue
     try:
-      picture_io.read_header(path)
+      pictures.read_header(path)
     except InputError as error:
       findings.problem(str(error))
     yield int(match[1]), path
@@ -170,7 +176,7 @@ def _add(findings: Findings, name: str, subject: _Subject) -> None:
   if len(subject.parts) > 1:
     findings.warn(f"Subject {name} stands in Training and in Testing; here it is on one side.")
   alone = [subject.masks[n] for n in sorted(subject.masks.keys() - subject.images.keys())]
-  integrity.unpaired(findings, alone, "picture of its number")
+  raw_folder.unpaired(findings, alone, "picture of its number")
   reason = "no mask of this slice: unlabelled" if subject.masks else (
       "no mask folder of this subject: unlabelled"
   )  # fmt: skip
@@ -189,3 +195,29 @@ def _add(findings: Findings, name: str, subject: _Subject) -> None:
           fold=ct_ich_patients.fold(int(name.removeprefix("ctich_"))) if shared else None,
       )
   )  # fmt: skip
+
+
+def lesion(mask: np.ndarray, path: pathlib.Path, ischemic: bool) -> np.ndarray:
+  """Returns where the lesion is, bool [H, W].
+
+  Args:
+    mask: uint8 [H, W], as stored.
+    path: Its file; tells whether values are exact, and names it in errors.
+    ischemic: Whether small numbers are AISD's codes.
+
+  Raises:
+    InputError: When an exact file holds values of none of the known forms.
+  """
+  if path.suffix.lower() in _LOSSY:
+    return mask > _THRESHOLD
+  values = np.unique(mask)
+  if values[-1] <= _MOST_SMALL:
+    return np.isin(mask, _LESION_CODES) if ischemic else mask > 0
+  unclear = values[(values > _MOST_SMALL) & (values < 250)]
+  # A few in-between values come from resizing with interpolation; a mask of them is no mask.
+  if np.isin(mask, unclear).mean() > 0.01:
+    raise InputError(
+        f"{path}: mask values must be 0..{_MOST_SMALL} or 0 and 250..255, found"
+        f" {', '.join(map(str, unclear[:5]))}{' ...' if len(unclear) > 5 else ''}. Is this a mask?"
+    )
+  return mask > _THRESHOLD

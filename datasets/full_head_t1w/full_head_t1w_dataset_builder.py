@@ -10,12 +10,13 @@ from typing import ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from flexunet.datasets import integrity, leftovers, published_palettes, volume_builder
-from flexunet.datasets.builder_config import RecordConfig
-from flexunet.datasets.cases import Case, Findings, Notes
-from flexunet.datasets.intensity import IntensityWindow
-from flexunet.datasets.label_scheme import LabelScheme
-from flexunet.datasets.slicing import SlicePlan
+from flexunet.datasets import published_palettes
+from flexunet.datasets.builder import raw_folder, volume_builder
+from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
+from flexunet.datasets.builder.record_config import RecordConfig
+from flexunet.imaging.intensity import IntensityWindow
+from flexunet.imaging.label_scheme import LabelScheme
+from flexunet.imaging.slicing import SlicePlan
 
 # Which folder tells which group a subject is of.
 _GROUPS = {"Anonymized_Subjects": "stroke", "Control_Subjects": "control"}
@@ -62,18 +63,18 @@ class Builder(volume_builder.VolumeBuilder):
     return IntensityWindow("percentile", 0.5, 99.5)
 
   def find_cases(self, findings: Findings) -> None:
-    folder = integrity.find_folder(findings.root, *_GROUPS)
+    folder = raw_folder.find_folder(findings.root, *_GROUPS)
     if folder is None:
       return
     for name, group in _GROUPS.items():
-      if group_folder := integrity.child(folder, name):
+      if group_folder := raw_folder.child(folder, name):
         _find_group(findings, group_folder, group)
     if not any(case.labelled for case in findings.cases) and not findings.problems:
       findings.problem(
           f"{folder}: no scan has a label. A label is called ID_label.nii or ID_label_deface.nii,"
           " where the scan is ID.nii or ID_deface.nii."
       )
-    leftovers.note(findings)
+    raw_folder.note(findings)
 
   def read_scan(self, case: Case, notes: Notes) -> volume_builder.Scan:
     scan = super().read_scan(case, notes)
@@ -83,21 +84,21 @@ class Builder(volume_builder.VolumeBuilder):
 
 
 def _find_group(findings: Findings, folder: pathlib.Path, group: str) -> None:
-  scans = _by_subject(findings, integrity.child(folder, _SCANS))
-  labels = _by_subject(findings, integrity.child(folder, _LABELS))
+  scans = _by_subject(findings, raw_folder.child(folder, _SCANS))
+  labels = _by_subject(findings, raw_folder.child(folder, _LABELS))
   # Publications count 54 to 72 subjects of this set, so what has no twin is told, not refused.
   for subject in sorted(labels.keys() - scans.keys()):
     findings.leave_out(labels[subject], "label without a scan")
     findings.warn(f"{findings.relative(labels[subject])}: has no scan; left out.")
   for subject in sorted(scans):
     scan, label = scans[subject], labels.get(subject)
-    if not integrity.check_volumes(findings, scan, label):
+    if not raw_folder.check_volumes(findings, scan, label):
       continue
-    files = integrity.volume_files("image", scan)
+    files = raw_folder.volume_files("image", scan)
     if label is None:
       findings.warn(f"{findings.relative(scan)}: has no label; it goes to the split unlabeled.")
     else:
-      files |= integrity.volume_files("label", label)
+      files |= raw_folder.volume_files("label", label)
     findings.add(
         Case(
             key=subject, subject=subject, volume=subject, files=files,
@@ -111,7 +112,7 @@ def _by_subject(findings: Findings, folder: pathlib.Path | None) -> dict[str, pa
   found: dict[str, pathlib.Path] = {}
   if folder is None:
     return found
-  for stem, path in integrity.volumes_by_stem(folder, findings).items():
+  for stem, path in raw_folder.volumes_by_stem(folder, findings).items():
     subject = re.sub(r"[^a-z0-9]+", "-", _MARKS.sub("", stem).lower())
     if subject in found:
       findings.problem(

@@ -9,12 +9,13 @@ from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
-from flexunet.datasets import integrity, leftovers, volume_builder, volume_io
-from flexunet.datasets.builder_config import RecordConfig
-from flexunet.datasets.cases import Case, Findings
-from flexunet.datasets.intensity import IntensityWindow
-from flexunet.datasets.label_scheme import LabelClass, LabelScheme
-from flexunet.datasets.slicing import SlicePlan
+from flexunet.datasets.builder import raw_folder, volume_builder
+from flexunet.datasets.builder.raw_folder import Case, Findings
+from flexunet.datasets.builder.record_config import RecordConfig
+from flexunet.imaging import nifti
+from flexunet.imaging.intensity import IntensityWindow
+from flexunet.imaging.label_scheme import LabelClass, LabelScheme
+from flexunet.imaging.slicing import SlicePlan
 
 _SCAN = re.compile(r"HFH_(\d+)", re.IGNORECASE)
 _LABEL = re.compile(r"HFH_(\d+)_Hipp_Labels", re.IGNORECASE)
@@ -70,19 +71,19 @@ class Builder(volume_builder.VolumeBuilder):
     return IntensityWindow("percentile", 0.5, 99.5)
 
   def find_cases(self, findings: Findings) -> None:
-    folder = integrity.find_folder(findings.root, "Train")
+    folder = raw_folder.find_folder(findings.root, "Train")
     if folder is None:
       return
-    train = integrity.folder_in(folder, "Train")
-    test = integrity.child(folder, "Test")
-    labels_folder = integrity.child(train, "Labels")
+    train = raw_folder.folder_in(folder, "Train")
+    test = raw_folder.child(folder, "Test")
+    labels_folder = raw_folder.child(train, "Labels")
     scans = _by_number(findings, train, _SCAN)
     labels = _by_number(findings, labels_folder, _LABEL) if labels_folder else {}
-    integrity.unpaired(
+    raw_folder.unpaired(
         findings, [scans[n] for n in sorted(scans.keys() - labels.keys())],
         "Train/Labels/HFH_NNN_Hipp_Labels of its number",
     )
-    integrity.unpaired(
+    raw_folder.unpaired(
         findings, [labels[n] for n in sorted(labels.keys() - scans.keys())],
         "Train/HFH_NNN of its number",
     )
@@ -90,7 +91,7 @@ class Builder(volume_builder.VolumeBuilder):
       _add(findings, number, scans[number], labels[number])
     for number, scan in sorted(_by_number(findings, test, _SCAN).items() if test else ()):
       _add(findings, number, scan, None)
-    leftovers.note(findings)
+    raw_folder.note(findings)
 
 
 def _by_number(
@@ -98,7 +99,7 @@ def _by_number(
 ) -> dict[str, pathlib.Path]:
   """Returns {subject number: file} of the volumes whose names follow the pattern."""
   found: dict[str, pathlib.Path] = {}
-  for stem, path in integrity.volumes_by_stem(folder, findings).items():
+  for stem, path in raw_folder.volumes_by_stem(folder, findings).items():
     if match := pattern.fullmatch(stem):
       number = match[1]
       if number in found:
@@ -112,15 +113,15 @@ def _by_number(
 def _add(
     findings: Findings, number: str, scan: pathlib.Path, label: pathlib.Path | None
 ) -> None:
-  if not integrity.check_volumes(findings, scan, label):
+  if not raw_folder.check_volumes(findings, scan, label):
     return
-  files = integrity.volume_files("image", scan)
+  files = raw_folder.volume_files("image", scan)
   if label is not None:
-    files |= integrity.volume_files("label", label)
+    files |= raw_folder.volume_files("label", label)
   name = f"hfh_{number}"
   # One scan a subject, so the scan's name is the subject's. The two matrices (256 and 512) come
   # with 0.39 and 0.78 mm pixels; each split gets its share of both.
-  fine = min(volume_io.read_header(scan).spacing_mm) < 0.6
+  fine = min(nifti.read_header(scan).spacing_mm) < 0.6
   findings.add(
       Case(
           key=name, subject=name, volume=name, files=files, labelled=label is not None,

@@ -13,9 +13,9 @@ import pathlib
 
 import numpy as np
 
-from flexunet.datasets.errors import InputError, unknown_name
-from flexunet.datasets.label_scheme import LabelClass, LabelScheme
+from flexunet.core.errors import InputError, unknown_name
 from flexunet.datasets.published_palettes import PRESETS
+from flexunet.imaging.label_scheme import LabelClass, LabelScheme
 
 # Where three classes meet, interpolation mixes three colours; JPEG adds some noise on top.
 FOREIGN_DISTANCE = 48.0

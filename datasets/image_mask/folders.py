@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
-from flexunet.datasets import integrity, picture_io
-from flexunet.datasets.cases import Findings
-from flexunet.datasets.errors import InputError
+from flexunet.core.errors import InputError
+from flexunet.datasets.builder import raw_folder
+from flexunet.datasets.builder.raw_folder import Findings
+from flexunet.imaging import pictures
 
 _SIDES = {
     "train": ("train", "training"),
@@ -49,7 +50,7 @@ def _roots(root: pathlib.Path) -> list[pathlib.Path]:
   for _ in range(_SEARCH_DEPTH + 1):
     if found := [folder for folder in level if _sides(folder)]:
       return found
-    level = [path for folder in level for path in integrity.children(folder) if path.is_dir()]
+    level = [path for folder in level for path in raw_folder.children(folder) if path.is_dir()]
   return []
 
 
@@ -57,24 +58,24 @@ def _sides(root: pathlib.Path) -> dict[str, pathlib.Path]:
   """Returns {side: folder with images and masks}; {"": root} for a plain folder."""
   if _has_both(root):
     return {"": root}
-  sides = {side: integrity.child(root, *names) for side, names in _SIDES.items()}
+  sides = {side: raw_folder.child(root, *names) for side, names in _SIDES.items()}
   return {side: folder for side, folder in sides.items() if folder and _has_both(folder)}
 
 
 def _has_both(folder: pathlib.Path) -> bool:
   if not folder.is_dir():
     return False
-  images, masks = integrity.child(folder, *_IMAGES), integrity.child(folder, *_MASKS)
+  images, masks = raw_folder.child(folder, *_IMAGES), raw_folder.child(folder, *_MASKS)
   return images is not None and masks is not None and images.is_dir() and masks.is_dir()
 
 
 def _pairs_of(findings: Findings, side: str, folder: pathlib.Path) -> list[Pair]:
-  images = _by_stem(findings, integrity.child(folder, *_IMAGES))
-  masks = _by_stem(findings, integrity.child(folder, *_MASKS))
-  integrity.unpaired(
+  images = _by_stem(findings, raw_folder.child(folder, *_IMAGES))
+  masks = _by_stem(findings, raw_folder.child(folder, *_MASKS))
+  raw_folder.unpaired(
       findings, [images[s] for s in sorted(images.keys() - masks.keys())], "mask of its name"
   )
-  integrity.unpaired(
+  raw_folder.unpaired(
       findings, [masks[s] for s in sorted(masks.keys() - images.keys())], "image of its name"
   )
   pairs = []
@@ -86,8 +87,8 @@ def _pairs_of(findings: Findings, side: str, folder: pathlib.Path) -> list[Pair]
 
 def _by_stem(findings: Findings, folder: pathlib.Path | None) -> dict[str, pathlib.Path]:
   found: dict[str, pathlib.Path] = {}
-  for path in integrity.children(folder) if folder else ():
-    if not picture_io.is_picture(path):
+  for path in raw_folder.children(folder) if folder else ():
+    if not pictures.is_picture(path):
       findings.leave_out(path, "not a picture (PNG, JPEG or BMP)")
     elif path.stem in found:
       first = findings.relative(found[path.stem])
@@ -101,7 +102,7 @@ def _same_size(findings: Findings, image: pathlib.Path, mask: pathlib.Path) -> b
   sizes = []
   for path in (image, mask):
     try:
-      header = picture_io.read_header(path)
+      header = pictures.read_header(path)
       sizes.append((header.height, header.width))
     except InputError as error:
       findings.problem(str(error))

@@ -1,27 +1,106 @@
-"""Any folder of pictures and colour masks: {train,valid,test}/{images,masks}, or only the two."""
+"""Options of the dataset `image_mask`, as a config of TFDS.
+
+Any folder of pictures and colour masks: {train,valid,test}/{images,masks}, or only the two.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from flexunet.datasets import base_builder, leftovers, picture_io, record_features
-from flexunet.datasets.cases import Case, Findings, Notes
-from flexunet.datasets.errors import InputError
+from flexunet.core.errors import InputError, unknown_name
+from flexunet.datasets.builder import raw_folder, segmentation_builder
+from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
+from flexunet.datasets.builder.record_config import RecordConfig
 from flexunet.datasets.image_mask import colors, folders, naming
-from flexunet.datasets.image_mask.image_mask_config import ImageMaskConfig
-from flexunet.datasets.label_scheme import LabelScheme
 from flexunet.datasets.published_palettes import PRESETS
+from flexunet.imaging import pictures
+from flexunet.imaging.label_scheme import LabelScheme
 
+SPLITS = ("published", "subject")
 # Of the painted pixels, how many may be foreign to the palette before the palette is refused.
 _FOREIGN_LIMIT = 0.05
 _FEW_PIXELS = 50
 
 
-class Builder(base_builder.BrainBuilder):
+@dataclasses.dataclass(kw_only=True)
+class ImageMaskConfig(RecordConfig):
+  """How a folder of pictures and colour masks is read.
+
+  Attributes:
+    palette: A preset's name, or a JSON file {"background": [0, 0, 0], "tumour": [255, 0, 0]}; the
+      first class is the background.
+    palette_colors: The same as a mapping, or as (name, (r, g, b)) pairs; it wins over `palette`.
+    subject_pattern: Regular expression with a group `subject` and maybe a group `slice`, searched
+      in the file name without suffix; "" takes the rules of the published names.
+    split: "published" keeps train, valid and test of the folder; "subject" splits anew by subject.
+    off_palette_limit: Largest share of a mask's pixels, 0..1, that may be of no palette colour.
+    image_channels: 1 for grey pictures (also when stored as RGB), 3 for colour.
+  """
+
+  palette: str = ""
+  palette_colors: tuple | None = None
+  subject_pattern: str = ""
+  split: str = "published"
+  off_palette_limit: float = 0.25
+  image_channels: int = 1
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.split not in SPLITS:
+      raise unknown_name("split", self.split, SPLITS)
+    if not 0 <= float(self.off_palette_limit) <= 1:
+      raise InputError(f"off_palette_limit is a share 0..1, got {self.off_palette_limit}.")
+    if self.image_channels not in (1, 3):
+      raise InputError(f"image_channels must be 1 or 3, got {self.image_channels}.")
+    unfit = [n for n in ("plane", "window", "isotropic_mm") if getattr(self, n) is not None]
+    if unfit or self.form != "slices":
+      raise InputError(
+          f"Pictures are 2-D and 8-bit already; image_mask does not take"
+          f" {', '.join(unfit or ['volumes'])}."
+      )
+    naming.compile_rules(self.subject_pattern)
+    if self.palette_colors is not None:
+      self.palette_colors = _as_pairs(dict(self.palette_colors))
+    elif self.palette and self.palette not in PRESETS:
+      # The colours, not the file, are what a build depends on; a path has no place in a report.
+      scheme = colors.palette_scheme(self.palette)
+      self.palette_colors = _as_pairs({c.name: c.color for c in scheme.classes})
+    if self.palette_colors is not None:
+      self.palette = "custom"
+      colors.scheme_of(dict(self.palette_colors), "palette_colors")
+
+  def scheme(self) -> LabelScheme:
+    """Returns classes and colours."""
+    if self.palette_colors is not None:
+      return colors.scheme_of(dict(self.palette_colors), "palette_colors")
+    return colors.palette_scheme(self.palette or "binary")
+
+
+def _as_pairs(mapping) -> tuple:
+  try:
+    return tuple((str(name), tuple(color)) for name, color in mapping.items())
+  except TypeError as error:
+    raise InputError(
+        'palette_colors must be {"background": [0, 0, 0], "tumour": [255, 0, 0], ...}. Got:'
+        f" {str(mapping)[:120]}."
+    ) from error
+
+
+def options_of(palette: str) -> dict:
+  """Returns the config options that a value of the flag --palette stands for."""
+  if palette in PRESETS:
+    return {"palette": palette}
+  scheme = colors.palette_scheme(palette)
+  pairs = _as_pairs({c.name: c.color for c in scheme.classes})
+  return {"palette": "custom", "palette_colors": pairs}
+
+
+class Builder(segmentation_builder.BrainBuilder):
   """Builds pictures as they are, masks as class ids."""
 
   VERSION = tfds.core.Version("1.0.0")
@@ -40,7 +119,7 @@ class Builder(base_builder.BrainBuilder):
     return self.builder_config.scheme()
 
   def _make_features(self) -> tfds.features.FeaturesDict:
-    return record_features.slice_features(
+    return segmentation_builder.slice_features(
         self.label_scheme(), self.extra_features(), self.builder_config.image_channels
     )
 
@@ -71,7 +150,7 @@ class Builder(base_builder.BrainBuilder):
     for subject, by_side in sorted(groups.items()):
       self._add_subject(findings, subject, by_side, names)
     if findings.cases:
-      leftovers.note(findings)
+      raw_folder.note(findings)
 
   def _add_subject(self, findings: Findings, subject: str, by_side, names) -> None:
     every = [pair for pairs in by_side.values() for pair in pairs]
@@ -91,15 +170,15 @@ class Builder(base_builder.BrainBuilder):
       for side, pairs in by_side.items():
         _add_case(findings, subject, f"{subject}_{side}", pairs, names, side, side)
 
-  def slices_of(self, case: Case, notes: Notes) -> Iterator[base_builder.Slice]:
+  def slices_of(self, case: Case, notes: Notes) -> Iterator[segmentation_builder.Slice]:
     config, scheme = self.builder_config, self.label_scheme()
-    read = picture_io.read_gray if config.image_channels == 1 else picture_io.read_rgb
+    read = pictures.read_gray if config.image_channels == 1 else pictures.read_rgb
     off_pixels, all_pixels = 0.0, 0
     without_class: list[str] = []
     with_class = False
     for index in case.details:
       path = case.files[f"mask_{index:06d}"]
-      rgb = picture_io.read_rgb(path)
+      rgb = pictures.read_rgb(path)
       label, off_share = scheme.decode(rgb)
       # JPEG moves every colour a little, which is no sign of another palette.
       lossy = path.suffix.lower() in (".jpg", ".jpeg")
@@ -126,7 +205,7 @@ class Builder(base_builder.BrainBuilder):
       _count_gray(rgb, notes)
       off_pixels += off_share * label.size
       all_pixels += label.size
-      yield base_builder.Slice(index, read(case.files[f"image_{index:06d}"]), label)
+      yield segmentation_builder.Slice(index, read(case.files[f"image_{index:06d}"]), label)
     # A faint mask may be blurred all over; where all of a subject's are, the palette is wrong.
     if without_class and not with_class:
       raise InputError(f"{without_class[0]} Is --palette the one of these masks?")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from flexunet.datasets.errors import InputError
+from flexunet.core.errors import InputError
 
 # The names the published preparations gave, the most telling first. An augmented copy, such as
 # barrdistorted_1001_0.3_0.3_Hemorrhagic_075_16, belongs to the subject of its original.
@@ -17,6 +17,8 @@ PUBLISHED_RULES = (
     r"(?:^|_)(?P<subject>(?:Hemorrhagic|Ischemic)_\d+)_(?P<slice>\d+)$",
     r"^(?P<subject>[A-Za-z]*\d+)_(?P<slice>\d+)$",  # 1001_130, 100003_128, GU001_77
 )
+
+
 # A number alone (10185) counts slices over all subjects: it tells nobody's name.
 
 

@@ -11,14 +11,15 @@ from typing import ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from flexunet.datasets import integrity, leftovers, published_palettes, volume_builder
-from flexunet.datasets.builder_config import RecordConfig
-from flexunet.datasets.cases import Case, Findings, Notes
-from flexunet.datasets.errors import unknown_name
-from flexunet.datasets.intensity import IntensityWindow
-from flexunet.datasets.label_scheme import LabelScheme
+from flexunet.core.errors import unknown_name
+from flexunet.datasets import published_palettes
+from flexunet.datasets.builder import raw_folder, volume_builder
+from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
+from flexunet.datasets.builder.record_config import RecordConfig
 from flexunet.datasets.ms_lesion_mri import sequence_table
-from flexunet.datasets.slicing import SlicePlan
+from flexunet.imaging.intensity import IntensityWindow
+from flexunet.imaging.label_scheme import LabelScheme
+from flexunet.imaging.slicing import SlicePlan
 
 MODALITIES = ("t1", "t2", "flair")
 _PATIENT = re.compile(r"Patient-(\d+)", re.IGNORECASE)
@@ -92,7 +93,7 @@ class Builder(volume_builder.VolumeBuilder):
       _find_patient(findings, folder, modality, spacing)
     if folders:
       _leave_out_tables(findings)
-      leftovers.note(findings)
+      raw_folder.note(findings)
 
   def read_scan(self, case: Case, notes: Notes) -> volume_builder.Scan:
     scan = super().read_scan(case, notes)
@@ -102,7 +103,7 @@ class Builder(volume_builder.VolumeBuilder):
 
 
 def _patient_folders(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-  for path in integrity.children(folder):
+  for path in raw_folder.children(folder):
     if path.is_dir() and not path.is_symlink():
       if _PATIENT.fullmatch(path.name):
         yield path
@@ -115,7 +116,7 @@ def _find_patient(
 ) -> None:
   patient = int(folder.name.partition("-")[2])
   found: dict[bool, pathlib.Path] = {}
-  for stem, path in integrity.volumes_by_stem(folder, findings).items():
+  for stem, path in raw_folder.volumes_by_stem(folder, findings).items():
     name = _FILE.fullmatch(stem)
     if name is None:
       findings.leave_out(path, "its name is not one of this dataset")
@@ -132,14 +133,14 @@ def _find_patient(
     wanted = f"{patient}-{'LesionSeg-' if True in missing else ''}{modality}.nii"
     findings.problem(f"{findings.relative(folder)}: lacks {wanted}. Add it, or remove the folder.")
     return
-  if not integrity.check_volumes(findings, found[False], found[True]):
+  if not raw_folder.check_volumes(findings, found[False], found[True]):
     return
   subject = f"ms_{patient:03d}"
   findings.add(
       Case(
           key=f"{subject}_{modality}", subject=subject, volume=f"{subject}_{modality}",
-          files=integrity.volume_files("image", found[False])
-          | integrity.volume_files("label", found[True]),
+          files=raw_folder.volume_files("image", found[False])
+          | raw_folder.volume_files("label", found[True]),
           details={"slice_spacing_mm": spacing.get(patient, float("nan"))},
       )
   )  # fmt: skip

@@ -9,9 +9,10 @@ from __future__ import annotations
 import pathlib
 import re
 
-from flexunet.datasets import integrity, spreadsheet
-from flexunet.datasets.cases import Findings
-from flexunet.datasets.errors import InputError
+from flexunet.core.errors import InputError
+from flexunet.datasets.builder import raw_folder
+from flexunet.datasets.builder.raw_folder import Findings
+from flexunet.datasets.ms_lesion_mri import spreadsheet
 
 _NAME = re.compile(r"supplementary table 2\b.*\.xlsx", re.IGNORECASE)
 _HEADER_ROWS_TRIED = 4
@@ -24,10 +25,10 @@ def find(root: pathlib.Path) -> pathlib.Path | None:
   level = [root]
   for _ in range(3):
     for folder in level:
-      for path in integrity.children(folder):
+      for path in raw_folder.children(folder):
         if path.is_file() and _NAME.fullmatch(path.name):
           return path
-    level = [path for folder in level for path in integrity.children(folder) if path.is_dir()]
+    level = [path for folder in level for path in raw_folder.children(folder) if path.is_dir()]
   return None
 
 

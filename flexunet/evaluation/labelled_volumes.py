@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from flexunet.pipelines import parallel, volume_slices
-from flexunet.pipelines.reading import RecordReader
+from flexunet.pipelines import tf_data
+from flexunet.pipelines.dataset_source import DatasetSource
+from flexunet.pipelines.readers import RecordReader
 from flexunet.pipelines.record_table import RecordTable
-from flexunet.pipelines.source import DatasetSource
 
 _GEOMETRY = ("spacing_mm", "slice_spacing_mm")
 
@@ -57,19 +57,19 @@ def read_volumes(
   import tensorflow as tf
   import tensorflow_datasets as tfds
 
-  if volume_slices.is_volumes(source):
-    yield from _cut_volumes(source, table)
+  if table.decoded is not None:
+    yield from _decoded_volumes(table)
     return
   rows, names = volume_order(table)
   image_key, label_key = keys
   reader = RecordReader(source.info.features, table, image_key, label_key)
   wanted = {key: True for key in (*keys, *_GEOMETRY) if key in source.info.features}
   features = tfds.decode.PartialDecoding(wanted).extract_features(source.info.features)
-  records = parallel.untuned(
+  records = tf_data.untuned(
       tf.data.Dataset.from_tensor_slices(rows)
       .map(
           lambda row: features.deserialize_example(reader.serialized(row)),
-          num_parallel_calls=parallel.default_threads(),
+          num_parallel_calls=tf_data.default_threads(),
           deterministic=True,
       )
       .prefetch(16)
@@ -94,21 +94,19 @@ def read_volumes(
     yield volume
 
 
-def _cut_volumes(source: DatasetSource, table: RecordTable) -> Iterator[LabelledVolume]:
+def _decoded_volumes(table: RecordTable) -> Iterator[LabelledVolume]:
   """Yields the volumes of a table of config `volumes`, whose slices are in memory already."""
-  natives = {source.filepaths(split)[0]: source.native_slices(split) for split in source.read}
   rows, names = volume_order(table)
   for name in dict.fromkeys(names):
     own = [row for row, other in zip(rows, names, strict=True) if other == name]
-    native = natives[table.files[table.shard[own[0]]]]
-    entries = [int(table.offset[row]) for row in own]
+    slices = [table.decoded[row] for row in own]
     yield LabelledVolume(
         *name,
         slice_index=[int(table.slice_index[row]) for row in own],
-        images=[native.images[entry][..., None] for entry in entries],
-        labels=[native.labels[entry] for entry in entries],
-        spacing_mm=native.spacing_mm[entries[0]],
-        slice_spacing_mm=native.slice_spacing_mm[entries[0]],
+        images=[one.image[..., None] for one in slices],
+        labels=[one.label for one in slices],
+        spacing_mm=slices[0].spacing_mm,
+        slice_spacing_mm=slices[0].slice_spacing_mm,
     )
 
 

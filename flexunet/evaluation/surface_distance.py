@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flexunet.datasets.errors import InputError
+from flexunet.core.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from flexunet.datasets.errors import InputError
-from flexunet.network import blocks
-from flexunet.network.knobs import Knobs, count_parameters
+from flexunet.core.errors import InputError
+from flexunet.network import layers
+from flexunet.network.architecture import Knobs
 
 __all__ = [
-    "Knobs", "accept_any_size", "build_model", "count_parameters", "deep_supervision_weights",
+    "Knobs", "accept_any_size", "build_model", "deep_supervision_weights",
     "main_output_only", "predict_any_size", "set_class_prior",
 ]
 
@@ -67,14 +67,14 @@ def build_model(
   inputs = keras.Input((*(knobs.image_size or (None, None)), image_channels), name="image")
   pads = knobs.padded_size is None or knobs.padded_size != knobs.image_size
   # Zeros are appended before scaling, where zero means air, not after it, where it could be grey.
-  x = blocks.PadToMultiple(knobs.multiple, name="pad")(inputs) if pads else inputs
-  x = blocks.input_normalization_layer(input_normalization, "scale")(x)
+  x = layers.PadToMultiple(knobs.multiple, name="pad")(inputs) if pads else inputs
+  x = layers.input_normalization_layer(input_normalization, "scale")(x)
   decoded = _encode_and_decode(x, knobs)
   heads = decoded[: knobs.num_auxiliary_outputs + 1]
   outputs = [_head(features, stage, knobs) for stage, features in enumerate(heads)]
   if pads:
     outputs = [
-        blocks.CropLike(name=_suffixed("crop", stage))([output, inputs])
+        layers.CropLike(name=_suffixed("crop", stage))([output, inputs])
         for stage, output in enumerate(outputs)
     ]
   return keras.Model(inputs, outputs if deep_supervision else outputs[0], name=name)
@@ -90,7 +90,7 @@ def _encode_and_decode(x, knobs: Knobs) -> list:
   }
   skips = []
   for stage in stages:
-    x = blocks.convolution_block(
+    x = layers.convolution_block(
         x, filters=stage.filters, kernel=stage.kernel, dilation=stage.dilation,
         dropout_rate=stage.dropout_rate, name=f"encoder{stage.index}", **shared,
     )
@@ -104,7 +104,7 @@ def _encode_and_decode(x, knobs: Knobs) -> list:
         kernel_initializer=knobs.kernel_initializer, name=f"up{stage.index}",
     )(x)
     x = keras.layers.Concatenate(name=f"join{stage.index}")([x, skip])
-    x = blocks.convolution_block(
+    x = layers.convolution_block(
         x, filters=stage.filters, kernel=stage.kernel, dilation=stage.dilation,
         dropout_rate=stage.dropout_rate, name=f"decoder{stage.index}", **shared,
     )
@@ -182,9 +182,9 @@ def accept_any_size(model: keras.Model) -> keras.Model:
   """
   if model.input_shape[1:3] == (None, None):
     return model
-  padding = [layer for layer in model.layers if isinstance(layer, blocks.PadToMultiple)]
+  padding = [layer for layer in model.layers if isinstance(layer, layers.PadToMultiple)]
   pools = [layer for layer in model.layers if isinstance(layer, keras.layers.MaxPooling2D)]
-  pad = padding[0] if padding else blocks.PadToMultiple(2 ** len(pools), name="pad")
+  pad = padding[0] if padding else layers.PadToMultiple(2 ** len(pools), name="pad")
 
   def call(layer, *args, **kwargs):
     if layer.name == "scale" and not padding:
@@ -198,7 +198,7 @@ def accept_any_size(model: keras.Model) -> keras.Model:
   if padding:  # The model has its own padding and cropping, which take any size.
     return free
   outputs = [
-      blocks.CropLike(name=_suffixed("crop", stage))([output, inputs])
+      layers.CropLike(name=_suffixed("crop", stage))([output, inputs])
       for stage, output in enumerate(free.outputs)
   ]
   return keras.Model(inputs, outputs if len(outputs) > 1 else outputs[0], name=model.name)

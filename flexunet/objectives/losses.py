@@ -13,10 +13,17 @@ from collections.abc import Callable
 
 import keras
 
-from flexunet.datasets.errors import InputError
+from flexunet.core.errors import InputError
 from flexunet.objectives.loss_base import SegmentationLoss
-from flexunet.objectives.pixel_losses import BinaryCrossEntropy, CrossEntropy, Focal
-from flexunet.objectives.region_losses import Dice, IoU, StructuralSimilarity, Tversky
+from flexunet.objectives.segmentation_losses import (
+  BinaryCrossEntropy,
+  CrossEntropy,
+  Dice,
+  Focal,
+  IoU,
+  StructuralSimilarity,
+  Tversky,
+)
 
 
 @keras.saving.register_keras_serializable(package="flexunet")

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
-from flexunet.datasets.errors import InputError
+from flexunet.core.errors import InputError
 from flexunet.objectives import loss_base
 
 # Ratios of true positives, false positives, false negatives and true negatives of one class.

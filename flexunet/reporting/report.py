@@ -2,6 +2,8 @@
 
 Everything is read from the run folder: the report can be written again at any time. It holds
 subject pseudonyms and slices of the data, but no path of the machine.
+
+The report's pictures: worst and best volumes as image, truth and prediction side by side.
 """
 
 from __future__ import annotations
@@ -14,15 +16,20 @@ import math
 import os
 import pathlib
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from flexunet import run_folder
-from flexunet.datasets.errors import InputError
-from flexunet.evaluation import evaluation_examples
-from flexunet.prediction import inference
-from flexunet.reporting import report_cases, report_results, report_training
-from flexunet.reporting import report_html as page
+from flexunet.core import files
+from flexunet.core.errors import InputError
+from flexunet.evaluation import examples
+from flexunet.evaluation.examples import Example
+from flexunet.imaging.label_scheme import LabelScheme
+from flexunet.prediction.predictor import scheme_of
+from flexunet.reporting import html_parts as page
+from flexunet.reporting import overlay, results_section, training_section
 
 
 def write_report(run: run_folder.RunFolder | str | os.PathLike) -> pathlib.Path:
@@ -33,7 +40,7 @@ def write_report(run: run_folder.RunFolder | str | os.PathLike) -> pathlib.Path:
   """
   if not isinstance(run, run_folder.RunFolder):
     run = run_folder.RunFolder.open(run)
-  run_folder.write_bytes(run.report_html, render(run).encode("utf-8"))
+  files.write_bytes(run.report_html, render(run).encode("utf-8"))
   return run.report_html
 
 
@@ -42,7 +49,7 @@ def render(run: run_folder.RunFolder) -> str:
   run_config = run.read_config()
   # Through JSON, so that tuples and lists look the same here as in the file.
   config = json.loads(json.dumps(run_config.to_json()))
-  scheme = inference.scheme_of(run_config)
+  scheme = scheme_of(run_config)
   manifest = _read_json(run.manifest_json)
   evaluations = _read_json(run.metrics_json)
   cases = read_cases(run.cases_csv)
@@ -50,23 +57,23 @@ def render(run: run_folder.RunFolder) -> str:
 
   sections: list[tuple[str, str, str]] = []  # (anchor, title, HTML)
   for split, figures in evaluations.items():
-    examples = evaluation_examples.read(evaluation_examples.path_of(run, split))
-    body = report_results.split_section(
+    shown = examples.read(examples.path_of(run, split))
+    body = results_section.split_section(
         figures, [row for row in cases if row["split"] == split], scheme
     )
     sections.append((f"results-{split}", f"Results on {split}", body))
-    if pictures := report_cases.case_section(examples, scheme):
+    if pictures := case_section(shown, scheme):
       sections.append((f"cases-{split}", f"Cases of {split}", pictures))
   counts = _split_counts(manifest, evaluations)
-  sections.append(("data", "Data", report_training.data_section(config, counts, scheme)))
-  curves = report_training.curves_section(
+  sections.append(("data", "Data", training_section.data_section(config, counts, scheme)))
+  curves = training_section.curves_section(
       read_history(run), config["training"], manifest.get("validation")
   )
   sections.append(("curves", "Training", curves))
-  sections.append(("knobs", "Knobs and reasons", report_training.knobs_section(config)))
-  definitions = report_results.figure_definitions(evaluations)
+  sections.append(("knobs", "Knobs and reasons", training_section.knobs_section(config)))
+  definitions = results_section.figure_definitions(evaluations)
   sections.append(("definitions", "What the figures mean", definitions))
-  provenance = report_training.provenance_section(manifest, model_sha256)
+  provenance = training_section.provenance_section(manifest, model_sha256)
   sections.append(("provenance", "Provenance", provenance))
   return _page(config, evaluations, [section for section in sections if section[2]], model_sha256)
 
@@ -80,8 +87,8 @@ def _page(
   # The headline is of the split that training has seen least of.
   order = {config["data"]["train_split"]: 2, config["data"]["validation_split"]: 1}
   headline = min(evaluations, key=lambda split: order.get(split, 0), default=None)
-  top = report_results.tiles(headline, evaluations[headline]) if headline else ""
-  top += report_results.caveat_box(report_results.caveats(evaluations, config, model_sha256))
+  top = results_section.tiles(headline, evaluations[headline]) if headline else ""
+  top += results_section.caveat_box(results_section.caveats(evaluations, config, model_sha256))
   name = config["dataset_facts"]["name"]
   model = config["model"]
   size = " × ".join(str(edge) for edge in model["image_size"] or ("any", "any"))
@@ -156,3 +163,58 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
   except ValueError as error:
     raise InputError(f"{path} must be readable JSON: {error}. Write it again.") from error
+
+
+def case_section(examples: Sequence[Example], scheme: LabelScheme) -> str:
+  """Returns the examples, worst first; nothing where there are none."""
+  if not examples:
+    return ""
+  palette = overlay.display_palette(scheme.palette)
+  legend = "".join(
+      f'<span class="item">{page.swatch(palette[index])}{page.text(name)}</span>'
+      for index, name in enumerate(scheme.names)
+      if index
+  )
+  parts = [f'<div class="legend">{legend}</div>']
+  only = "The only case" if len(examples) == 1 else "Best cases"
+  for side, title in (("worst", "Worst cases"), ("best", only)):
+    if chosen := [example for example in examples if example.side == side]:
+      parts.append(f"<h3>{title}</h3>")
+      parts += [_case(example, palette) for example in chosen]
+  parts.append(
+      '<p class="note">Of each volume the slice with most true foreground; the Dice is that of the'
+      " whole volume. Where there is a frame in the first picture, the others enlarge it.</p>"
+  )
+  return "".join(parts)
+
+
+def _case(example: Example, palette: np.ndarray) -> str:
+  box = overlay.crop_box([example.truth, example.prediction])
+  crop = example.image[box]
+  zoomed = crop.shape != example.image.shape
+  panels = [
+      ("slice", overlay.frame(example.image, box) if zoomed else example.image),
+      ("image", crop),
+      ("truth", overlay.blend(crop, example.truth[box], palette)),
+      ("prediction", overlay.blend(crop, example.prediction[box], palette)),
+  ]
+  figures = "".join(
+      f'<figure><div class="picture">'
+      f"{page.picture(overlay.stretch(pixels, example.aspect), name)}</div>"
+      f"<figcaption>{name}</figcaption></figure>"
+      # Without anything to enlarge the first two would be the same picture.
+      for name, pixels in (panels if zoomed else panels[1:])
+  )
+  per_class = ", ".join(
+      f"{page.text(name)} {page.number(dice)}"
+      for name, dice in example.dice.items()
+      if dice is not None
+  )
+  detail = f"<span>{per_class}</span>" if len(example.dice) > 1 else ""
+  columns = len(panels) if zoomed else len(panels) - 1
+  return (
+      f'<div class="case"><header><b>{page.text(example.subject)}</b>'
+      f'<span class="dice">Dice <b>{page.number(example.foreground_dice)}</b></span>{detail}'
+      f'<span class="soft">volume {page.text(example.volume)}, slice {example.slice_index}</span>'
+      f'</header><div class="panels of{columns}">{figures}</div></div>'
+  )

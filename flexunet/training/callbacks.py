@@ -2,6 +2,8 @@
 
 Each callback tells its state as JSON and takes it back, so that a resumed run goes on as if it
 had never stopped. With --steps_per_execution above 1 they act once an execution.
+
+Learning rate over a run: a pure function of progress, so that it fits any length and resumes.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import keras
 from absl import logging
 
 from flexunet import run_folder
-from flexunet.training import schedules, time_budget
+from flexunet.training import time_budget
 
 MONITOR = "val_foreground_dice"
 
@@ -174,8 +176,8 @@ class LearningRate(RunCallback):
     self.wait = 0
 
   def current(self) -> float:
-    rate = self._initial * self.factor * schedules.scale(self._schedule, self._clock.progress)
-    return rate * schedules.warmup(self._clock.step, self._warmup_steps)
+    rate = self._initial * self.factor * scale(self._schedule, self._clock.progress)
+    return rate * warmup(self._clock.step, self._warmup_steps)
 
   def on_train_batch_begin(self, batch, logs=None):
     self.model.optimizer.learning_rate.assign(self.current())
@@ -277,3 +279,24 @@ def save_model(model: keras.Model, run: run_folder.RunFolder) -> None:
   partial = run.path / ".model.partial.keras"
   keras.Model(model.input, model.output, name=model.name).save(partial)
   partial.replace(run.model_keras)
+
+
+def scale(schedule: str, progress: float) -> float:
+  """Returns the factor of the initial learning rate at `progress` 0..1 of the run.
+
+  "cosine" follows SGDR without restarts (arXiv:1608.03983), "poly" has the power 0.9 of
+  DeepLab (arXiv:1606.00915).
+  """
+  progress = min(max(progress, 0.0), 1.0)
+  if schedule == "constant":
+    return 1.0
+  if schedule == "cosine":
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+  if schedule == "poly":
+    return (1.0 - progress) ** 0.9
+  raise ValueError(f"schedule must be constant, cosine or poly. Got: {schedule!r}.")
+
+
+def warmup(step: int, warmup_steps: int) -> float:
+  """Returns the factor of the linear rise over the first steps (step counts from 0)."""
+  return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0

@@ -27,8 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from flexunet import run_folder
-from flexunet.datasets.errors import InputError
+from flexunet.core import files
+from flexunet.core.errors import InputError
 
 _NAME = re.compile(r"(\d{6,})_step_\d+")
 _PARTIAL = ".partial-"
@@ -79,7 +79,7 @@ class CheckpointStore:
       shutil.rmtree(partial, ignore_errors=True)
       raise
     _sync_folder(self._folder)
-    run_folder.write_bytes(self._folder / _CURRENT, f"{name}\n".encode())
+    files.write_bytes(self._folder / _CURRENT, f"{name}\n".encode())
     for old in self.names()[self._keep :]:
       shutil.rmtree(self._folder / old, ignore_errors=True)
     return name

@@ -13,19 +13,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
 
-from flexunet.datasets.errors import InputError
-from flexunet.pipelines import loading
+from flexunet import config
+from flexunet.core.errors import InputError
+from flexunet.pipelines import readers
 from flexunet.pipelines.augmentation import augment
 from flexunet.pipelines.augmentation.config import AugmentationConfig
-
-if TYPE_CHECKING:
-  from flexunet import config
-  from flexunet.pipelines.device_cache import DeviceCache
+from flexunet.pipelines.cache import DeviceCache
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,7 +63,7 @@ class DeviceInput:
 
     if self.augmentation is not None:
       image, label = augment.augment_batch(self.augmentation, image, label, seeds)
-    image = loading.to_channels(image, self.image_channels)
+    image = readers.to_channels(image, self.image_channels)
     return image, label, tf.ones(tf.shape(label)[:1], tf.float32)
 
   def _compiled(self, way: Callable) -> Callable:

@@ -13,8 +13,8 @@ from typing import Any
 import keras
 
 from flexunet import config
-from flexunet.datasets.errors import InputError
-from flexunet.pipelines import caching
+from flexunet.core import machine
+from flexunet.core.errors import InputError
 from flexunet.training import device_step
 
 _CPU_INFO = pathlib.Path("/proc/cpuinfo")
@@ -103,7 +103,7 @@ def free_memory() -> int | None:
   The memory of GPUs is measured once, the first time: it is to be asked before TensorFlow has taken
   it for itself.
   """
-  return _free_gpu_memory() if has_gpu() else caching.free_main_memory()
+  return _free_gpu_memory() if has_gpu() else machine.free_main_memory()
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from flexunet import run_folder
+from flexunet.core import files
 
 _PACKAGES = (
     "flexunet", "tensorflow", "keras", "tensorflow-datasets", "numpy", "nibabel", "pillow", "scipy",
@@ -58,15 +58,15 @@ def _gpu_libraries() -> dict[str, str]:
 def write(path: pathlib.Path, told: dict[str, Any], started: bool) -> None:
   """Writes the manifest of a new run; a resumed one adds an entry under "resumed"."""
   if started:
-    run_folder.write_json(path, told)
+    files.write_json(path, told)
     return
   try:
     before = json.loads(path.read_text(encoding="utf-8"))
   except (OSError, ValueError):  # Killed before it was written.
-    run_folder.write_json(path, told)
+    files.write_json(path, told)
     return
   before["resumed"] = [*before.get("resumed", []), told]
-  run_folder.write_json(path, before)
+  files.write_json(path, before)
 
 
 def note(path: pathlib.Path, name: str, value: Any) -> None:
@@ -75,7 +75,7 @@ def note(path: pathlib.Path, name: str, value: Any) -> None:
     told = json.loads(path.read_text(encoding="utf-8"))
   except (OSError, ValueError):  # Nobody wrote one.
     told = {}
-  run_folder.write_json(path, {**told, name: value})
+  files.write_json(path, {**told, name: value})
 
 
 def _version(name: str) -> str | None:

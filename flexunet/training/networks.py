@@ -15,10 +15,9 @@ import keras
 import numpy as np
 
 from flexunet import config
-from flexunet.network import fine_tuning
-from flexunet.network import model as model_module
-from flexunet.objectives import losses, metrics
-from flexunet.training import device_step, loss_settings, starting_point
+from flexunet.network import model, pretrained
+from flexunet.objectives import loss_settings, losses, metrics
+from flexunet.training import device_step
 
 
 class DeepSupervised(keras.Model):
@@ -27,7 +26,7 @@ class DeepSupervised(keras.Model):
   def compile(self, *args, loss=None, **kwargs):
     super().compile(*args, loss=None, **kwargs)
     self.output_loss = loss
-    self.output_weights = model_module.deep_supervision_weights(self)
+    self.output_weights = model.deep_supervision_weights(self)
 
   def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
     if not training:
@@ -51,7 +50,7 @@ def build(
   Args:
     device_input: What its step makes of a batch first; None: batches come finished.
   """
-  network = model_module.build_model(**dataclasses.asdict(run_config.model))
+  network = model.build_model(**dataclasses.asdict(run_config.model))
   deep = run_config.model.deep_supervision
   if device_input is None:
     if not deep:
@@ -82,12 +81,12 @@ def set_first_weights(
   """
   settings = run_config.training
   if settings.class_prior and pixel_shares is not None:
-    model_module.set_class_prior(network, pixel_shares.tolist())
+    model.set_class_prior(network, pixel_shares.tolist())
   if not settings.init_from:
     return None
-  start = starting_point.open_start(settings.init_from)
+  start = pretrained.open_start(settings.init_from)
   mine = [entry["name"] for entry in run_config.dataset_facts.label_scheme]
-  done = fine_tuning.transfer_weights(
+  done = pretrained.transfer_weights(
       start.load(), network, same_classes=start.class_names in (None, mine)
   )
   return f"Starting from {start.name}: {done.sentence()}{start.about_classes(mine)}"
@@ -159,11 +158,11 @@ def evaluation_network(network: keras.Model, run_config: config.RunConfig) -> ke
   """
   if run_config.training.ema_momentum:
     plain = dataclasses.replace(run_config.model, deep_supervision=False)
-    kept = model_module.build_model(**dataclasses.asdict(plain))
+    kept = model.build_model(**dataclasses.asdict(plain))
   elif isinstance(network, device_step.DeviceStep):
     kept = keras.Model(network.input, network.outputs[0], name=network.name)
   else:
-    kept = model_module.main_output_only(network)
+    kept = model.main_output_only(network)
   if kept is not network:
     compile_model(kept, run_config)
   return kept

@@ -8,7 +8,7 @@ import pathlib
 from typing import Any
 
 from flexunet import config, run_folder
-from flexunet.datasets.errors import InputError
+from flexunet.core.errors import InputError
 
 # May change when a run goes on: how long it lasts, where the data lie, what is shown and kept.
 _FREE = (

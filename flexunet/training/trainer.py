@@ -1,33 +1,128 @@
-"""A run in training: its callbacks, its calls of `fit`, its end and its resumption."""
+"""Trains a planned run into its folder, from the start or from its last checkpoint.
+
+A run in training: its callbacks, its calls of `fit`, its end and its resumption.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import math
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 from absl import logging
 
 from flexunet import config, run_folder
-from flexunet.datasets.label_scheme import LabelScheme
-from flexunet.pipelines import order
+from flexunet.core import progress
+from flexunet.imaging.label_scheme import LabelScheme
+from flexunet.network import weights
+from flexunet.pipelines import dataset_source, order
 from flexunet.reporting import report
 from flexunet.training import (
   callbacks,
   checkpointing,
   checkpoints,
-  faults,
-  live_view,
+  device_step,
+  devices,
+  diagnostics,
+  input_pipeline,
   manifest,
+  monitoring,
   networks,
-  run_state,
-  streams,
-  tensorboard,
+  resuming,
   time_budget,
   validation,
 )
+
+
+def fit(
+    run_config: config.RunConfig,
+    run_dir: str | os.PathLike,
+    opened: input_pipeline.TrainingData,
+    argv: Sequence[str] = (),
+    *,
+    resume: bool = False,
+) -> tuple[run_folder.RunFolder, list[dict[str, Any]]]:
+  """Trains, writing everything into the run folder.
+
+  Args:
+    resume: Goes on with the run in `run_dir`, bit for bit as if it had never stopped; starts one
+      where there is none yet.
+
+  Returns:
+    (the run folder, its history with one row an epoch).
+
+  Raises:
+    checkpointing.Interrupted: SIGTERM or SIGINT came; everything is saved.
+  """
+  existing = resuming.existing_run(run_dir) if resume else None
+  if existing is not None:
+    run_config = resuming.merge(existing.read_config(), run_config)
+  run = existing or run_folder.RunFolder(run_folder.check_new(run_dir))
+  devices.prepare(run_config.training)
+  with diagnostics.explained(run_config, opened):
+    prepared = prepare(run_config, opened)
+  trainer_of_run = Trainer(run, run_config, prepared)
+  ended = trainer_of_run.resume()
+  if not ended:
+    # Only now, when nothing is left that could be refused.
+    run.path.mkdir(parents=True, exist_ok=True)
+    run.write_config(run_config)
+    _write_manifest(run, run_config, prepared, argv, started=existing is None)
+    trainer_of_run.train()
+  return run, trainer_of_run.report()
+
+
+def prepare(run_config: config.RunConfig, opened: input_pipeline.TrainingData) -> Prepared:
+  """Opens the data, decodes them where a cache keeps them, and builds the network."""
+  settings = run_config.training
+  strategy = devices.strategy(settings.num_devices, settings.batch_size)
+  opened, left_out = diagnostics.leave_out_corrupt(run_config, opened)
+  epoch_order = input_pipeline.make_order(run_config, opened.train)
+  opened_batches = input_pipeline.make_streams(
+      run_config, opened, replicas=strategy.num_replicas_in_sync if strategy else 1
+  )
+  with devices.scope(strategy), devices.precision(settings.precision):
+    network = networks.build(run_config, opened_batches.device_input)
+    weights.set_from_seed(network, settings.seed)
+    shares = input_pipeline.drawn_pixel_shares(opened.train, epoch_order)
+    if started_from := networks.set_first_weights(network, run_config, shares):
+      progress.say(started_from)
+    networks.compile_model(network, run_config)
+    network.optimizer.build(network.trainable_variables)  # A checkpoint may be put back into it.
+    kept = networks.evaluation_network(network, run_config)
+    if strategy and opened_batches.device_input:
+      device_step.build_metrics(network, run_config.model, settings.batch_size)
+  return Prepared(
+      network=network,
+      kept=kept,
+      data=opened,
+      epoch_order=epoch_order,
+      batches=opened_batches,
+      left_out=left_out,
+      replicas=strategy.num_replicas_in_sync if strategy else 1,
+  )
+
+
+def _write_manifest(
+    run: run_folder.RunFolder,
+    run_config: config.RunConfig,
+    prepared: Prepared,
+    argv: Sequence[str],
+    started: bool,
+) -> None:
+  told = manifest.collect(argv, run_config.dataset_facts.fingerprint, devices.device_names())
+  told["splits"] = dataset_source.split_counts(prepared.data.source)
+  told["left_out"] = prepared.left_out
+  told["cache"] = dataclasses.asdict(prepared.batches.cache_choice)
+  told["steps_per_epoch"] = prepared.epoch_order.steps_per_epoch
+  told["devices_sharing_a_batch"] = prepared.replicas
+  manifest.write(run.manifest_json, told, started)
+  for record in prepared.left_out:
+    progress.say(f"Left out, because it cannot be read: {record}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +140,9 @@ class Prepared:
 
   network: keras.Model
   kept: keras.Model
-  data: streams.TrainingData
+  data: input_pipeline.TrainingData
   epoch_order: order.EpochOrder
-  batches: streams.Streams
+  batches: input_pipeline.Streams
   left_out: list[str]
   replicas: int
 
@@ -79,7 +174,7 @@ class Trainer:
         steps_per_execution=settings.steps_per_execution,
     )
     self._interruption = checkpointing.Interruption()
-    self._history = live_view.History(run, self.clock)
+    self._history = monitoring.History(run, self.clock)
     self._validation = validation.Validation(
         prepared.kept,
         self.clock,
@@ -92,7 +187,7 @@ class Trainer:
     self._early_stop = callbacks.EarlyStop(settings.early_stopping_patience, settings.monitor)
     self.steering: list[keras.callbacks.Callback] = [
         self.clock,
-        faults.StopOnNan(self.clock, prepared.epoch_order, prepared.data.train),
+        diagnostics.StopOnNan(self.clock, prepared.epoch_order, prepared.data.train),
         *([networks.TakeAverages(prepared.kept)] if settings.ema_momentum else []),
         self._validation,
         # From here on the validation figures are known.
@@ -112,11 +207,11 @@ class Trainer:
     fingerprint = run_config.dataset_facts.fingerprint
     tables = {"train": prepared.data.train, "validation": prepared.data.validation}
     identity = {
-        **run_state.data_identity(tables, fingerprint),
+        **checkpointing.data_identity(tables, fingerprint),
         "Keras backend": keras.config.backend(),
         "devices sharing a batch": prepared.replicas,
     }
-    self._state = run_state.RunState(self._network, self.steering, identity)
+    self._state = checkpointing.RunState(self._network, self.steering, identity)
     self._store = checkpoints.CheckpointStore(run.checkpoints, settings.keep_checkpoints)
     self.writer = checkpoints.BackgroundWriter(self._store)
     self._checkpointer = checkpointing.Checkpointer(
@@ -134,12 +229,12 @@ class Trainer:
     """
     with self._interruption:
       try:
-        with faults.explained(self._config, self._prepared.data):
+        with diagnostics.explained(self._config, self._prepared.data):
           self._fit_spans()
         self.writer.wait()
       except checkpointing.Interrupted as interrupted:
         self._checkpointer.save_interrupted(self._validation.pending)
-        live_view.say(
+        progress.say(
             f"{interrupted}: saved at {self.clock.position()}. The same command"
             " with --resume goes on from there."
         )
@@ -168,7 +263,7 @@ class Trainer:
     if not (self._ended_before and self._run.report_html.is_file()):
       report.write_report(self._run)
     else:
-      live_view.say("Nothing to do: this run has ended. Its report is report.html.")
+      progress.say("Nothing to do: this run has ended. Its report is report.html.")
     return self._history.rows
 
   def resume(self) -> bool:
@@ -179,7 +274,7 @@ class Trainer:
       return False
     checkpoint, name, damaged = self._store.read()
     for what in damaged:
-      live_view.say(f"A checkpoint is damaged and was passed over: {what}.")
+      progress.say(f"A checkpoint is damaged and was passed over: {what}.")
     saved, network, clock = checkpoint.state, self._network, self.clock
     for callback in self.steering:
       callback.set_model(network)
@@ -189,7 +284,7 @@ class Trainer:
       network.test_on_batch(*(part.numpy() for part in batch))
     self._state.put_back(checkpoint)
     self._checkpointer.resume_from(checkpoint)
-    live_view.say(f"Goes on from {clock.position()} (checkpoint {name}).")
+    progress.say(f"Goes on from {clock.position()} (checkpoint {name}).")
     logging.info("Resumed from %s.", name)
     network.stop_training = bool(saved.get("stopped"))
     if pending := saved.get("pending"):
@@ -228,12 +323,12 @@ def _views(
 ) -> list[keras.callbacks.Callback]:
   settings = run_config.training
   views: list[keras.callbacks.Callback] = [
-      live_view.ProgressBar(clock, prepared.epoch_order.steps_per_epoch, settings.batch_size)
+      monitoring.ProgressBar(clock, prepared.epoch_order.steps_per_epoch, settings.batch_size)
   ]
   if settings.previews:
-    images, labels = streams.preview_slices(run_config, prepared.data, settings.previews)
+    images, labels = input_pipeline.preview_slices(run_config, prepared.data, settings.previews)
     scheme = run_config.dataset_facts.label_scheme
     palette = LabelScheme.from_json(scheme).palette
-    views.append(live_view.Previews(run, images, labels, palette, prepared.kept))
-  views.append(tensorboard.TensorBoardLog(run, graph=settings.tensorboard_graph))
+    views.append(monitoring.Previews(run, images, labels, palette, prepared.kept))
+  views.append(monitoring.TensorBoardLog(run, graph=settings.tensorboard_graph))
   return views

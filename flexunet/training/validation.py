@@ -9,8 +9,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from flexunet.core import progress
 from flexunet.pipelines.record_table import RecordTable
-from flexunet.training import callbacks, live_view, time_budget
+from flexunet.training import callbacks, time_budget
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Validation(keras.callbacks.Callback):
     if not clock.limit_s or clock.budget.time_for_two(clock.elapsed_s):
       return False
     if not self._skipping:
-      live_view.say("No time for another validation before the last one.")
+      progress.say("No time for another validation before the last one.")
     self._skipping = True
     return True
 
@@ -147,7 +148,7 @@ class Validation(keras.callbacks.Callback):
         f"all would take about {expected_s:.0f} s, more than"
         f" {100 * time_budget.VALIDATION_SHARE:.0f} % of --max_minutes or than is left of it"
     )
-    live_view.say(
+    progress.say(
         f"Validated on {slices} of {whole} held-out slices, spread evenly over subjects, slices and"
         f" foreground: {reason}. Evaluate the run for figures of all of them."
     )

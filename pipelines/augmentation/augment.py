@@ -11,11 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flexunet.pipelines.augmentation import draws, intensity, spatial
+from flexunet.pipelines.augmentation.config import AugmentationConfig
 
 if TYPE_CHECKING:
   import tensorflow as tf
-
-  from flexunet.pipelines.augmentation.config import AugmentationConfig
 
 
 def augment_example(

@@ -12,12 +12,12 @@ holds for brightness, contrast and gamma. Barrel excludes pincushion, blur exclu
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import Any
 
-from flexunet.datasets.checked import Checked, knob
-from flexunet.datasets.errors import InputError
+from flexunet.core.config_fields import Checked, knob
+from flexunet.core.errors import InputError
+from flexunet.pipelines import laterality
 
 PRESETS = ("none", "default", "strong")
 _UNSET = "that of the --augmentation preset"
@@ -175,7 +175,7 @@ class AugmentationConfig(Checked):
     Raises:
       InputError: As `resolve`.
     """
-    if names_sides(class_names):
+    if laterality.names_sides(class_names):
       return self.resolve(sided=True), "no mirror images, since the classes tell sides"
     if plane == "sagittal" and self.flip_horizontal_probability is None:
       # Across a sagittal slice lie front and back, which no body has the other way round.
@@ -290,14 +290,3 @@ def _preset(name: str) -> dict[str, Any]:
     # Strengths stay: a probability given beside it switches on just that transformation.
     values.update(dict.fromkeys(PROBABILITIES, 0.0))
   return values
-
-
-def names_sides(names: Sequence[str]) -> bool:
-  """Tells whether class names speak of sides: left, right, or a pair such as part_1, part_2."""
-  lowered = [name.lower() for name in names]
-  if any(re.search(r"(^|[^a-z])(left|right|l|r|lh|rh)([^a-z]|$)", name) for name in lowered):
-    return True
-  return any(
-      name.endswith("1") and name[:-1][-1:] in ("_", "-", " ") and f"{name[:-1]}2" in lowered
-      for name in lowered
-  )

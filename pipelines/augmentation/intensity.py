@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from flexunet.pipelines.augmentation import compiling, draws, fields
+from flexunet.pipelines import tf_data
+from flexunet.pipelines.augmentation import draws, fields
+from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.pipelines.augmentation.spatial import where_drawn
 
 if TYPE_CHECKING:
   import tensorflow as tf
-
-  from flexunet.pipelines.augmentation.config import AugmentationConfig
 
 # Control points of the bias field along each axis: it varies as slowly as a coil's sensitivity.
 _BIAS_POINTS = 5
@@ -31,7 +31,7 @@ def change(
   import tensorflow as tf
 
   def fused(change):
-    return compiling.fused(change, image)
+    return tf_data.fused(change, image)
 
   steps = {
       "bias_field": fused(lambda x: _bias_field(draw["bias_field"], seeds, x)),

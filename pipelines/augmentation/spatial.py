@@ -10,12 +10,12 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from flexunet.pipelines.augmentation import compiling, draws, fields, sampling
+from flexunet.pipelines import tf_data
+from flexunet.pipelines.augmentation import draws, fields, sampling
+from flexunet.pipelines.augmentation.config import AugmentationConfig
 
 if TYPE_CHECKING:
   import tensorflow as tf
-
-  from flexunet.pipelines.augmentation.config import AugmentationConfig
 
 
 def turn_and_flip(
@@ -107,9 +107,9 @@ def warp(
     def border(image, label):
       return sampling.with_border(image), sampling.with_border(label[..., None])
 
-    where = compiling.fused(places, image)()
-    bordered = compiling.fused(border, image)(image, label)
-    image, label = compiling.fused(sample, image)(*bordered, where)
+    where = tf_data.fused(places, image)()
+    bordered = tf_data.fused(border, image)(image, label)
+    image, label = tf_data.fused(sample, image)(*bordered, where)
     return image, label[..., 0]
 
   straight = functools.partial(resample, bends=False)

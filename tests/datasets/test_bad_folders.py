@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flexunet.core.errors import InputError
 from flexunet.datasets import catalog
-from flexunet.datasets.errors import InputError
-from flexunet.tools import phantom
+from flexunet.tools.phantom import layouts
 
 # dataset: (phantom layout, size, suffix of its scans, config to build).
 VOLUMES = {
@@ -32,7 +32,7 @@ ALL = {**VOLUMES, **PICTURES}
 def raw_and_scan(dataset: str, tmp_path) -> tuple[pathlib.Path, pathlib.Path]:
   """Returns a phantom folder and the first scan or picture of it."""
   size, pattern, _ = ALL[dataset]
-  raw = phantom.write(dataset, tmp_path / "raw", subjects=3, seed=0, size=size)
+  raw = layouts.write(dataset, tmp_path / "raw", subjects=3, seed=0, size=size)
   return raw, sorted(raw.rglob(pattern))[0]
 
 
@@ -57,7 +57,7 @@ def test_a_folder_without_the_dataset_is_refused(dataset, tmp_path):
 @pytest.mark.parametrize("dataset", ALL)
 def test_the_folder_of_another_dataset_is_refused(dataset, tmp_path):
   other = "image_mask" if dataset == "hippocampus_t1w" else "hippocampus_t1w"
-  phantom.write(other, tmp_path / "raw", subjects=1, seed=0, size=ALL[other][0])
+  layouts.write(other, tmp_path / "raw", subjects=1, seed=0, size=ALL[other][0])
   assert "nothing of this dataset was found" in refusal(dataset, tmp_path / "raw", tmp_path)
 
 

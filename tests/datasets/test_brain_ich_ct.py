@@ -11,9 +11,13 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from flexunet.datasets import ct_ich_nifti, ct_ich_patients, ct_ich_table
-from flexunet.datasets.brain_ich_ct import brain_ich_ct_dataset_builder
-from flexunet.datasets.errors import InputError
+from flexunet.core.errors import InputError
+from flexunet.datasets.brain_ich_ct import (
+  brain_ich_ct_dataset_builder,
+  ct_ich_nifti,
+  ct_ich_patients,
+  ct_ich_table,
+)
 
 HEADER = (
     "PatientNumber,SliceNumber,Intraventricular,Intraparenchymal,Subarachnoid,Epidural,Subdural,"

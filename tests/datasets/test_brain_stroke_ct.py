@@ -9,9 +9,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from flexunet.datasets import ct_ich_patients
-from flexunet.datasets.brain_stroke_ct import brain_stroke_ct_dataset_builder, mask_values
-from flexunet.datasets.errors import InputError
+from flexunet.core.errors import InputError
+from flexunet.datasets.brain_ich_ct import ct_ich_patients
+from flexunet.datasets.brain_stroke_ct import brain_stroke_ct_dataset_builder
 
 NAME = "brain_stroke_ct"
 TREE = "NEW-DATASET/REAL-TIME STROKE DETECTION IN MRI, CT, PET IMAGES/CT Images/data"
@@ -142,13 +142,13 @@ def test_a_subject_in_training_and_testing_is_one_subject(tmp_path):
 def test_every_form_of_a_mask_means_the_same(values, name, ischemic, expected):
   mask = np.array([values], np.uint8)
   np.testing.assert_array_equal(
-      mask_values.lesion(mask, pathlib.Path(name), ischemic), [expected])
+      brain_stroke_ct_dataset_builder.lesion(mask, pathlib.Path(name), ischemic), [expected])
 
 
 def test_a_grey_picture_is_no_mask():
   picture = np.arange(256, dtype=np.uint8).reshape(16, 16)
   with pytest.raises(InputError, match=r"a\.png: mask values must be"):
-    mask_values.lesion(picture, pathlib.Path("a.png"), ischemic=True)
+    brain_stroke_ct_dataset_builder.lesion(picture, pathlib.Path("a.png"), ischemic=True)
 
 
 def _other_size(raw):

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from flexunet.datasets import volume_io
-from flexunet.datasets.cases import Notes
-from flexunet.datasets.errors import InputError
+from flexunet.core.errors import InputError
+from flexunet.datasets.builder.raw_folder import Notes
 from flexunet.datasets.full_head_t1w import full_head_t1w_dataset_builder
-from flexunet.tools import phantom
+from flexunet.imaging import nifti
+from flexunet.tools.phantom import layouts
 
 NAME = "full_head_t1w"
 SIZE = (16, 20, 12)  # Sides differ, so that a transposed slice cannot pass.
 
 
 def raw_folder(folder, subjects=4):
-  return phantom.write(NAME, folder, subjects=subjects, seed=0, size=SIZE)
+  return layouts.write(NAME, folder, subjects=subjects, seed=0, size=SIZE)
 
 
 def files(raw, kind):
@@ -83,7 +83,7 @@ def test_a_slice_is_upright_and_matches_its_voxels(tmp_path):
   raw = raw_folder(tmp_path / "raw", subjects=3)
   builder = full_head_t1w_dataset_builder.Builder(data_dir=tmp_path / "out")
   [case] = [c for c in builder.inspect_source(raw).cases if c.subject == "gu001"]
-  stored = volume_io.read(case.files["label"]).voxels
+  stored = nifti.read(case.files["label"]).voxels
   slices = list(builder.slices_of(case, Notes()))
   assert [cut.index for cut in slices] == list(range(12))
   # Stored axes run to left, anterior, superior; anterior is up.

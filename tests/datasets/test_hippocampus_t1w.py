@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from flexunet.datasets.errors import InputError
+from flexunet.core.errors import InputError
 from flexunet.datasets.hippocampus_t1w import hippocampus_t1w_dataset_builder
 
 

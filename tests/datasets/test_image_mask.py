@@ -11,14 +11,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from flexunet.core.errors import InputError
 from flexunet.datasets import catalog
-from flexunet.datasets.errors import InputError
-from flexunet.datasets.image_mask import (
-    colors,
-    image_mask_config,
-    image_mask_dataset_builder,
-    naming,
-)
+from flexunet.datasets.image_mask import colors, image_mask_dataset_builder, naming
 from flexunet.datasets.published_palettes import PRESETS
 
 NAME = "image_mask"
@@ -101,7 +96,7 @@ def test_the_published_names_tell_subject_and_slice(stem, subject, position):
 @pytest.mark.parametrize("pattern", ["(", "no group", "(?P<slice>.)"])
 def test_a_pattern_must_name_the_subject(pattern):
   with pytest.raises(InputError, match="subject_pattern must"):
-    image_mask_config.ImageMaskConfig(name="x", subject_pattern=pattern)
+    image_mask_dataset_builder.ImageMaskConfig(name="x", subject_pattern=pattern)
 
 
 def test_published_sides_are_kept_and_slices_are_in_numeric_order(tmp_path):
@@ -213,7 +208,7 @@ def test_a_palette_file_gives_names_and_colours_and_leaves_no_path(tmp_path):
   palette = tmp_path / "colours.json"
   palette.write_text(json.dumps({"background": [0, 0, 0], "tumour": [10, 200, 30]}))
   write_pair(tmp_path / "raw" / "train", "1_1", color=(10, 200, 30))
-  options = image_mask_config.options_of(str(palette))
+  options = image_mask_dataset_builder.options_of(str(palette))
   builder = build(tmp_path / "raw", tmp_path / "out", config="binary", **options)
   report = build_samples.report_of(builder)
   assert report["label_scheme"][1] == {"name": "tumour", "color": [10, 200, 30]}

@@ -28,9 +28,8 @@ def test_a_build_loads_no_tensorflow(tmp_path):
   raw = build_samples.raw_folder("hippocampus_t1w", tmp_path / "raw", subjects=3)
   loaded = loaded_after(
       "import sys\n"
-      "from absl import flags\n"
       "from flexunet.tools import build\n"
-      "build.main(flags.FLAGS(['build', 'hippocampus_t1w',"
+      "build.main(build._PROGRAM.parse(['build', 'hippocampus_t1w',"
       f" '--manual_dir={raw}', '--data_dir={tmp_path / 'out'}']))"
   )
   assert "tensorflow_datasets" in loaded and "tensorflow" not in loaded

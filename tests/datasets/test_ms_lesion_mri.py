@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from flexunet.datasets import spreadsheet
-from flexunet.datasets.cases import Notes
-from flexunet.datasets.errors import InputError
-from flexunet.datasets.ms_lesion_mri import ms_lesion_mri_dataset_builder, sequence_table
-from flexunet.tools import phantom, phantom_spreadsheet
+from flexunet.core.errors import InputError
+from flexunet.datasets.builder.raw_folder import Notes
+from flexunet.datasets.ms_lesion_mri import (
+  ms_lesion_mri_dataset_builder,
+  sequence_table,
+  spreadsheet,
+)
+from flexunet.tools.phantom import layouts, volumes
 
 NAME = "ms_lesion_mri"
 SIZE = (28, 21, 10)
@@ -22,7 +25,7 @@ TABLE = "Supplementary Table 2 for  sequence parameters .xlsx"
 
 
 def raw_folder(folder, subjects=4):
-  return phantom.write(NAME, folder, subjects=subjects, seed=0, size=SIZE)
+  return layouts.write(NAME, folder, subjects=subjects, seed=0, size=SIZE)
 
 
 class MsLesionTest(tfds.testing.DatasetBuilderTestCase):
@@ -138,7 +141,7 @@ def test_a_spreadsheet_with_entities_is_refused(tmp_path):
 
 def test_the_phantoms_own_spreadsheet_reads_back(tmp_path):
   rows = [["a & b", None, 1.5], [2, "x"]]
-  phantom_spreadsheet.write(tmp_path / "a.xlsx", rows)
+  volumes.write(tmp_path / "a.xlsx", rows)
   assert spreadsheet.read_rows(tmp_path / "a.xlsx") == [["a & b", "", "1.5"], ["2", "x"]]
 
 

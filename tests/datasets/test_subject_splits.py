@@ -4,8 +4,9 @@ import collections
 
 import pytest
 
-from flexunet.datasets import ct_ich_patients, subject_splits
-from flexunet.datasets.errors import InputError
+from flexunet.core.errors import InputError
+from flexunet.datasets import subject_splits
+from flexunet.datasets.brain_ich_ct import ct_ich_patients
 
 
 def people(count, stratum=""):

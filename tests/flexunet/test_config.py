@@ -7,14 +7,14 @@ import subprocess
 import sys
 
 import pytest
-from absl import flags
 
-from flexunet import config, config_flags
-from flexunet.datasets import checked
-from flexunet.datasets.errors import InputError
+from flexunet import config
+from flexunet.core import config_fields, flags
+from flexunet.core.errors import InputError
+from flexunet.pipelines.augmentation.config import AugmentationConfig
 
 PARTS = (
-    config.ModelConfig, config.DataConfig, config.TrainingConfig, config.AugmentationConfig
+    config.ModelConfig, config.DataConfig, config.TrainingConfig, AugmentationConfig
 )  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def test_one_number_means_a_square():
 
 def test_an_unknown_name_lists_the_nearest():
   with pytest.raises(InputError, match="Did you mean 'learning_rate'"):
-    checked.from_mapping(config.TrainingConfig, {"learning_rat": 1.0})
+    config_fields.from_mapping(config.TrainingConfig, {"learning_rat": 1.0})
   values = run_config().to_json()
   values["modle"] = {}
   with pytest.raises(InputError, match="model"):
@@ -73,8 +73,9 @@ def test_an_unknown_name_lists_the_nearest():
 
 @pytest.mark.parametrize("part", PARTS)
 def test_every_field_becomes_a_flag_with_the_same_default_and_a_help_text(part):
-  values = flags.FlagValues()
-  config_flags.define(part, flag_values=values)
+  program = flags.Program("")
+  program.fields(part)
+  values = program.values
   for field in dataclasses.fields(part):
     flag = values[field.name]
     # A flag of several values holds a list, a frozen config a tuple.
@@ -84,9 +85,8 @@ def test_every_field_becomes_a_flag_with_the_same_default_and_a_help_text(part):
 
 
 def test_the_trainer_has_the_flag_of_every_field():
-  # A process of its own: programs share one space of flags.
   told = subprocess.run(
-      [sys.executable, "-m", "flexunet.train", "--helpfull"], capture_output=True, text=True
+      [sys.executable, "-m", "flexunet.train", "--help"], capture_output=True, text=True
   ).stdout
   for part in PARTS:
     for field in dataclasses.fields(part):
@@ -94,15 +94,10 @@ def test_the_trainer_has_the_flag_of_every_field():
 
 
 def test_flags_become_the_config_they_say():
-  values = flags.FlagValues()
-  flags.DEFINE_list("image_size", ["32", "64"], "", flag_values=values)
-  values.mark_as_parsed()
-
-  class Holder:
-    value = values.image_size
-
-  made = config_flags.read(config.ModelConfig, {"image_size": Holder})
-  assert made.image_size == (32, 64)
-  Holder.value = ["a"]
+  program = flags.Program("")
+  holders = program.fields(config.ModelConfig)
+  program.parse(["program", "--image_size=32,64"])
+  assert flags.read(config.ModelConfig, holders).image_size == (32, 64)
+  program.parse(["program", "--image_size=a"])
   with pytest.raises(InputError, match="--image_size"):
-    config_flags.read(config.ModelConfig, {"image_size": Holder})
+    flags.read(config.ModelConfig, holders)

@@ -9,12 +9,10 @@ import pytest
 from absl import flags as absl_flags
 
 from flexunet import config, run_folder
-from flexunet.datasets.errors import InputError
-from flexunet.evaluation import evaluation_run
-from flexunet.network import model as model_module
+from flexunet.core.errors import InputError
+from flexunet.evaluation import evaluate
+from flexunet.network import model
 
-# Fields whose effect is a refusal; test_flag_effects.py counts them.
-FLAGS = {"num_classes", "num_devices"}
 CONFLICTS = [
     (["--num_classes=2"], "num_classes must be 3, the classes of blobs"),
     (["--loss=dise"], "Did you mean 'dice'"),
@@ -132,7 +130,7 @@ def test_a_head_of_other_classes_is_made_anew_and_that_is_said(data_dir, start, 
 
 def test_a_head_of_another_number_of_classes_is_made_anew(data_dir, start, tmp_path, capsys):
   run = with_classes(start, tmp_path / "other", ["background", "lesion"])
-  made = model_module.build_model(
+  made = model.build_model(
       image_size=None, image_channels=1, num_classes=2, base_filters=4, base_kernels=3,
       num_layers=2, normalization="batch",
   )  # fmt: skip
@@ -144,7 +142,7 @@ def test_a_head_of_another_number_of_classes_is_made_anew(data_dir, start, tmp_p
 def test_a_dataset_of_another_palette_is_not_evaluated(data_dir, start, tmp_path):
   run = with_classes(start, tmp_path / "other", ["background", "lesion", "edema"])
   with pytest.raises(InputError, match="must have the classes of the run"):
-    evaluation_run.evaluate(run, ["test"], show_progress=False)
+    evaluate.evaluate(run, ["test"], show_progress=False)
 
 
 def test_old_config_files_without_augmentation_still_read():

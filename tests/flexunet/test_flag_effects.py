@@ -9,8 +9,6 @@ import dataclasses
 import flagged
 import numpy as np
 import pytest
-import test_flag_conflicts
-import test_flag_runs
 
 DEEP = ("--num_layers=3",)
 FOREGROUND = ("--foreground_fraction=0.5",)
@@ -114,7 +112,7 @@ def test_every_flag_has_a_test_of_its_effect():
       # The strengths and probabilities have a test over all of them.
       if name != "augmentation" or field.name == "augmentation"
   }
-  tested = {*ROWS, *OWN_TESTS, *test_flag_runs.FLAGS, *test_flag_conflicts.FLAGS}
+  tested = {*ROWS, *OWN_TESTS, *flagged.SEEN_IN_RUNS, *flagged.REFUSED}
   assert fields == tested
 
 

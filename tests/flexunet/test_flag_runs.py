@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 
 from flexunet import run_folder
-from flexunet.training import callbacks, checkpointing, live_view, networks, trainer, training
+from flexunet.training import callbacks, checkpointing, monitoring, networks, trainer
 
-# Fields whose effect is tested here; test_flag_effects.py counts them.
-FLAGS = {
-    "epochs", "max_minutes", "schedule", "warmup_steps", "reduce_lr_factor", "reduce_lr_patience",
-    "early_stopping_patience", "monitor", "save_best", "ema_momentum", "init_from",
-    "validation_epochs", "previews", "tensorboard_graph", "checkpoint_steps", "keep_checkpoints",
-}  # fmt: skip
 STEPS = 3  # Twelve slices in batches of four.
 CONSTANT = ("--schedule=constant", "--warmup_steps=0", "--learning_rate=0.5")
 
@@ -115,9 +109,9 @@ def test_checkpoints_within_an_epoch_are_taken_as_often_as_asked(data_dir, tmp_p
 
 def test_previews_are_drawn_of_so_many_slices_or_none(data_dir, tmp_path):
   built = trainer_of(data_dir, tmp_path, "--previews=3")
-  assert len(callback(built, live_view.Previews)._images) == 3
+  assert len(callback(built, monitoring.Previews)._images) == 3
   none = trainer_of(data_dir, tmp_path, "--previews=0")
-  assert not any(isinstance(one, live_view.Previews) for one in none.steering)
+  assert not any(isinstance(one, monitoring.Previews) for one in none.steering)
 
 
 @pytest.mark.slow
@@ -191,7 +185,7 @@ def trained(data_dir, tmp_path_factory):
   flags = ("--epochs=4", "--validation_epochs=2", "--previews=2", "--keep_checkpoints=1",
            "--num_layers=3", "--deep_supervision", "--ema_momentum=0.5")  # fmt: skip
   made = flagged.setup(data_dir, *flags)
-  return training.fit(made.config, tmp_path_factory.mktemp("runs") / "run", made.data)
+  return trainer.fit(made.config, tmp_path_factory.mktemp("runs") / "run", made.data)
 
 
 @pytest.mark.slow
@@ -208,7 +202,7 @@ def test_a_run_with_many_flags_keeps_to_them(trained):
 @pytest.mark.slow
 def test_a_run_ends_by_time_when_that_is_asked(data_dir, tmp_path):
   made = flagged.setup(data_dir, "--max_minutes=0.03", "--epochs=10000")
-  _, rows = training.fit(made.config, tmp_path / "run", made.data)
+  _, rows = trainer.fit(made.config, tmp_path / "run", made.data)
   assert len(rows) < 10000 and "val_loss" in rows[-1]
 
 
@@ -235,7 +229,7 @@ def test_a_run_with_averages_accumulation_and_augmentation_resumes_exactly(data_
 
   def weights_after(name, epochs, resume=False):
     made = flagged.setup(data_dir, *flags, f"--epochs={epochs}")
-    run, _ = training.fit(made.config, tmp_path / name, made.data, resume=resume)
+    run, _ = trainer.fit(made.config, tmp_path / name, made.data, resume=resume)
     model = keras.saving.load_model(run.model_keras, compile=False)
     return [np.array(w) for w in model.weights]
 

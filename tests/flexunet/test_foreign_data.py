@@ -8,9 +8,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from flexunet import config
-from flexunet.datasets.errors import InputError
-from flexunet.evaluation import evaluation_run
-from flexunet.training import completion, streams, training
+from flexunet.core.errors import InputError
+from flexunet.evaluation import evaluate
+from flexunet.training import input_pipeline, run_setup, trainer
 
 tf = pytest.importorskip("tensorflow")
 
@@ -31,8 +31,8 @@ def run(data_dir, folder, model=None, **data):
       config.DataConfig(data_dir=str(data_dir), cache="none", **data),
       config.TrainingConfig(epochs=1, batch_size=4, previews=0),
   )
-  opened = streams.open_data(parts[1])
-  return training.fit(completion.complete(*parts, opened), folder, opened)[0]
+  opened = input_pipeline.open_data(parts[1])
+  return trainer.fit(run_setup.complete(*parts, opened), folder, opened)[0]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_another_dataset_trains_and_is_scored_under_its_own_names(foreign, tmp_p
   made = run(foreign, tmp_path / "run", model, resize_mode="pad", **KEYS)
   names = [entry["name"] for entry in made.read_config().dataset_facts.label_scheme]
   assert names == ["background", "class_1", "class_2"]
-  figures = evaluation_run.evaluate(made, ["validation"], tolerance_mm=1.0, show_progress=False)
+  figures = evaluate.evaluate(made, ["validation"], tolerance_mm=1.0, show_progress=False)
   assert figures["validation"]["evaluated"]["volumes"] == 6  # Every record is one alone.
   assert json.loads(made.metrics_json.read_text())["validation"]["foreground_dice"] is not None
 
@@ -90,7 +90,7 @@ def test_a_run_on_a_fold_is_scored_on_the_subjects_of_that_fold(tmp_path):
       tmp_path / "data", {"train": slices("abc", 0), "validation": slices("de", 40)}
   )
   made = run(folder, tmp_path / "run", fold=1)
-  figures = evaluation_run.evaluate(made, ["validation"], tolerance_mm=1.0, show_progress=False)
+  figures = evaluate.evaluate(made, ["validation"], tolerance_mm=1.0, show_progress=False)
   # Fold 1 holds b of the first split and e of the second.
   assert {row["subject"] for row in figures["validation"]["per_subject"]} == {"b", "e"}
   assert figures["validation"]["evaluated"]["subjects_also_trained_on"] == 0

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from flexunet import run_folder
-from flexunet.datasets.errors import InputError
+from flexunet.core import files
+from flexunet.core.errors import InputError
 
 
 def test_a_folder_with_files_is_refused(tmp_path):
@@ -32,11 +33,11 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, make):
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
   target = tmp_path / "values.json"
-  run_folder.write_json(target, {"a": 1})
+  files.write_json(target, {"a": 1})
   with pytest.raises(ValueError):
-    run_folder.write_json(target, {"a": float("nan")})
+    files.write_json(target, {"a": float("nan")})
   with pytest.raises(TypeError):
-    run_folder.write_bytes(target, "text")
+    files.write_bytes(target, "text")
   assert json.loads(target.read_text()) == {"a": 1}
   assert [p.name for p in tmp_path.iterdir()] == ["values.json"]
 

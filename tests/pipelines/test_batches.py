@@ -1,48 +1,11 @@
 """The streams: same batches whatever the threads, caches, hosts and starting points."""
 
-import dataset_samples
 import numpy as np
 import pytest
+from batch_samples import SIZE, content, make_loader, make_order
 
-from flexunet.datasets.errors import InputError
-from flexunet.pipelines import batches, caching, device, loading, order, resizing, selection
-from flexunet.pipelines.source import open_dataset
-
-SIZE = (24, 32)
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-  def records(subjects, first_seed):
-    made = []
-    for subject in subjects:
-      for index in range(4):
-        image, label = dataset_samples.blob_slice(20 + index, 28, first_seed + len(made))
-        if index == 3:  # An empty slice.
-          image, label = np.full_like(image, 10), np.zeros_like(label)
-        made.append({"image": image, "label": label, "subject": subject, "volume": f"{subject}_v",
-                     "slice_index": index, "spacing_mm": (1.0, 2.0)})  # fmt: skip
-    return made
-
-  folder = dataset_samples.write_dataset(
-      tmp_path_factory.mktemp("data"),
-      {"train": records(["a", "b", "c"], 0), "validation": records(["d"], 100)},
-  )
-  return open_dataset(None, folder)
-
-
-def make_loader(source, split="train", **changes):
-  options = {"resizing": resizing.Resizing(SIZE, "pad"), **changes}
-  return loading.ExampleLoader(source, source.table(split), loading.ExampleSpec(**options))
-
-
-def make_order(loader, **changes):
-  return order.EpochOrder(**{"num_records": loader.num_rows, "batch_size": 4, "seed": 7, **changes})
-
-
-def content(dataset) -> list[bytes]:
-  return [b"".join(batch[key].tobytes() for key in sorted(batch))
-          for batch in dataset.as_numpy_iterator()]  # fmt: skip
+from flexunet.core.errors import InputError
+from flexunet.pipelines import batches, cache, readers, resizing, selection
 
 
 def test_a_batch_keeps_its_contract(source):
@@ -69,11 +32,11 @@ def whole(source):
 @pytest.mark.parametrize("mode", ["none", "ram", "disk"])
 def test_threads_and_caches_change_nothing(source, whole, tmp_path, threads, mode):
   loader = make_loader(source)
-  cache = None
+  cached = None
   if mode != "none":
-    cache = caching.fill(loader, caching.Choice(mode, ""), tmp_path, "key")
+    cached = cache.fill(loader, cache.Choice(mode, ""), tmp_path, "key")
   stream = batches.training_batches(
-      loader, make_order(loader), num_steps=9, cache=cache, threads=threads
+    loader, make_order(loader), num_steps=9, cache=cached, threads=threads
   )
   assert content(stream) == whole
 
@@ -82,7 +45,7 @@ def test_threads_and_caches_change_nothing(source, whole, tmp_path, threads, mod
 def test_a_start_in_the_middle_goes_on_as_the_whole(source, whole, start):
   loader = make_loader(source)
   stream = batches.training_batches(
-      loader, make_order(loader), start_step=start, num_steps=9 - start
+    loader, make_order(loader), start_step=start, num_steps=9 - start
   )
   assert content(stream) == whole[start:]
 
@@ -105,7 +68,7 @@ def test_augmentation_gets_a_seed_of_its_own_for_each_example_and_epoch(source, 
   import tensorflow as tf
 
   loader = make_loader(source)
-  cache = caching.fill(loader, caching.Choice(mode, ""), tmp_path, "k") if mode == "ram" else None
+  cached = cache.fill(loader, cache.Choice(mode, ""), tmp_path, "k") if mode == "ram" else None
 
   def write_seed(image, label, seed):
     drawn = tf.random.stateless_uniform((), seed, 0, 256, tf.int32)
@@ -113,7 +76,7 @@ def test_augmentation_gets_a_seed_of_its_own_for_each_example_and_epoch(source, 
 
   def seeds(start):
     stream = batches.training_batches(
-        loader, make_order(loader), start_step=start, num_steps=6 - start, cache=cache,
+        loader, make_order(loader), start_step=start, num_steps=6 - start, cache=cached,
         augment=write_seed,
     )  # fmt: skip
     assert int(stream.cardinality()) == 6 - start
@@ -135,11 +98,9 @@ def test_evaluation_reads_every_record_once_and_marks_what_fills_up(source):
 @pytest.mark.parametrize("cached", [False, True])
 def test_evaluation_reads_chosen_rows_in_their_order(source, cached):
   loader = make_loader(source, "validation")
-  cache = caching.fill(loader, caching.Choice("ram", ""), None, "") if cached else None
+  cached = cache.fill(loader, cache.Choice("ram", ""), None, "") if cached else None
   chosen = np.array([3, 0, 2])
-  read = list(
-      batches.evaluation_batches(loader, 2, cache=cache, rows=chosen).as_numpy_iterator()
-  )
+  read = list(batches.evaluation_batches(loader, 2, cache=cached, rows=chosen).as_numpy_iterator())
   rows = np.concatenate([batch["record"] for batch in read])
   valid = np.concatenate([batch["valid"] for batch in read])
   assert rows[valid].tolist() == [3, 0, 2] and len(rows) == 4
@@ -150,20 +111,20 @@ def test_evaluation_reads_chosen_rows_in_their_order(source, cached):
 def test_neighbours_become_channels_and_ends_repeat(source):
   loader = make_loader(source, context_slices=1, image_channels=3)
   plain = make_loader(source)
-  table = source.table("train")
+  table = readers.slice_table(source, "train")
   row = int(np.flatnonzero((table.subject == "b") & (table.slice_index == 0))[0])
   above = int(np.flatnonzero((table.subject == "b") & (table.slice_index == 1))[0])
   # Slices differ in height here, so only the middle one can be compared with equal geometry.
   with pytest.raises(Exception, match=r"[Cc]oncat|Dimension"):
     loader(row)
-  rows = loading.neighbour_rows(table, 1)
+  rows = readers.neighbour_rows(table, 1)
   assert rows[row].tolist() == [row, row, above]
   assert plain(row)["image"].shape == (*SIZE, 1)
 
 
 def test_context_needs_the_channels_it_makes():
   with pytest.raises(InputError, match="must be 5"):
-    loading.ExampleSpec(resizing=resizing.Resizing(SIZE), context_slices=2, image_channels=3)
+    readers.ExampleSpec(resizing=resizing.Resizing(SIZE), context_slices=2, image_channels=3)
 
 
 def test_folds_cut_by_subject_and_an_unknown_fold_is_refused(source):
@@ -177,7 +138,7 @@ def test_folds_cut_by_subject_and_an_unknown_fold_is_refused(source):
 
 
 def test_pools_hold_the_foreground(source):
-  table = source.table("train")
+  table = readers.slice_table(source, "train")
   (pool,) = selection.pools(table, by_class=False)
   assert set(pool) == set(np.flatnonzero(table.slice_index < 3))
   assert len(selection.pools(table, by_class=True)) == 2
@@ -188,7 +149,7 @@ def test_corrupt_records_are_found(source, tmp_path):
   import pathlib
   import shutil
 
-  table = source.table("train")
+  table = readers.slice_table(source, "train")
   damaged = tmp_path / pathlib.Path(table.files[0]).name
   shutil.copy(table.files[0], damaged)
   data = bytearray(damaged.read_bytes())
@@ -196,19 +157,19 @@ def test_corrupt_records_are_found(source, tmp_path):
   data[int(table.offset[row]) + 40] ^= 0xFF
   damaged.write_bytes(data)
   bad = dataclasses.replace(table, files=[str(damaged), *table.files[1:]])
-  spec = loading.ExampleSpec(resizing=resizing.Resizing(SIZE, "pad"))
-  assert loading.ExampleLoader(source, bad, spec).find_corrupt() == [row]
-  assert loading.ExampleLoader(source, table, spec).find_corrupt() == []
+  spec = readers.ExampleSpec(resizing=resizing.Resizing(SIZE, "pad"))
+  assert readers.ExampleLoader(source, bad, spec).find_corrupt() == [row]
+  assert readers.ExampleLoader(source, table, spec).find_corrupt() == []
 
 
 def test_a_killed_disk_cache_is_made_again_and_a_whole_one_is_taken(source, tmp_path):
   loader = make_loader(source)
   (tmp_path / "key").mkdir()
   (tmp_path / "key" / "images.npy").write_bytes(b"half")  # What a kill might have left.
-  choice = caching.Choice("disk", "")
-  first = caching.fill(loader, choice, tmp_path, "key")
+  choice = cache.Choice("disk", "")
+  first = cache.fill(loader, choice, tmp_path, "key")
   made = (tmp_path / "key" / "images.npy").stat().st_mtime_ns
-  again = caching.fill(loader, choice, tmp_path, "key")
+  again = cache.fill(loader, choice, tmp_path, "key")
   assert (tmp_path / "key" / "images.npy").stat().st_mtime_ns == made
   np.testing.assert_array_equal(first.images, again.images)
   assert sorted(p.name for p in tmp_path.iterdir()) == ["key"]
@@ -217,37 +178,37 @@ def test_a_killed_disk_cache_is_made_again_and_a_whole_one_is_taken(source, tmp_
 def test_the_cache_key_follows_what_it_holds(source):
   rows = np.arange(3)
   keys = {
-      caching.key_of("f", make_loader(source), rows),
-      caching.key_of("g", make_loader(source), rows),
-      caching.key_of("f", make_loader(source), rows + 1),
-      caching.key_of("f", make_loader(source, resizing=resizing.Resizing(SIZE, "fit")), rows),
+    cache.key_of("f", make_loader(source), rows),
+    cache.key_of("g", make_loader(source), rows),
+    cache.key_of("f", make_loader(source), rows + 1),
+    cache.key_of("f", make_loader(source, resizing=resizing.Resizing(SIZE, "fit")), rows),
   }
   assert len(keys) == 4
 
 
 @pytest.mark.parametrize(
-    "mode, needed, memory, disk, expected",
-    [
-        ("auto", 40, 100, 0, "ram"),
-        ("auto", 41, 100, 100, "disk"),
-        ("auto", 60, 100, 100, "none"),
-        ("none", 1, 100, 100, "none"),
-        ("ram", 90, 100, 0, "ram"),
-        ("disk", 90, 0, 100, "disk"),
-    ],
+  "mode, needed, memory, disk, expected",
+  [
+    ("auto", 40, 100, 0, "ram"),
+    ("auto", 41, 100, 100, "disk"),
+    ("auto", 60, 100, 100, "none"),
+    ("none", 1, 100, 100, "none"),
+    ("ram", 90, 100, 0, "ram"),
+    ("disk", 90, 0, 100, "disk"),
+  ],
 )
 def test_the_cache_takes_what_fits(tmp_path, mode, needed, memory, disk, expected):
-  choice = caching.choose(mode, needed, tmp_path, free_memory=memory, free_disk=disk)
+  choice = cache.choose(mode, needed, tmp_path, free_memory=memory, free_disk=disk)
   assert choice.mode == expected and choice.reason
 
 
 @pytest.mark.parametrize("mode", ["ram", "disk"])
 def test_a_cache_that_cannot_fit_is_refused(tmp_path, mode):
   with pytest.raises(InputError, match=f"--cache={mode} needs"):
-    caching.choose(mode, 101, tmp_path, free_memory=100, free_disk=100)
+    cache.choose(mode, 101, tmp_path, free_memory=100, free_disk=100)
 
 
 def test_without_a_gpu_batches_stay_as_they_are_with_their_number(source):
   loader = make_loader(source)
   stream = batches.training_batches(loader, make_order(loader))
-  assert int(device.prefetch_to_device(stream).cardinality()) == 3
+  assert int(batches.prefetch_to_device(stream).cardinality()) == 3

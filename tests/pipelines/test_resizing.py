@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flexunet.datasets.errors import InputError
+from flexunet.core.errors import InputError
 from flexunet.pipelines.resizing import MODES, Resizing
 
 

@@ -12,10 +12,12 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from flexunet.datasets.errors import InputError
-from flexunet.pipelines import source
+from flexunet.core.errors import InputError
+from flexunet.datasets import built_dataset
+from flexunet.pipelines import dataset_source, readers
 from flexunet.pipelines.augmentation.config import AugmentationConfig
-from flexunet.tools import augmented_dataset, built_datasets, verify_records
+from flexunet.tools import verify_records
+from flexunet.tools.augment_offline import dataset
 
 ROTATED = AugmentationConfig(
     augmentation="none", rotation_probability=1.0, flip_horizontal_probability=0.5
@@ -28,18 +30,18 @@ def stroke(tmp_path_factory):
   folder = tmp_path_factory.mktemp("stroke")
   raw = build_samples.raw_folder("brain_stroke_ct", folder / "raw", subjects=8)
   builder = build_samples.build("brain_stroke_ct", raw, folder / "data")
-  return built_datasets.open_folder(pathlib.Path(builder.data_path))
+  return built_dataset.open_folder(pathlib.Path(builder.data_path))
 
 
-def plan(**changes) -> augmented_dataset.Plan:
+def plan(**changes) -> dataset.Plan:
   values = {"config": ROTATED, "copies": 2, "only_classes": ("hemorrhagic",), **changes}
-  return augmented_dataset.Plan(**values)
+  return dataset.Plan(**values)
 
 
 @pytest.fixture(scope="module")
 def augmented(stroke, tmp_path_factory):
-  folder, count = augmented_dataset.write_records(stroke, plan(), tmp_path_factory.mktemp("out"))
-  return built_datasets.open_folder(folder), count
+  folder, count = dataset.write_records(stroke, plan(), tmp_path_factory.mktemp("out"))
+  return built_dataset.open_folder(folder), count
 
 
 def copies_in(dataset) -> list[dict]:
@@ -116,8 +118,8 @@ def test_tfds_and_the_pipeline_read_it(augmented):
   total = len([row for row in dataset.rows if row["split"] == "train"])
   assert builder.info.splits["train"].num_examples == total
   assert len(list(builder.as_dataset(split="train"))) == total
-  opened = source.open_dataset("brain_stroke_ct/slices_augmented", dataset.path.parents[2])
-  assert len(opened.table("train")) == total
+  opened = dataset_source.open_dataset("brain_stroke_ct/slices_augmented", dataset.path.parents[2])
+  assert len(readers.slice_table(opened, "train")) == total
 
 
 def test_the_report_tells_settings_and_source(stroke, augmented):
@@ -129,17 +131,17 @@ def test_the_report_tells_settings_and_source(stroke, augmented):
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(stroke, augmented, tmp_path):
-  again, _ = augmented_dataset.write_records(stroke, plan(), tmp_path / "again")
-  other, _ = augmented_dataset.write_records(stroke, plan(seed=2), tmp_path / "other")
+  again, _ = dataset.write_records(stroke, plan(), tmp_path / "again")
+  other, _ = dataset.write_records(stroke, plan(seed=2), tmp_path / "other")
   first = build_samples.digests(augmented[0].path)
   assert build_samples.digests(again) == first
   assert build_samples.digests(other) != first
 
 
 def test_one_draw_for_a_volume_is_the_same_for_its_slices(stroke, tmp_path):
-  folder, _ = augmented_dataset.write_records(stroke, plan(draw_by="volume"), tmp_path)
+  folder, _ = dataset.write_records(stroke, plan(draw_by="volume"), tmp_path)
   done = {}
-  for row in copies_in(built_datasets.open_folder(folder)):
+  for row in copies_in(built_dataset.open_folder(folder)):
     done.setdefault(row["volume"], set()).add(re.sub(r".*_aug\d\d_", "", row["key"]))
   assert all(len(names) == 1 for names in done.values())
   assert len(set.union(*done.values())) > 1
@@ -147,7 +149,7 @@ def test_one_draw_for_a_volume_is_the_same_for_its_slices(stroke, tmp_path):
 
 def test_pictures_hold_copies_in_the_training_folder_alone(stroke, tmp_path):
   out = tmp_path / "pictures"
-  count = augmented_dataset.write_pictures(stroke, plan(copies=1), out)
+  count = dataset.write_pictures(stroke, plan(copies=1), out)
   names = {
       kind: {p.name for p in (out / "train" / kind).iterdir()} for kind in ("images", "masks")
   }
@@ -175,19 +177,19 @@ def test_what_must_not_be_augmented_is_refused_and_nothing_is_written(
     stroke, tmp_path, form, changes, wanted
 ):
   with pytest.raises(InputError, match=wanted):
-    getattr(augmented_dataset, form)(stroke, plan(**changes), tmp_path / "out")
+    getattr(dataset, form)(stroke, plan(**changes), tmp_path / "out")
   assert build_samples.files_below(tmp_path) == []
 
 
 def test_copies_of_copies_are_refused(augmented, tmp_path):
   with pytest.raises(InputError, match="holds augmented copies already"):
-    augmented_dataset.write_records(augmented[0], plan(), tmp_path)
+    dataset.write_records(augmented[0], plan(), tmp_path)
 
 
 def test_an_existing_result_is_not_touched(stroke, augmented):
   out = augmented[0].path.parents[2]
   with pytest.raises(InputError, match="exists already"):
-    augmented_dataset.write_records(stroke, plan(), out)
+    dataset.write_records(stroke, plan(), out)
 
 
 def test_an_augmentation_that_is_off_is_refused():
@@ -201,7 +203,7 @@ def test_a_failure_on_the_way_leaves_nothing(stroke, tmp_path):
       augmentation="none", noise_probability=1e-6, noise_std=0.01
   ).resolve()
   with pytest.raises(InputError, match="100 draws for one slice"):
-    augmented_dataset.write_records(stroke, plan(config=config), tmp_path / "a/b")
+    dataset.write_records(stroke, plan(config=config), tmp_path / "a/b")
   assert build_samples.files_below(tmp_path) == []
 
 

@@ -10,13 +10,12 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 from PIL import Image
 
-from flexunet.datasets import build_run
-from flexunet.datasets.errors import InputError
-from flexunet.tools import build, phantom
+from flexunet.core.errors import InputError
+from flexunet.datasets.builder import build_run
+from flexunet.tools import build
+from flexunet.tools.phantom import layouts
 
 HIPPOCAMPUS, ICH = "hippocampus_t1w", "brain_ich_ct"
 SIZES = {HIPPOCAMPUS: (24, 12, 20), ICH: (40, 4)}
@@ -24,12 +23,14 @@ SIZES = {HIPPOCAMPUS: (24, 12, 20), ICH: (40, 4)}
 
 def run(*arguments):
   """Runs the tool in this process; bad input comes as `InputError`."""
-  with flagsaver.flagsaver():
-    build.main(flags.FLAGS(["build", "--num_workers=1", *map(str, arguments)]))
+  build._PROGRAM.values.unparse_flags()
+  for name in build._PROGRAM.values:
+    build._PROGRAM.values[name].unparse()
+  build.main(build._PROGRAM.parse(["build", "--num_workers=1", *map(str, arguments)]))
 
 
 def raw_folder(dataset, folder, subjects=3):
-  return phantom.write(dataset, folder, subjects=subjects, seed=0, size=SIZES[dataset])
+  return layouts.write(dataset, folder, subjects=subjects, seed=0, size=SIZES[dataset])
 
 
 @pytest.fixture(scope="module")

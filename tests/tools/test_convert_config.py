@@ -6,9 +6,12 @@ import sys
 import pytest
 from absl import flags
 
-from flexunet import config, config_flags, preset_files
-from flexunet.datasets.errors import InputError
-from flexunet.tools import published_config
+from flexunet import config
+from flexunet.core import flags as config_flags
+from flexunet.core.errors import InputError
+from flexunet.pipelines.augmentation.config import AugmentationConfig
+from flexunet.presets import preset_files
+from flexunet.tools import convert_config
 
 # The shape of the published files, with values of our own.
 TEXT = """
@@ -56,7 +59,7 @@ rgb_map = {(0,0,0):0,
 def converted(tmp_path, text=TEXT):
   path = tmp_path / "train_eval_infer.config"
   path.write_text(text)
-  return published_config.convert(path)
+  return convert_config.convert(path)
 
 
 def parsed(text: str, folder):
@@ -65,7 +68,7 @@ def parsed(text: str, folder):
   file.write_text(text)
   values = flags.FlagValues()
   parts = (
-      config.ModelConfig, config.DataConfig, config.TrainingConfig, config.AugmentationConfig
+      config.ModelConfig, config.DataConfig, config.TrainingConfig, AugmentationConfig
   )  # fmt: skip
   holders = [config_flags.define(part, flag_values=values) for part in parts]
   values(["program", f"--flagfile={file}"])

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from flexunet.datasets.errors import InputError
-from flexunet.network import knobs
-from flexunet.tools import network_drawing
+from flexunet.core.errors import InputError
+from flexunet.network import architecture
+from flexunet.tools import inspect_model
 
 
 def started(*arguments: str) -> subprocess.CompletedProcess:
@@ -49,14 +49,14 @@ def test_bad_input_is_one_line_and_exit_code_one(arguments, said):
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
 def test_the_drawing_is_of_the_format_asked_for(suffix, tmp_path):
   path = tmp_path / f"network.{suffix}"
-  network_drawing.draw(knobs.Knobs(num_layers=3), path)
+  inspect_model.draw(architecture.Knobs(num_layers=3), path)
   start = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix]
   assert path.read_bytes().startswith(start)
 
 
 def test_the_drawing_names_every_stage(tmp_path):
-  shape = knobs.Knobs(image_size=(100, 60), num_layers=3, base_filters=6)
-  network_drawing.draw(shape, tmp_path / "network.svg")
+  shape = architecture.Knobs(image_size=(100, 60), num_layers=3, base_filters=6)
+  inspect_model.draw(shape, tmp_path / "network.svg")
   text = (tmp_path / "network.svg").read_text()
   # Text is drawn as paths; Matplotlib keeps the words as comments. 100 is padded to 100, 60 to 60.
   for caption in ("100x60x6", "50x30x12", "25x15x24"):
@@ -65,4 +65,4 @@ def test_the_drawing_names_every_stage(tmp_path):
 
 def test_an_unknown_format_is_refused(tmp_path):
   with pytest.raises(InputError, match=".png, .svg, .pdf"):
-    network_drawing.draw(knobs.Knobs(num_layers=2), tmp_path / "network.bmp")
+    inspect_model.draw(architecture.Knobs(num_layers=2), tmp_path / "network.bmp")

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flexunet.datasets import ct_ich_patients
-from flexunet.datasets.errors import InputError
-from flexunet.tools import phantom, phantom_ct
+from flexunet.core.errors import InputError
+from flexunet.datasets.brain_ich_ct import ct_ich_patients
+from flexunet.tools.phantom import ct, layouts
 
 SMALL = {
     "brain_ich_ct": (96, 8),
@@ -38,24 +38,24 @@ def voxels(path) -> np.ndarray:
   return np.asanyarray(nib.load(path).dataobj)
 
 
-@pytest.mark.parametrize("dataset", phantom.LAYOUTS)
+@pytest.mark.parametrize("dataset", layouts.LAYOUTS)
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path, dataset):
   for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-    phantom.write(dataset, tmp_path / name, 2, seed, SMALL[dataset])
+    layouts.write(dataset, tmp_path / name, 2, seed, SMALL[dataset])
   assert digests(tmp_path / "a") == digests(tmp_path / "b")
   assert digests(tmp_path / "a") != digests(tmp_path / "c")
 
 
 @pytest.mark.parametrize("dataset", ["full_head_t1w", "brain_stroke_ct", "image_mask"])
 def test_a_subject_does_not_depend_on_how_many_there_are(tmp_path, dataset):
-  few = digests(phantom.write(dataset, tmp_path / "few", 2, 0, SMALL[dataset]))
-  more = digests(phantom.write(dataset, tmp_path / "more", 3, 0, SMALL[dataset]))
+  few = digests(layouts.write(dataset, tmp_path / "few", 2, 0, SMALL[dataset]))
+  more = digests(layouts.write(dataset, tmp_path / "more", 3, 0, SMALL[dataset]))
   few.pop("Data/Metadata.csv", None)  # The list of subjects is the one file that grows.
   assert few.items() < more.items()
 
 
 def test_hippocampus_files_have_the_quirks_of_the_published_ones(tmp_path):
-  phantom.write("hippocampus_t1w", tmp_path, 5, 0, SMALL["hippocampus_t1w"])
+  layouts.write("hippocampus_t1w", tmp_path, 5, 0, SMALL["hippocampus_t1w"])
   images = [nib.load(tmp_path / "Train" / f"HFH_{n:03d}.hdr") for n in range(1, 6)]
   assert [image.shape for image in images] == [(32, 16, 36, 1)] * 3 + [(43, 16, 48, 1)] * 2
   assert [image.header.endianness for image in images] == ["<", ">", "<", ">", "<"]
@@ -66,7 +66,7 @@ def test_hippocampus_files_have_the_quirks_of_the_published_ones(tmp_path):
 
 
 def test_the_two_hippocampi_lie_left_and_right_and_differ_between_subjects(tmp_path):
-  phantom.write("hippocampus_t1w", tmp_path, 3, 0, SMALL["hippocampus_t1w"])
+  layouts.write("hippocampus_t1w", tmp_path, 3, 0, SMALL["hippocampus_t1w"])
   labels = [voxels(p).squeeze() for p in sorted((tmp_path / "Train" / "Labels").glob("*.hdr"))]
   for label in labels:
     assert set(np.unique(label)) == {0, 1, 2}
@@ -77,7 +77,7 @@ def test_the_two_hippocampi_lie_left_and_right_and_differ_between_subjects(tmp_p
 
 
 def test_haemorrhage_table_and_masks_tell_the_same_but_for_the_planned_gaps(tmp_path):
-  root = next(phantom.write("brain_ich_ct", tmp_path, 9, 0, SMALL["brain_ich_ct"]).iterdir())
+  root = next(layouts.write("brain_ich_ct", tmp_path, 9, 0, SMALL["brain_ich_ct"]).iterdir())
   raw = (root / "hemorrhage_diagnosis.csv").read_bytes()
   assert raw.startswith(b"\xef\xbb\xbfPatientNumber") and raw.count(b"\r\n") == 1 + 9 * 8
   rows = list(csv.DictReader(raw.decode("utf-8-sig").splitlines()))
@@ -87,7 +87,7 @@ def test_haemorrhage_table_and_masks_tell_the_same_but_for_the_planned_gaps(tmp_
             for path in root.rglob("*_HGE_Seg.jpg")}  # fmt: skip
   assert masked < positive
   # The eighth patient has no mask at all, as patient 049 of the real set.
-  unlabelled_patient = phantom_ct.ich_patients(9)[7]
+  unlabelled_patient = ct.ich_patients(9)[7]
   patients = {patient for patient, _ in positive}
   assert patients - {patient for patient, _ in masked} == {unlabelled_patient}
   assert len(patients) == 6 and patients <= ct_ich_patients.HEMORRHAGE_PATIENTS
@@ -97,7 +97,7 @@ def test_haemorrhage_table_and_masks_tell_the_same_but_for_the_planned_gaps(tmp_
 
 
 def test_six_haemorrhage_subjects_cover_the_three_sides_of_the_split_with_masks():
-  patients = phantom_ct.ich_patients(6)
+  patients = ct.ich_patients(6)
   sides = [ct_ich_patients.sides()[ct_ich_patients.subject_name(n)] for n in patients]
   # Of three subjects the third is healthy.
   bleeding = [side for index, side in enumerate(sides) if index % 3 != 2]
@@ -105,7 +105,7 @@ def test_six_haemorrhage_subjects_cover_the_three_sides_of_the_split_with_masks(
 
 
 def test_haemorrhage_masks_are_grey_noisy_and_blood_is_brighter_than_brain(tmp_path):
-  root = next(phantom.write("brain_ich_ct", tmp_path, 1, 0, SMALL["brain_ich_ct"]).iterdir())
+  root = next(layouts.write("brain_ich_ct", tmp_path, 1, 0, SMALL["brain_ich_ct"]).iterdir())
   path = sorted(root.rglob("*_HGE_Seg.jpg"))[0]
   mask = np.asarray(Image.open(path))
   image = np.asarray(Image.open(path.with_name(path.name.replace("_HGE_Seg", ""))))
@@ -115,8 +115,8 @@ def test_haemorrhage_masks_are_grey_noisy_and_blood_is_brighter_than_brain(tmp_p
 
 
 def test_ct_volumes_hold_hounsfield_units_and_masks_with_rounding_noise(tmp_path):
-  phantom.write("brain_ich_ct/nifti", tmp_path, 1, 0, SMALL["brain_ich_ct/nifti"])
-  patient = phantom_ct.ich_patients(1, absent=range(59, 66))[0]
+  layouts.write("brain_ich_ct/nifti", tmp_path, 1, 0, SMALL["brain_ich_ct/nifti"])
+  patient = ct.ich_patients(1, absent=range(59, 66))[0]
   scan = nib.load(tmp_path / "ct_scans" / f"{patient:03d}.nii")
   mask = voxels(tmp_path / "masks" / f"{patient:03d}.nii")
   assert scan.shape == mask.shape == (64, 64, 8)
@@ -126,9 +126,9 @@ def test_ct_volumes_hold_hounsfield_units_and_masks_with_rounding_noise(tmp_path
 
 
 def test_stroke_masks_come_in_every_known_form(tmp_path):
-  root = phantom.write("brain_stroke_ct", tmp_path, 8, 0, SMALL["brain_stroke_ct"])
+  root = layouts.write("brain_stroke_ct", tmp_path, 8, 0, SMALL["brain_stroke_ct"])
   data = next(root.rglob("data"))
-  unmasked = f"{phantom_ct.bleeding_patients()[2]:03d}"
+  unmasked = f"{ct.bleeding_patients()[2]:03d}"
   bleeding = {p.name for p in data.glob("*/Hemorrhagic/images/*")}
   assert bleeding - {p.name for p in data.glob("*/Hemorrhagic/mask/*")} == {unmasked}
   assert list(data.rglob("*_HGE_Seg.jpg"))
@@ -140,7 +140,7 @@ def test_stroke_masks_come_in_every_known_form(tmp_path):
 
 
 def test_full_head_labels_have_seven_classes_and_the_right_order_of_grey_and_white(tmp_path):
-  root = phantom.write("full_head_t1w", tmp_path, 5, 0, SMALL["full_head_t1w"])
+  root = layouts.write("full_head_t1w", tmp_path, 5, 0, SMALL["full_head_t1w"])
   images = sorted(root.rglob("T1-Weighted MRI/*.nii"))
   assert [p.name for p in images][-1] == "NC005.nii" and len(images) == 5
   shapes = set()
@@ -156,7 +156,7 @@ def test_full_head_labels_have_seven_classes_and_the_right_order_of_grey_and_whi
 
 
 def test_ms_volumes_state_no_geometry_and_modalities_differ_in_shape(tmp_path):
-  root = phantom.write("ms_lesion_mri", tmp_path, 1, 0, SMALL["ms_lesion_mri"])
+  root = layouts.write("ms_lesion_mri", tmp_path, 1, 0, SMALL["ms_lesion_mri"])
   shapes = set()
   for modality in ("T1", "T2", "Flair"):
     image = nib.load(root / "Patient-1" / f"1-{modality}.nii")
@@ -171,7 +171,7 @@ def test_ms_volumes_state_no_geometry_and_modalities_differ_in_shape(tmp_path):
 
 
 def test_picture_masks_hold_colours_between_those_of_the_palette(tmp_path):
-  root = phantom.write("image_mask", tmp_path, 5, 0, SMALL["image_mask"])
+  root = layouts.write("image_mask", tmp_path, 5, 0, SMALL["image_mask"])
   for side, subjects in (("train", 3), ("valid", 1), ("test", 1)):
     assert len(list((root / side / "images").iterdir())) == 3 * subjects
   mask = np.asarray(Image.open(root / "train" / "masks" / "1001_20.png"))
@@ -191,14 +191,14 @@ def test_picture_masks_hold_colours_between_those_of_the_palette(tmp_path):
 def test_a_bad_request_is_refused_and_writes_nothing(tmp_path, change, expected):
   request = {"dataset": "hippocampus_t1w", "out_dir": tmp_path / "out", "subjects": 1, **change}
   with pytest.raises(InputError, match=expected):
-    phantom.write(**request)
+    layouts.write(**request)
   assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_with_files_is_refused_and_left_alone(tmp_path):
   (tmp_path / "notes.txt").write_text("mine")
   with pytest.raises(InputError, match="a new or an empty folder"):
-    phantom.write("hippocampus_t1w", tmp_path, 1, 0, SMALL["hippocampus_t1w"])
+    layouts.write("hippocampus_t1w", tmp_path, 1, 0, SMALL["hippocampus_t1w"])
   assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 

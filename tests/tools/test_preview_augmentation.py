@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flexunet.pipelines import source
+from flexunet.pipelines import dataset_source
 from flexunet.pipelines.augmentation.config import PROBABILITIES, AugmentationConfig
-from flexunet.tools import augmentation_sheet
+from flexunet.tools import preview_augmentation
 
 PALETTE = np.array([[0, 0, 0], [250, 20, 30], [20, 240, 30]], np.uint8)
 
@@ -33,16 +33,16 @@ def blobs(tmp_path_factory):
 
 
 def test_every_transformation_is_on_the_sheet():
-  shown = {f"{name}_probability" for name in augmentation_sheet._TRANSFORMATIONS}
+  shown = {f"{name}_probability" for name in preview_augmentation._TRANSFORMATIONS}
   assert shown == set(PROBABILITIES)
 
 
 def test_each_transformation_shows_both_ends_of_its_range():
   image, label = dataset_samples.blob_slice(24, 32, seed=1)
   config = AugmentationConfig(rotation_degrees=20).resolve()
-  tiles = augmentation_sheet._alone(config, "rotation", image[..., None], label, seed=1)
+  tiles = preview_augmentation._alone(config, "rotation", image[..., None], label, seed=1)
   assert [caption for caption, _, _ in tiles] == ["rot-20", "rot+20"]
-  tiles = augmentation_sheet._alone(config, "noise", image[..., None], label, seed=1)
+  tiles = preview_augmentation._alone(config, "noise", image[..., None], label, seed=1)
   assert [caption for caption, _, _ in tiles] == ["noise0.020", "noise0.040"]
   assert all((tile != image[..., None]).any() for _, tile, _ in tiles)
 
@@ -50,8 +50,8 @@ def test_each_transformation_shows_both_ends_of_its_range():
 def test_the_sheet_holds_image_and_label_of_every_tile():
   image, label = dataset_samples.blob_slice(24, 32, seed=1)
   config = AugmentationConfig().resolve()
-  one = augmentation_sheet.sheet(config, [(image[..., None], label)], PALETTE, rows=0)
-  more = augmentation_sheet.sheet(config, [(image[..., None], label)], PALETTE, rows=2)
+  one = preview_augmentation.sheet(config, [(image[..., None], label)], PALETTE, rows=0)
+  more = preview_augmentation.sheet(config, [(image[..., None], label)], PALETTE, rows=2)
   assert (one.dtype, one.shape[2]) == (np.uint8, 3)
   assert more.shape[0] > one.shape[0]
   np.testing.assert_array_equal(more[: one.shape[0] - 20], one[: one.shape[0] - 20])
@@ -65,15 +65,15 @@ def test_colour_images_are_shown_in_colour():
   label = np.zeros((20, 20), np.uint8)
   image = np.zeros((20, 20, 3), np.uint8)
   image[..., 0] = 200
-  sheet = augmentation_sheet.sheet(
+  sheet = preview_augmentation.sheet(
       AugmentationConfig().resolve(), [(image, label)], PALETTE, rows=0
   )
   assert (sheet == (200, 0, 0)).all(axis=-1).any()
 
 
 def test_examples_are_the_richest_slices_of_different_volumes(blobs):
-  opened = source.open_dataset(None, blobs)
-  examples = augmentation_sheet.pick_examples(opened, "train", "image", "label", 4)
+  opened = dataset_source.open_dataset(None, blobs)
+  examples = preview_augmentation.pick_examples(opened, "train", "image", "label", 4)
   assert len(examples) == 4
   assert (examples[0][1] == 2).mean() > 0.4
   assert {image.shape for image, _ in examples} == {(24, 32, 1)}

@@ -12,16 +12,13 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from flexunet.datasets import catalog, shard_writer, tfrecord
-from flexunet.datasets.errors import InputError
-from flexunet.tools import (
-    built_datasets,
-    dataset_report,
-    dataset_statistics,
-    export_images,
-    phantom,
-    verify_records,
-)
+from flexunet.core import files
+from flexunet.core.errors import InputError
+from flexunet.datasets import built_dataset, catalog
+from flexunet.datasets.builder import tfrecord
+from flexunet.tools import export_images, verify_records
+from flexunet.tools.dataset_report import page, statistics
+from flexunet.tools.phantom import layouts
 
 SIZES = {
     "hippocampus_t1w": (24, 12, 20),
@@ -33,7 +30,7 @@ SIZES = {
 def build(dataset: str, folder: pathlib.Path, options=None) -> pathlib.Path:
   """Builds a phantom dataset and returns its version folder."""
   name = dataset.partition("/")[0]
-  raw = phantom.write(name, folder / "raw", subjects=4, seed=0, size=SIZES[dataset])
+  raw = layouts.write(name, folder / "raw", subjects=4, seed=0, size=SIZES[dataset])
   builder = catalog.builder(dataset, folder / "data", options=options)
   builder.num_workers = 1
   builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=raw))
@@ -62,12 +59,12 @@ def copy(slices, tmp_path):
 
 
 def problems_of(folder: pathlib.Path) -> list[str]:
-  return verify_records.verify(built_datasets.open_folder(folder)).problems
+  return verify_records.verify(built_dataset.open_folder(folder)).problems
 
 
 def shard_with(folder: pathlib.Path, records: int = 4):
   """Returns (path, rows) of the first train shard, which holds some records."""
-  dataset = built_datasets.open_folder(folder)
+  dataset = built_dataset.open_folder(folder)
   rows = [row for row in dataset.rows if row["split"] == "train"]
   rows = [row for row in rows if row["shard"] == rows[0]["shard"]]
   assert len(rows) >= records
@@ -82,8 +79,8 @@ def frame_of(data: bytes, row) -> bytes:
 @pytest.mark.parametrize("fixture", ["slices", "volumes", "heads"])
 def test_a_built_dataset_verifies(request, fixture):
   folder = request.getfixturevalue(fixture)
-  result = verify_records.verify(built_datasets.open_folder(folder))
-  assert result.problems == [] and result.records == len(built_datasets.open_folder(folder).rows)
+  result = verify_records.verify(built_dataset.open_folder(folder))
+  assert result.problems == [] and result.records == len(built_dataset.open_folder(folder).rows)
   assert result.name.endswith("/1.0.0")
 
 
@@ -141,7 +138,7 @@ def test_records_in_another_order_are_found(copy):
 
 
 def test_a_record_moved_to_another_shard_is_found(copy):
-  dataset = built_datasets.open_folder(copy)
+  dataset = built_dataset.open_folder(copy)
   path, rows = shard_with(copy)
   other = next(row for row in dataset.rows if row["split"] == "test")
   data = (copy / other["shard"]).read_bytes()
@@ -160,7 +157,7 @@ def test_a_missing_and_an_unknown_shard_are_found(copy):
 
 
 def test_a_table_that_tells_other_pixels_is_found(copy):
-  dataset = built_datasets.open_folder(copy)
+  dataset = built_dataset.open_folder(copy)
   table = copy / "records.csv"
   row = next(row for row in dataset.rows if int(row["pixels_hippocampus"]) > 0)
   lines = table.read_text().splitlines()
@@ -186,7 +183,7 @@ def test_a_report_that_was_edited_is_found(copy):
 
 def test_a_rewritten_shard_with_another_label_is_found(copy):
   """Every checksum of the container is right again, and so is the sha256 in the report."""
-  dataset = built_datasets.open_folder(copy)
+  dataset = built_dataset.open_folder(copy)
   path, rows = shard_with(copy)
   data = path.read_bytes()
   row = next(row for row in rows if int(row["pixels_hippocampus"]) > 0)
@@ -199,26 +196,26 @@ def test_a_rewritten_shard_with_another_label_is_found(copy):
   report_path = copy / "build_report.json"
   report = json.loads(report_path.read_text())
   [shard] = [shard for shard in report["shards"] if shard["file"] == path.name]
-  shard["sha256"] = shard_writer.sha256_of(path)
+  shard["sha256"] = files.sha256_of(path)
   report_path.write_text(json.dumps(report))
   assert any(row["key"] in line and "pixels of" in line for line in problems_of(copy))
 
 
 def test_a_folder_without_a_dataset_is_refused(tmp_path):
   with pytest.raises(InputError, match="no built dataset was found"):
-    built_datasets.find(tmp_path)
+    built_dataset.find(tmp_path)
   with pytest.raises(InputError, match="no such folder"):
-    built_datasets.find(tmp_path / "none")
+    built_dataset.find(tmp_path / "none")
 
 
 def test_a_damaged_report_is_one_line(copy):
   (copy / "build_report.json").write_text("{")
   with pytest.raises(InputError, match="one of them is damaged"):
-    built_datasets.find(copy)
+    built_dataset.find(copy)
 
 
 def test_an_exported_folder_holds_every_record_in_its_colours(slices, tmp_path):
-  dataset = built_datasets.open_folder(slices)
+  dataset = built_dataset.open_folder(slices)
   counts = export_images.export(dataset, tmp_path / "out")
   assert counts == {name: entry["num_records"] for name, entry in dataset.splits.items()}
   row = next(row for row in dataset.rows if int(row["pixels_hippocampus"]) > 0)
@@ -232,7 +229,7 @@ def test_an_exported_folder_holds_every_record_in_its_colours(slices, tmp_path):
 
 
 def test_an_exported_folder_builds_again_as_image_mask_with_equal_pixels(slices, tmp_path):
-  dataset = built_datasets.open_folder(slices)
+  dataset = built_dataset.open_folder(slices)
   export_images.export(dataset, tmp_path / "out", image_mode="grey")
   pattern = r"(?P<subject>.*)_(?P<slice>\d+)$"
   builder = catalog.builder(
@@ -240,7 +237,7 @@ def test_an_exported_folder_builds_again_as_image_mask_with_equal_pixels(slices,
   builder.num_workers = 1
   config = tfds.download.DownloadConfig(manual_dir=tmp_path / "out")
   builder.download_and_prepare(download_config=config)
-  again = built_datasets.open_folder(pathlib.Path(builder.data_path))
+  again = built_dataset.open_folder(pathlib.Path(builder.data_path))
   labelled = {(row["split"], row["key"]): row["pixels_hippocampus"]
               for row in dataset.rows if row["split"] != "unlabeled"}  # fmt: skip
   assert {(row["split"], row["key"]): row["pixels_hippocampus"] for row in again.rows} == labelled
@@ -248,47 +245,47 @@ def test_an_exported_folder_builds_again_as_image_mask_with_equal_pixels(slices,
 
 def test_whole_volumes_are_no_pictures(volumes, tmp_path):
   with pytest.raises(InputError, match="no pictures"):
-    export_images.export(built_datasets.open_folder(volumes), tmp_path / "out")
+    export_images.export(built_dataset.open_folder(volumes), tmp_path / "out")
   assert not (tmp_path / "out").exists()
 
 
 def test_an_export_into_a_folder_with_files_is_refused(slices, tmp_path):
   (tmp_path / "mine.txt").write_text("mine")
   with pytest.raises(InputError, match="new or an empty folder"):
-    export_images.export(built_datasets.open_folder(slices), tmp_path)
+    export_images.export(built_dataset.open_folder(slices), tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fixture", ["slices", "volumes", "heads"])
 def test_the_report_is_one_file_with_the_counts_of_the_build(request, fixture, tmp_path):
-  dataset = built_datasets.open_folder(request.getfixturevalue(fixture))
-  dataset_report.write_report(dataset, tmp_path / "a.html")
-  page = (tmp_path / "a.html").read_text()
-  assert not re.findall(r'(?:src|href)="(?!data:)', page)  # Nothing is loaded from elsewhere.
-  assert str(len(dataset.rows)) in page and dataset.report["fingerprint"] in page
+  dataset = built_dataset.open_folder(request.getfixturevalue(fixture))
+  page.write_report(dataset, tmp_path / "a.html")
+  html_page = (tmp_path / "a.html").read_text()
+  assert not re.findall(r'(?:src|href)="(?!data:)', html_page)  # Nothing is loaded from elsewhere.
+  assert str(len(dataset.rows)) in html_page and dataset.report["fingerprint"] in html_page
   for name in dataset.scheme.names:
-    assert name in page
-  assert "$" not in page.split("</style>")[1]
+    assert name in html_page
+  assert "$" not in html_page.split("</style>")[1]
   picture = np.asarray(Image.open(tmp_path / "a.png"))
   assert picture.shape[1] > 1000 and picture.std() > 10
 
 
 def test_intensities_are_counted_by_class(slices):
-  dataset = built_datasets.open_folder(slices)
-  counts = dataset_statistics.gather(dataset).intensities.sum(axis=1)
+  dataset = built_dataset.open_folder(slices)
+  counts = statistics.gather(dataset).intensities.sum(axis=1)
   labelled = [entry for name, entry in dataset.splits.items() if name != "unlabeled"]
   assert counts.tolist() == [sum(e["pixels"][name] for e in labelled)
                              for name in dataset.scheme.names]  # fmt: skip
 
 
 def test_the_sheet_shows_different_subjects_first(slices):
-  rows = dataset_statistics.chosen_rows(built_datasets.open_folder(slices))["hippocampus"]
+  rows = statistics.chosen_rows(built_dataset.open_folder(slices))["hippocampus"]
   assert len({row["subject"] for row in rows[:4]}) == 4
 
 
 def test_a_report_needs_a_folder_that_exists(slices, tmp_path):
   with pytest.raises(InputError, match="does not exist"):
-    dataset_report.write_report(built_datasets.open_folder(slices), tmp_path / "no" / "a.html")
+    page.write_report(built_dataset.open_folder(slices), tmp_path / "no" / "a.html")
 
 
 def run_tool(tool: str, *arguments) -> subprocess.CompletedProcess:

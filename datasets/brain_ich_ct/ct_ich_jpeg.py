@@ -1,0 +1,130 @@
+"""CT-ICH v1.0.0: brain window slices as JPEG, a mask beside the positive ones, and a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from flexunet.core.errors import InputError
+from flexunet.datasets.brain_ich_ct import ct_ich_patients, ct_ich_table
+from flexunet.datasets.brain_ich_ct.ct_ich_table import SliceRow
+from flexunet.datasets.builder import raw_folder
+from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
+from flexunet.imaging import pictures
+
+_SLICE = re.compile(r"(\d+)\.jpe?g", re.IGNORECASE)
+_MASK = re.compile(r"(\d+)_HGE_Seg\.jpe?g", re.IGNORECASE)
+
+
+def find_cases(findings: Findings) -> None:
+  """Adds a case per patient folder; its details are the (slice number, table row) to be read."""
+  folder = raw_folder.find_folder(findings.root, "Patients_CT")
+  if folder is None:
+    return
+  table_file = raw_folder.child(folder, "hemorrhage_diagnosis.csv")
+  if table_file is None:
+    findings.problem(
+        f"{findings.root}: hemorrhage_diagnosis.csv is missing; without it a slice that has no"
+        " mask cannot be told from one without haemorrhage."
+    )
+    return
+  table = ct_ich_table.read(table_file)
+  for patient_folder in raw_folder.children(raw_folder.folder_in(folder, "Patients_CT")):
+    _find_patient(findings, patient_folder, table)
+  # What a case becomes depends on the table too.
+  findings.cases[:] = [
+      dataclasses.replace(case, files={**case.files, "table": table_file})
+      for case in findings.cases
+  ]
+  raw_folder.note(findings)
+
+
+def read_slices(
+    case: Case, notes: Notes, threshold: int
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, SliceRow]]:
+  """Yields (slice number, image uint8 [H, W], label uint8 [H, W], table row)."""
+  for number, plain in case.details:
+    row = SliceRow.from_plain(plain)
+    image = pictures.read_gray(case.files[f"image_{number:04d}"])
+    mask_file = case.files.get(f"mask_{number:04d}")
+    label = np.zeros(image.shape, np.uint8)
+    if mask_file is not None:
+      mask = pictures.read_gray(mask_file)
+      if mask.shape != image.shape:
+        raise InputError(
+            f"{mask_file}: a mask has the size of its picture {image.shape}, got {mask.shape}."
+        )
+      notes.count_values("mask_jpeg", *np.unique(mask, return_counts=True))
+      label = (mask > threshold).astype(np.uint8)
+    yield number, image, label, row
+
+
+def _find_patient(
+    findings: Findings, folder: pathlib.Path, table: Mapping[tuple[int, int], SliceRow]
+) -> None:
+  """Adds the case of one patient folder, named by a number such as 049."""
+  brain = raw_folder.child(folder, "brain") if folder.is_dir() else None
+  if not folder.name.isdigit() or not ct_ich_patients.is_patient(int(folder.name)):
+    findings.leave_out(folder, "not a patient folder 049 ... 130")
+    return
+  if brain is None:
+    findings.problem(f"{findings.relative(folder)}: has no folder brain.")
+    return
+  for other in raw_folder.children(folder):
+    if other != brain:
+      findings.leave_out(other, "only the brain window is used")
+  patient = int(folder.name)
+  images, masks = _pictures(findings, brain)
+  for number in sorted(masks.keys() - images.keys()):
+    findings.problem(f"{findings.relative(masks[number])}: has no picture {number}.jpg beside it.")
+  files, details = {}, []
+  for number in sorted(images):
+    row, mask = table.get((patient, number)), masks.get(number)
+    if row is None:
+      findings.leave_out(images[number], "not in hemorrhage_diagnosis.csv, so unlabelled")
+      continue
+    if row.hemorrhage and mask is None:
+      findings.leave_out(images[number], "haemorrhage by the table, but no mask: unlabelled")
+      continue
+    if mask is not None and not row.hemorrhage:
+      findings.warn(f"{findings.relative(mask)}: has haemorrhage, by the table it has none")
+    files[f"image_{number:04d}"] = images[number]
+    if mask is not None:
+      files[f"mask_{number:04d}"] = mask
+    details.append([number, row.plain()])
+  for path in files.values():
+    try:
+      pictures.read_header(path)
+    except InputError as error:
+      findings.problem(str(error))
+  if details:
+    name = ct_ich_patients.subject_name(patient)
+    findings.add(
+        Case(
+            key=name, subject=name, volume=name, files=files, details=details,
+            stratum=ct_ich_patients.stratum(patient), fold=ct_ich_patients.fold(patient),
+        )
+    )
+
+
+def _pictures(
+    findings: Findings, brain: pathlib.Path
+) -> tuple[dict[int, pathlib.Path], dict[int, pathlib.Path]]:
+  """Returns ({slice number: picture}, {slice number: mask}); 1.jpg is not 10.jpg nor a mask."""
+  images: dict[int, pathlib.Path] = {}
+  masks: dict[int, pathlib.Path] = {}
+  for path in raw_folder.children(brain):
+    for pattern, found in ((_SLICE, images), (_MASK, masks)):
+      if match := pattern.fullmatch(path.name):
+        number = int(match[1])
+        if number in found:
+          findings.problem(f"{findings.relative(path)}: a second file of slice {number}.")
+        found[number] = path
+        break
+    else:
+      findings.leave_out(path, "its name is not one of this dataset")
+  return images, masks

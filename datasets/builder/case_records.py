@@ -1,0 +1,127 @@
+"""Turns one case into serialized records in a work file of its own; runs in worker processes.
+
+Workers never import TensorFlow: pictures are encoded by Pillow and the container is NumPy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from flexunet.core.errors import InputError
+from flexunet.datasets.builder.raw_folder import Case, Notes
+
+# Half the time of zlib's default effort (6) on CT slices, for less than 1 % more bytes.
+_PNG_LEVEL = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseTask:
+  """One case to be read: which, where its work files go, and its fold."""
+
+  case: Case
+  fold: int
+  stem: pathlib.Path
+
+  def to_json(self) -> dict[str, Any]:
+    return {"case": self.case.to_json(), "fold": self.fold, "stem": os.fspath(self.stem)}
+
+  @classmethod
+  def from_json(cls, values: Mapping[str, Any]) -> CaseTask:
+    """Reads what `to_json` wrote."""
+    return cls(Case.from_json(values["case"]), values["fold"], pathlib.Path(values["stem"]))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RecordRow:
+  """One record of a work file, with what the tables of the build need."""
+
+  key: str
+  start: int
+  length: int
+  crc: int
+  slice_index: int | None
+  height: int | None
+  width: int | None
+  pixels: tuple[int, ...]
+
+
+def write_case(builder, task: CaseTask) -> str | None:
+  """Writes `<stem>.records` and `<stem>.json`; the latter appears last and makes both count.
+
+  Returns:
+    None, or the message of the `InputError` that reading the case raised.
+  """
+  from tensorflow_datasets.core import example_serializer
+
+  from flexunet.datasets.builder import tfrecord
+
+  features = builder.info.features
+  serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+  notes = Notes()
+  rows: list[RecordRow] = []
+  temporary = task.stem.with_suffix(".part")
+  start, checksum = 0, 0
+  try:
+    with open(temporary, "wb") as stream:
+      for key, example, row in builder.records_of(task.case, task.fold, notes):
+        encoded = features.encode_example(example)
+        # Without `deterministic` the fields come in another order in every process.
+        payload = serializer.get_tf_example(encoded).SerializeToString(deterministic=True)
+        stream.write(payload)
+        crc = tfrecord.masked_crc(payload)
+        rows.append(RecordRow(key=key, start=start, length=len(payload), crc=crc, **row))
+        start += len(payload)
+        checksum = zlib.crc32(payload, checksum)
+  except InputError as error:
+    temporary.unlink(missing_ok=True)
+    return str(error)
+  os.replace(temporary, task.stem.with_suffix(".records"))
+  index = {
+      "bytes": start,
+      "crc32": checksum,
+      "rows": [dataclasses.asdict(row) for row in rows],
+      "notes": dataclasses.asdict(notes),
+  }
+  temporary.write_text(json.dumps(index))
+  os.replace(temporary, task.stem.with_suffix(".json"))
+  return None
+
+
+def is_finished(stem: pathlib.Path) -> bool:
+  """Tells whether an earlier build wrote this case whole."""
+  try:
+    index = json.loads(stem.with_suffix(".json").read_text())
+    checksum, size = 0, 0
+    with open(stem.with_suffix(".records"), "rb") as stream:
+      while block := stream.read(1 << 20):
+        checksum, size = zlib.crc32(block, checksum), size + len(block)
+  except (OSError, ValueError):
+    return False
+  return (size, checksum) == (index["bytes"], index["crc32"])
+
+
+def read_index(stem: pathlib.Path) -> tuple[list[RecordRow], Notes]:
+  """Returns the rows and notes of a finished case."""
+  index = json.loads(stem.with_suffix(".json").read_text())
+  rows = []
+  for row in index["rows"]:
+    rows.append(RecordRow(**{**row, "pixels": tuple(row["pixels"])}))
+  return rows, Notes(**index["notes"])
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+  """Returns uint8 [H, W] or [H, W, 3] as PNG."""
+  from PIL import Image
+
+  buffer = io.BytesIO()
+  Image.fromarray(pixels).save(buffer, "PNG", compress_level=_PNG_LEVEL)
+  return buffer.getvalue()

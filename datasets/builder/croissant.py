@@ -1,0 +1,134 @@
+"""`croissant.json`: a built dataset in the metadata format of MLCommons (Croissant 1.0).
+
+It lists every file with its sha256, and the table of records, which any Croissant reader can load.
+Written by hand rather than by the `mlcroissant` package, whose import takes longer than a small
+build; a test reads it back with that package.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import pathlib
+from typing import Any
+
+from flexunet.core import files
+from flexunet.datasets.builder import build_report
+
+NAME = "croissant.json"
+_FORMATS = {"tfrecord": "application/x-tfrecord", "array_record": "application/x-array-record"}
+_TEXT_COLUMNS = {"split", "shard", "key", "subject", "volume"}
+_DESCRIPTIONS = {
+    "shard": "File that holds the record.",
+    "record": "Position of the record in its shard.",
+    "offset": "Byte at which the record's frame begins; -1 in containers without offsets.",
+    "length": "Bytes of the record's payload, a tf.train.Example by features.json.",
+    "subject": "Stable pseudonym of the person; nobody stands in two splits.",
+    "fold": "Cross-validation fold of the subject.",
+}
+_BY = "https://creativecommons.org/licenses/by/4.0/"
+# The licences of the sources. A copy of the records is under the licence of what they show.
+_LICENSES: dict[str, list[str]] = {
+    "brain_ich_ct": [_BY],
+    "brain_stroke_ct": [_BY, "Non-commercial use (AISD): https://github.com/GriffinLiang/AISD"],
+    "full_head_t1w": ["https://creativecommons.org/licenses/by-nc-sa/4.0/"],
+    "hippocampus_t1w": ["Research and education: https://www.nitrc.org/projects/hippseg_2011/"],
+    "ms_lesion_mri": [_BY],
+}
+_RESTRICTED_ICH = ["PhysioNet restricted licence, not to be passed on"]
+_UNKNOWN = ["The licence of the pictures"]
+# The context that the specification asks for.
+_TERMS = (
+    "citeAs column conformsTo equivalentProperty extract field fileProperty fileObject fileSet"
+    " format includes isLiveDataset jsonPath key md5 parentField path recordSet references regex"
+    " repeated replace samplingRate separator source subField transform"
+)
+_CONTEXT: dict[str, Any] = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    "cr": "http://mlcommons.org/croissant/",
+    "dct": "http://purl.org/dc/terms/",
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "sc": "https://schema.org/",
+    **{term: f"cr:{term}" for term in _TERMS.split()},
+    "conformsTo": "dct:conformsTo",
+    "data": {"@id": "cr:data", "@type": "@json"},
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+}
+
+
+def write(folder: pathlib.Path, report: dict[str, Any], info) -> None:
+  """Writes `croissant.json` beside the shards.
+
+  Args:
+    folder: Holds the shards and `records.csv` already.
+    report: The build report.
+    info: The `tfds.core.DatasetInfo`; gives description, citation and homepage.
+  """
+  table = folder / build_report.RECORDS_NAME
+  with open(table, newline="", encoding="utf-8") as stream:
+    columns = next(csv.reader(stream))
+  media_type = _FORMATS[report["file_format"]]
+  content = {
+      "@context": _CONTEXT,
+      "@type": "sc:Dataset",
+      "conformsTo": "http://mlcommons.org/croissant/1.0",
+      "name": f"{report['dataset']}-{report['config']}",
+      "description": info.description,
+      **({"citeAs": info.citation} if info.citation else {}),
+      "license": _license(report),
+      "url": info.homepage or "https://www.tensorflow.org/datasets",
+      "version": report["version"],
+      "distribution": [
+          _file(table.name, "text/csv", files.sha256_of(table), table.stat().st_size),
+          *(_file(s["file"], media_type, s["sha256"], s["bytes"]) for s in report["shards"]),
+      ],
+      "recordSet": [{
+          "@type": "cr:RecordSet",
+          "@id": "records",
+          "name": "records",
+          "description": "Where each record lies, whose it is, and how many pixels of each class"
+                         " it has.",
+          "key": {"@id": "records/key"},
+          "field": [_field(name) for name in columns],
+      }],
+  }  # fmt: skip
+  text = json.dumps(content, indent=1, ensure_ascii=False)
+  (folder / NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def _license(report: dict[str, Any]) -> list[str]:
+  if report["dataset"] == "brain_ich_ct" and report["slice_plan"] is not None:
+    return _RESTRICTED_ICH  # Only the restricted form has volumes to slice.
+  return _LICENSES.get(report["dataset"], _UNKNOWN)
+
+
+def _file(name: str, media_type: str, sha256: str, num_bytes: int) -> dict[str, Any]:
+  return {
+      "@type": "cr:FileObject",
+      "@id": name,
+      "name": name,
+      "contentUrl": name,
+      "contentSize": f"{num_bytes} B",
+      "encodingFormat": media_type,
+      "sha256": sha256,
+  }
+
+
+def _field(column: str) -> dict[str, Any]:
+  field = {
+      "@type": "cr:Field",
+      "@id": f"records/{column}",
+      "name": column,
+      "dataType": "sc:Text" if column in _TEXT_COLUMNS else "sc:Integer",
+      "source": {
+          "fileObject": {"@id": build_report.RECORDS_NAME},
+          "extract": {"column": column},
+      },
+  }
+  if column.startswith("pixels_"):
+    field["description"] = f"Labelled pixels of class {column.removeprefix('pixels_')}."
+  elif column in _DESCRIPTIONS:
+    field["description"] = _DESCRIPTIONS[column]
+  return field

@@ -1,0 +1,313 @@
+"""What a raw folder holds, found before anything is written: cases, problems, what is left out.
+
+A case is what is read in one go: a scan with its label, or the series of pictures of one person.
+
+Checks of raw folders that need headers only: finding, pairing, shapes, whatever the case.
+
+Names every file of a raw folder that no record comes from: nothing is left out silently.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flexunet.core import errors
+from flexunet.core.errors import InputError
+from flexunet.imaging import nifti
+
+_SEARCH_DEPTH = 3
+# What operating systems and archives strew about; no part of any dataset.
+_LITTER = {".ds_store", "thumbs.db", "desktop.ini", "__macosx"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """One scan, or one series of pictures.
+
+  Attributes:
+    key: Unique and stable; record keys begin with it. No path, no free text of the source.
+    subject: Stable pseudonym of the person.
+    volume: Stable pseudonym of the scan.
+    files: All files of the case by role, e.g. {"image": ..., "label": ...}.
+    labelled: False puts the case into the split `unlabeled`.
+    stratum: Subjects of one stratum are spread over the splits in the split's ratios.
+    fold: Cross-validation fold where the publisher fixed one; None lets the builder decide.
+    side: Split of this case alone, whatever its subject's: only for published splits that put one
+      subject on two sides, which the build then warns of by name.
+    details: Whatever else the dataset's `slices_of` needs: numbers, strings, None, lists and
+      dicts of them, for it travels to worker processes as JSON.
+  """
+
+  key: str
+  subject: str
+  volume: str
+  files: Mapping[str, pathlib.Path]
+  labelled: bool = True
+  stratum: str = ""
+  fold: int | None = None
+  side: str | None = None
+  details: Any = None
+
+  @property
+  def num_bytes(self) -> int:
+    """Size of all its files."""
+    return sum(path.stat().st_size for path in self.files.values())
+
+  def to_json(self) -> dict[str, Any]:
+    files = {role: os.fspath(path) for role, path in self.files.items()}
+    fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    return {**fields, "files": files}
+
+  @classmethod
+  def from_json(cls, values: Mapping[str, Any]) -> Case:
+    """Reads what `to_json` wrote."""
+    files = {role: pathlib.Path(path) for role, path in values["files"].items()}
+    return cls(**{**values, "files": files})
+
+  def state(self, root: pathlib.Path) -> str:
+    """Returns a digest that changes when a file of the case does (name, size or time)."""
+    parts = [self.key, self.subject, self.volume, str(self.fold), repr(self.details)]
+    for role, path in sorted(self.files.items()):
+      stat = path.stat()
+      name = path.relative_to(root).as_posix()
+      parts.append(f"{role}:{name}:{stat.st_size}:{stat.st_mtime_ns}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+class NothingFoundError(errors.InputError):
+  """A raw folder holds nothing of the dataset that was looked for."""
+
+
+class Findings:
+  """Collects what a look through a raw folder brings up.
+
+  Attributes:
+    root: The raw folder.
+    cases: What will be built.
+    left_out: {file name relative to the root: reason}; goes into the build report.
+    warnings: Lines that the build report and the user get.
+    problems: One line each; a single one prevents the build.
+  """
+
+  def __init__(self, root: pathlib.Path):
+    self.root = pathlib.Path(root)
+    self.cases: list[Case] = []
+    self.left_out: dict[str, str] = {}
+    self.warnings: list[str] = []
+    self.problems: list[str] = []
+
+  def add(self, case: Case) -> None:
+    self.cases.append(case)
+
+  def leave_out(self, path: pathlib.Path, reason: str) -> None:
+    """Notes a file of the source that gets no record, and why."""
+    self.left_out[self.relative(path)] = reason
+
+  def warn(self, text: str) -> None:
+    self.warnings.append(text)
+
+  def problem(self, text: str) -> None:
+    """Notes what is wrong: name the file, what must hold, what came."""
+    self.problems.append(text)
+
+  def relative(self, path: pathlib.Path) -> str:
+    """Returns the file's name below the root; no local path may enter a report."""
+    try:
+      return pathlib.Path(path).relative_to(self.root).as_posix()
+    except ValueError:
+      return pathlib.Path(path).name
+
+  def finish(self, expected_layout: str) -> None:
+    """Adds what holds for every dataset and raises all problems at once.
+
+    Raises:
+      InputError: All problems of the folder, the first ten in full.
+    """
+    self._check_keys()
+    self._check_links()
+    self._drop_unlabelled_of_labelled()
+    if not self.problems and not self.cases:
+      raise NothingFoundError(
+          f"{self.root}: nothing of this dataset was found in the folder. Expected layout:"
+          f" {expected_layout}."
+      )
+    if self.problems:
+      raise errors.from_problems(
+          self.problems, f"Nothing was built. Expected layout: {expected_layout}."
+      )
+    self.cases.sort(key=lambda case: case.key)
+
+  def _check_keys(self) -> None:
+    seen: dict[str, Case] = {}
+    for case in self.cases:
+      if first := seen.get(case.key):
+        files = [self.relative(next(iter(c.files.values()))) for c in (first, case)]
+        self.problem(f"{files[1]}: duplicate of {files[0]}: both are {case.key!r}; keep one.")
+      seen[case.key] = case
+
+  def _check_links(self) -> None:
+    root = self.root.resolve()
+    for case in self.cases:
+      for path in case.files.values():
+        if not path.resolve().is_relative_to(root):  # The file, or a folder above it, is a link.
+          self.problem(
+              f"{self.relative(path)}: a link that leads out of the folder; put the file itself"
+              " there."
+          )
+
+  def _drop_unlabelled_of_labelled(self) -> None:
+    labelled = {case.subject for case in self.cases if case.labelled}
+    for case in [c for c in self.cases if not c.labelled and c.subject in labelled]:
+      self.cases.remove(case)
+      for path in case.files.values():
+        self.leave_out(path, "unlabelled scan of a subject that has labelled ones")
+
+
+@dataclasses.dataclass
+class Notes:
+  """What reading one case brings up, for the build report; JSON-able.
+
+  Attributes:
+    histograms: {mask file kind: {stored value: voxels}}.
+    facts: Anything worth a line for this volume, by name.
+    left_out: {file name relative to the root: reason}.
+    warnings: Lines that the build report and the user get.
+    slices_left_out: {reason: slices}, of slices that the options of the build leave out.
+  """
+
+  histograms: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+  facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+  left_out: dict[str, str] = dataclasses.field(default_factory=dict)
+  warnings: list[str] = dataclasses.field(default_factory=list)
+  slices_left_out: dict[str, int] = dataclasses.field(default_factory=dict)
+
+  def count_values(self, kind: str, values, counts) -> None:
+    """Adds the values of a mask file to the histogram of its kind."""
+    histogram = self.histograms.setdefault(kind, {})
+    for value, count in zip(values, counts, strict=True):
+      name = f"{value:g}"
+      histogram[name] = histogram.get(name, 0) + int(count)
+
+
+def children(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Returns what lies in a folder, sorted, without hidden files and litter."""
+  return sorted(
+      path
+      for path in folder.iterdir()
+      if not path.name.startswith(".") and path.name.lower() not in _LITTER
+  )
+
+
+def child(folder: pathlib.Path, *names: str) -> pathlib.Path | None:
+  """Returns the child of one of these names; case, spaces, hyphens and underscores are equal."""
+  wanted = {_plain(name) for name in names}
+  return next((path for path in children(folder) if _plain(path.name) in wanted), None)
+
+
+def folder_in(folder: pathlib.Path, *names: str) -> pathlib.Path:
+  """Returns the child folder of one of these names.
+
+  Raises:
+    InputError: When there is none.
+  """
+  found = child(folder, *names)
+  if found is None or not found.is_dir():
+    raise InputError(f"{folder}: has no folder {names[0]}.")
+  return found
+
+
+def find_folder(root: pathlib.Path, *names: str) -> pathlib.Path | None:
+  """Returns the folder nearest to `root` that has a child of one of these names.
+
+  Users point at the folder itself, at what an archive was unpacked into, or one above.
+  """
+  level = [root]
+  for _ in range(_SEARCH_DEPTH + 1):
+    for folder in level:
+      if child(folder, *names) is not None:
+        return folder
+    level = [path for folder in level for path in children(folder) if path.is_dir()]
+  return None
+
+
+def volumes_by_stem(folder: pathlib.Path, findings: Findings) -> dict[str, pathlib.Path]:
+  """Returns {stem: file} of the volumes in a folder; a pair is named by its header.
+
+  Two volumes of one stem are a problem; files that are no volumes are left out with a line.
+  """
+  found: dict[str, pathlib.Path] = {}
+  for path in children(folder):
+    if path.is_dir():
+      continue
+    if not nifti.is_volume(path):
+      findings.leave_out(path, "not a volume")
+      continue
+    stem = nifti.stem_of(path)
+    first = found.setdefault(stem, path)
+    kinds = {nifti.suffix_of(file)[:4] for file in (first, path)}
+    if first is not path and kinds != {".hdr", ".img"}:
+      findings.problem(
+          f"{findings.relative(path)}: duplicate of {findings.relative(first)}; keep one of them."
+      )
+    elif nifti.suffix_of(path)[:4] == ".hdr":
+      found[stem] = path
+  return found
+
+
+def volume_files(role: str, path: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Returns {role: file}, and the voxel file of a pair as {role + "_voxels": file}."""
+  header_path, data_path = nifti.files_of(path)
+  files = {role: header_path}
+  if data_path != header_path:
+    files[f"{role}_voxels"] = data_path
+  return files
+
+
+def check_volumes(findings: Findings, image: pathlib.Path, label: pathlib.Path | None) -> bool:
+  """Reads the headers of a scan and its label; notes what is wrong and tells if all is well."""
+  shapes = []
+  paths = [image] if label is None else [image, label]
+  for path in paths:
+    try:
+      shapes.append(nifti.read_header(path).shape)
+    except InputError as error:
+      findings.problem(str(error))
+  if len(set(shapes)) == 2:
+    findings.problem(
+        f"{label}: a label must lie on the grid of its scan. Scan {shapes[0]}, label {shapes[1]}."
+    )
+    return False
+  return len(shapes) == len(paths)
+
+
+def unpaired(findings: Findings, files: Iterable[pathlib.Path], lacks: str) -> None:
+  """Notes files that lack their counterpart."""
+  for path in files:
+    findings.problem(f"{findings.relative(path)}: has no {lacks}. Add it or remove this file.")
+
+
+def _plain(name: str) -> str:
+  return re.sub(r"[\s_-]+", " ", name).lower()
+
+
+def note(findings: Findings, reason: str = "no part of the dataset's layout") -> None:
+  """Leaves out, with a reason, all files that neither a case nor a line accounts for."""
+  used = {path for case in findings.cases for path in case.files.values()}
+  _walk(findings, findings.root, used, reason)
+
+
+def _walk(findings: Findings, folder: pathlib.Path, used: set[pathlib.Path], reason: str) -> None:
+  for path in children(folder):
+    if findings.relative(path) in findings.left_out:
+      continue
+    # A linked folder may lead in circles; linked files are looked at where they are used.
+    if path.is_dir() and not path.is_symlink():
+      _walk(findings, path, used, reason)
+    elif path not in used:
+      findings.leave_out(path, reason)

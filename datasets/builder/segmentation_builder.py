@@ -1,0 +1,320 @@
+"""The base of all dataset builders: from a raw folder to TFRecords, split by subject.
+
+To add a dataset:
+1. Make the folder `datasets/<name>/` with an empty `__init__.py`, `README.md` (source, licence,
+   what was dropped or changed, class table, commands), `CITATIONS.bib`, `TAGS.txt`.
+2. In `<name>_dataset_builder.py` write `class Builder(volume_builder.VolumeBuilder)` for scans, or
+   `class Builder(base_builder.BrainBuilder)` for pictures, with VERSION, RELEASE_NOTES, HOMEPAGE,
+   LAYOUT, SPLIT_SALT, MANUAL_DOWNLOAD_INSTRUCTIONS and BUILDER_CONFIGS (`RecordConfig`s).
+3. Give it `label_scheme`, `intensity` and, for scans, `slice_plan` and `label_map`.
+4. Write `find_cases(findings)`: walk `findings.root`, pair files, look at headers, and call
+   `findings.add(Case(...))`, `.leave_out(file, why)` or `.problem(line)`. It writes nothing and
+   reads no voxel. `integrity.py` has the checks; `leftovers.note(findings)`, called last, names
+   every file that nothing accounts for.
+5. For pictures write `slices_of(case, notes)`, a generator of `Slice`. It runs in a worker.
+6. Add the name to `catalog.NAMES` and the folder to `packages` in setup.cfg; test it with
+   `tfds.testing.DatasetBuilderTestCase` on a phantom.
+What else a dataset may override: `extra_features`, `split_subjects`, `read_scan`.
+
+The schema of a record, shared by all datasets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+
+from flexunet.core.errors import InputError
+from flexunet.datasets import subject_splits
+from flexunet.datasets.builder import build_run, case_records
+from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
+from flexunet.imaging.intensity import IntensityWindow
+from flexunet.imaging.label_scheme import LabelScheme
+from flexunet.imaging.slicing import SlicePlan
+
+# {builder name: source file}: the same file may be imported under two module names, by the
+# package and by `tfds build datasets/<name>`; TFDS would refuse the second.
+_REGISTERED_FROM: dict[str, pathlib.Path] = {}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Slice:
+  """One slice as a builder yields it.
+
+  Attributes:
+    index: Position in the volume; unique within the case.
+    image: uint8 [H, W], or [H, W, 3] for colour pictures.
+    label: Class ids uint8 [H, W]; None when the case is unlabelled.
+    spacing_mm: (row, column); NaN where unknown.
+    slice_spacing_mm: NaN where unknown.
+    extras: Values of the dataset's extra features.
+  """
+
+  index: int
+  image: np.ndarray
+  label: np.ndarray | None
+  spacing_mm: tuple[float, float] = (float("nan"), float("nan"))
+  slice_spacing_mm: float = float("nan")
+  extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class BrainBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore
+  """Builds 2-D slices; see the head of this file for what a dataset must give."""
+
+  HOMEPAGE: ClassVar[str] = ""
+  LAYOUT: ClassVar[str] = ""  # One line: what the raw folder must look like.
+  SPLIT_SALT: ClassVar[str] = "flexunet"
+  IMAGE_CHANNELS: ClassVar[int] = 1
+
+  # Processes that read cases; None takes all CPUs this process may use.
+  num_workers: int | None = None
+  # What the volumes of this build store; found from the headers before the first is read.
+  voxel_dtype: np.dtype = np.dtype(np.int16)
+
+  def __init_subclass__(cls, skip_registration: bool = False, **kwargs):
+    source = pathlib.Path(inspect.getfile(cls)).resolve()
+    name = source.stem.removesuffix("_dataset_builder")
+    again = not skip_registration and _REGISTERED_FROM.setdefault(name, source) == source
+    again = again and name in tfds.core.registered._DATASET_REGISTRY
+    super().__init_subclass__(skip_registration=skip_registration or again, **kwargs)
+    # TFDS derives these from the module's dotted name, which a remapped package breaks.
+    cls.pkg_dir_path = epath.Path(source.parent)
+    cls.code_path = epath.Path(source)
+
+  # What a dataset gives.
+
+  def label_scheme(self) -> LabelScheme:
+    """Returns the classes of the current config."""
+    raise NotImplementedError
+
+  def intensity(self) -> IntensityWindow:
+    """Returns how intensities become 8 bits, when the config has no window of its own."""
+    return IntensityWindow("none")
+
+  def slice_plan(self) -> SlicePlan | None:
+    """Returns how volumes are cut, when the config has no plane of its own; None: pictures."""
+    return None
+
+  def extra_features(self) -> dict[str, Any]:
+    """Returns features beyond the shared schema."""
+    return {}
+
+  def find_cases(self, findings: Findings) -> None:
+    """Looks through `findings.root`; reads headers only."""
+    raise NotImplementedError
+
+  def slices_of(self, case: Case, notes: Notes) -> Iterator[Slice]:
+    """Reads one case, in a worker process."""
+    raise NotImplementedError
+
+  def split_subjects(self, strata: Mapping[str, str]) -> dict[str, str]:
+    """Returns {subject: split} for the labelled subjects {subject: stratum}."""
+    return subject_splits.assign(strata, self.SPLIT_SALT)
+
+  # What follows from it.
+
+  def active_plan(self) -> SlicePlan | None:
+    """Returns the slice plan with the config's plane."""
+    plan = self.slice_plan()
+    if plan is None or self.builder_config.plane is None:
+      return plan
+    return dataclasses.replace(plan, plane=self.builder_config.plane)
+
+  def active_intensity(self) -> IntensityWindow:
+    """Returns the intensity window, the config's own first."""
+    if self.builder_config.window is not None:
+      return IntensityWindow("window", *self.builder_config.window)
+    return self.intensity()
+
+  def inspect_source(self, root) -> Findings:
+    """Looks through a raw folder and raises all its problems at once; writes nothing.
+
+    Raises:
+      InputError: When anything is wrong with it.
+    """
+    findings = Findings(pathlib.Path(root))
+    if not findings.root.is_dir():
+      findings.problem(f"{findings.root}: there is no such folder.")
+    else:
+      self.find_cases(findings)
+    findings.finish(self.LAYOUT)
+    return findings
+
+  def records_of(
+      self, case: Case, fold: int, notes: Notes
+  ) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Yields (key, example, columns of the record table) of one case."""
+    scheme = self.label_scheme()
+    for cut in self.slices_of(case, notes):
+      label = np.zeros(cut.image.shape[:2], np.uint8) if cut.label is None else cut.label
+      pixels = np.bincount(label.ravel(), minlength=scheme.num_classes)
+      key = f"{case.key}_{cut.index:04d}"
+      if case.labelled and (reason := self._reason_to_drop(key, int(pixels[1:].sum()))):
+        notes.slices_left_out[reason] = notes.slices_left_out.get(reason, 0) + 1
+        continue
+      example = {
+          "image": case_records.encode_png(cut.image),
+          "label": case_records.encode_png(label),
+          "slice_index": cut.index,
+          "spacing_mm": np.asarray(cut.spacing_mm, np.float32),
+          "slice_spacing_mm": np.float32(cut.slice_spacing_mm),
+          "subject": case.subject,
+          "volume": case.volume,
+          "fold": fold,
+          **cut.extras,
+      }
+      row = {
+          "slice_index": cut.index,
+          "height": label.shape[0],
+          "width": label.shape[1],
+          "pixels": tuple(int(count) for count in pixels),
+      }
+      yield key, example, row
+
+  def _reason_to_drop(self, key: str, foreground_pixels: int) -> str:
+    """Returns under which name a slice is counted that the config leaves out; "" keeps it."""
+    config = self.builder_config
+    if 0 < foreground_pixels < config.min_foreground_pixels:
+      return "fewer labelled pixels than min_foreground_pixels"
+    if foreground_pixels == 0 and config.empty_share < 1:
+      # The hash decides, not a random draw: the same slices stay in every build.
+      draw = int(subject_splits.salted_hash(f"{self.SPLIT_SALT}:empty", key)[:8], 16) / 2**32
+      if draw >= config.empty_share:
+        return "no labelled pixel, by empty_slices"
+    return ""
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    info = self.dataset_info_from_configs(
+        features=self._make_features(),
+        homepage=self.HOMEPAGE or None,
+        disable_shuffling=True,  # The order is ours: by salted hash, written once.
+        supervised_keys=("image", "label"),
+    )
+    # TFDS would ask a cloud bucket for metadata of a dataset that cannot be there.
+    info.initialize_from_bucket = lambda: None
+    return info
+
+  def _make_features(self) -> tfds.features.FeaturesDict:
+    return slice_features(
+        self.label_scheme(), self.extra_features(), self.IMAGE_CHANNELS
+    )
+
+  @classmethod
+  def for_reading(cls, config: str | Mapping[str, Any], voxel_dtype: str) -> BrainBuilder:
+    """Makes a builder that only reads cases, for a worker process."""
+    if not isinstance(config, str):
+      config = cls.builder_config_cls(**config)
+    # The folder does not exist and is never made.
+    builder = cls(data_dir=pathlib.Path(__file__).with_name("none"), config=config)
+    builder.set_voxel_dtype(np.dtype(voxel_dtype))
+    return builder
+
+  def set_voxel_dtype(self, dtype: np.dtype) -> None:
+    """Tells what the volumes of this build store."""
+    self.voxel_dtype = dtype
+
+  def voxel_dtype_of(self, findings: Findings) -> np.dtype:
+    """Returns the dtype that holds the voxels of all cases without loss."""
+    del findings
+    return self.voxel_dtype
+
+  def _download_and_prepare(self, dl_manager, download_config) -> None:
+    """Replaces the serial generation of TFDS; called inside its temporary folder."""
+    if download_config.max_examples_per_split == 0:
+      return
+    try:
+      root = pathlib.Path(dl_manager.manual_dir)
+    except AssertionError as error:  # TFDS's way to say that it is missing or empty.
+      raise InputError(" ".join(str(error).split("\n"))) from error
+    build_run.build(self, root, download_config)
+
+  def _split_generators(self, dl_manager):
+    raise NotImplementedError("This builder writes its shards itself; see build_run.py.")
+
+  def _generate_examples(self):
+    raise NotImplementedError("This builder writes its shards itself; see build_run.py.")
+
+
+def slice_features(
+    scheme: LabelScheme, extras: Mapping[str, Any], image_channels: int = 1
+) -> tfds.features.FeaturesDict:
+  """Returns the features of config `slices`: one upright 2-D slice.
+
+  Args:
+    scheme: Gives the label its class names.
+    extras: Further features of the dataset.
+    image_channels: 1, or 3 for colour pictures.
+  """
+  return tfds.features.FeaturesDict({
+      "image": tfds.features.Image(
+          shape=(None, None, image_channels),
+          dtype=np.uint8,
+          encoding_format="png",
+          doc="Native in-plane resolution, upright; one intensity window per volume.",
+      ),
+      "label": tfds.features.LabeledImage(
+          labels=scheme.names, shape=(None, None, 1), encoding_format="png", doc="Class ids."
+      ),
+      "slice_index": tfds.features.Scalar(np.int32, doc="Position in the volume."),
+      "spacing_mm": tfds.features.Tensor(
+          shape=(2,), dtype=np.float32, doc="Row and column distance; NaN where unknown."
+      ),
+      "slice_spacing_mm": tfds.features.Scalar(
+          np.float32, doc="Distance of neighbouring slices; NaN where unknown."
+      ),
+      **_identity(),
+      **extras,
+  })
+
+
+def volume_features(
+    scheme: LabelScheme, voxel_dtype: np.dtype, extras: Mapping[str, Any]
+) -> tfds.features.FeaturesDict:
+  """Returns the features of config `volumes`: one whole scan, lossless, axes as stored.
+
+  Args:
+    scheme: Its class names are in the label's documentation; the ids are those of `slices`.
+    voxel_dtype: What the source stores.
+    extras: Further features of the dataset, one value per scan.
+  """
+  shape = (None, None, None)
+  # tf.Example holds 32-bit floats only: what must stay float64 is stored as bytes.
+  return tfds.features.FeaturesDict({
+      "image": tfds.features.Tensor(
+          shape=shape, dtype=voxel_dtype, encoding="zlib",
+          doc="Stored numbers [i, j, k]; intensity = image * scale_slope + scale_inter.",
+      ),
+      "label": tfds.features.Tensor(
+          shape=shape, dtype=np.uint8, encoding="zlib",
+          doc="Class ids: " + ", ".join(f"{i} {name}" for i, name in enumerate(scheme.names)),
+      ),
+      "affine": tfds.features.Tensor(
+          shape=(4, 4), dtype=np.float64, encoding="bytes", doc="(i, j, k, 1) to RAS+ mm."
+      ),
+      "oriented": tfds.features.Scalar(
+          np.bool_, doc="False: the source states no orientation, the affine only its spacing."
+      ),
+      "spacing_mm": tfds.features.Tensor(
+          shape=(3,), dtype=np.float64, encoding="bytes", doc="Voxel edges; NaN where unknown."
+      ),
+      "scale_slope": tfds.features.Tensor(shape=(), dtype=np.float64, encoding="bytes"),
+      "scale_inter": tfds.features.Tensor(shape=(), dtype=np.float64, encoding="bytes"),
+      "source_dtype": tfds.features.Text(doc="dtype of the source file."),
+      **_identity(),
+      **extras,
+  })
+
+
+def _identity() -> dict[str, Any]:
+  return {
+      "subject": tfds.features.Text(doc="Stable pseudonym of the person."),
+      "volume": tfds.features.Text(doc="Stable pseudonym of the scan."),
+      "fold": tfds.features.Scalar(np.int32, doc="Cross-validation fold 0..4 of the subject."),
+  }

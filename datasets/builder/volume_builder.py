@@ -1,0 +1,219 @@
+"""The base of builders of scans: slices in any plane, or whole volumes without loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from flexunet.core.errors import InputError
+from flexunet.datasets.builder import segmentation_builder
+from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
+from flexunet.imaging import nifti, slicing
+from flexunet.imaging.volume import Volume
+
+_ROUNDING = 1e-3  # Labels saved as floats come back this near to whole numbers.
+_SMALL_RANGE = 4096
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scan:
+  """A scan as its file stores it, and its label.
+
+  Attributes:
+    stored: The stored numbers; intensity = stored * slope + inter.
+    label: Class ids uint8 [i, j, k] on the same grid; None when there is none.
+    spacing_mm: Overrides the file's spacing where a better source is known; float64 [3].
+  """
+
+  stored: Volume
+  slope: float
+  inter: float
+  label: np.ndarray | None
+  spacing_mm: np.ndarray | None = None
+  extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def volume(self) -> Volume:
+    """The scan in intensities."""
+    return nifti.scaled(self.stored, self.slope, self.inter)
+
+
+class VolumeBuilder(segmentation_builder.BrainBuilder, skip_registration=True):
+  """Builder of scans whose cases have the files "image" and, when labelled, "label"."""
+
+  def label_map(self) -> dict[int, int]:
+    """Returns {value in the label file: class id}; any other value is refused."""
+    raise NotImplementedError
+
+  def read_scan(self, case: Case, notes: Notes) -> Scan:
+    """Reads one case, in a worker process."""
+    stored, slope, inter = nifti.read_stored(case.files["image"])
+    label = None
+    if case.labelled:
+      path = case.files["label"]
+      raw = nifti.read(path)
+      check_same_grid(stored, raw, path)
+      label = map_label(raw.voxels, self.label_map(), path, notes)
+    return Scan(stored, slope, inter, label)
+
+  def slices_of(self, case: Case, notes: Notes) -> Iterator[segmentation_builder.Slice]:
+    plan, scan = self.active_plan(), self.read_scan(case, notes)
+    if plan is None:
+      raise ValueError(f"{self.name} cuts volumes, so it must give a slice plan.")
+    volume = scan.volume
+    if scan.spacing_mm is not None:
+      volume = with_spacing(volume, scan.spacing_mm)
+    cut, label = plan.extract(volume), None
+    if scan.label is not None:
+      label = plan.extract(Volume(scan.label, volume.affine, volume.oriented)).pixels
+    # The window belongs to the scan, not to the grid it is put on.
+    pixels = self.active_intensity().to_uint8(cut.pixels)
+    cut = dataclasses.replace(cut, pixels=pixels)
+    if self.builder_config.isotropic_mm is not None:
+      cut, label = slicing.isotropic(
+          cut, label, float(self.builder_config.isotropic_mm), case.files["image"].name
+      )
+      cut = dataclasses.replace(cut, pixels=np.round(cut.pixels).astype(np.uint8))
+    for index in range(cut.pixels.shape[2]):
+      yield segmentation_builder.Slice(
+          index=index,
+          image=np.ascontiguousarray(cut.pixels[:, :, index]),
+          label=None if label is None else np.ascontiguousarray(label[:, :, index]),
+          spacing_mm=cut.spacing_mm,
+          slice_spacing_mm=cut.slice_spacing_mm,
+          extras=scan.extras,
+      )
+
+  def records_of(self, case: Case, fold: int, notes: Notes):
+    if self.builder_config.form != "volumes":
+      yield from super().records_of(case, fold, notes)
+      return
+    scan = self.read_scan(case, notes)
+    stored = scan.stored
+    label = np.zeros(stored.voxels.shape, np.uint8) if scan.label is None else scan.label
+    spacing = stored.spacing_mm if scan.spacing_mm is None else scan.spacing_mm
+    example = {
+        "image": stored.voxels.astype(self.voxel_dtype, casting="safe"),
+        "label": np.ascontiguousarray(label),
+        "affine": stored.affine,
+        "oriented": stored.oriented,
+        "spacing_mm": np.asarray(spacing, np.float64),
+        "scale_slope": np.float64(scan.slope),
+        "scale_inter": np.float64(scan.inter),
+        "source_dtype": stored.voxels.dtype.name,
+        "subject": case.subject,
+        "volume": case.volume,
+        "fold": fold,
+        **scan.extras,
+    }
+    pixels = np.bincount(label.ravel(), minlength=self.label_scheme().num_classes)
+    row = {"slice_index": None, "height": None, "width": None, "pixels": tuple(map(int, pixels))}
+    yield case.key, example, row
+
+  def _make_features(self) -> tfds.features.FeaturesDict:
+    if self.builder_config.form != "volumes":
+      return super()._make_features()
+    return segmentation_builder.volume_features(
+        self.label_scheme(), self._stored_dtype(), self.extra_features()
+    )
+
+  def _stored_dtype(self) -> np.dtype:
+    """Returns the dtype of an already built dataset, else the one found in the source."""
+    if (self.data_path / "features.json").exists():
+      built = tfds.features.FeaturesDict.from_config(self.data_path)
+      return np.dtype(built["image"].np_dtype)
+    return self.voxel_dtype
+
+  def set_voxel_dtype(self, dtype: np.dtype) -> None:
+    super().set_voxel_dtype(dtype)
+    if self.builder_config.form == "volumes":
+      self.info._features = self._make_features()
+
+  def voxel_dtype_of(self, findings: Findings) -> np.dtype:
+    if self.builder_config.form != "volumes":
+      return self.voxel_dtype
+    dtypes = {nifti.read_header(case.files["image"]).dtype for case in findings.cases}
+    return functools.reduce(np.promote_types, sorted(dtypes, key=str))
+
+
+def check_same_grid(image: Volume, label: Volume, path) -> None:
+  """Refuses a label that does not lie voxel by voxel on its scan."""
+  if image.voxels.shape != label.voxels.shape:
+    raise InputError(
+        f"{path}: a label must lie on the grid of its scan. Scan {image.voxels.shape}, label"
+        f" {label.voxels.shape}."
+    )
+  if image.oriented and label.oriented:
+    # A tenth of a voxel: headers round, and no label is shifted by that little.
+    tolerance = 0.1 * float(image.spacing_mm.min())
+    corners = np.array([[0, 0, 0, 1], [*image.voxels.shape, 1]], np.float64)
+    if np.abs(corners @ (image.affine - label.affine).T).max() > tolerance:
+      raise InputError(
+          f"{path}: the label's header places it elsewhere than its scan. Resample the label onto"
+          " the scan first."
+      )
+
+
+def map_label(
+    values: np.ndarray, label_map: Mapping[int, int], path, notes: Notes, kind: str = "label"
+) -> np.ndarray:
+  """Returns class ids uint8 of the values of a label file, and notes their histogram.
+
+  Float files are rounded; a value that is no whole number, or is not in `label_map`, is refused.
+  Goes slice by slice, so that a large scan needs no copies of its own size.
+  """
+  ids = np.zeros(values.shape, np.uint8, order="F")
+  histogram: dict[float, int] = {}
+  wrong: set[float] = set()
+  for k in range(values.shape[2]):
+    stored = values[:, :, k]
+    found, positions, counts = _distinct(stored)
+    classes = np.zeros(len(found), np.uint8)
+    for position, (value, count) in enumerate(zip(found, counts)):
+      if not count:
+        continue
+      whole = round(float(value)) if np.isfinite(value) else None
+      if whole is None or abs(float(value) - whole) > _ROUNDING or whole not in label_map:
+        wrong.add(float(value))
+      else:
+        classes[position] = label_map[whole]
+      histogram[float(value)] = histogram.get(float(value), 0) + int(count)
+    ids[:, :, k] = classes[positions]
+  if wrong:
+    shown = [f"{value:g}" for value in sorted(wrong)[:5]]
+    raise InputError(
+        f"{path}: label values must be among {sorted(label_map)}, found"
+        f" {', '.join(shown)}{' ...' if len(wrong) > 5 else ''}. Is this the label file?"
+    )
+  notes.count_values(kind, histogram.keys(), histogram.values())
+  return ids
+
+
+def _distinct(stored: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns (values, position of each pixel's value in them, count of each value)."""
+  if stored.dtype.kind in "iu":
+    low, high = int(stored.min()), int(stored.max())
+    if high - low < _SMALL_RANGE:
+      # Counting needs no sorting, which takes longer than everything else.
+      positions = stored.astype(np.intp) - low
+      counts = np.bincount(positions.ravel(), minlength=high - low + 1)
+      return np.arange(low, high + 1), positions, counts
+  found, positions, counts = np.unique(stored, return_inverse=True, return_counts=True)
+  return found, positions.reshape(stored.shape), counts
+
+
+def with_spacing(volume: Volume, spacing_mm: np.ndarray) -> Volume:
+  """Returns the volume with other voxel edges along its axes (its directions are kept)."""
+  affine = volume.affine.copy()
+  current = np.where(np.isfinite(volume.spacing_mm), volume.spacing_mm, 1.0)
+  directions = np.where(np.isfinite(affine[:3, :3]), affine[:3, :3], np.eye(3)) / current
+  affine[:3, :3] = directions * np.asarray(spacing_mm, np.float64)
+  return Volume(volume.voxels, affine, volume.oriented)
+
+
+__all__ = ["Scan", "VolumeBuilder", "check_same_grid", "map_label", "with_spacing"]

@@ -1,0 +1,89 @@
+"""How every program of the package starts and how it ends on bad input."""
+
+from __future__ import annotations
+
+import logging as standard_logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+
+from absl import logging
+
+from flexunet.core import flags
+from flexunet.core.errors import InputError
+
+
+def run(
+    main: Callable[[Sequence[str]], None],
+    program: flags.Program,
+    *,
+    expand: Callable[[Sequence[str]], Sequence[str]] | None = None,
+    argv: Sequence[str] | None = None,
+) -> None:
+  """Parses the flags of a program and runs `main` with the words that are none.
+
+  Bad input ends in one `error: ...` line and exit code 1. Only `InputError` is caught. Anything
+  else is a fault of the program and keeps its trace.
+
+  Args:
+    main: Takes [program, words ...].
+    program: Its flags.
+    expand: Rewrites the command line before it is parsed, e.g. by the flags of a preset.
+    argv: The command line; by default that of the process.
+  """
+  # The start-up lines of the libraries are noise beside our own; --verbosity brings them back.
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.ERROR)
+  logging.set_stderrthreshold("error")
+  logging.get_absl_logger().addFilter(_is_worth_telling)
+  try:
+    words = list(sys.argv if argv is None else argv)
+    main(program.parse(expand(words) if expand else words))
+  except InputError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(1)
+
+
+def no_words(argv: Sequence[str]) -> None:
+  """Refuses words that are no flags, for programs that take none."""
+  if len(argv) > 1:
+    raise InputError(
+        f"This program takes flags only. Got: {' '.join(argv[1:])}. --help shows them."
+    )
+
+
+def load_tensorflow() -> None:
+  """Imports TensorFlow and finds its devices without its start-up lines.
+
+  TF 2.21 writes them before its log level is read, so standard error is set aside meanwhile. What
+  it said is shown after all when the import fails, and its errors when the machine has a GPU.
+  """
+  if "tensorflow" in sys.modules:
+    return
+  sys.stderr.flush()
+  kept = os.dup(2)
+  with tempfile.TemporaryFile() as aside:
+    os.dup2(aside.fileno(), 2)
+    failed = True
+    try:
+      import tensorflow as tf
+
+      tf.config.list_physical_devices()
+      failed = False
+    finally:
+      os.dup2(kept, 2)
+      os.close(kept)
+      aside.seek(0)
+      said = aside.read().decode(errors="replace")
+      if failed:
+        sys.stderr.write(said)
+      elif os.path.exists("/dev/nvidiactl"):
+        sys.stderr.writelines(f"{line}\n" for line in said.splitlines() if line.startswith("E"))
+
+
+def _is_worth_telling(record: standard_logging.LogRecord) -> bool:
+  # TFDS warns of its own use of an attribute that it has deprecated, at each feature it reads.
+  return "`FeatureConnector.dtype` is deprecated" not in record.getMessage()

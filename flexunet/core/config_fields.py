@@ -1,0 +1,130 @@
+"""Checked configuration: frozen dataclasses whose fields tell their limits.
+
+A field made by `knob` carries help, choices and bounds: the check of a value and the flag that sets
+it come from one place. Unknown names fail with the nearest spelling, and nothing is evaluated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from flexunet.core.errors import InputError, unknown_name
+
+
+def knob(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    unset: str = "planned from the data",
+    group: str = "",
+) -> Any:
+  """Returns a dataclass field that also carries what a flag needs to be made from it.
+
+  Args:
+    default: Its value when nothing is given.
+    help: One or two sentences for the user.
+    choices: The allowed values, of each entry where the field is a list of names.
+    minimum, maximum: The allowed range.
+    unset: What a default of None means, for the help text; empty where it means nothing.
+    group: Heading under which the help lists its flag; by default that of its dataclass.
+  """
+  metadata = {
+      "help": help, "choices": choices, "minimum": minimum, "maximum": maximum, "unset": unset,
+      "group": group,
+  }  # fmt: skip
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+class Checked:
+  """Checks each field against its knob, so that a flag, a file and a caller get the same error."""
+
+  def __post_init__(self):
+    hints = typing.get_type_hints(type(self))
+    for field in dataclasses.fields(self):
+      object.__setattr__(
+          self, field.name, _checked_value(field, hints[field.name], getattr(self, field.name))
+      )
+
+
+T = typing.TypeVar("T")
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
+  """Builds a config dataclass from names and values; an unknown name lists the nearest one."""
+  fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+  refuse_unknown(values, [field.name for field in fields], cls.__name__)
+  return cls(**values)
+
+
+def refuse_unknown(values: Mapping[str, Any], known: list[str], where: str) -> None:
+  for name in values:
+    if name not in known:
+      raise unknown_name(f"entry of {where}", name, known)
+
+
+def optional_base(hint: Any) -> tuple[Any, bool]:
+  """Returns (type without None, whether None was allowed)."""
+  if typing.get_origin(hint) in (typing.Union, types.UnionType):
+    inner = [part for part in typing.get_args(hint) if part is not type(None)]
+    return inner[0], True
+  return hint, False
+
+
+def _checked_value(field: dataclasses.Field, hint: Any, value: Any) -> Any:
+  base, optional = optional_base(hint)
+  if value is None:
+    # A default of None is a value that is planned later; then it has the type it is annotated with.
+    if optional or field.default is None:
+      return None
+    raise InputError(f"{field.name} must be given.")
+  if typing.get_origin(base) is tuple:
+    if typing.get_args(base)[-1] is Ellipsis:
+      return _checked_names(field, value)
+    return _checked_size(field.name, value)
+  wanted = (int, float) if base is float else base
+  if not isinstance(value, wanted) or (isinstance(value, bool) and base is not bool):
+    raise InputError(f"{field.name} must be of type {base.__name__}. Got: {value!r}.")
+  if base is float:
+    value = float(value)
+  limits = field.metadata
+  if choices := limits.get("choices"):
+    _check_choice(field.name, value, choices)
+  low, high = limits.get("minimum"), limits.get("maximum")
+  if (low is not None and value < low) or (high is not None and value > high) or value != value:
+    bounds = f">= {low}" if high is None else f"from {low} to {high}"
+    raise InputError(f"{field.name} must be {bounds}. Got: {value!r}.")
+  return value
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+  if value not in choices:
+    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
+    nearest = f" Did you mean {near[0]!r}?" if near else ""
+    raise InputError(f"{name} must be one of {', '.join(choices)}. Got: {value!r}.{nearest}")
+
+
+def _checked_names(field: dataclasses.Field, value: Any) -> tuple[str, ...]:
+  names = (value,) if isinstance(value, str) else tuple(value)
+  for name in names:
+    if not isinstance(name, str):
+      raise InputError(f"{field.name} must be a list of names. Got: {value!r}.")
+    if choices := field.metadata.get("choices"):
+      _check_choice(field.name, name, choices)
+  return names
+
+
+def _checked_size(name: str, value: Any) -> tuple[int, int]:
+  size = (value, value) if isinstance(value, int) else tuple(value)
+  if len(size) == 1:
+    size = size * 2
+  if len(size) != 2 or not all(isinstance(edge, int) and edge > 0 for edge in size):
+    raise InputError(f"{name} must be one or two positive whole numbers. Got: {value!r}.")
+  return size  # type: ignore[return-value]

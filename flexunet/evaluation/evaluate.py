@@ -1,0 +1,414 @@
+"""Scores a run's network on a split: volumes put together from slices, at their own resolution.
+
+Surface distances of a volume are measured in 3-D when its slices are gapless, of one size, more
+than one, and their spacing is known; otherwise within slices, pooled over the volume. Without a
+pixel spacing there are none. Overlaps always count all pixels of the volume.
+
+Evaluates a run: opens what it states, scores splits, writes `evaluation/` and the report.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+import flexunet
+from flexunet import config, run_folder
+from flexunet.core import files, progress
+from flexunet.core.errors import InputError
+from flexunet.evaluation import examples, summary, surface_distance
+from flexunet.evaluation.labelled_volumes import LabelledVolume, read_volumes
+from flexunet.evaluation.scores import DEFAULT_TOLERANCE_MM, SCORE_NAMES, label_scores
+from flexunet.pipelines import dataset_source, readers, selection
+from flexunet.pipelines.dataset_source import DatasetSource, open_dataset
+from flexunet.pipelines.record_table import RecordTable
+from flexunet.prediction.predictor import Predictor, load_model, scheme_of, to_label
+from flexunet.reporting import report
+
+_SCORES = tuple(name for name in SCORE_NAMES if not name.endswith("_ml"))
+# Splits whose records carry an empty label because the source has none.
+_WITHOUT_TRUTH = ("unlabeled", "unlabelled")
+
+
+@dataclasses.dataclass(eq=False)
+class SplitScores:
+  """What scoring a split gives.
+
+  Attributes:
+    rows: One a volume and foreground class: the columns of `cases.csv` without `split`.
+    examples: The best and worst volumes.
+    published: `dice_coef_multiclass` and `pixel_accuracy`.
+    counts: subjects, volumes, slices, volumes_with_2d_distances, volumes_without_spacing.
+  """
+
+  rows: list[dict[str, Any]]
+  examples: list[examples.Example]
+  published: dict[str, float]
+  counts: dict[str, int]
+
+
+def score_split(
+    source: DatasetSource,
+    table: RecordTable,
+    predictor: Predictor,
+    class_names: Sequence[str],
+    *,
+    split: str,
+    keys: tuple[str, str] = ("image", "label"),
+    tolerance_mm: float,
+    show_progress: bool = True,
+) -> SplitScores:
+  """Predicts every slice of a split and scores each volume; one volume is in memory at a time.
+
+  Args:
+    source: The opened dataset.
+    table: The records to be scored.
+    predictor: The network.
+    class_names: By id, background first.
+    split: Its name, for the rows.
+    keys: Features of the image and of the label.
+    tolerance_mm: Of the surface Dice.
+    show_progress: Draws a bar on standard error.
+  """
+  rows: list[dict[str, Any]] = []
+  keeper = examples.ExampleKeeper()
+  published = _Published()
+  subjects, kinds = set(), []
+  with progress.bar(
+      total=len(table), desc=split, unit="slice", disable=not show_progress
+  ) as bar:
+    for volume in read_volumes(source, table, keys):
+      predictions = []
+      for label, probability in zip(
+          volume.labels, predictor.probabilities(volume.images), strict=True
+      ):
+        _check_ids(volume, label, len(class_names))
+        published.add(label, probability)
+        predictions.append(to_label(probability))
+        bar.update()
+      own = score_volume(volume, predictions, class_names, tolerance_mm)
+      rows += own
+      subjects.add(volume.subject)
+      kinds.append(volume.distances)
+      keeper.offer(_example(volume, predictions, own))
+  return SplitScores(
+      rows=rows,
+      examples=keeper.chosen(),
+      published=published.figures(),
+      counts={
+          "subjects": len(subjects),
+          "volumes": len(kinds),
+          "slices": len(table),
+          "volumes_with_2d_distances": kinds.count("2d"),
+          "volumes_without_spacing": kinds.count("none"),
+      },
+  )
+
+
+def score_volume(
+    volume: LabelledVolume,
+    predictions: Sequence[np.ndarray],
+    class_names: Sequence[str],
+    tolerance_mm: float,
+) -> list[dict[str, Any]]:
+  """Returns one row per foreground class; see `evaluation_metrics` for the scores.
+
+  Args:
+    volume: Truth.
+    predictions: uint8 [H, W] of each slice.
+    class_names: By id, background first.
+    tolerance_mm: Of the surface Dice.
+  """
+  kind = volume.distances
+  spacing: tuple[float, ...]
+  if kind == "3d":
+    truth, found = np.stack(volume.labels), np.stack(predictions)
+    spacing = (volume.slice_spacing_mm, *volume.spacing_mm)
+  else:  # Slices may differ in size: overlaps need no more than the pixels in a row.
+    truth = np.concatenate([label.ravel() for label in volume.labels])[None]
+    found = np.concatenate([label.ravel() for label in predictions])[None]
+    spacing = (np.nan, np.nan)
+  scores = label_scores(truth, found, class_names, spacing, tolerance_mm)
+  if kind == "2d":
+    for class_id, row in enumerate(scores, start=1):
+      row.update(_distances_in_slices(volume, predictions, class_id, tolerance_mm))
+  return [
+      {
+          "subject": volume.subject,
+          "volume": volume.volume,
+          "class": row["class"],
+          **{name: row[name] for name in SCORE_NAMES},
+          **row,
+          "slices": len(volume.labels),
+          "distances": kind,
+      }
+      for row in scores
+  ]
+
+
+def _distances_in_slices(
+    volume: LabelledVolume, predictions: Sequence[np.ndarray], class_id: int, tolerance_mm: float
+) -> dict[str, float]:
+  """Returns hd95_mm, assd_mm and nsd from the distances within each slice, pooled.
+
+  A surface in a slice where the other mask is empty has no distance there; for nsd it counts as
+  out of tolerance.
+  """
+  pooled: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+  alone = 0
+  for label, prediction in zip(volume.labels, predictions, strict=True):
+    truth, found = label == class_id, prediction == class_id
+    if truth.any() and found.any():
+      distances = surface_distance.surface_distances(truth, found, volume.spacing_mm)
+      pooled[0].append(distances.from_reference)
+      pooled[1].append(distances.from_prediction)
+    elif truth.any() or found.any():
+      alone += int(np.count_nonzero(surface_distance.surface(truth | found)))
+  merged = surface_distance.SurfaceDistances(
+      *(np.concatenate(parts) if parts else np.zeros(0) for parts in pooled)
+  )
+  matched = merged.from_reference.size + merged.from_prediction.size
+  within = merged.surface_dice(tolerance_mm) * matched if merged.defined else 0.0
+  return {
+      "hd95_mm": merged.hausdorff(95.0),
+      "assd_mm": merged.average(),
+      "nsd": within / (matched + alone) if matched + alone else float("nan"),
+  }
+
+
+class _Published:
+  """Running means of the two figures that published FlexUNet results state."""
+
+  def __init__(self) -> None:
+    self._coefficients: list[float] = []
+    self._right = self._pixels = 0
+
+  def add(self, label: np.ndarray, probability: np.ndarray) -> None:
+    """Takes one slice: uint8 [H, W] and float32 [H, W, classes]."""
+    overlap = np.take_along_axis(probability, label[..., None].astype(np.intp), axis=-1)
+    overlap_sum = float(overlap.sum(dtype=np.float64))
+    mass = label.size + float(probability.sum(dtype=np.float64))
+    self._coefficients.append((2 * overlap_sum + 1) / (mass + 1))
+    self._right += int(np.count_nonzero(to_label(probability) == label))
+    self._pixels += label.size
+
+  def figures(self) -> dict[str, float]:
+    return {
+        "dice_coef_multiclass": float(np.mean(self._coefficients)),
+        "pixel_accuracy": self._right / self._pixels,
+    }
+
+
+def _check_ids(volume: LabelledVolume, label: np.ndarray, num_classes: int) -> None:
+  if label.size and label.max() >= num_classes:
+    raise InputError(
+        f"Volume {volume.volume!r}: label ids must lie in 0..{num_classes - 1}, the classes of the"
+        f" run. Got: {label.max()}. Build the dataset again, or evaluate the run on its own data."
+    )
+
+
+def _example(
+    volume: LabelledVolume, predictions: Sequence[np.ndarray], rows: Sequence[dict[str, Any]]
+) -> examples.Example:
+  """Returns the slice with most true foreground; with most predicted, where there is none."""
+  areas = [np.count_nonzero(label) for label in volume.labels]
+  if not any(areas):
+    areas = [np.count_nonzero(label) for label in predictions]
+  shown = int(np.argmax(areas))
+  dice = {row["class"]: row["dice"] for row in rows}
+  defined = [value for value in dice.values() if not np.isnan(value)]
+  height, width = volume.spacing_mm
+  return examples.Example(
+      image=np.round(volume.images[shown].mean(axis=-1)).astype(np.uint8),
+      truth=volume.labels[shown],
+      prediction=predictions[shown],
+      subject=volume.subject,
+      volume=volume.volume,
+      slice_index=volume.slice_index[shown],
+      foreground_dice=float(np.mean(defined)) if defined else float("nan"),
+      dice={name: None if np.isnan(value) else value for name, value in dice.items()},
+      aspect=height / width if np.isfinite([height, width]).all() and width > 0 else 1.0,
+  )
+
+
+def evaluate(
+    run: run_folder.RunFolder,
+    splits: Sequence[str],
+    *,
+    data_dir: str | os.PathLike | None = None,
+    allow_other_data: bool = False,
+    tolerance_mm: float = DEFAULT_TOLERANCE_MM,
+    batch_size: int = 8,
+    mirror: bool = False,
+    show_progress: bool = True,
+) -> dict[str, Any]:
+  """Scores splits and writes metrics.json, cases.csv, examples and the report.
+
+  Earlier figures of other splits are kept. Everything is checked before anything is predicted.
+
+  Args:
+    run: A trained run.
+    splits: Names; at least one.
+    data_dir: Where the dataset lies; as in training where None.
+    allow_other_data: Accepts records that differ from those of the training.
+    tolerance_mm: Of the surface Dice.
+    batch_size: Slices per step.
+    mirror: Averages over mirrored slices.
+    show_progress: Draws a bar on standard error.
+
+  Returns:
+    Split -> its entry in `metrics.json`.
+
+  Raises:
+    InputError: Nothing to evaluate, data of another kind, or no trained network.
+  """
+  run_config = run.read_config()
+  if not tolerance_mm > 0:
+    raise InputError(f"--surface_tolerance_mm must be above 0. Got: {tolerance_mm}.")
+  source = open_run_dataset(run_config, data_dir)
+  check_data(source, run_config, splits, allow_other_data)
+  predictor = Predictor(
+      load_model(run), run_config, batch_size=batch_size, mirror=mirror
+  )
+  names = scheme_of(run_config).names
+  about = {
+      "dataset": source.name,
+      "fingerprint": source.fingerprint,
+      "model_sha256": report.file_sha256(run.model_keras),
+      "surface_tolerance_mm": tolerance_mm,
+      "mirrored": mirror,
+      "flexunet": flexunet.__version__,
+      "dataset_splits": dataset_source.split_counts(source),
+  }
+  written = {}
+  trained, tables = _tables(source, run_config, splits)
+  for split in splits:
+    scores = score_split(
+        source,
+        tables[split],
+        predictor,
+        names,
+        split=split,
+        keys=(run_config.data.image_key, run_config.data.label_key),
+        tolerance_mm=tolerance_mm,
+        show_progress=show_progress,
+    )
+    figures = summary.summarize(scores.rows, names[1:], _SCORES)
+    figures["published"] = scores.published
+    figures["evaluated"] = {
+        "split": split,
+        **scores.counts,
+        "subjects_also_trained_on": len(_subjects(tables[split]) & trained),
+        **about,
+    }
+    written[split] = summary.strict(figures)
+    _write_split(run, split, written[split], scores)
+  report.write_report(run)
+  return written
+
+
+def open_run_dataset(
+    run_config: config.RunConfig, data_dir: str | os.PathLike | None
+) -> DatasetSource:
+  """Opens the dataset a run was trained on, or that of the same name in `data_dir`."""
+  folder = pathlib.Path(data_dir or run_config.data.data_dir).expanduser()
+  dataset = run_config.data.dataset
+  if dataset is None and not (folder / "dataset_info.json").is_file():
+    dataset = run_config.dataset_facts.name
+  return open_dataset(dataset, folder)
+
+
+def check_data(
+    source: DatasetSource,
+    run_config: config.RunConfig,
+    splits: Sequence[str],
+    allow_other_data: bool,
+) -> None:
+  """Refuses splits that cannot be scored and data that are not those of the run."""
+  if not splits:
+    raise InputError(f"--split must name a split. Dataset {source.name} has {source.splits}.")
+  for split in splits:
+    source.check_split(split)
+    if split in _WITHOUT_TRUTH:
+      raise InputError(
+          f"Split {split!r} of {source.name} has no labels to compare with. Use"
+          " flexunet-predict to look at it."
+      )
+  facts = run_config.dataset_facts
+  trained = [entry["name"] for entry in facts.label_scheme]
+  found = source.label_scheme(run_config.data.label_key, run_config.model.num_classes).names
+  if trained != found:
+    raise InputError(
+        f"Dataset {source.name} must have the classes of the run, {trained}. It has {found}."
+    )
+  if source.fingerprint != facts.fingerprint and not allow_other_data:
+    raise InputError(
+        f"Dataset {source.name} has the fingerprint {source.fingerprint}, the run was trained on"
+        f" {facts.fingerprint} ({facts.name}): other records, so a subject of its test split may"
+        " have been trained on. Name the right --data_dir, or pass --allow_other_data when all its"
+        " subjects are new."
+    )
+
+
+def _tables(
+    source: DatasetSource, run_config: config.RunConfig, splits: Sequence[str]
+) -> tuple[set[str], dict[str, RecordTable]]:
+  """Returns the subjects that were trained on, and the records of each split to be scored.
+
+  A run on a fold has cut its training and validation splits anew: its validation split is the
+  fold. Builders split by subject, but published folders do not always: hence the subjects.
+  """
+  data = run_config.data
+  tables = {split: readers.slice_table(source, split) for split in splits}
+  if data.fold < 0:
+    known = data.train_split in source.splits
+    return _subjects(readers.slice_table(source, data.train_split)) if known else set(), tables
+  train, held_out = selection.split_tables(
+      source, data.train_split, data.validation_split, data.fold
+  )
+  cut_anew = {data.train_split: train, data.validation_split: held_out}
+  return _subjects(train), {split: cut_anew.get(split, table) for split, table in tables.items()}
+
+
+def _subjects(table: RecordTable) -> set[str]:
+  return set(table.subject.tolist()) - {""}
+
+
+def _write_split(
+    run: run_folder.RunFolder,
+    split: str,
+    figures: Mapping[str, Any],
+    scores: SplitScores,
+) -> None:
+  """Puts one split into the files of `evaluation/`, each replaced in one step."""
+  metrics = {}
+  if run.metrics_json.is_file():
+    metrics = json.loads(run.metrics_json.read_text(encoding="utf-8"))
+  others = []
+  if run.cases_csv.is_file():
+    with open(run.cases_csv, newline="", encoding="utf-8") as stream:
+      others = [row for row in csv.DictReader(stream) if row["split"] != split]
+  own = [{"split": split, **{key: _cell(value) for key, value in row.items()}}
+         for row in scores.rows]  # fmt: skip
+  columns = list(dict.fromkeys(name for row in [*own, *others] for name in row))
+  text = io.StringIO()
+  writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+  writer.writeheader()
+  writer.writerows([*others, *own])
+  examples.write(examples.path_of(run, split), scores.examples)
+  files.write_bytes(run.cases_csv, text.getvalue().encode("utf-8"))
+  files.write_json(run.metrics_json, {**metrics, split: figures})
+
+
+def _cell(value: Any) -> Any:
+  """Returns a value as it stands in the CSV: an empty cell for what is not defined."""
+  return "" if isinstance(value, float) and math.isnan(value) else value

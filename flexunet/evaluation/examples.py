@@ -1,0 +1,110 @@
+"""The best and the worst volumes of an evaluation, one slice each, kept for the report.
+
+Stored as `evaluation/examples_<split>.npz`: uint8 arrays `image_<n>`, `truth_<n>`,
+`prediction_<n>` [H, W] and `about`, a JSON text that describes each. At most a few megabytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from flexunet import run_folder
+from flexunet.core import files
+
+_PER_SIDE = 4
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Example:
+  """One slice of a volume, with the scores of the whole volume.
+
+  Attributes:
+    image: uint8 [H, W].
+    truth: uint8 [H, W] class ids.
+    prediction: uint8 [H, W] class ids.
+    subject: Whose it is.
+    volume: Of which scan.
+    slice_index: Which slice.
+    foreground_dice: Of the volume.
+    dice: Class name -> Dice of the volume; None where it has none.
+    aspect: Height of a pixel over its width; 1 where unknown.
+    side: "best" or "worst"; set when the example is written.
+  """
+
+  image: np.ndarray
+  truth: np.ndarray
+  prediction: np.ndarray
+  subject: str
+  volume: str
+  slice_index: int
+  foreground_dice: float
+  dice: dict[str, float | None]
+  aspect: float = 1.0
+  side: str = ""
+
+
+class ExampleKeeper:
+  """Keeps the examples with the lowest and the highest Dice of those offered, and no others."""
+
+  def __init__(self) -> None:
+    self._kept: list[Example] = []
+
+  def offer(self, example: Example) -> None:
+    """Takes one example a volume; those without a Dice show nothing and are left out."""
+    if np.isnan(example.foreground_dice):
+      return
+    self._kept.append(example)
+    self._kept.sort(key=lambda kept: (kept.foreground_dice, kept.volume))
+    if len(self._kept) > 2 * _PER_SIDE:
+      del self._kept[_PER_SIDE]
+
+  def chosen(self) -> list[Example]:
+    """Returns worst first, then best, each from its extreme inwards; none stands on both sides."""
+    half = len(self._kept) // 2
+    worst = [dataclasses.replace(kept, side="worst") for kept in self._kept[:half]]
+    best = [dataclasses.replace(kept, side="best") for kept in self._kept[half:]]
+    return worst + best[::-1]
+
+
+def path_of(run: run_folder.RunFolder, split: str) -> pathlib.Path:
+  return run.evaluation / f"examples_{split}.npz"
+
+
+def write(path: pathlib.Path, examples: Sequence[Example]) -> None:
+  """Replaces the file in one step."""
+  arrays: dict[str, Any] = {}
+  about = []
+  for number, example in enumerate(examples):
+    for name in ("image", "truth", "prediction"):
+      arrays[f"{name}_{number}"] = getattr(example, name)
+    about.append({
+        field.name: getattr(example, field.name)
+        for field in dataclasses.fields(example)
+        if field.name not in ("image", "truth", "prediction")
+    })
+  buffer = io.BytesIO()
+  np.savez_compressed(buffer, about=np.array(json.dumps(about, allow_nan=False)), **arrays)
+  files.write_bytes(path, buffer.getvalue())
+
+
+def read(path: pathlib.Path) -> list[Example]:
+  """Returns what `write` wrote; nothing where there is no file."""
+  if not path.is_file():
+    return []
+  with np.load(path, allow_pickle=False) as arrays:
+    return [
+        Example(
+            image=arrays[f"image_{number}"],
+            truth=arrays[f"truth_{number}"],
+            prediction=arrays[f"prediction_{number}"],
+            **about,
+        )
+        for number, about in enumerate(json.loads(str(arrays["about"])))
+    ]

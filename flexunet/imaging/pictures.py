@@ -1,0 +1,123 @@
+"""Reads 8-bit pictures (PNG, JPEG, BMP) with distrust: size, depth and wholeness are checked."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+
+from flexunet.core.errors import InputError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+# A radiograph has 10 million pixels. More than this is a decompression bomb or no slice.
+MAX_PIXELS = 64 << 20
+_FORMATS = ("PNG", "JPEG", "BMP")
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+# Grey pictures saved as colour JPEG come back with channels this far apart, by rounding.
+_GREY_TOLERANCE = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureHeader:
+  """What a picture tells before it is decoded: size, Pillow's mode, format."""
+
+  height: int
+  width: int
+  mode: str
+  format: str
+
+
+def is_picture(path) -> bool:
+  """Tells by its suffix, in any case, whether a file is a picture this package reads."""
+  return pathlib.PurePath(path).suffix.lower() in SUFFIXES
+
+
+def read_header(path) -> PictureHeader:
+  """Returns size and mode; decodes nothing.
+
+  Raises:
+    InputError: When the file is no picture, too large, or has a mode that is not 8-bit.
+  """
+  with _opened(path) as picture:
+    return PictureHeader(picture.height, picture.width, picture.mode, picture.format or "")
+
+
+def read_gray(path) -> np.ndarray:
+  """Reads a grey picture as uint8 [H, W]; grey stored as RGB is accepted, colour is not."""
+  pixels = _decode(path)
+  if pixels.ndim == 2:
+    return pixels
+  spread = int((pixels.max(-1).astype(np.int16) - pixels.min(-1)).max())
+  if spread > _GREY_TOLERANCE:
+    raise InputError(
+        f"{path}: must be a grey picture, but its colour channels differ by up to {spread}."
+        " Convert it to grey first."
+    )
+  return np.round(pixels.mean(-1)).astype(np.uint8)
+
+
+def read_rgb(path) -> np.ndarray:
+  """Reads a picture as uint8 [H, W, 3]; grey is repeated."""
+  pixels = _decode(path)
+  return np.repeat(pixels[..., None], 3, axis=-1) if pixels.ndim == 2 else pixels
+
+
+def _decode(path) -> np.ndarray:
+  """Returns uint8 [H, W] for grey files, [H, W, 3] for colour and palette files."""
+  with _opened(path) as picture:
+    try:
+      if picture.mode in ("1", "L"):
+        return np.asarray(picture.convert("L"))
+      return np.asarray(picture.convert("RGB"))
+    except _DECODE_ERRORS as error:
+      raise _unreadable(path, error) from error
+
+
+@contextlib.contextmanager
+def _opened(path) -> Iterator[Image.Image]:
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise InputError(f"{path}: there is no such file.")
+  try:
+    with warnings.catch_warnings():
+      # The limit below is stricter than the one Pillow warns about.
+      warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+      picture = Image.open(path, formats=_FORMATS)
+  except Image.DecompressionBombError as error:
+    raise InputError(
+        f"{path}: the picture declares more than {MAX_PIXELS} pixels, which no slice has. Remove"
+        " the file."
+    ) from error
+  except _DECODE_ERRORS as error:
+    raise _unreadable(path, error) from error
+  with picture:
+    _check(path, picture)
+    yield picture
+
+
+def _check(path: pathlib.Path, picture: Image.Image) -> None:
+  if picture.width * picture.height > MAX_PIXELS:
+    raise InputError(
+        f"{path}: the picture declares {picture.width} x {picture.height} pixels; the limit is"
+        f" {MAX_PIXELS}. Remove the file."
+    )
+  if picture.mode not in ("1", "L", "P", "RGB") or (
+      picture.mode == "P" and "transparency" in picture.info
+  ):
+    raise InputError(
+        f"{path}: must be 8-bit grey or RGB without transparency, got mode {picture.mode!r}."
+        " Convert it first."
+    )
+
+
+def _unreadable(path, error: Exception) -> InputError:
+  # Pillow's message may repeat the whole path.
+  what = str(error).split("\n")[0].replace(f" {str(path)!r}", "") or type(error).__name__
+  return InputError(f"{path}: the picture is damaged or of another kind ({what}). Fetch it again.")

@@ -1,0 +1,138 @@
+"""From volumes to upright slices and back, exactly.
+
+Slices come as [row, column, slice]. Rows run from anterior to posterior (axial) or from superior
+to inferior (coronal, sagittal). Columns keep the direction the dataset stores, and slices ascend
+as stored, so nothing is claimed about left and right that the source does not say.
+
+Brings slices to an isotropic spacing: images are averaged, labels are picked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import nibabel as nib
+import numpy as np
+
+from flexunet.core.errors import InputError, unknown_name
+from flexunet.imaging.volume import Volume
+
+PLANES = ("axial", "coronal", "sagittal")
+_AXIS_OF_CODE = {"L": 0, "R": 0, "P": 1, "A": 1, "I": 2, "S": 2}
+# Per plane: the code towards which rows run, and which anatomical axis columns and slices follow.
+_FRAMES = {"axial": ("P", 0, 2), "coronal": ("I", 0, 1), "sagittal": ("I", 1, 0)}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Slices:
+  """Upright slices.
+
+  Attributes:
+    pixels: [row, column, slice], in the dtype of the voxels.
+    spacing_mm: (row, column) distance of neighbouring pixels; NaN where unknown.
+    slice_spacing_mm: Distance of neighbouring slices; NaN where unknown.
+  """
+
+  pixels: np.ndarray
+  spacing_mm: tuple[float, float]
+  slice_spacing_mm: float
+
+
+@dataclasses.dataclass(frozen=True)
+class SlicePlan:
+  """How the volumes of a dataset are cut.
+
+  Attributes:
+    axes: Which way the stored axes of the dataset point, e.g. "LAS". A volume with a stated
+      orientation is turned to them; one without is taken as stored.
+    plane: "axial", "coronal" or "sagittal".
+  """
+
+  axes: str
+  plane: str
+
+  def __post_init__(self):
+    if self.plane not in PLANES:
+      raise unknown_name("plane", self.plane, PLANES)
+    if sorted(_AXIS_OF_CODE.get(code, -1) for code in self.axes) != [0, 1, 2]:
+      raise InputError(
+          f"axes must name one of L/R, one of P/A and one of I/S, such as 'RAS'; got {self.axes!r}."
+      )
+
+  @property
+  def display_axes(self) -> str:
+    """Codes towards which row, column and slice run, e.g. "PLS" for axial slices of "LAS"."""
+    stored = {_AXIS_OF_CODE[code]: code for code in self.axes}
+    row, column_axis, slice_axis = _FRAMES[self.plane]
+    return row + stored[column_axis] + stored[slice_axis]
+
+  def extract(self, volume: Volume) -> Slices:
+    """Cuts a volume into upright slices; every voxel appears once, unchanged."""
+    turn = self._turn(volume)
+    pixels = nib.orientations.apply_orientation(volume.voxels, turn)
+    # turn[i] tells where stored axis i goes.
+    spacing = np.empty(3)
+    spacing[turn[:, 0].astype(int)] = volume.spacing_mm
+    return Slices(pixels, (float(spacing[0]), float(spacing[1])), float(spacing[2]))
+
+  def restore(self, pixels: np.ndarray, like: Volume) -> np.ndarray:
+    """Puts [row, column, slice] back on the grid of `like`: the exact inverse of `extract`."""
+    turn = self._turn(like)
+    expected = tuple(like.voxels.shape[axis] for axis in np.argsort(turn[:, 0]))
+    if pixels.shape != expected:
+      raise ValueError(
+          f"Slices of a volume {like.voxels.shape} have the shape {expected}, got"
+          f" {pixels.shape}."
+      )
+    back = np.empty_like(turn)
+    for stored_axis, (display_axis, flip) in enumerate(turn):
+      back[int(display_axis)] = (stored_axis, flip)
+    return nib.orientations.apply_orientation(pixels, back)
+
+  def _turn(self, volume: Volume) -> np.ndarray:
+    """Returns the axis permutation and flips [3, 2] from the stored axes to the display axes."""
+    if volume.oriented:
+      stored = nib.orientations.io_orientation(volume.affine)
+    else:
+      stored = nib.orientations.axcodes2ornt(self.axes)
+    display = nib.orientations.axcodes2ornt(self.display_axes)
+    return nib.orientations.ornt_transform(stored, display)
+
+
+def isotropic(slices: Slices, label: np.ndarray | None, spacing_mm: float, name: str):
+  """Returns (slices, label) with one spacing along rows, columns and slices.
+
+  The field of view is kept: n voxels of s mm become round(n * s / spacing_mm) voxels, and the
+  centres of the outermost voxels move accordingly.
+
+  Args:
+    slices: [row, column, slice] with known spacing.
+    label: Ids on the same grid, or None.
+    spacing_mm: The spacing wanted.
+    name: Names the scan in errors.
+
+  Raises:
+    InputError: When the scan states no spacing.
+  """
+  from scipy import ndimage
+
+  spacing = np.array([*slices.spacing_mm, slices.slice_spacing_mm])
+  if not (np.isfinite(spacing).all() and (spacing > 0).all()):
+    raise InputError(
+        f"{name}: isotropic_mm needs a scan with known spacing, but its header states none. Build"
+        " this dataset without isotropic_mm."
+    )
+  shape = np.array(slices.pixels.shape)
+  target = np.maximum(1, np.round(shape * spacing / spacing_mm).astype(int))
+  step = shape / target
+  # Voxel centres, not corners, are what both grids sample.
+  offset = step / 2 - 0.5
+
+  def sample(voxels: np.ndarray, order: int) -> np.ndarray:
+    return ndimage.affine_transform(
+        voxels, step, offset, tuple(target), order=order, mode="nearest", prefilter=False
+    )
+
+  pixels = sample(slices.pixels.astype(np.float32), order=1)
+  label = None if label is None else sample(label, order=0)
+  return Slices(pixels, (spacing_mm, spacing_mm), spacing_mm), label

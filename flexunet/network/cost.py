@@ -1,0 +1,246 @@
+"""What a FlexUNet of given knobs costs and sees, by arithmetic alone: nothing is built.
+
+Sizes are (height, width) in pixels, memory in bytes, costs in multiply-adds for one image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import zipfile
+
+from flexunet.core.errors import InputError
+from flexunet.network.architecture import Knobs, Stage, count_parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One layer that has an output of its own.
+
+  Attributes:
+    name: As in the Keras model.
+    kind: convolution, pool, up, join or head.
+    size: Of the output.
+    channels: Of the output.
+    kernel: Edge of the kernel; 0 where there is none.
+    dilation: Of the kernel.
+    parameters: With those of the normalization that follows.
+    multiply_adds: For one image.
+    kept: Numbers that training keeps for the backward pass, for one image.
+  """
+
+  name: str
+  kind: str
+  size: tuple[int, int]
+  channels: int
+  kernel: int
+  dilation: int
+  parameters: int
+  multiply_adds: int
+  kept: int
+
+
+def rows(knobs: Knobs) -> list[Row]:
+  """Returns the layers from the input to the heads. Knobs of any size are drawn at 512 x 512."""
+  knobs = knobs if knobs.image_size else dataclasses.replace(knobs, image_size=(512, 512))
+  stages = knobs.stages()
+  table: list[Row] = []
+  channels = knobs.image_channels
+  for stage in stages:
+    table += _block(f"encoder{stage.index}", stage, channels, knobs)
+    channels = stage.filters
+    if stage is not stages[-1]:
+      table.append(_plain(f"pool{stage.index}", "pool", _size(knobs, stage.index + 1), channels))
+  for stage in stages[-2::-1]:
+    size = _size(knobs, stage.index)
+    area = size[0] * size[1]
+    table.append(Row(
+        f"up{stage.index}", "up", size, stage.filters, 2, 1, (4 * channels + 1) * stage.filters,
+        area * channels * stage.filters, area * stage.filters,
+    ))  # fmt: skip
+    table.append(_plain(f"join{stage.index}", "join", size, 2 * stage.filters))
+    table += _block(f"decoder{stage.index}", stage, 2 * stage.filters, knobs)
+    channels = stage.filters
+  for stage in stages[: knobs.num_auxiliary_outputs + 1]:
+    table.append(_head(stage, knobs))
+  return table
+
+
+def _size(knobs: Knobs, stage: int) -> tuple[int, int]:
+  height, width = knobs.padded_size or (512, 512)
+  return height >> stage, width >> stage
+
+
+def _plain(name: str, kind: str, size: tuple[int, int], channels: int) -> Row:
+  return Row(name, kind, size, channels, 0, 1, 0, 0, size[0] * size[1] * channels)
+
+
+def _block(name: str, stage: Stage, channels_in: int, knobs: Knobs) -> list[Row]:
+  size = _size(knobs, stage.index)
+  area = size[0] * size[1]
+  per_normalized = {"none": 0, "batch": 4}.get(knobs.normalization, 2) * stage.filters
+  # The activated output; before it what was normalized, and, where the normalization is no single
+  # operation of the framework, what came out of it. Measured with TensorFlow on a CPU.
+  outputs = {"none": 1, "batch": 2}.get(knobs.normalization, 3)
+  table = []
+  for index, channels in enumerate((channels_in, stage.filters)):
+    taps = stage.kernel**2 * channels
+    kept = outputs + (2 if index == 0 and stage.dropout_rate else 0)  # Dropout: result and mask.
+    table.append(Row(
+        f"{name}_conv{index}", "convolution", size, stage.filters, stage.kernel, stage.dilation,
+        (taps + 1) * stage.filters + per_normalized, area * taps * stage.filters,
+        kept * area * stage.filters,
+    ))  # fmt: skip
+  return table
+
+
+def _head(stage: Stage, knobs: Knobs) -> Row:
+  height, width = _size(knobs, stage.index)
+  name = f"head_{2**stage.index}" if stage.index else "head"
+  classes = knobs.num_classes
+  full = _size(knobs, 0)
+  # Logits and probabilities, and the repeated ones of an auxiliary head.
+  kept = 2 * height * width * classes + (full[0] * full[1] * classes if stage.index else 0)
+  return Row(
+      name, "head", (height, width), classes, 1, 1, (stage.filters + 1) * classes,
+      height * width * stage.filters * classes, kept,
+  )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class ReceptiveField:
+  """Edge in input pixels of the square that can change one number of a stage's output.
+
+  Attributes:
+    stage: Index, 0 at full size.
+    encoder: Behind the encoder's block.
+    decoder: Behind the decoder's block; for the bottleneck that of the encoder.
+  """
+
+  stage: int
+  encoder: int
+  decoder: int
+
+
+def receptive_fields(knobs: Knobs) -> list[ReceptiveField]:
+  """Returns one entry per stage, at the least favourable position on the pooling grid."""
+  stages = knobs.stages()
+  return [
+      ReceptiveField(stage.index, _encoder_field(stages, stage.index, 1),
+                     _decoder_field(stages, stage.index))
+      for stage in stages
+  ]  # fmt: skip
+
+
+def _encoder_field(stages: list[Stage], stage: int, edge: int) -> int:
+  """Returns the input pixels behind `edge` neighbouring pixels of the encoder's stage."""
+  for each in stages[stage::-1]:
+    edge += 2 * (each.kernel - 1) * each.dilation
+    edge *= 2 if each.index else 1  # A pooled pixel has seen 2 of the stage above.
+  return edge
+
+
+def _decoder_field(stages: list[Stage], stage: int) -> int:
+  edge = 1
+  for each in stages[stage:-1]:
+    edge += 2 * (each.kernel - 1) * each.dilation
+    # So many fine pixels in a row lie in at most this many coarse ones.
+    edge = edge // 2 + 1
+  return _encoder_field(stages, len(stages) - 1, edge)
+
+
+def training_bytes(knobs: Knobs, batch_size: int, *, bytes_per_number: int = 4) -> int:
+  """Returns an estimate of the memory one training step needs with Adam.
+
+  Weights, gradients and two moments in float32; what the backward pass needs of each image, and
+  the gradients of the two largest outputs. The framework's own share, work space of convolution
+  algorithms and the metrics come on top.
+
+  Args:
+    knobs: Of the network.
+    batch_size: Images a step.
+    bytes_per_number: 4 for float32, 2 for mixed precision.
+  """
+  table = rows(knobs)
+  height, width = _size(knobs, 0)
+  image = height * width * knobs.image_channels
+  largest = max(row.size[0] * row.size[1] * row.channels for row in table)
+  kept = image + sum(row.kept for row in table) + 2 * largest
+  return 16 * count_parameters(knobs) + batch_size * bytes_per_number * kept
+
+
+def knobs_of_keras_file(path: pathlib.Path) -> Knobs:
+  """Reads the knobs of a FlexUNet back from the architecture in its `.keras` file.
+
+  Raises:
+    InputError: No readable `.keras` file, or a network of another kind.
+  """
+  try:
+    with zipfile.ZipFile(path) as archive:
+      layers = json.loads(archive.read("config.json"))["config"]["layers"]
+  except FileNotFoundError:
+    raise InputError(f"{path} does not exist. Pass a .keras file.") from None
+  except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    raise InputError(f"{path} must be a model saved as .keras: {error}.") from error
+  return knobs_of_layers(layers, str(path))
+
+
+def knobs_of_layers(layers: list[dict], source: str) -> Knobs:
+  """Reads the knobs of a FlexUNet back from the layers of its `get_config()`.
+
+  Args:
+    layers: The entries of "layers".
+    source: What an error is to name.
+
+  Raises:
+    InputError: A network of another kind.
+  """
+  try:
+    return _knobs_by_name({layer["config"]["name"]: layer for layer in layers})
+  except (KeyError, TypeError, IndexError) as error:
+    raise InputError(
+        f"{source} must hold a FlexUNet made by flexunet.build_model. It has no layer or setting"
+        f" {error}."
+    ) from error
+
+
+def _knobs_by_name(layers: dict[str, dict]) -> Knobs:
+  first = layers["encoder0_conv0"]["config"]
+  num_layers = 1 + sum(name.startswith("pool") for name in layers)
+  _, height, width, channels = layers["image"]["config"]["batch_shape"]
+  normalization, activation = _normalization_of(layers), first["activation"]
+  if normalization != "none":
+    activation = layers["encoder0_act0"]["config"]["activation"]
+  dropout = layers.get("encoder1_dropout", {"config": {"rate": 0.0}})["config"]["rate"]
+  heads = sum(name.startswith("head") for name in layers)
+  scale = layers["scale"]["class_name"]
+  return Knobs(
+      image_size=None if height is None or width is None else (height, width),
+      image_channels=channels,
+      num_classes=layers["head"]["config"]["filters"],
+      base_filters=first["filters"],
+      base_kernels=first["kernel_size"][0],
+      num_layers=num_layers,
+      dropout_rate=dropout,
+      dilation=first["dilation_rate"][0],
+      normalization=normalization,
+      activation=activation,
+      kernel_initializer=_snake(first["kernel_initializer"]["class_name"]),
+      input_normalization="unit" if scale == "Rescaling" else "per_image",
+      deep_supervision=heads > 1,
+  )
+
+
+def _normalization_of(layers: dict[str, dict]) -> str:
+  layer = layers.get("encoder0_norm0")
+  if layer is None:
+    return "none"
+  if layer["class_name"] == "GroupNormalization":
+    channels = layers["encoder0_conv0"]["config"]["filters"]
+    return "instance" if layer["config"]["groups"] == channels else "group"
+  return {"BatchNormalization": "batch", "LayerNormalization": "layer"}[layer["class_name"]]
+
+
+def _snake(name: str) -> str:
+  return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")

@@ -1,0 +1,258 @@
+"""Losses that judge each pixel by itself: cross-entropy, focal, binary cross-entropy.
+
+Call arguments, shapes and weights: see `loss_base`.
+
+Losses that judge overlaps of whole regions: Dice, Tversky, IoU; and structural similarity.
+
+Call arguments, shapes and weights: see `loss_base`. The overlap losses leave the background out,
+since its overlap is near 1 from the start, unless `include_background` is set. A class absent
+from both label and prediction costs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+
+import keras
+from keras import ops
+
+from flexunet.objectives import loss_base
+from flexunet.objectives.loss_base import SegmentationLoss
+
+_register = keras.saving.register_keras_serializable(package="flexunet")
+
+
+@_register
+class CrossEntropy(SegmentationLoss):
+  """Mean of -log(probability of the pixel's own class).
+
+  With class weights it is the weighted mean: each pixel counts by the weight of its own class,
+  and the sum is divided by the sum of the weights.
+
+  Attributes:
+    label_smoothing: This share of each label is spread evenly over all classes.
+  """
+
+  def __init__(
+      self, num_classes, class_weights=None, label_smoothing=0.0, name="cross_entropy", **kwargs
+  ):
+    super().__init__(num_classes, class_weights, name, **kwargs)
+    self.label_smoothing = label_smoothing
+
+  def cost(self, one_hot, probability, weight):
+    weight = weight * loss_base.label_weight(one_hot, self.class_weights)
+    own = -loss_base.safe_log(loss_base.true_class_probability(one_hot, probability))
+    if self.label_smoothing:
+      if self.num_classes == 1:
+        other = -loss_base.safe_log(loss_base.true_class_probability(1.0 - one_hot, probability))
+        mean = 0.5 * (own + other)
+      else:
+        mean = -ops.mean(loss_base.safe_log(probability), axis=-1)
+      own = (1.0 - self.label_smoothing) * own + self.label_smoothing * mean
+    return loss_base.weighted_mean(own, weight)
+
+  def get_config(self):
+    return {**super().get_config(), "label_smoothing": self.label_smoothing}
+
+
+@_register
+class Focal(SegmentationLoss):
+  """Cross-entropy times (1 - p) ** gamma, so that easy pixels fade (Lin et al., 1708.02002).
+
+  The mean is over pixels (weighted by class weights, if any), not over what gamma leaves.
+  """
+
+  def __init__(self, num_classes, class_weights=None, gamma=2.0, name="focal", **kwargs):
+    super().__init__(num_classes, class_weights, name, **kwargs)
+    self.gamma = gamma
+
+  def cost(self, one_hot, probability, weight):
+    weight = weight * loss_base.label_weight(one_hot, self.class_weights)
+    own = loss_base.true_class_probability(one_hot, probability)
+    # float16 probabilities can add up to more than 1; a power of a negative number is NaN. And
+    # with gamma < 1 the power has an infinite slope at 0.
+    miss = ops.clip(1.0 - own, 1e-7, 1.0)
+    return loss_base.weighted_mean(-ops.power(miss, self.gamma) * loss_base.safe_log(own), weight)
+
+  def get_config(self):
+    return {**super().get_config(), "gamma": self.gamma}
+
+
+@_register
+class BinaryCrossEntropy(SegmentationLoss):
+  """Mean over pixels and channels of the binary cross-entropy of each channel against the rest."""
+
+  def __init__(self, num_classes, class_weights=None, name="binary_cross_entropy", **kwargs):
+    super().__init__(num_classes, class_weights, name, **kwargs)
+
+  def cost(self, one_hot, probability, weight):
+    weight = weight * loss_base.label_weight(one_hot, self.class_weights)
+    costs = loss_base.binary_cross_entropy(one_hot, probability)
+    return loss_base.weighted_mean(ops.mean(costs, axis=-1), weight)
+
+
+class _Overlap(SegmentationLoss):
+  """Base of the overlap losses.
+
+  Attributes:
+    per_case: False sums each class over the whole batch before the ratio is taken, so a slice
+      without the class does not flip the loss between 0 and 1 by a few pixels, and every pixel
+      of a small structure counts alike in whichever slice it lies (nnU-Net's batch Dice,
+      Isensee et al., doi 10.1038/s41592-020-01008-z). True takes one ratio per image.
+    include_background: Whether class 0 counts too.
+    smoothing: In pixels; added to both parts of the ratio.
+  """
+
+  def __init__(
+      self,
+      num_classes,
+      class_weights=None,
+      per_case=False,
+      include_background=False,
+      smoothing=1.0,
+      name=None,
+      **kwargs,
+  ):
+    super().__init__(num_classes, class_weights, name, **kwargs)
+    self.per_case = per_case
+    self.include_background = include_background
+    self.smoothing = smoothing
+
+  def cost(self, one_hot, probability, weight):
+    skipped = 0 if self.include_background or self.num_classes == 1 else 1
+    one_hot, probability = one_hot[..., skipped:], probability[..., skipped:]
+    axes = (1, 2) if self.per_case else (0, 1, 2)
+    masks = ops.expand_dims(weight, -1)
+    weighted = one_hot * masks
+    overlap = ops.sum(weighted * probability, axis=axes)  # [(batch,) classes]
+    truth = ops.sum(weighted, axis=axes)
+    claim = ops.sum(masks * probability, axis=axes)
+    missed = 1.0 - self.ratio(overlap, truth - overlap, claim - overlap)
+    return self._mean_over_classes(missed, weight, skipped)
+
+  def ratio(self, overlap, missed, invented):
+    """Returns the soft overlap ratio from pixel sums of shape [classes] or [batch, classes]."""
+    raise NotImplementedError
+
+  def _mean_over_classes(self, costs, weight, skipped):
+    weights = 1.0
+    if self.class_weights is not None:
+      chosen = self.class_weights[1:] if self.num_classes == 1 else self.class_weights[skipped:]
+      weights = ops.convert_to_tensor([w / sum(chosen) for w in chosen], dtype="float32")
+      costs = ops.sum(costs * weights, axis=-1)
+    else:
+      costs = ops.mean(costs, axis=-1)
+    if self.per_case:
+      # An example left out must not count as a perfect one.
+      counts = ops.cast(ops.max(weight, axis=(1, 2)) > 0, "float32")
+      return loss_base.weighted_mean(costs, counts)
+    return costs
+
+  def get_config(self):
+    return {
+        **super().get_config(),
+        "per_case": self.per_case,
+        "include_background": self.include_background,
+        "smoothing": self.smoothing,
+    }
+
+
+@_register
+class Dice(_Overlap):
+  """1 - mean over classes of (2 sum(y p) + s) / (sum(y) + sum(p) + s) (V-Net, 1606.04797)."""
+
+  def __init__(self, num_classes, *args, name="dice", **kwargs):
+    super().__init__(num_classes, *args, name=name, **kwargs)
+
+  def ratio(self, overlap, missed, invented):
+    both = 2.0 * overlap + self.smoothing
+    return both / ops.maximum(both + missed + invented, 1e-7)
+
+
+@_register
+class IoU(_Overlap):
+  """1 - mean over classes of (sum(y p) + s) / (sum(y) + sum(p) - sum(y p) + s)."""
+
+  def __init__(self, num_classes, *args, name="iou", **kwargs):
+    super().__init__(num_classes, *args, name=name, **kwargs)
+
+  def ratio(self, overlap, missed, invented):
+    both = overlap + self.smoothing
+    return both / ops.maximum(both + missed + invented, 1e-7)
+
+
+@_register
+class Tversky(_Overlap):
+  """1 - mean over classes of TP / (TP + alpha FP + beta FN), to the power gamma (1706.05721).
+
+  Attributes:
+    alpha: Price of an invented pixel; with alpha = beta = 0.5 this is the Dice loss.
+    beta: Price of a missed pixel; above alpha it favours sensitivity, for small lesions.
+    gamma: 1 for Tversky; below 1 the focal Tversky loss (1810.07842), with (1 - ratio) ** gamma.
+  """
+
+  def __init__(
+      self, num_classes, *args, alpha=0.3, beta=0.7, gamma=1.0, name="tversky", **kwargs
+  ):
+    super().__init__(num_classes, *args, name=name, **kwargs)
+    self.alpha = alpha
+    self.beta = beta
+    self.gamma = gamma
+
+  def ratio(self, overlap, missed, invented):
+    both = overlap + self.smoothing
+    ratio = both / ops.maximum(both + self.alpha * invented + self.beta * missed, 1e-7)
+    if self.gamma == 1.0:
+      return ratio
+    # The slope of a power below 1 is infinite at 0, where a class is perfect or absent.
+    return 1.0 - ops.power(ops.maximum(1.0 - ratio, 1e-7), self.gamma)
+
+  def get_config(self):
+    return {**super().get_config(), "alpha": self.alpha, "beta": self.beta, "gamma": self.gamma}
+
+
+@_register
+class StructuralSimilarity(SegmentationLoss):
+  """1 - mean SSIM of probability and label maps (Wang et al., doi 10.1109/TIP.2003.819861).
+
+  Gaussian windows of 11 x 11 pixels, sigma 1.5, constants 0.01^2 and 0.03^2, foreground channels
+  only. It weighs pixels by their neighbourhood, hence sharpens boundaries (BASNet).
+  """
+
+  def __init__(
+      self, num_classes, class_weights=None, window=11, sigma=1.5,
+      name="structural_similarity", **kwargs
+  ):
+    super().__init__(num_classes, class_weights, name, **kwargs)
+    self.window = window
+    self.sigma = sigma
+
+  def cost(self, one_hot, probability, weight):
+    if self.num_classes > 1:
+      one_hot, probability = one_hot[..., 1:], probability[..., 1:]
+    # What is left out must not show through the windows of its neighbours.
+    mask = ops.expand_dims(ops.cast(weight > 0, "float32"), -1)
+    y, p = one_hot * mask, probability * mask
+    mean_y, mean_p = self._blur(y), self._blur(p)
+    variance_y = self._blur(y * y) - mean_y * mean_y
+    variance_p = self._blur(p * p) - mean_p * mean_p
+    covariance = self._blur(y * p) - mean_y * mean_p
+    c1, c2 = 0.01**2, 0.03**2
+    similarity = ((2.0 * mean_y * mean_p + c1) * (2.0 * covariance + c2)) / (
+        (mean_y * mean_y + mean_p * mean_p + c1) * (variance_y + variance_p + c2)
+    )
+    return loss_base.weighted_mean(1.0 - ops.mean(similarity, axis=-1), weight)
+
+  def _blur(self, maps):
+    """Returns the Gaussian mean around each pixel; two 1-D passes cost 22 taps, not 121."""
+    half = (self.window - 1) / 2
+    taps = [math.exp(-((i - half) ** 2) / (2 * self.sigma**2)) for i in range(self.window)]
+    taps = ops.convert_to_tensor([tap / sum(taps) for tap in taps], dtype="float32")
+    channels = maps.shape[-1]
+    for shape in ((self.window, 1, 1, 1), (1, self.window, 1, 1)):
+      kernel = ops.tile(ops.reshape(taps, shape), (1, 1, channels, 1))
+      maps = ops.depthwise_conv(maps, kernel, padding="same", data_format="channels_last")
+    return maps
+
+  def get_config(self):
+    return {**super().get_config(), "window": self.window, "sigma": self.sigma}

@@ -1,0 +1,218 @@
+"""From a trained network to labels on the slices' own grid.
+
+Slices are uint8 [H, W], upright, as they stand in a built dataset; labels are uint8 [H, W] class
+ids; probabilities are float32 [H, W, classes] at the slice's own resolution.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from flexunet import config, run_folder
+from flexunet.core.errors import InputError
+from flexunet.imaging import label_scheme
+from flexunet.pipelines import foreground_crop, readers
+from flexunet.pipelines.resizing import Resizing
+
+
+def load_model(run: run_folder.RunFolder) -> Any:
+  """Returns the run's best `keras.Model`, not compiled.
+
+  Raises:
+    InputError: The run has no model yet, or its file is damaged.
+  """
+  import keras
+
+  # Registers the project's layers, without which Keras cannot read the file.
+  import flexunet.network.model  # noqa: F401
+
+  if not run.model_keras.is_file():
+    raise InputError(
+        f"{run.model_keras} must hold the trained network. There is none: the run has not reached"
+        " its first validation. Train on, or name another --run_dir."
+    )
+  try:
+    return keras.saving.load_model(run.model_keras, compile=False)
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise InputError(
+        f"{run.model_keras} must be a model saved by flexunet.train. Keras cannot read it:"
+        f" {str(error).splitlines()[0]}"
+    ) from error
+
+
+class Predictor:
+  """A network with what it takes to feed it native slices and to read its answer.
+
+  Attributes:
+    num_classes: Classes of the answer, background included; 2 for a network with one output.
+  """
+
+  def __init__(
+      self,
+      model: Any,
+      run_config: config.RunConfig,
+      *,
+      batch_size: int = 8,
+      mirror: bool = False,
+  ):
+    """Prepares prediction.
+
+    Args:
+      model: `keras.Model`, [B, h, w, channels] in 0..255 -> [B, h, w, classes] probabilities.
+      run_config: Of the run that trained it.
+      batch_size: Slices per step.
+      mirror: Averages the answer with that for the mirrored slice; twice the time.
+
+    Raises:
+      InputError: `mirror` with classes that mean sides.
+    """
+    if batch_size < 1:
+      raise InputError(f"--batch_size must be at least 1. Got: {batch_size}.")
+    if mirror:
+      _refuse_sided_classes(run_config)
+    if run_config.model.image_size is None:
+      raise InputError("config.json must hold model.image_size. Got: null.")
+    self._model = model
+    self._any_size_model: Any = None
+    self._batch_size = batch_size
+    self._mirror = mirror
+    self._channels = run_config.model.image_channels
+    self._context = getattr(run_config.data, "context_slices", 0) or 0
+    self._crops = getattr(run_config.data, "crop_foreground", False)
+    self._resizing = Resizing(run_config.model.image_size, run_config.data.resize_mode or "fit")
+    self.num_classes = max(2, run_config.model.num_classes or 2)
+
+  def probabilities(self, slices: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yields float32 [H, W, classes] for each slice of one volume, in order.
+
+    A run with --crop_foreground sees the box of the volume's tissue; outside it is background.
+
+    Args:
+      slices: uint8 [H, W] or [H, W, channels] each, neighbours in order; sizes may differ. An
+        array [N, H, W] will do. All slices of the volume: the box follows from them.
+    """
+    if not self._crops:
+      yield from self._of_network(slices)
+      return
+    boxes = foreground_crop.volume_boxes(slices)
+    cut = [
+        foreground_crop.crop(np.asarray(one), box)
+        for one, box in zip(slices, boxes, strict=True)
+    ]
+    answers = self._of_network(cut)
+    for pixels, box, probability in zip(slices, boxes, answers, strict=True):
+      yield foreground_crop.uncrop(probability, box, np.asarray(pixels).shape[:2])
+
+  def _of_network(self, slices: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yields float32 [H, W, classes] for each slice as it is brought to the network."""
+    frames = [self._resizing_of(np.asarray(pixels).shape[:2]) for pixels in slices]
+    start = 0
+    while start < len(slices):
+      stop = start + 1
+      while (
+          stop < len(slices) and stop < start + self._batch_size and frames[stop] == frames[start]
+      ):
+        stop += 1
+      yield from self._batch(slices, range(start, stop), frames[start])
+      start = stop
+
+  def labels(self, slices: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Returns the uint8 [H, W] class ids of each slice of one volume."""
+    return [to_label(probability) for probability in self.probabilities(slices)]
+
+  def _resizing_of(self, native_hw: tuple[int, int]) -> Resizing:
+    """Returns how a slice comes to the network; a padding one grows where a slice is too large."""
+    frame = self._resizing.image_size
+    grown = (max(frame[0], native_hw[0]), max(frame[1], native_hw[1]))
+    if self._resizing.mode != "pad" or grown == frame:
+      return self._resizing
+    return Resizing(grown, "pad")
+
+  def _batch(
+      self, slices: Sequence[np.ndarray], positions: range, resizing: Resizing
+  ) -> Iterator[np.ndarray]:
+    inputs = [self._input(slices, position, resizing) for position in positions]
+    # Filled up to a power of two: a network is traced for a few sizes, not for each rest.
+    rows = min(1 << (len(inputs) - 1).bit_length(), self._batch_size)
+    batch = np.zeros((rows, *inputs[0].shape), np.uint8)
+    batch[: len(inputs)] = inputs
+    answers = self._answers(batch, resizing)
+    for row, position in enumerate(positions):
+      native_hw = np.asarray(slices[position]).shape[:2]
+      yield np.asarray(resizing.invert(answers[row : row + 1], native_hw)[0])
+
+  def _input(
+      self, slices: Sequence[np.ndarray], position: int, resizing: Resizing
+  ) -> np.ndarray:
+    """Returns uint8 [h, w, channels] for the network: the slice, or it and its neighbours."""
+    if not self._context:
+      return _resized(slices[position], resizing, self._channels)
+    # Beyond the ends of a volume the outermost slice stands in for its missing neighbour.
+    last = len(slices) - 1
+    steps = range(-self._context, self._context + 1)
+    return np.concatenate(
+        [_resized(slices[min(max(position + step, 0), last)], resizing, 1) for step in steps],
+        axis=-1,
+    )
+
+  def _answers(self, batch: np.ndarray, resizing: Resizing) -> np.ndarray:
+    """Returns float32 [B, h, w, classes] for uint8 [B, h, w, channels]."""
+    trained = self._model
+    if resizing != self._resizing:
+      if self._any_size_model is None:
+        from flexunet.network import model
+
+        self._any_size_model = model.accept_any_size(trained)
+      trained = self._any_size_model
+    answers = _first_output(trained.predict_on_batch(batch))
+    if self._mirror:
+      mirrored = _first_output(trained.predict_on_batch(batch[:, :, ::-1]))
+      answers = (answers + mirrored[:, :, ::-1]) / 2
+    if answers.shape[-1] == 1:  # Sigmoid: the share of the only foreground class.
+      answers = np.concatenate([1 - answers, answers], axis=-1)
+    return answers
+
+
+def _resized(pixels: np.ndarray, resizing: Resizing, channels: int) -> np.ndarray:
+  """Returns a slice, [H, W] or [H, W, C], as uint8 [h, w, channels]."""
+  import tensorflow as tf
+
+  pixels = np.asarray(pixels)
+  image = tf.constant(pixels[..., None] if pixels.ndim == 2 else pixels)
+  return resizing.apply_image(readers.to_channels(image, channels)[None])[0].numpy()
+
+
+def _first_output(answers: Any) -> np.ndarray:
+  """Returns the main output; a network with deep supervision gives a list, that one first."""
+  return np.asarray(answers[0] if isinstance(answers, list) else answers, np.float32)
+
+
+def to_label(probability: np.ndarray) -> np.ndarray:
+  """Returns the most probable class, uint8 [H, W], of [H, W, classes]; ties go to the lower id."""
+  return np.argmax(probability, axis=-1).astype(np.uint8)
+
+
+def scheme_of(run_config: config.RunConfig) -> label_scheme.LabelScheme:
+  """Returns the classes that the run was trained on."""
+  return label_scheme.LabelScheme.from_json(run_config.dataset_facts.label_scheme)
+
+
+def _refuse_sided_classes(run_config: config.RunConfig) -> None:
+  names = [entry["name"] for entry in run_config.dataset_facts.label_scheme[1:]]
+  words = {word for name in names for word in re.split(r"[\W_]+", name.lower())}
+  # Classes that are numbered apart, such as hippocampus_1 and hippocampus_2, are sides as well.
+  stems = [re.sub(r"[\W_]*\d+$", "", name) for name in names]
+  if words & {"left", "right", "l", "r"} or len(set(stems)) < len(stems):
+    raise InputError(
+        f"--tta averages over mirrored slices, which exchanges the sides. The classes {names} tell"
+        " sides apart. Leave out --tta."
+    )
+  if found := run_config.dataset_facts.one_sided:
+    raise InputError(
+        f"--tta averages over mirrored slices, but {' and '.join(found)} lay on one side in every"
+        " subject looked at in training. Leave out --tta."
+    )

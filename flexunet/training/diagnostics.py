@@ -1,0 +1,147 @@
+"""What can go wrong in the middle of training, told as what to do about it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+
+from flexunet import config
+from flexunet.core.errors import InputError
+from flexunet.pipelines import batches, order
+from flexunet.pipelines.record_table import RecordTable
+from flexunet.training import callbacks, devices, input_pipeline
+
+_NAMED_RECORDS = 20
+# What the backends call it; XLA and PyTorch have classes of their own, which need not be there.
+_OUT_OF_MEMORY = ("ResourceExhaustedError", "OutOfMemoryError")
+_PERHAPS_OUT_OF_MEMORY = ("InternalError", "XlaRuntimeError", "JaxRuntimeError", "RuntimeError")
+_UNREADABLE = ("DataLossError", "InvalidArgumentError", "OutOfRangeError", "UnknownError")
+
+
+class StopOnNan(keras.callbacks.Callback):
+  """Ends a run whose loss is no number, naming the records that were in the batch."""
+
+  def __init__(
+      self, clock: callbacks.RunClock, epoch_order: order.EpochOrder, table: RecordTable
+  ):
+    super().__init__()
+    self._clock, self._order, self._table = clock, epoch_order, table
+
+  def on_train_batch_end(self, batch, logs=None):
+    if math.isfinite((logs or {}).get("loss", 0.0)):
+      return
+    first, last = self._clock.previous_step, self._clock.step
+    told = records_of_steps(self._order, self._table, first, last)
+    raise InputError(
+        f"The loss must be a number, but it became {logs['loss']} at step {last}. Records of that"
+        f" batch: {told}. If they are sound, start a new run with a lower --learning_rate or"
+        " --clipvalue, or with --precision=float32."
+    )
+
+
+def records_of_steps(
+    epoch_order: order.EpochOrder, table: RecordTable, first: int, last: int
+) -> str:
+  """Returns which records the steps first..last-1 train on."""
+  import tensorflow as tf
+
+  size = epoch_order.batch_size
+  rows, _, _ = epoch_order.records_at(tf.range(first * size, last * size, dtype=tf.int64))
+  return _listed(table, [int(row) for row in rows.numpy()])
+
+
+def leave_out_corrupt(
+    run_config: config.RunConfig, opened: input_pipeline.TrainingData
+) -> tuple[input_pipeline.TrainingData, list[str]]:
+  """Reads every record when --skip_corrupt allows some to be left out.
+
+  Returns:
+    (the data without unreadable records, what was left out).
+
+  Raises:
+    InputError: More are unreadable than the flag allows.
+  """
+  allowed = run_config.data.skip_corrupt
+  if not allowed:
+    return opened, []
+  kept, left_out = {}, []
+  for name, table in (("train", opened.train), ("validation", opened.validation)):
+    rows = _corrupt_rows(run_config, opened, table)
+    left_out += [table.describe(row) for row in rows]
+    kept[name] = table.take(np.setdiff1d(np.arange(len(table)), rows)) if rows else table
+    if not len(kept[name]):
+      raise InputError(f"No record of {name} can be read. Build the dataset again.")
+  if len(left_out) > allowed:
+    raise InputError(
+        f"--skip_corrupt={allowed} must be at least the number of records that cannot be read,"
+        f" {len(left_out)}: {_shortened(left_out)}. Build the dataset again, or raise it."
+    )
+  return dataclasses.replace(opened, train=kept["train"], validation=kept["validation"]), left_out
+
+
+@contextlib.contextmanager
+def explained(run_config: config.RunConfig, opened: input_pipeline.TrainingData) -> Iterator[None]:
+  """Turns errors of memory and of unreadable records, raised inside, into an InputError."""
+  try:
+    yield
+  except Exception as error:
+    if _is_out_of_memory(error):
+      raise InputError(_memory_advice(run_config)) from error
+    if type(error).__name__ not in _UNREADABLE:
+      raise
+    told = [
+        table.describe(row)
+        for table in (opened.train, opened.validation)
+        for row in _corrupt_rows(run_config, opened, table)
+    ]
+    if not told:  # Then it was something else.
+      raise
+    raise InputError(
+        f"Every record must be readable, but {len(told)} cannot be: {_shortened(told)}. Build or"
+        f" copy the dataset again, or leave them out with --skip_corrupt={len(told)}."
+    ) from error
+
+
+def _corrupt_rows(run_config, opened: input_pipeline.TrainingData, table: RecordTable) -> list[int]:
+  return batches.open_loader(
+      opened.source, table, input_pipeline.example_spec(run_config)
+  ).find_corrupt()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+  if isinstance(error, MemoryError) or type(error).__name__ in _OUT_OF_MEMORY:
+    return True
+  text = str(error).lower()
+  return type(error).__name__ in _PERHAPS_OUT_OF_MEMORY and any(
+      words in text for words in ("resource_exhausted", "out of memory", "failed to allocate")
+  )
+
+
+def _memory_advice(run_config: config.RunConfig) -> str:
+  model, training = run_config.model, run_config.training
+  height, width = model.image_size
+  advice = [
+      f"--batch_size (now {training.batch_size})",
+      f"--image_size (now {height},{width})",
+      f"--base_filters (now {model.base_filters})",
+  ]
+  text = f"The run must fit into the device's memory, but it ran out. Lower {', '.join(advice)}"
+  if training.precision == "float32":
+    text += ", or use --precision=mixed_bfloat16"
+  if run_config.data.cache == "device" or (run_config.data.cache == "auto" and devices.has_gpu()):
+    text += ", or keep the slices in main memory with --cache=ram"
+  return text + ". python -m flexunet.tools.inspect_model tells the memory per batch size."
+
+
+def _listed(table: RecordTable, rows: list[int]) -> str:
+  return _shortened([table.describe(row) for row in dict.fromkeys(rows)])
+
+
+def _shortened(told: list[str]) -> str:
+  more = len(told) - _NAMED_RECORDS
+  return "; ".join(told[:_NAMED_RECORDS]) + (f"; and {more} more" if more > 0 else "")

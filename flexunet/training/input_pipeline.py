@@ -1,0 +1,314 @@
+"""What a run reads: the tables of its splits, the order of its examples, its batches.
+
+Where the decoded slices of a run lie: chosen, filled, and told why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+from absl import logging
+
+from flexunet import config
+from flexunet.core import progress
+from flexunet.network import architecture, cost
+from flexunet.pipelines import (
+  batches,
+  cache,
+  foreground_boxes,
+  order,
+  readers,
+  resizing,
+  selection,
+  tf_data,
+)
+from flexunet.pipelines.augmentation import augment
+from flexunet.pipelines.dataset_source import DatasetSource, open_dataset
+from flexunet.pipelines.record_table import RecordTable
+from flexunet.training import device_step, devices
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+  """An opened dataset with the tables of what a run trains on and validates on."""
+
+  source: DatasetSource
+  train: RecordTable
+  validation: RecordTable
+
+
+def open_data(data: config.DataConfig) -> TrainingData:
+  devices.free_memory()  # Measured before reading lets TensorFlow take a GPU's memory.
+  source = open_dataset(data.dataset, data.data_dir)
+  fold = None if data.fold < 0 else data.fold
+  train, validation = selection.split_tables(
+      source, data.train_split, data.validation_split, fold
+  )
+  if data.crop_foreground:
+    cropped = foreground_boxes.crop_tables(
+        source, (train, validation), data.image_key, data.label_key
+    )
+    for line in cropped.told():
+      progress.say(line)
+    train, validation = cropped.tables
+  return TrainingData(source=source, train=train, validation=validation)
+
+
+@dataclasses.dataclass(frozen=True)
+class Streams:
+  """The examples of a run, decoded where they are kept, as training and validation batches.
+
+  Attributes:
+    augment: Of single examples, in the input pipeline; None: not there.
+    device_input: What the training step makes of a batch first; None: batches come finished.
+  """
+
+  train: readers.Loader
+  train_cache: cache.ExampleCache | None
+  held_out: readers.Loader
+  held_out_cache: cache.ExampleCache | None
+  batch_size: int
+  cache_choice: cache.Choice
+  augment: batches.Augment | None = None
+  device_input: device_step.DeviceInput | None = None
+
+  def training(self, epoch_order: order.EpochOrder, start_step: int, num_steps: int):
+    """Returns the batches of some steps as `fit` takes them, on their way to the device."""
+    if self.device_input is not None:
+      return batches.prefetch_to_device(self._unfinished(epoch_order, start_step, num_steps))
+    return _for_keras(
+        batches.training_batches(
+            self.train,
+            epoch_order,
+            start_step=start_step,
+            num_steps=num_steps,
+            cache=self.train_cache,
+            augment=self.augment,
+        )
+    )
+
+  def finished(self, batch):
+    """Returns (image, label, weight) of a batch of `training`, as the network is given them."""
+    return batch if self.device_input is None else self.device_input(batch)
+
+  def _unfinished(self, epoch_order: order.EpochOrder, start_step: int, num_steps: int):
+    """Returns the batches as `DeviceInput` takes them: seeds with row numbers or with images."""
+    import tensorflow as tf
+
+    entries = batches.step_entries(epoch_order, batches.Host(), start_step, num_steps)
+    if self.device_input is not None and self.device_input.cache is not None:
+      return tf_data.untuned(entries.prefetch(2))
+    images = batches.training_batches(
+        self.train, epoch_order, start_step=start_step, num_steps=num_steps, cache=self.train_cache
+    )
+    channels = self.train.channels  # Repeated grey is repeated on the device.
+    return tf.data.Dataset.zip((images, entries)).map(
+        lambda batch, entry: {
+            "image": batch["image"][..., :channels],
+            "label": batch["label"],
+            "seed": entry["seed"],
+        },
+        num_parallel_calls=1,
+        deterministic=True,
+    )
+
+  def validation(self, rows: np.ndarray | None = None):
+    """Returns all held-out batches, or those of some rows, as `evaluate` takes them."""
+    return _for_keras(
+        batches.evaluation_batches(
+            self.held_out, self.batch_size, cache=self.held_out_cache, rows=rows
+        )
+    )
+
+
+def make_streams(
+    run_config: config.RunConfig, opened: TrainingData, *, replicas: int = 1
+) -> Streams:
+  """Opens the examples; with a cache this decodes all of them once.
+
+  Args:
+    replicas: Devices that share a batch.
+  """
+  spec = example_spec(run_config)
+  tables = (opened.train, opened.validation)
+  for table in tables:
+    batches.check_sizes(table, spec.resizing)
+  train, held_out = (batches.open_loader(opened.source, table, spec) for table in tables)
+  identity = opened.source.fingerprint or opened.source.name
+  keys = [
+      cache.key_of(identity, loader, table.offset)
+      for loader, table in zip((train, held_out), tables, strict=True)
+  ]
+  caches = make(run_config, (train, held_out), keys, replicas)
+  augmentation = run_config.augmentation if run_config.augmentation.enabled else None
+  device_input = None
+  # What is gathered on the device is augmented there, whatever else was chosen.
+  on_device = run_config.training.augment_on == "device" or caches.on_device is not None
+  if caches.on_device is not None or (augmentation and on_device):
+    device_step.check(augmentation is not None, caches.on_device is not None)
+    device_input = device_step.DeviceInput(
+        run_config.model.image_channels,
+        augmentation,
+        caches.on_device,
+        compiled=devices.has_gpu(),
+    )
+  return Streams(
+      train=train,
+      train_cache=caches.train,
+      held_out=held_out,
+      held_out_cache=caches.held_out,
+      batch_size=run_config.training.batch_size,
+      cache_choice=caches.choice,
+      augment=(
+          functools.partial(augment.augment_example, augmentation)
+          if augmentation and not on_device
+          else None
+      ),
+      device_input=device_input,
+  )
+
+
+def example_spec(run_config: config.RunConfig) -> readers.ExampleSpec:
+  data = run_config.data
+  return readers.ExampleSpec(
+      resizing=resizing.Resizing(run_config.model.image_size, data.resize_mode),
+      image_channels=run_config.model.image_channels,
+      context_slices=data.context_slices,
+      image_key=data.image_key,
+      label_key=data.label_key,
+  )
+
+
+def make_order(run_config: config.RunConfig, table: RecordTable) -> order.EpochOrder:
+  size, data = run_config.training.batch_size, run_config.data
+  drawn = min(round(size * data.foreground_fraction), size - 1)
+  return order.EpochOrder(
+      num_records=len(table),
+      batch_size=size,
+      seed=run_config.training.seed,
+      drawn=drawn,
+      passes=data.epoch_passes or 1,
+      pools=selection.pools(table, by_class=data.class_balance) if drawn else (),
+  )
+
+
+def drawn_pixel_shares(table: RecordTable, epoch_order: order.EpochOrder) -> np.ndarray | None:
+  """Returns the share of each class among the pixels that the order draws; None where unknown."""
+  if table.pixels is None:
+    return None
+  uniform = table.pixels.mean(axis=0)
+  drawn = epoch_order.drawn / epoch_order.batch_size
+  pooled = [table.pixels[pool].mean(axis=0) for pool in epoch_order.pools] or [uniform]
+  mixed = (1 - drawn) * uniform + drawn * np.mean(pooled, axis=0)
+  return mixed / mixed.sum()
+
+
+def _for_keras(dataset):
+  """Batch dicts -> (image, label, weight) on the device; what only fills up weighs 0."""
+  import tensorflow as tf
+
+  return batches.prefetch_to_device(  # Last: whatever follows would bring the batches back.
+      dataset.map(
+          lambda batch: (batch["image"], batch["label"], tf.cast(batch["valid"], tf.float32)),
+          num_parallel_calls=1,
+          deterministic=True,
+      )
+  )
+
+
+def preview_slices(
+    run_config: config.RunConfig, opened: TrainingData, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns validation slices of different subjects, those with most foreground first."""
+  table = opened.validation
+  amount = table.pixels[:, 1:].sum(axis=1) if table.pixels is not None else np.zeros(len(table))
+  ranked = np.argsort(-amount, kind="stable")
+  # One slice a subject, then second ones, so that few subjects cannot fill the sheet.
+  seen: dict[str, int] = {}
+  turns = []
+  for row in ranked:
+    turns.append(seen.get(table.subject[row], 0))
+    seen[table.subject[row]] = turns[-1] + 1
+  rows = ranked[np.argsort(np.array(turns), kind="stable")][: min(count, len(table))]
+  loader = batches.open_loader(opened.source, table.take(rows), example_spec(run_config))
+  batch = next(iter(batches.evaluation_batches(loader, len(rows))))
+  return batch["image"].numpy(), batch["label"].numpy()
+
+
+@dataclasses.dataclass(frozen=True)
+class RunCaches:
+  """The decoded slices of both splits.
+
+  Attributes:
+    choice: Of the training split, and why; told in the manifest.
+    train: In main memory or on the disk; None: decoded again each epoch, or on the device.
+    held_out: Never on the device: a validation reads it in order and seldom.
+    on_device: The training split in the device's memory.
+  """
+
+  choice: cache.Choice
+  train: cache.ExampleCache | None = None
+  held_out: cache.ExampleCache | None = None
+  on_device: cache.DeviceCache | None = None
+
+
+def make(
+    run_config: config.RunConfig,
+    loaders: tuple[readers.Loader, readers.Loader],
+    keys: Sequence[str],
+    replicas: int,
+) -> RunCaches:
+  """Chooses and fills the caches of the training and the validation split.
+
+  Args:
+    keys: Of `caching.key_of`, one a loader.
+    replicas: Devices that share a batch.
+
+  Raises:
+    InputError: The cache that was asked for does not fit.
+  """
+  data, (train, held_out) = run_config.data, loaders
+  folder = pathlib.Path(data.cache_dir).expanduser() if data.cache_dir else cache.default_folder()
+
+  def fill(loader, choice, key):
+    return None if choice.mode == "none" else cache.fill(loader, choice, folder, key)
+
+  room = device_room(run_config, replicas)
+  choice, missed = cache.choose_on_device(data.cache, cache.device_num_bytes(train), room)
+  if choice is not None:
+    on_device = cache.fill_on_device(train, cache.device_name())
+    rest = cache.choose("auto", cache.num_bytes(held_out), folder)
+    choice = dataclasses.replace(choice, reason=f"{choice.reason}; validation: {rest.mode}")
+    made = RunCaches(choice, None, fill(held_out, rest, keys[1]), on_device)
+  else:
+    needed = sum(cache.num_bytes(loader) for loader in loaders)
+    choice = cache.choose(data.cache, needed, folder)
+    if missed:
+      choice = dataclasses.replace(choice, reason=f"{choice.reason}; not on the device: {missed}")
+    made = RunCaches(choice, *(fill(*each) for each in zip(loaders, (choice,) * 2, keys)))
+  logging.info("Cache: %s (%s).", choice.mode, choice.reason)
+  return made
+
+
+def device_room(run_config: config.RunConfig, replicas: int) -> cache.Room:
+  """Returns what the network leaves of the device, and what speaks against a cache there."""
+  settings = run_config.training
+  obstacle = ""
+  if keras.config.backend() != "tensorflow":
+    obstacle = f"it needs KERAS_BACKEND=tensorflow, not {keras.config.backend()}"
+  elif replicas > 1:
+    obstacle = f"it lies on one device, and {replicas} share a batch (--num_devices=1 uses one)"
+  elif run_config.augmentation.enabled and settings.augment_on != "device":
+    obstacle = "the run augments on the host (--augment_on=host)"
+  free = devices.free_memory()
+  if free is not None:
+    shape = architecture.Knobs(**dataclasses.asdict(run_config.model))
+    number = 4 if settings.precision == "float32" else 2
+    network = cost.training_bytes(shape, settings.batch_size, bytes_per_number=number)
+    free = max(0, free - network)
+  return cache.Room(free, obstacle, is_gpu=devices.has_gpu())

@@ -1,0 +1,413 @@
+"""From a row of a table to its slice: as stored, or at the network's size as a cache keeps it.
+
+Records are read by where they lie, inside the tf.data graph: no Python in the hot path. A whole
+volume (config `volumes`) cannot be read a slice at a time, so all volumes of a split are decoded
+once, at their own resolution, and kept in memory as uint8, cut as config `slices` cuts them. What
+does not fit is refused: config `slices` streams.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from flexunet.core import machine, progress
+from flexunet.core.errors import InputError
+from flexunet.imaging.intensity import IntensityWindow
+from flexunet.imaging.slicing import SlicePlan
+from flexunet.imaging.volume import Volume
+from flexunet.pipelines import foreground_crop, tf_data
+from flexunet.pipelines.dataset_source import DatasetSource
+from flexunet.pipelines.record_table import DecodedSlice, RecordTable
+from flexunet.pipelines.resizing import Resizing
+
+if TYPE_CHECKING:
+  import tensorflow as tf
+
+# One read call for most slices; a longer record costs further calls, a shorter one wasted bytes.
+_READ_BYTES = 1 << 16
+_MEMORY_SHARE = 0.5
+# row int64 -> {"image": uint8 [H, W, C], "label": uint8 [H, W, 1]} at native resolution
+NativeReader = Callable[["tf.Tensor"], "dict[str, tf.Tensor]"]
+
+
+class RecordReader:
+  """Maps a record row to its decoded image and label."""
+
+  def __init__(self, features, table: RecordTable, image_key: str, label_key: str | None):
+    """Takes the TFDS features of the dataset and the table of one split."""
+    import tensorflow as tf
+
+    for key in (image_key, label_key):
+      if key is not None and key not in features:
+        raise InputError(f"The dataset has the features {', '.join(features)}. Got: {key!r}.")
+    self._features = features
+    self._image_key, self._label_key = image_key, label_key
+    self._files = tf.constant(np.asarray(table.files, str))
+    self._shard = tf.constant(table.shard, tf.int32)
+    self._offset = tf.constant(table.offset, tf.int64)
+
+  def serialized(self, row: tf.Tensor) -> tf.Tensor:
+    """Row int64 -> the record's bytes; a wrong checksum is a DataLossError."""
+    import tensorflow as tf
+
+    file = tf.gather(self._files, tf.gather(self._shard, row))
+    variant = tf.raw_ops.TFRecordDatasetV2(
+        filenames=[file],
+        compression_type="",
+        buffer_size=tf.constant(_READ_BYTES, tf.int64),
+        byte_offsets=[tf.gather(self._offset, row)],
+    )
+    records = tf.data.experimental.from_variant(variant, tf.TensorSpec((), tf.string))
+    return records.take(1).get_single_element()
+
+  def image(self, row: tf.Tensor) -> tf.Tensor:
+    """Row -> image uint8 [H, W, channels] alone, without decoding its label."""
+    return self._decoded(self.serialized(row), [self._image_key])[self._image_key]
+
+  def decode(self, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Record -> {"image": uint8 [H, W, channels], "label": uint8 [H, W, 1]}."""
+    keys = [key for key in (self._image_key, self._label_key) if key is not None]
+    example = self._decoded(serialized, keys)
+    decoded = {"image": example[self._image_key]}
+    if self._label_key is not None:
+      decoded["label"] = example[self._label_key]
+    return decoded
+
+  def _decoded(self, serialized: tf.Tensor, keys: list[str]) -> dict[str, tf.Tensor]:
+    import tensorflow_datasets as tfds
+
+    partial = tfds.decode.PartialDecoding(dict.fromkeys(keys, True))
+    return partial.extract_features(self._features).deserialize_example(serialized)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExampleSpec:
+  """What every example of a run looks like.
+
+  Attributes:
+    resizing: To the network's input size.
+    image_channels: Channels of the network's input; grey images are repeated.
+    context_slices: Neighbours on each side that become channels (2.5-D): the channels are then
+      2 * context_slices + 1 grey slices, lowest index first, the ends of a volume repeated.
+    image_key, label_key: Features of the dataset.
+  """
+
+  resizing: Resizing
+  image_channels: int = 1
+  context_slices: int = 0
+  image_key: str = "image"
+  label_key: str = "label"
+
+  def __post_init__(self):
+    wanted = 2 * self.context_slices + 1
+    if self.context_slices and self.image_channels != wanted:
+      raise InputError(
+          f"--context_slices={self.context_slices} makes {wanted} channels: --image_channels must"
+          f" be {wanted}. Got: {self.image_channels}."
+      )
+
+  @property
+  def stored_channels(self) -> int:
+    """Channels a cache keeps: repeated grey is repeated after the cache."""
+    return self.image_channels if self.context_slices else 1
+
+
+class Loader(Protocol):
+  """What reads the rows of a table, whatever the form of the dataset."""
+
+  spec: ExampleSpec
+  num_rows: int
+  channels: int
+  boxes: np.ndarray | None
+
+  def __call__(self, row: tf.Tensor) -> dict[str, tf.Tensor]: ...
+
+  def find_corrupt(self) -> list[int]: ...
+
+
+class ExampleLoader:
+  """Row of a table -> {"image": uint8 [h, w, C], "label": uint8 [h, w]}, inside a tf.data graph."""
+
+  def __init__(self, source: DatasetSource, table: RecordTable, spec: ExampleSpec):
+    import tensorflow as tf
+
+    self.spec, self.num_rows, self.boxes = spec, len(table), table.boxes
+    self._reader = RecordReader(source.info.features, table, spec.image_key, spec.label_key)
+    check_slices(source, spec.image_key)
+    self.channels = self._channels_of(source.info.features[spec.image_key].shape[-1])
+    self._neighbours = None
+    if spec.context_slices:
+      self._neighbours = tf.constant(neighbour_rows(table, spec.context_slices))
+
+  def _channels_of(self, stored: int | None) -> int:
+    """Returns the channels a loaded example has: colour stays where the network takes it."""
+    if self.spec.context_slices:
+      return self.spec.image_channels
+    return stored if stored == self.spec.image_channels else 1
+
+  def __call__(self, row: tf.Tensor) -> dict[str, tf.Tensor]:
+    return self.example(self.serialized(row), row)
+
+  def serialized(self, row: tf.Tensor) -> tf.Tensor:
+    """Row -> the bytes of its record."""
+    return self._reader.serialized(row)
+
+  def example(self, serialized: tf.Tensor, row: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+    """The bytes of a record -> the example; the row is needed for neighbours and boxes alone."""
+    import tensorflow as tf
+
+    decoded = self._reader.decode(serialized)
+    if self._neighbours is None:
+      image = to_channels(decoded["image"], self.channels)
+    else:
+      rows = tf.unstack(tf.gather(self._neighbours, row))
+      middle = len(rows) // 2
+      slices = [
+          decoded["image"] if place == middle else self._reader.image(other)
+          for place, other in enumerate(rows)
+      ]
+      image = tf.concat([to_channels(slice_, 1) for slice_ in slices], axis=-1)
+    label = decoded["label"]
+    # A label of another size would be shifted silently by the resizing.
+    same = tf.reduce_all(tf.shape(image)[:2] == tf.shape(label)[:2])
+    told = ["image and label differ in size", tf.shape(image), tf.shape(label)]
+    with tf.control_dependencies([tf.debugging.Assert(same, told)]):
+      image = tf.identity(image)
+    image, label = resized_pair(self.spec, self.boxes, row, image, label)
+    return {"image": image, "label": tf.cast(label, tf.uint8)}
+
+  def find_corrupt(self) -> list[int]:
+    """Reads and decodes every record; returns the rows that cannot be."""
+    import tensorflow as tf
+
+    readable = tf_data.untuned(
+        tf.data.Dataset.range(self.num_rows)
+        .map(lambda row: (row, self(row)), num_parallel_calls=tf_data.default_threads())
+        .map(lambda row, _: row)
+        .ignore_errors()
+    )
+    return sorted(set(range(self.num_rows)) - {int(row) for row in readable})
+
+
+def check_slices(source: DatasetSource, image_key: str) -> None:
+  """Refuses a feature that is no slice [H, W, C]."""
+  shape = source.info.features[image_key].shape
+  if len(shape) != 3:
+    raise InputError(
+        f"Feature {image_key!r} of {source.name} must be slices [H, W, C]. It has the shape"
+        f" {shape}. Build the dataset with its config 'slices', or name the feature of the"
+        " slices by --image_key."
+    )
+
+
+def resized_pair(
+    spec: ExampleSpec, boxes: np.ndarray | None, row: tf.Tensor, image: tf.Tensor, label: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """[H, W, C] and [H, W, 1] of a row -> its box of both, [h, w, C] and [h, w]."""
+  import tensorflow as tf
+
+  if boxes is not None:
+    box = tf.gather(tf.constant(boxes, tf.int32), row)
+    image, label = foreground_crop.crop(image, box), foreground_crop.crop(label, box)
+  image = spec.resizing.apply_image(image[None])[0]
+  return image, spec.resizing.apply_label(label[None])[0, ..., 0]
+
+
+def neighbour_rows(table: RecordTable, reach: int) -> np.ndarray:
+  """Returns int64 [N, 2 * reach + 1]: rows of the slices around each row in its volume.
+
+  Slices that were left out of the dataset and the ends of a volume are replaced by the nearest
+  slice on the way, so that a channel always holds what lies next in that direction.
+  """
+  out = np.repeat(np.arange(len(table))[:, None], 2 * reach + 1, axis=1)
+  by_volume: dict[tuple[str, str], list[int]] = {}
+  for row in range(len(table)):
+    by_volume.setdefault((table.subject[row], table.volume[row]), []).append(row)
+  for rows in by_volume.values():
+    ordered = np.array(sorted(rows, key=lambda row: table.slice_index[row]))
+    for offset in range(-reach, reach + 1):
+      places = np.clip(np.arange(len(ordered)) + offset, 0, len(ordered) - 1)
+      out[ordered, offset + reach] = ordered[places]
+  return out.astype(np.int64)
+
+
+def to_channels(image: tf.Tensor, channels: int) -> tf.Tensor:
+  """[..., C] -> [..., channels]: equal stays, grey is repeated, colour becomes grey first."""
+  import tensorflow as tf
+
+  have = image.shape[-1]
+  if have == channels:
+    return image
+  if have == 3:
+    image = tf.image.rgb_to_grayscale(image)
+  elif have != 1:
+    raise InputError(
+        f"Images must have 1 or 3 channels, or --image_channels={have}. Got {have} channels and"
+        f" --image_channels={channels}."
+    )
+  return tf.repeat(image, channels, axis=-1) if channels > 1 else image
+
+
+def slice_table(source: DatasetSource, split: str) -> RecordTable:
+  """Returns the slices of a split: its records, or those that its whole volumes are cut into."""
+  records = source.records(split)
+  return _cut_volumes(source, split, records) if source.holds_volumes else records
+
+
+def _cut_volumes(source: DatasetSource, split: str, records: RecordTable) -> RecordTable:
+  """Decodes every volume of a split and cuts it by the dataset's own plan.
+
+  Args:
+    records: One row per volume.
+  """
+  if source.slice_plan is None or source.intensity is None:
+    raise InputError(f"{source.name}: its build_report.json must tell slice_plan and intensity.")
+  reader = RecordReader(source.info.features, records, "image", "label")
+  limit, used = _MEMORY_SHARE * machine.free_main_memory(), 0
+  volume_of: list[int] = []
+  index_of: list[int] = []
+  decoded: list[DecodedSlice] = []
+  for row in progress.bar(
+      range(len(records)), desc=f"volumes of {split}", unit="volume", delay=3.0, leave=False
+  ):
+    slices = _slices_of_volume(source, reader, row)
+    used += sum(2 * one.image.size for one in slices)
+    if used > limit:
+      raise InputError(
+          f"Split {split!r} of {source.name} holds over {limit / 2**20:.0f} MiB of slices, half"
+          " of the free memory. Build the dataset with its config 'slices', which is streamed."
+      )
+    volume_of += [row] * len(slices)
+    index_of += range(len(slices))
+    decoded += slices
+  num_classes = source.label_scheme().num_classes
+  pixels = [np.bincount(one.label.ravel(), minlength=num_classes) for one in decoded]
+  cells = np.empty(len(decoded), object)
+  cells[:] = decoded
+  return dataclasses.replace(
+      records.take(np.array(volume_of, np.int64)),
+      slice_index=np.array(index_of, np.int32),
+      height=np.array([one.image.shape[0] for one in decoded], np.int32),
+      width=np.array([one.image.shape[1] for one in decoded], np.int32),
+      pixels=np.array(pixels, np.int64),
+      decoded=cells,
+  )
+
+
+def _slices_of_volume(
+    source: DatasetSource, reader: RecordReader, row: int
+) -> list[DecodedSlice]:
+  """Returns the slices of one record of config `volumes`, first to last."""
+  import tensorflow as tf
+
+  plan, window = SlicePlan(**source.slice_plan), IntensityWindow(**source.intensity)
+  serialized = reader.serialized(tf.constant(row, tf.int64)).numpy()
+  record = source.info.features.deserialize_example_np(serialized)
+  oriented = bool(record["oriented"])
+  scaled = record["image"] * record["scale_slope"] + record["scale_inter"]
+  cut = plan.extract(Volume(window.to_uint8(scaled), record["affine"], oriented))
+  label = plan.extract(Volume(record["label"], record["affine"], oriented)).pixels
+  # A source without a stated spacing has unit steps in its affine; the record says NaN.
+  known = np.isfinite(record["spacing_mm"]).all()
+  row_mm, column_mm = cut.spacing_mm if known else (np.nan, np.nan)
+  return [
+      DecodedSlice(
+          image=np.ascontiguousarray(cut.pixels[..., index]),
+          label=np.ascontiguousarray(label[..., index]),
+          spacing_mm=(float(row_mm), float(column_mm)),
+          slice_spacing_mm=float(cut.slice_spacing_mm) if known else float("nan"),
+      )
+      for index in range(cut.pixels.shape[-1])
+  ]
+
+
+def median_spacing_mm(
+    source: DatasetSource, table: RecordTable, sample: int = 64
+) -> tuple[float, float]:
+  """Returns the median (row, column) spacing of some slices spread over a table, else NaN.
+
+  Unreadable records are skipped here; training reports them.
+  """
+  import tensorflow as tf
+
+  unknown = (float("nan"), float("nan"))
+  if table.decoded is not None:
+    found = [one.spacing_mm for one in table.decoded]
+  elif "spacing_mm" not in source.info.features:
+    return unknown
+  else:
+    reader = RecordReader(source.info.features, table, "spacing_mm", None)
+    found = []
+    for row in np.unique(np.linspace(0, len(table) - 1, sample).astype(int)):
+      with contextlib.suppress(tf.errors.OpError):
+        found.append(np.ravel(reader.image(int(row))))
+  if not found:
+    return unknown
+  row_mm, column_mm = np.median(np.array(found), axis=0)[:2]
+  return float(row_mm), float(column_mm)
+
+
+class VolumeSliceLoader:
+  """What `loading.ExampleLoader` is for slices: row -> example at the network's size."""
+
+  def __init__(self, table: RecordTable, spec: ExampleSpec):
+    self._slices = table.decoded
+    self.spec, self.num_rows, self.boxes = spec, len(table), table.boxes
+    self.channels = spec.stored_channels
+    reach = spec.context_slices
+    self._neighbours = neighbour_rows(table, reach) if reach else None
+
+  def __call__(self, row: tf.Tensor) -> dict[str, tf.Tensor]:
+    import tensorflow as tf
+
+    image, label = tf.numpy_function(self._slice, [row], (tf.uint8, tf.uint8))
+    image.set_shape((None, None, self.channels))
+    label.set_shape((None, None, 1))
+    image, label = resized_pair(self.spec, self.boxes, row, image, label)
+    return {"image": image, "label": label}
+
+  def find_corrupt(self) -> list[int]:
+    """Everything was decoded already: a damaged volume has been refused."""
+    return []
+
+  def _slice(self, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    rows = [row] if self._neighbours is None else self._neighbours[row]
+    image = np.stack([self._slices[other].image for other in rows], axis=-1)
+    return image, self._slices[row].label[..., None]
+
+
+def _decoded_reader(table: RecordTable) -> NativeReader:
+  """Returns row -> {"image", "label"}, uint8 [H, W, 1] each, inside a tf.data graph."""
+  import tensorflow as tf
+
+  def stored(row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    one = table.decoded[row]
+    return one.image[..., None], one.label[..., None]
+
+  def read_row(row: tf.Tensor) -> dict[str, tf.Tensor]:
+    image, label = tf.numpy_function(stored, [row], (tf.uint8, tf.uint8))
+    image.set_shape((None, None, 1))
+    label.set_shape((None, None, 1))
+    return {"image": image, "label": label}
+
+  return read_row
+
+
+def native_reader(
+    source: DatasetSource, table: RecordTable, image_key: str, label_key: str
+) -> NativeReader:
+  """Returns what reads rows of `table`, a table of `source`, inside a tf.data graph.
+
+  Raises:
+    InputError: The dataset has no such features, or its images are no slices.
+  """
+  if table.decoded is not None:
+    return _decoded_reader(table)
+  reader = RecordReader(source.info.features, table, image_key, label_key)
+  check_slices(source, image_key)
+  return lambda row: reader.decode(reader.serialized(row))

@@ -1,0 +1,52 @@
+"""The Croissant file of a build: every file by its sha256, and a table any reader loads."""
+
+import json
+import pathlib
+
+import build_samples
+import pytest
+
+from flexunet.core import files
+from flexunet.datasets.builder import croissant
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("croissant")
+  raw = build_samples.raw_folder("hippocampus_t1w", folder / "raw", subjects=3)
+  return build_samples.build("hippocampus_t1w", raw, folder / "out")
+
+
+def test_it_lists_every_shard_and_the_table_with_their_sums(built):
+  folder = pathlib.Path(built.data_path)
+  content = json.loads((folder / croissant.NAME).read_text(encoding="utf-8"))
+  listed = {entry["contentUrl"]: entry["sha256"] for entry in content["distribution"]}
+  assert set(listed) == {"records.csv", *(path.name for path in folder.glob("*.tfrecord*"))}
+  for name, sha256 in listed.items():
+    assert sha256 == files.sha256_of(folder / name)
+  assert content["name"] == "hippocampus_t1w-slices" and content["license"]
+
+
+def test_it_holds_no_local_path_and_no_date(built):
+  text = (pathlib.Path(built.data_path) / croissant.NAME).read_text(encoding="utf-8")
+  assert str(pathlib.Path(built.data_path).parents[3]) not in text
+  assert "date" not in json.loads(text) and "datePublished" not in json.loads(text)
+
+
+def test_the_restricted_form_of_ct_ich_is_not_called_open():
+  report = {"dataset": "brain_ich_ct", "slice_plan": {"axes": "LAS", "plane": "axial"}}
+  assert "not to be passed on" in croissant._license(report)[0]
+  assert "creativecommons" in croissant._license({**report, "slice_plan": None})[0]
+
+
+@pytest.mark.slow
+def test_the_reference_reader_loads_it_without_errors(built):
+  mlcroissant = pytest.importorskip("mlcroissant")
+  folder = pathlib.Path(built.data_path)
+  dataset = mlcroissant.Dataset(jsonld=str(folder / croissant.NAME))
+  assert not dataset.metadata.issues.errors
+  records = list(dataset.records("records"))
+  rows = build_samples.rows_of(built)
+  assert [record["records/key"].decode() for record in records] == [row["key"] for row in rows]
+  pixels = sum(record["records/pixels_hippocampus"] for record in records)
+  assert pixels == sum(int(row["pixels_hippocampus"]) for row in rows)

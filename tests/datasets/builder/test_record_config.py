@@ -1,0 +1,145 @@
+"""The options of a build: planes, empty slices, windows, resampling."""
+
+import build_samples
+import numpy as np
+import pytest
+
+from flexunet.core.errors import InputError
+from flexunet.datasets import catalog
+from flexunet.datasets.builder import record_config
+from flexunet.imaging import nifti, slicing
+from flexunet.imaging.slicing import Slices
+
+HIPPOCAMPUS = "hippocampus_t1w"
+DEPTH = build_samples.SIZES[HIPPOCAMPUS][1]
+LABELLED = ("train", "validation", "test")
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("options") / "raw"
+  return build_samples.raw_folder(HIPPOCAMPUS, folder, subjects=3)
+
+
+@pytest.fixture
+def built(raw, tmp_path):
+  """A function that builds with options."""
+  return lambda **options: build_samples.build(HIPPOCAMPUS, raw, tmp_path, options=options)
+
+
+def counts(report):
+  return {name: split["num_records"] for name, split in report["splits"].items()}
+
+
+@pytest.mark.parametrize(
+    ("plane", "row", "column", "through"),
+    [("coronal", 2, 0, 1), ("axial", 1, 0, 2), ("sagittal", 2, 1, 0)],
+)
+def test_slices_can_be_cut_along_every_plane(raw, built, plane, row, column, through):
+  builder = built(plane=plane)
+  rows = build_samples.rows_of(builder)
+  for case in builder.inspect_source(raw).cases:
+    shape = nifti.read_header(case.files["image"]).shape
+    mine = [entry for entry in rows if entry["volume"] == case.volume]
+    assert len(mine) == shape[through]
+    sizes = {(int(entry["height"]), int(entry["width"])) for entry in mine}
+    assert sizes == {(shape[row], shape[column])}
+  report = build_samples.report_of(builder)
+  assert report["slice_plan"]["plane"] == plane
+
+
+def test_dropped_empty_slices_are_counted_and_the_others_stay(built):
+  everything = build_samples.report_of(built())
+  report = build_samples.report_of(built(empty_slices="drop"))
+  for name in LABELLED:
+    assert report["splits"][name]["num_records"] == (
+        everything["splits"][name]["num_foreground_records"])
+    assert report["splits"][name]["pixels"]["hippocampus"] == (
+        everything["splits"][name]["pixels"]["hippocampus"])
+  # Without labels nobody knows which slices are empty.
+  assert counts(report)["unlabeled"] == counts(everything)["unlabeled"] == DEPTH
+  dropped = sum(sum(reasons.values()) for reasons in report["slices_left_out"].values())
+  kept = sum(counts(report)[name] for name in LABELLED)
+  assert dropped + kept == 3 * DEPTH and dropped > 0
+
+
+def test_a_share_of_the_empty_slices_can_be_kept_always_the_same_ones(built):
+  keys = {}
+  for share in (0.0, 0.3, 0.6, 1.0):
+    keys[share] = {row["key"] for row in build_samples.rows_of(built(empty_slices=share))}
+  assert keys[0.0] < keys[0.3] < keys[0.6] < keys[1.0]
+
+
+def test_slices_below_the_least_foreground_are_left_out_and_empty_ones_are_not(built):
+  areas = [int(row["pixels_hippocampus"]) for row in build_samples.rows_of(built())
+           if row["split"] != "unlabeled"]
+  least = sorted(area for area in areas if area)[2]
+  rows = build_samples.rows_of(built(min_foreground_pixels=least))
+  found = [int(row["pixels_hippocampus"]) for row in rows if row["split"] != "unlabeled"]
+  assert sorted(found) == sorted(area for area in areas if area == 0 or area >= least)
+
+
+def test_an_own_window_replaces_the_datasets(built):
+  report = build_samples.report_of(built(window=(0, 500)))
+  assert report["intensity"] == {"kind": "window", "low": 0.0, "high": 500.0}
+
+
+def test_isotropic_slices_have_one_spacing_and_keep_the_field_of_view(raw, built):
+  builder = built(isotropic_mm=1.0)
+  case = next(case for case in builder.inspect_source(raw).cases)
+  header = nifti.read_header(case.files["image"])
+  expected = [round(n * mm) for n, mm in zip(header.shape, header.spacing_mm)]
+  rows = [row for row in build_samples.rows_of(builder) if row["volume"] == case.volume]
+  assert len(rows) == expected[1]
+  assert {(int(r["height"]), int(r["width"])) for r in rows} == {(expected[2], expected[0])}
+
+
+def test_resampling_keeps_positions_and_picks_labels():
+  ramp = np.tile(np.arange(4.0)[:, None, None], (1, 2, 3))  # Rises along rows, 2 mm apart.
+  label = (ramp > 1.5).astype(np.uint8)
+  fine, fine_label = slicing.isotropic(Slices(ramp, (2.0, 1.0), 1.0), label, 1.0, "scan")
+  assert fine.pixels.shape == (8, 2, 3)
+  # Centres of 1 mm voxels lie a quarter of a 2 mm voxel beside the old centres.
+  np.testing.assert_allclose(
+      fine.pixels[:, 0, 0], [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3], atol=1e-6)
+  np.testing.assert_array_equal(fine_label[:, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1])
+  assert fine.spacing_mm == (1.0, 1.0) and fine.slice_spacing_mm == 1.0
+
+
+def test_a_scan_without_spacing_cannot_be_made_isotropic():
+  slices = Slices(np.zeros((2, 2, 2)), (np.nan, np.nan), np.nan)
+  with pytest.raises(InputError, match=r"scan\.nii: isotropic_mm needs"):
+    slicing.isotropic(slices, None, 1.0, "scan.nii")
+
+
+def test_a_name_tells_the_options_and_an_option_without_effect_changes_nothing():
+  builder = catalog.builder(HIPPOCAMPUS, "/none", options={"window": (0, 80.5), "plane": "axial"})
+  assert builder.builder_config.name == "slices-plane_axial-window_0_80.5"
+  same = catalog.builder(HIPPOCAMPUS, "/none", options={"empty_slices": "keep"})
+  assert same.builder_config.name == "slices"
+
+
+def test_an_unknown_option_gets_its_nearest_spelling():
+  with pytest.raises(InputError, match="empty_slices"):
+    catalog.builder(HIPPOCAMPUS, "/none", options={"empty_slice": "drop"})
+
+
+@pytest.mark.parametrize(
+    "options", [
+        {"plane": "diagonal"}, {"empty_slices": 1.5}, {"empty_slices": "none"},
+        {"min_foreground_pixels": -1}, {"window": (5, 1)}, {"window": (1,)},
+        {"isotropic_mm": 0}, {"form": "cubes"}, {"form": "volumes", "plane": "axial"},
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options):
+  with pytest.raises(InputError):
+    record_config.RecordConfig(name="x", **options)
+
+
+def test_a_config_can_be_given_as_json_as_the_tfds_command_does():
+  chosen = catalog.builder_class(HIPPOCAMPUS)
+  config = chosen.builder_config_cls(
+      **{"name": "bright", "window": [0, 80], "empty_slices": 0.5, "two_classes": True})
+  builder = chosen(data_dir="/none", config=config)
+  assert builder.label_scheme().num_classes == 3
+  assert builder.active_intensity().high == 80

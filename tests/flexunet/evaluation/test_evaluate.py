@@ -1,0 +1,247 @@
+"""Volumes are put together from records and scored at native resolution, in mm."""
+
+import csv
+import json
+import math
+
+import dataset_samples
+import numpy as np
+import pytest
+import run_samples
+
+from flexunet import run_folder
+from flexunet.core.errors import InputError
+from flexunet.evaluation import evaluate, labelled_volumes
+from flexunet.pipelines import readers
+from flexunet.pipelines.dataset_source import open_dataset
+from flexunet.prediction import predictor
+
+NAMES = dataset_samples.NAMES
+
+
+def records(subject: str, count: int, height=20, width=26, **extras) -> list[dict]:
+  """Returns the slices of one volume; later ones first, for order must come from the index."""
+  made = []
+  for k in reversed(range(count)):
+    image, label = dataset_samples.blob_slice(height, width, seed=100 * ord(subject[0]) + k)
+    made.append({
+        "image": image, "label": label, "subject": subject, "volume": f"{subject}_scan",
+        "slice_index": k, "spacing_mm": (1.0, 0.5), "slice_spacing_mm": 2.0, **extras,
+    })  # fmt: skip
+  return made
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("data")
+  a, b = records("A", 4), records("B", 3, height=22)
+  mixed = [record for pair in zip(a, [*b, a[0]]) for record in pair][:-1]
+  healthy = records("C", 2)
+  for record in healthy:
+    record["image"], record["label"] = np.full_like(record["image"], 10), record["label"] * 0
+  dataset_samples.write_dataset(
+      folder,
+      {
+          "train": records("T", 2),
+          "validation": records("V", 2),
+          "test": [*mixed, *healthy],
+          "unlabeled": records("U", 1),
+      },
+  )
+  return folder
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+  """A run whose network knows the classes by their brightness."""
+  made = run_folder.RunFolder.create(tmp_path / "run")
+  scheme = [{"name": name, "color": [9, 9, 200]} for name in NAMES]
+  made.write_config(
+      run_samples.with_facts(
+          run_samples.run_config(),
+          label_scheme=scheme,
+          fingerprint=dataset_samples.FINGERPRINT,
+      )
+  )
+  made.model_keras.write_bytes(b"model")
+  monkeypatch.setattr(predictor, "load_model", lambda run: run_samples.BrightnessNetwork())
+  return made
+
+
+def scores_of(run, splits, data_dir, **options):
+  return evaluate.evaluate(
+      run, splits, data_dir=data_dir, show_progress=False, **options
+  )
+
+
+def test_volumes_come_whole_and_in_order_from_mixed_records(data_dir):
+  source = open_dataset("blobs", data_dir)
+  volumes = list(labelled_volumes.read_volumes(source, readers.slice_table(source, "test")))
+  assert [(v.subject, v.slice_index) for v in volumes] == [
+      ("A", [0, 1, 2, 3]), ("B", [0, 1, 2]), ("C", [0, 1]),
+  ]  # fmt: skip
+  expected = dataset_samples.blob_slice(22, 26, seed=100 * ord("B") + 1)
+  assert np.array_equal(volumes[1].images[1][..., 0], expected[0])
+  assert np.array_equal(volumes[1].labels[1], expected[1])
+  assert volumes[1].spacing_mm == (1.0, 0.5) and volumes[1].slice_spacing_mm == 2.0
+
+
+def test_records_without_a_volume_are_volumes_of_their_own(data_dir):
+  table = readers.slice_table(open_dataset("blobs", data_dir), "train")
+  table.subject[:], table.volume[:] = "", ""
+  assert labelled_volumes.volume_order(table)[1] == [("record_000000",) * 2, ("record_000001",) * 2]
+
+
+def test_a_perfect_network_scores_one_and_empty_volumes_do_not_count(run, data_dir):
+  figures = scores_of(run, ["test"], data_dir)["test"]
+  assert figures["foreground_dice"]["mean"] == 1.0
+  assert figures["foreground_dice"]["n"] == 2 and figures["foreground_dice"]["n_empty"] == 1
+  assert figures["per_class"]["dim"]["hd95_mm"]["max"] == 0.0
+  assert figures["published"]["pixel_accuracy"] == 1.0
+  evaluated = figures["evaluated"]
+  assert (evaluated["subjects"], evaluated["volumes"], evaluated["slices"]) == (3, 3, 9)
+  assert evaluated["fingerprint"] == dataset_samples.FINGERPRINT
+  assert evaluated["dataset_splits"]["train"] == {"subjects": 1, "volumes": 1, "slices": 2}
+
+
+def test_subjects_on_both_sides_of_a_split_are_counted_and_told(run, tmp_path):
+  both = [*records("A", 2), *records("B", 2)]
+  dataset_samples.write_dataset(tmp_path / "data", {"train": both[:2], "test": both})
+  evaluated = scores_of(run, ["test", "train"], tmp_path / "data")
+  assert evaluated["test"]["evaluated"]["subjects_also_trained_on"] == 1
+  report = run.report_html.read_text()
+  assert "1 of 2 subjects trained on too" in report
+  assert "the network was trained on it" in report
+
+
+def test_the_published_figure_is_computed_as_published(run, data_dir):
+  published = scores_of(run, ["validation"], data_dir)["validation"]["published"]
+  # The network answers 0.8 at the true class of each of the 20 x 26 pixels of every slice.
+  pixels = 20 * 26
+  expected = (2 * 0.8 * pixels + 1) / (pixels + pixels + 1)
+  assert published["dice_coef_multiclass"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_cases_have_a_row_for_each_volume_and_class_with_empty_cells_for_nothing(run, data_dir):
+  scores_of(run, ["test"], data_dir)
+  with open(run.cases_csv, newline="") as stream:
+    reader = csv.DictReader(stream)
+    rows = list(reader)
+  assert reader.fieldnames[:5] == ["split", "subject", "volume", "class", "dice"]
+  assert [(row["volume"], row["class"]) for row in rows] == [
+      (f"{subject}_scan", name) for subject in "ABC" for name in NAMES[1:]
+  ]
+  assert rows[0]["dice"] == "1.0" and rows[-1]["dice"] == ""
+  assert rows[-1]["status"] == "both_empty"
+
+
+def test_splits_evaluated_before_are_kept_and_one_evaluated_again_is_replaced(run, data_dir):
+  scores_of(run, ["validation"], data_dir)
+  scores_of(run, ["test"], data_dir)
+  scores_of(run, ["validation"], data_dir)
+  metrics = json.loads(run.metrics_json.read_text(), parse_constant=pytest.fail)
+  assert set(metrics) == {"test", "validation"}
+  with open(run.cases_csv, newline="") as stream:
+    splits = [row["split"] for row in csv.DictReader(stream)]
+  assert splits.count("test") == 6 and splits.count("validation") == 2
+  names = sorted(path.name for path in run.evaluation.iterdir())
+  assert names == ["cases.csv", "examples_test.npz", "examples_validation.npz", "metrics.json"]
+  assert "Results on validation" in run.report_html.read_text()
+
+
+def test_no_file_tells_where_it_was_made(run, data_dir):
+  scores_of(run, ["test"], data_dir)
+  for path in (run.metrics_json, run.cases_csv, run.report_html):
+    assert str(data_dir) not in path.read_text() and "/secret" not in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ([], "must name a split"),
+        (["tset"], "Did you mean 'test'"),
+        (["test", "unlabeled"], "no labels"),
+    ],
+)
+def test_an_evaluation_of_nothing_is_an_error_before_any_work(run, data_dir, splits, message):
+  with pytest.raises(InputError, match=message):
+    scores_of(run, splits, data_dir)
+  assert not run.evaluation.exists()
+
+
+def test_other_records_are_refused_unless_allowed(run, data_dir):
+  run.write_config(run_samples.with_facts(run.read_config(), fingerprint="e" * 16))
+  with pytest.raises(InputError, match="--allow_other_data"):
+    scores_of(run, ["test"], data_dir)
+  figures = scores_of(run, ["test"], data_dir, allow_other_data=True)["test"]
+  assert figures["evaluated"]["fingerprint"] == dataset_samples.FINGERPRINT
+
+
+def test_other_classes_are_refused_even_then(run, data_dir):
+  run.write_config(
+      run_samples.with_facts(run.read_config(), label_scheme=run_samples.CLASSES)
+  )
+  with pytest.raises(InputError, match="must have the classes of the run"):
+    scores_of(run, ["test"], data_dir, allow_other_data=True)
+
+
+def volume(truths, slice_index=None, spacing_mm=(1.0, 1.0), slice_spacing_mm=3.0):
+  return labelled_volumes.LabelledVolume(
+      "A", "A_scan", list(slice_index or range(len(truths))),
+      [truth[..., None] for truth in truths], list(truths), spacing_mm, slice_spacing_mm,
+  )  # fmt: skip
+
+
+def square(top: int, left: int, size: int = 3, shape=(12, 10)) -> np.ndarray:
+  label = np.zeros(shape, np.uint8)
+  label[top : top + size, left : left + size] = 1
+  return label
+
+
+def score(truth: labelled_volumes.LabelledVolume, found) -> dict:
+  return evaluate.score_volume(truth, found, ["background", "x"], 1.0)[0]
+
+
+def test_a_gapless_volume_is_measured_in_three_dimensions():
+  nothing = square(0, 0, 0)
+  truth = volume([square(2, 2), nothing, nothing])
+  row = score(truth, [nothing, square(2, 2), nothing])
+  # The same square one slice on: 3 mm away, and no pixel in common.
+  assert row["distances"] == "3d" and row["hd95_mm"] == 3.0 and row["dice"] == 0.0
+  assert row["reference_ml"] == pytest.approx(9 * 3.0 / 1000)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        {"slice_index": [0, 2]},  # A slice is missing in between.
+        {"slice_index": [4, 4]},  # Two slices claim one place.
+        {"slice_spacing_mm": math.nan},
+    ],
+)
+def test_otherwise_distances_are_within_slices(made):
+  truth = volume([square(2, 2), square(5, 5)], **made)
+  row = score(truth, [square(2, 4), square(5, 5)])
+  assert row["distances"] == "2d"
+  # In the first slice the outlines lie 2 pixels of 1 mm apart at most, in the second 0.
+  assert row["hd95_mm"] == 2.0
+  assert row["dice"] == (2 * (3 + 9)) / (4 * 9)
+
+
+def test_slices_of_two_sizes_are_scored_together():
+  truth = volume([square(2, 2), square(2, 2, shape=(9, 14))])
+  row = score(truth, [square(2, 2), square(0, 0, 0, shape=(9, 14))])
+  assert row["distances"] == "2d" and row["dice"] == 2 * 9 / (9 + 18)
+  # Eight surface pixels on each side of the first slice agree; the second has eight alone.
+  assert row["nsd"] == (8 + 8) / (8 + 8 + 8)
+
+
+def test_without_a_spacing_there_are_overlaps_but_no_distances():
+  row = score(volume([square(2, 2)] * 2, spacing_mm=(math.nan, math.nan)), [square(2, 2)] * 2)
+  assert row["distances"] == "none" and row["dice"] == 1.0
+  assert all(math.isnan(row[name]) for name in ("hd95_mm", "assd_mm", "nsd", "reference_ml"))
+
+
+def test_a_label_beyond_the_classes_of_the_run_is_refused():
+  with pytest.raises(InputError, match="A_scan"):
+    evaluate._check_ids(volume([square(1, 1)]), square(1, 1) * 3, num_classes=3)

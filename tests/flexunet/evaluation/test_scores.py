@@ -1,0 +1,216 @@
+"""Scores of small drawn masks; every expected number is derived beside it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from flexunet.core.errors import InputError
+from flexunet.evaluation import surface_distance
+from flexunet.evaluation.scores import SCORE_NAMES, confusion_matrix, label_scores, mask_scores
+
+
+def drawn(*rows: str) -> np.ndarray:
+  return np.array([[mark == "#" for mark in row] for row in rows])
+
+
+SQUARE = drawn(
+    "......",
+    ".###..",
+    ".###..",
+    ".###..",
+    "......",
+    "......",
+)
+# The square one row down: 6 of 9 pixels shared.
+LOWER = drawn(
+    "......",
+    "......",
+    ".###..",
+    ".###..",
+    ".###..",
+    "......",
+)
+NOTHING = np.zeros((6, 6), bool)
+
+
+def test_overlap_scores_of_the_shifted_square():
+  scores = mask_scores(SQUARE, LOWER, (1.0, 1.0))
+  assert scores["status"] == "both_present"
+  assert (scores["reference_pixels"], scores["predicted_pixels"]) == (9, 9)
+  assert scores["dice"] == 2 * 6 / (9 + 9)
+  assert scores["iou"] == 6 / 12
+  assert scores["sensitivity"] == scores["precision"] == 6 / 9
+  assert scores["specificity"] == (36 - 12) / (36 - 9)
+
+
+def test_surface_is_the_ring():
+  ring = SQUARE.copy()
+  ring[2, 2] = False
+  assert np.array_equal(surface_distance.surface(SQUARE), ring)
+
+
+def test_the_edge_of_the_array_is_surface():
+  full = np.ones((3, 4), bool)
+  expected = full.copy()
+  expected[1, 1:3] = False
+  assert np.array_equal(surface_distance.surface(full), expected)
+
+
+def test_surface_of_a_box_in_three_axes():
+  box = np.zeros((5, 6, 7), bool)
+  box[1:4, 1:5, 1:6] = True
+  inner = np.zeros_like(box)
+  inner[2, 2:4, 2:5] = True
+  assert np.array_equal(surface_distance.surface(box), box & ~inner)
+
+
+def test_distances_of_the_shifted_square_with_anisotropic_pixels():
+  # Rows are 3 mm apart, columns 1 mm. Of the ring's 8 pixels (rows 1..3):
+  #   top row, 3 pixels: the other ring's top row lies one row down: 3 mm each;
+  #   middle row, 2 side pixels: they stand on the other ring's top row: 0;
+  #   bottom row: 2 corners stand on the other's sides: 0; its middle pixel stands in the other's
+  #   hole, 1 mm beside a side: 1.
+  distances = surface_distance.surface_distances(SQUARE, LOWER, (3.0, 1.0))
+  assert sorted(distances.from_reference) == [0, 0, 0, 0, 1, 3, 3, 3]
+  assert sorted(distances.from_prediction) == [0, 0, 0, 0, 1, 3, 3, 3]
+  assert distances.average() == pytest.approx((1 + 3 * 3) / 8)
+  assert distances.hausdorff(100) == 3
+  # Rank 0.95 x 7 = 6.65 lies between the two last, both 3.
+  assert distances.hausdorff() == 3
+  assert distances.surface_dice(1.0) == 5 / 8
+  assert distances.surface_dice(2.999) == 5 / 8
+  assert distances.surface_dice(3.0) == 1
+  # With the columns 3 mm apart and the rows 1 mm, the hole's pixel is nearest to a row: 1.
+  other = surface_distance.surface_distances(SQUARE, LOWER, (1.0, 3.0))
+  assert sorted(other.from_reference) == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+def test_percentile_interpolates_between_ranks():
+  row = np.zeros((1, 30), bool)
+  row[0, :3] = True
+  # Every pixel of a line one pixel wide is surface: distances to pixel 0 are 0, 1, 2 and 0.
+  single = np.zeros_like(row)
+  single[0, 0] = True
+  distances = surface_distance.surface_distances(row, single, (1.0, 0.5))
+  assert distances.from_reference.tolist() == [0, 0.5, 1.0]
+  assert distances.hausdorff(95) == pytest.approx(0.5 + 0.9 * 0.5)
+  assert distances.average() == pytest.approx((0 + 0.5 + 1 + 0) / 4)
+
+
+def test_two_voxels_lie_apart_by_their_spacing():
+  one, two = np.zeros((2, 5, 6, 7), bool)
+  one[1, 1, 1], two[3, 4, 2] = True, True
+  distances = surface_distance.surface_distances(one, two, (2.0, 1.0, 0.5))
+  assert distances.hausdorff() == pytest.approx(math.sqrt((2 * 2) ** 2 + 3**2 + 0.5**2))
+  assert distances.average() == distances.hausdorff()
+
+
+def test_distances_agree_with_a_distance_map():
+  from scipy import ndimage
+
+  random = np.random.default_rng(5)
+  blobs = [
+      ndimage.gaussian_filter(random.normal(size=(20, 17, 13)), 2) > 0.03 for _ in range(2)
+  ]
+  spacing = (0.7, 1.1, 3.0)
+  found = surface_distance.surface_distances(*blobs, spacing)
+  rings = [blob & ~ndimage.binary_erosion(blob) for blob in blobs]
+  maps = [ndimage.distance_transform_edt(~ring, sampling=spacing) for ring in rings]
+  np.testing.assert_allclose(found.from_reference, maps[1][rings[0]], atol=1e-9)
+  np.testing.assert_allclose(found.from_prediction, maps[0][rings[1]], atol=1e-9)
+
+
+def test_equal_masks_are_perfect():
+  scores = mask_scores(SQUARE, SQUARE, (1.0, 2.0))
+  assert (scores["dice"], scores["iou"], scores["nsd"]) == (1, 1, 1)
+  assert (scores["hd95_mm"], scores["assd_mm"]) == (0, 0)
+
+
+def test_swapping_the_masks_swaps_sensitivity_and_precision_only():
+  smaller = SQUARE.copy()
+  smaller[1] = False
+  there = mask_scores(SQUARE, smaller, (1.0, 2.0))
+  back = mask_scores(smaller, SQUARE, (1.0, 2.0))
+  for name in ("dice", "iou", "hd95_mm", "assd_mm", "nsd"):
+    assert there[name] == back[name]
+  assert (there["sensitivity"], there["precision"]) == (6 / 9, 1)
+  assert (back["sensitivity"], back["precision"]) == (1, 6 / 9)
+
+
+@pytest.mark.parametrize(
+    ("reference", "prediction", "expected"),
+    [
+        (SQUARE, NOTHING, dict(status="missed", dice=0, iou=0, sensitivity=0, precision=None,
+                               nsd=0, specificity=1)),
+        (NOTHING, SQUARE, dict(status="false_alarm", dice=0, iou=0, sensitivity=None, precision=0,
+                               nsd=0, specificity=27 / 36)),
+        (NOTHING, NOTHING, dict(status="both_empty", dice=None, iou=None, sensitivity=None,
+                                precision=None, nsd=None, specificity=1)),
+    ],
+)  # fmt: skip
+def test_empty_masks_follow_the_table(reference, prediction, expected):
+  scores = mask_scores(reference, prediction, (1.0, 1.0))
+  assert math.isnan(scores["hd95_mm"]) and math.isnan(scores["assd_mm"])
+  for name, value in expected.items():
+    if value is None:
+      assert math.isnan(scores[name]), name
+    else:
+      assert scores[name] == value, name
+
+
+def test_volumes_in_ml_need_three_axes():
+  mask = np.zeros((4, 5, 6), bool)
+  mask[1:3, 1:4, 1:5] = True
+  scores = mask_scores(mask, mask[::-1], (1.0, 2.0, 5.0))
+  # 2 x 3 x 4 voxels of 10 cubic mm.
+  assert scores["reference_ml"] == scores["predicted_ml"] == pytest.approx(24 * 10 / 1000)
+  flat = mask_scores(SQUARE, LOWER, (1.0, 1.0))
+  assert math.isnan(flat["reference_ml"])
+
+
+def test_unknown_spacing_leaves_the_overlaps_and_no_mm():
+  scores = mask_scores(SQUARE, LOWER, (float("nan"), 1.0))
+  assert scores["dice"] == 2 * 6 / 18
+  for name in ("hd95_mm", "assd_mm", "nsd", "reference_ml"):
+    assert math.isnan(scores[name]), name
+  with pytest.raises(InputError, match="known spacing"):
+    surface_distance.surface_distances(SQUARE, LOWER, (float("nan"), 1.0))
+
+
+def test_label_scores_give_a_row_per_foreground_class_present_or_not():
+  reference = SQUARE.astype("uint8")
+  prediction = 2 * LOWER.astype("uint8")
+  prediction[1] = reference[1]
+  rows = label_scores(
+      reference, prediction, ["background", "left", "right", "lesion"], (1.0, 1.0)
+  )
+  assert [row["class"] for row in rows] == ["left", "right", "lesion"]
+  assert [row["status"] for row in rows] == ["both_present", "false_alarm", "both_empty"]
+  assert rows[0]["dice"] == 2 * 3 / (9 + 3)
+  assert set(SCORE_NAMES) <= rows[0].keys()
+
+
+def test_confusion_matrix_counts_pairs():
+  matrix = confusion_matrix([[0, 1, 2, 2]], [[0, 2, 2, 1]], 3)
+  assert matrix.tolist() == [[1, 0, 0], [0, 0, 1], [0, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: mask_scores(SQUARE, LOWER[:5], (1, 1)), "one shape"),
+        (lambda: mask_scores(SQUARE, LOWER, (1, 1, 1)), "2 positive numbers"),
+        (lambda: mask_scores(SQUARE, LOWER, (1, 0)), "positive"),
+        (lambda: mask_scores(SQUARE, LOWER, (1, 1), 0), "tolerance_mm"),
+        (lambda: label_scores(SQUARE * 5, LOWER * 1, ["a", "b"], (1, 1)),
+         "Reference ids must lie in 0..1"),
+        (lambda: confusion_matrix([3], [0], 3), r"0\.\.2"),
+        (lambda: confusion_matrix([0], [-1], 3), r"0\.\.2"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused(call, said):
+  with pytest.raises(InputError, match=said):
+    call()

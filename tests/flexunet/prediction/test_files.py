@@ -1,0 +1,286 @@
+"""Predictions lie on their scans: round trips through files, formats, orientations, failures."""
+
+import dataclasses
+import itertools
+
+import nibabel as nib
+import numpy as np
+import pytest
+import run_samples
+from PIL import Image
+
+from flexunet.core.errors import InputError
+from flexunet.imaging import nifti
+from flexunet.prediction import files
+from flexunet.prediction.predictor import Predictor
+from flexunet.reporting import overlay
+
+GREYS = np.array([10, 120, 240])
+NO_WINDOW = {"kind": "none", "low": 0.0, "high": 255.0}
+# Every way in which three voxel axes can lie: 6 orders times 8 flips.
+ORIENTATIONS = [
+    "".join(flips[axis] for axis in order)
+    for order in itertools.permutations(range(3))
+    for flips in itertools.product("LR", "PA", "IS")
+]
+
+
+def make_config(**facts):
+  return run_samples.with_facts(
+      run_samples.run_config(), **{"intensity": NO_WINDOW, "spacing_mm": None, **facts}
+  )
+
+
+def predict(path, output_dir, run_config=None, **options):
+  run_config = run_config or make_config()
+  found = files.find(path, output_dir, volumes_first=True)
+  predictor = Predictor(run_samples.BrightnessNetwork(), run_config)
+  return files.predict_all(
+      found.scans, predictor, run_config,
+      files.Outputs(folder=output_dir, **{"overlay": False, **options}),
+      show_progress=False,
+  )  # fmt: skip
+
+
+def make_label(shape=(7, 9, 5)) -> np.ndarray:
+  """Returns class ids without any symmetry."""
+  return np.random.default_rng(5).integers(0, 3, shape).astype(np.uint8)
+
+
+def affine_of(codes: str, spacing_mm=(0.7, 1.1, 2.5), oblique: bool = True) -> np.ndarray:
+  """Returns an affine of these axis codes, turned by some degrees, with an odd origin."""
+  turn = nib.orientations.axcodes2ornt(tuple(codes))
+  directions = np.zeros((3, 3))
+  for axis, (world, sign) in enumerate(turn):
+    directions[int(world), axis] = sign
+  if oblique:
+    angle = np.deg2rad(12)
+    rotation = np.array(
+        [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
+    )
+    directions = rotation @ directions
+  affine = np.eye(4)
+  affine[:3, :3] = directions * spacing_mm
+  affine[:3, 3] = (-31.5, 12.25, 7.0)
+  return affine
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_labels_lie_voxel_by_voxel_on_scans_of_every_orientation(tmp_path, plane):
+  run_config = make_config(slice_plan={"axes": "LAS", "plane": plane})
+  # A third of the orientations for each plane: all 48 are tried.
+  offset = ("axial", "coronal", "sagittal").index(plane)
+  truths = {}
+  for codes in ORIENTATIONS[offset::3]:
+    truths[codes] = make_label()
+    image = nib.Nifti1Image(GREYS[truths[codes]].astype(np.int16), affine_of(codes))
+    nib.save(image, tmp_path / f"{codes}.nii")
+  outcome = predict(tmp_path, tmp_path / "out", run_config)
+  assert outcome.failures == [] and outcome.predicted == len(truths) == 16
+  for codes, truth in truths.items():
+    label = nib.load(tmp_path / "out" / f"{codes}_label.nii")
+    assert "".join(nib.aff2axcodes(label.affine)) == codes
+    assert np.array_equal(np.asarray(label.dataobj), truth), codes
+    assert np.allclose(label.affine, affine_of(codes), atol=1e-5)
+
+
+def test_a_compressed_volume_gives_a_compressed_label(tmp_path):
+  truth = make_label()
+  scan = nib.Nifti1Image(GREYS[truth].astype(np.float32), affine_of("RAS"))
+  nib.save(scan, tmp_path / "a.nii.gz")
+  predict(tmp_path / "a.nii.gz", tmp_path / "out")
+  written = nifti.read(tmp_path / "out" / "a_label.nii.gz")
+  assert np.array_equal(written.voxels, truth)
+  assert [path.name for path in (tmp_path / "out").iterdir()] == ["a_label.nii.gz"]
+
+
+@pytest.mark.parametrize("named", ["scan.hdr", "scan.img"])
+def test_an_analyze_pair_gives_a_pair_with_its_fourth_axis(tmp_path, named):
+  truth = make_label()
+  image = nib.AnalyzeImage(GREYS[truth].astype(np.int16)[..., None], None)
+  image.header.set_zooms((0.78, 2.0, 0.78, 1.0))
+  nib.save(image, tmp_path / "scan.hdr")
+  outcome = predict(tmp_path / named, tmp_path / "out")
+  assert outcome.failures == []
+  label = nib.load(tmp_path / "out" / "scan_label.hdr")
+  assert label.shape == (7, 9, 5, 1)
+  assert np.allclose(label.header.get_zooms()[:3], (0.78, 2.0, 0.78))
+  assert np.array_equal(np.asarray(label.dataobj)[..., 0], truth)
+
+
+def test_the_overlay_shows_slices_and_probabilities_keep_the_grid(tmp_path):
+  truth = make_label((12, 9, 7))
+  nib.save(nib.Nifti1Image(GREYS[truth].astype(np.int16), affine_of("PIR")), tmp_path / "a.nii")
+  predict(tmp_path / "a.nii", tmp_path / "out", overlay=True, probabilities=True)
+  assert np.asarray(Image.open(tmp_path / "out" / "a_overlay.png")).ndim == 3
+  with np.load(tmp_path / "out" / "a_probability.npz") as stored:
+    assert stored["classes"].tolist()[0] == "background"
+    assert stored["probability"].shape == (12, 9, 7, 3)
+    assert np.array_equal(stored["probability"].argmax(axis=-1), truth)
+    assert np.isclose(stored["probability"].max(), 0.8, atol=1e-3)
+
+
+def test_a_dataset_of_another_spacing_is_met_on_its_grid_and_left_again(tmp_path, monkeypatch):
+  # Blocks of 2 x 2 x 2 voxels of 1 mm: at 2 mm isotropic each is one voxel, so nothing is lost.
+  blocks = make_label((6, 8, 5))
+  truth = blocks.repeat(2, 0).repeat(2, 1).repeat(2, 2)
+  affine = affine_of("LAS", spacing_mm=(1, 1, 1), oblique=False)
+  nib.save(nib.Nifti1Image(GREYS[truth].astype(np.int16), affine), tmp_path / "a.nii")
+  seen = []
+
+  class Isotropic:
+    def __getattr__(self, name):
+      return 2.0 if name == "isotropic_mm" else getattr(make_config().dataset_facts, name)
+
+  class Watching(run_samples.BrightnessNetwork):
+    def predict_on_batch(self, batch):
+      seen.append(np.count_nonzero(batch.max(axis=(0, 3))))
+      return super().predict_on_batch(batch)
+
+  run_config = make_config()
+  object.__setattr__(run_config, "dataset_facts", Isotropic())
+  (scan,) = files.find(tmp_path / "a.nii", tmp_path, volumes_first=True).scans
+  outputs = files.Outputs(folder=tmp_path / "out", overlay=False)
+  files.predict_one(scan, Predictor(Watching(), make_config()), run_config, outputs)
+  assert seen == [6 * 8]  # Five slices in one batch, at 2 mm.
+  assert np.array_equal(nifti.read(tmp_path / "out" / "a_label.nii").voxels, truth)
+
+
+def test_a_picture_gives_class_ids_an_overlay_and_on_wish_colours(tmp_path):
+  truth = make_label((20, 26, 1))[..., 0]
+  Image.fromarray(GREYS[truth].astype(np.uint8)).save(tmp_path / "a.png")
+  predict(tmp_path / "a.png", tmp_path / "out", overlay=True, color_masks=True)
+  label = Image.open(tmp_path / "out" / "a_label.png")
+  assert label.mode == "L" and np.array_equal(np.asarray(label), truth)
+  shown = overlay.display_palette(np.array([entry["color"] for entry in run_samples.CLASSES]))
+  blended = overlay.blend(GREYS[truth].astype(np.uint8), truth, shown.astype(np.uint8))
+  assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "a_overlay.png")), blended)
+  colors = np.array([entry["color"] for entry in run_samples.CLASSES])
+  assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "a_color.png")), colors[truth])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_colour_picture_needs_a_network_of_three_channels(tmp_path, channels):
+  pixels = np.zeros((8, 9, 3), np.uint8)
+  pixels[2:5] = (250, 60, 50)  # Its mean of 120 is class 1 of the stand-in.
+  Image.fromarray(pixels).save(tmp_path / "a.png")
+  model = dataclasses.replace(make_config().model, image_channels=channels)
+  outcome = predict(tmp_path, tmp_path / "out", dataclasses.replace(make_config(), model=model))
+  if channels == 1:
+    assert "must be a grey picture" in outcome.failures[0]
+  else:
+    label = np.asarray(Image.open(tmp_path / "out" / "a_label.png"))
+    assert np.array_equal(label, (pixels[..., 0] > 0).astype(np.uint8))
+
+
+def test_a_volume_for_a_run_on_pictures_is_refused(tmp_path):
+  nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.eye(4)), tmp_path / "a.nii")
+  outcome = predict(tmp_path, tmp_path / "out", make_config(slice_plan=None))
+  assert outcome.predicted == 0
+  assert "trained on pictures" in outcome.failures[0] and "a.nii" in outcome.failures[0]
+
+
+def test_a_bad_file_does_not_lose_the_others(tmp_path):
+  for name in ("a.nii", "c.nii"):
+    nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.eye(4)), tmp_path / name)
+  whole = (tmp_path / "a.nii").read_bytes()
+  (tmp_path / "b.nii").write_bytes(whole[:-7])
+  outcome = predict(tmp_path, tmp_path / "out")
+  assert outcome.predicted == 2
+  assert len(outcome.failures) == 1 and "b.nii" in outcome.failures[0]
+  written = sorted(path.name for path in (tmp_path / "out").iterdir())
+  assert written == ["a_label.nii", "c_label.nii"]
+
+
+def test_output_is_never_replaced_unasked(tmp_path):
+  nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.eye(4)), tmp_path / "a.nii")
+  target = tmp_path / "out" / "a_label.nii"
+  target.parent.mkdir()
+  target.write_bytes(b"precious")
+  outcome = predict(tmp_path / "a.nii", tmp_path / "out")
+  assert "--overwrite" in outcome.failures[0] and target.read_bytes() == b"precious"
+  assert predict(tmp_path / "a.nii", tmp_path / "out", overwrite=True).failures == []
+  assert nifti.read(target).voxels.shape == (3, 4, 5)
+
+
+def test_either_file_of_a_pair_protects_both(tmp_path):
+  nib.save(nib.AnalyzeImage(np.zeros((3, 4, 5), np.int16), None), tmp_path / "a.hdr")
+  (tmp_path / "out").mkdir()
+  (tmp_path / "out" / "a_label.img").write_bytes(b"precious")
+  assert "a_label.img" in predict(tmp_path / "a.hdr", tmp_path / "out").failures[0]
+
+
+def test_pixels_of_another_size_than_in_training_are_warned_of(tmp_path):
+  affine = affine_of("LAS", spacing_mm=(0.4, 0.4, 3.0), oblique=False)
+  nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), affine), tmp_path / "a.nii")
+  (line,) = predict(tmp_path, tmp_path / "out", make_config(spacing_mm=[1.0, 1.0])).warnings
+  assert "0.4 x 0.4 mm" in line and "1 x 1 mm" in line
+  assert predict(tmp_path, tmp_path / "on", make_config(spacing_mm=[0.5, 0.5])).warnings == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "HFH_001_Hipp_Labels.nii", "12_HGE_Seg.jpg", "3-LesionSeg-T2.nii", "G1_label_deface.nii",
+        "masks/12.png", "Labels/a.nii", "a_label.nii.gz", "a_overlay.png", ".hidden.nii", "a.txt",
+    ],
+)  # fmt: skip
+def test_labels_and_strangers_in_a_folder_are_not_scans(tmp_path, name):
+  for path in (tmp_path / name, tmp_path / "scan.nii"):
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"")
+  found = files.find(tmp_path, tmp_path / "out", volumes_first=False)
+  assert [scan.path.name for scan in found.scans] == ["scan.nii"]
+
+
+def test_a_label_that_is_named_directly_is_predicted(tmp_path):
+  (tmp_path / "a_mask.png").write_bytes(b"")
+  found = files.find(tmp_path / "a_mask.png", tmp_path, volumes_first=False)
+  assert len(found.scans) == 1
+
+
+def test_folders_are_mirrored_and_pairs_taken_once(tmp_path):
+  for name in ("049/1.png", "050/1.png", "x/a.hdr", "x/a.img", "out/b_scan.png"):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"")
+  found = files.find(tmp_path, tmp_path / "out", volumes_first=False)
+  targets = [str(scan.label_path(tmp_path / "out").relative_to(tmp_path)) for scan in found.scans]
+  assert targets == ["out/049/1_label.png", "out/050/1_label.png", "out/x/a_label.hdr"]
+
+
+def test_a_run_on_volumes_leaves_pictures_beside_volumes_alone(tmp_path):
+  for name in ("a.nii", "screenshot.png"):
+    (tmp_path / name).write_bytes(b"")
+  found = files.find(tmp_path, tmp_path / "out", volumes_first=True)
+  assert [scan.path.name for scan in found.scans] == ["a.nii"] and found.pictures_skipped == 1
+
+
+def test_two_inputs_for_one_output_are_refused(tmp_path):
+  for name in ("a.png", "a.jpg"):
+    (tmp_path / name).write_bytes(b"")
+  with pytest.raises(InputError, match="both be written to"):
+    files.find(tmp_path, tmp_path / "out", volumes_first=False)
+
+
+def test_an_output_folder_that_is_a_file_is_refused(tmp_path):
+  for name in ("a.nii", "out"):
+    (tmp_path / name).write_bytes(b"")
+  with pytest.raises(InputError, match="--output_dir"):
+    files.find(tmp_path / "a.nii", tmp_path / "out", volumes_first=True)
+
+
+def test_a_label_that_cannot_be_written_names_its_scan(tmp_path):
+  (tmp_path / "in" / "x").mkdir(parents=True)
+  nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.eye(4)), tmp_path / "in/x/a.nii")
+  (tmp_path / "out").mkdir()
+  (tmp_path / "out" / "x").write_bytes(b"a file where the folder should be")
+  (line,) = predict(tmp_path / "in", tmp_path / "out").failures
+  assert line.startswith(str(tmp_path / "in/x/a.nii"))
+
+
+@pytest.mark.parametrize("name", ["missing", "notes.txt", "empty"])
+def test_nothing_to_predict_is_an_error(tmp_path, name):
+  (tmp_path / "notes.txt").write_bytes(b"")
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(InputError, match="--input"):
+    files.find(tmp_path / name, tmp_path / "out", volumes_first=True)

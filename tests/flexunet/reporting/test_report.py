@@ -1,0 +1,189 @@
+"""The report is one safe, self-contained page that says what a reader must know."""
+
+import dataclasses
+import html.parser
+import math
+import re
+
+import pytest
+import run_samples
+
+from flexunet import run_folder
+from flexunet.core.errors import InputError
+from flexunet.reporting import charts, report, training_section
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+  run = run_samples.evaluated_run(tmp_path_factory.mktemp("runs") / "run")
+  return report.write_report(run.path).read_text(encoding="utf-8")
+
+
+class Links(html.parser.HTMLParser):
+  """Collects what a page refers to, and checks that each element is closed."""
+
+  def __init__(self, text: str):
+    super().__init__()
+    self.targets, self.open, self.ids = [], [], set()
+    self.feed(text)
+
+  def handle_starttag(self, tag, attrs):
+    attributes = dict(attrs)
+    self.targets += [attributes[key] for key in ("src", "href") if key in attributes]
+    self.ids.add(attributes.get("id"))
+    if tag not in ("meta", "img", "br", "line", "rect", "circle", "polyline"):
+      self.open.append(tag)
+
+  def handle_startendtag(self, tag, attrs):
+    pass
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag, f"</{tag}> closes nothing"
+
+
+def test_the_page_refers_to_nothing_outside_itself(page):
+  links = Links(page)
+  assert links.open == []
+  anchors = {target[1:] for target in links.targets if target.startswith("#")}
+  assert anchors and anchors <= links.ids
+  others = [target for target in links.targets if not target.startswith("#")]
+  assert others and all(target.startswith("data:image/png;base64,") for target in others)
+  assert not re.search(r"@import|url\(|<script|<link", page)
+
+
+def test_the_page_holds_no_path_of_the_machine(page, tmp_path):
+  assert "/secret/place" not in page and "data_dir" not in page
+  assert str(tmp_path.parent) not in page
+
+
+def test_the_knobs_hold_no_path_and_of_the_augmentation_what_happens():
+  config = {
+      "model": {}, "data": {"cache_dir": "/secret/a"},
+      "training": {"init_from": "/secret/b", "metrics": ["dice", "iou"], "loss_options": []},
+      "augmentation": {"augmentation": "default", "blur_probability": 0.0, "blur_sigma": 1.0,
+                       "noise_probability": 0.125},
+      "reasons": {},
+  }  # fmt: skip
+  told = training_section.knobs_section(config)
+  assert "/secret" not in told and "blur" not in told
+  assert "noise_probability" in told and "dice, iou" in told
+
+
+@pytest.mark.parametrize(
+    ("training", "epoch"),
+    [({}, 2), ({"monitor": "loss"}, 1), ({"monitor": "loss", "save_best": False}, 3)],
+)
+def test_the_marked_epoch_is_the_one_whose_weights_were_kept(training, epoch):
+  rows = [{"epoch": n, "val_loss": loss, "val_foreground_dice": dice}
+          for n, loss, dice in ((1, 0.5, 0.25), (2, 0.75, 0.5), (3, 0.625, 0.375))]  # fmt: skip
+  assert training_section.kept_epoch([*rows, {"epoch": 4}], training) == epoch
+
+
+def test_of_equal_scores_the_later_epoch_is_the_kept_one():
+  rows = [{"epoch": n, "val_loss": 1.0, "val_foreground_dice": 0.0} for n in (1, 2, 3)]
+  assert training_section.kept_epoch(rows, {}) == 3
+
+
+def test_a_validation_on_a_part_of_the_slices_is_told():
+  rows = [{"epoch": 1, "loss": 1.0, "val_loss": 1.0, "val_foreground_dice": 0.5}]
+  part = {"slices": 40, "of": 400, "seconds": 9.5, "reason": "all would take about 95 s"}
+  told = training_section.curves_section(rows, {}, part)
+  assert "Validated on 40 of 400 held-out slices: all would take about 95 s." in told
+  assert "held-out" not in training_section.curves_section(rows, {})
+
+
+def test_names_cannot_break_the_page(page):
+  assert "lesion <b>" not in page and "lesion &lt;b&gt;" in page
+
+
+def test_figures_and_rules_are_on_the_page(page):
+  assert "0.9987" in page  # dice_coef_multiclass, by that name.
+  assert "dice_coef_multiclass" in page
+  assert "Empty in only one of the two is a Dice of 0" in page
+  for subject in ("S00", "S01", "S02", "S03"):
+    assert subject in page
+  assert "31 % of the training slices hold foreground" in page  # The reason of a knob.
+
+
+def test_few_subjects_and_missing_spacing_are_said_before_the_figures(page):
+  assert "only 4 subjects" in page
+  assert "1 of 4 volumes without a known spacing" in page
+
+
+def test_worst_and_best_cases_show_four_pictures_each(page):
+  assert page.index("Worst cases") < page.index("Best cases")
+  assert page.count("<img ") == 4 * 4
+
+
+def test_the_best_epoch_is_marked_although_validation_was_rarer_than_epochs(page):
+  assert "epoch 11, whose weights were kept" in page
+
+
+def test_the_best_epoch_is_that_of_the_trainer():
+  from flexunet.training import callbacks
+
+  assert training_section.VALIDATION_SCORE == callbacks.MONITOR
+
+
+def test_a_run_in_training_has_a_report_too(tmp_path):
+  run = run_folder.RunFolder.create(tmp_path / "run")
+  run.write_config(run_samples.run_config())
+  text = report.write_report(run).read_text()
+  assert "Nothing has been evaluated yet" in text
+  assert "Results on" not in text
+  Links(text)
+
+
+def test_an_older_checkpoint_and_other_data_are_told(tmp_path):
+  run = run_samples.evaluated_run(tmp_path / "run")
+  run.model_keras.write_bytes(b"a newer model")
+  other = run_samples.with_facts(run.read_config(), fingerprint="e" * 16)
+  run.write_config(other)
+  text = report.render(run)
+  assert "earlier checkpoint" in text and "other records than those" in text
+
+
+def test_scores_of_the_splits_of_training_are_marked_as_such(tmp_path):
+  run = run_samples.evaluated_run(tmp_path / "run")
+  config = run.read_config()
+  data = dataclasses.replace(config.data, validation_split="test")
+  run.write_config(dataclasses.replace(config, data=data))
+  assert "chose the best checkpoint, so its figures are optimistic" in report.render(run)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+  with pytest.raises(InputError, match=r"config\.json"):
+    report.write_report(tmp_path)
+
+
+def test_damaged_metrics_name_their_file(tmp_path):
+  run = run_samples.evaluated_run(tmp_path / "run")
+  run.metrics_json.write_text("{")
+  with pytest.raises(InputError, match=r"metrics\.json"):
+    report.render(run)
+
+
+def test_ticks_are_round_and_inside():
+  assert charts.nice_ticks(0.0, 1.0) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+  assert charts.nice_ticks(0.13, 0.37) == [0.15, 0.2, 0.25, 0.3, 0.35]
+  assert charts.nice_ticks(2.0, 2.0) == [2.0]
+
+
+def test_a_line_has_gaps_where_values_are_missing():
+  svg = charts.line_chart(
+      [("loss", [1, 2, 3, 4, 5], [1.0, 0.5, math.nan, 0.3, 0.2])], title="Loss", x_label="epoch"
+  )
+  assert svg.count("<polyline") == 2
+
+
+def test_a_chart_of_nothing_is_empty():
+  assert charts.line_chart([("a", [1], [math.nan])], title="", x_label="") == ""
+  assert charts.strip_chart([("a", [], "#000000")], title="") == ""
+
+
+def test_a_strip_has_a_dot_for_each_value_in_its_place():
+  svg = charts.strip_chart([("a", [0.0, 1.0, math.nan], "#123456")], title="Dice")
+  x = [float(value) for value in re.findall(r'<circle cx="([\d.]+)"', svg)]
+  ticks = [float(value) for value in re.findall(r'<text x="([\d.]+)" y="96', svg)]
+  assert len(x) == 2
+  assert x == [ticks[0], ticks[-1]]  # 0 and 1 stand at the ends of the axis.

@@ -1,0 +1,82 @@
+"""What steers a run: schedule, clock, early stopping, by hand-made logs."""
+
+import json
+import types
+
+import keras
+import numpy as np
+import pytest
+
+from flexunet.training import callbacks, monitoring
+
+
+class FakeModel:
+  def __init__(self):
+    self.stop_training = False
+    self.optimizer = types.SimpleNamespace(learning_rate=keras.Variable(0.0))
+
+
+def test_schedules_start_at_one_and_end_at_zero():
+  for name in ("cosine", "poly"):
+    values = [callbacks.scale(name, p) for p in np.linspace(0, 1, 11)]
+    assert values[0] == 1.0 and values[-1] == pytest.approx(0.0)
+    assert values == sorted(values, reverse=True)
+  assert callbacks.scale("constant", 0.7) == 1.0
+  assert [callbacks.warmup(step, 4) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+def rate_control(clock, **changes):
+  options = {
+      "initial": 0.1, "schedule": "constant", "warmup_steps": 0,
+      "reduce_factor": 0.5, "reduce_patience": 2, **changes,
+  }
+  control = callbacks.LearningRate(clock, **options)
+  control.set_model(FakeModel())
+  return control
+
+
+def test_the_learning_rate_follows_steps():
+  clock = callbacks.RunClock(total_steps=10, max_minutes=0)
+  clock.set_model(FakeModel())
+  control = rate_control(clock, schedule="cosine")
+  seen = []
+  for step in range(10):
+    control.on_train_batch_begin(step)
+    seen.append(float(control.model.optimizer.learning_rate))
+    clock.on_train_batch_end(step)
+  expected = [0.1 * callbacks.scale("cosine", step / 10) for step in range(10)]
+  np.testing.assert_allclose(seen, expected, rtol=1e-6)
+
+
+def test_a_plateau_reduces_the_rate_after_its_patience():
+  control = rate_control(callbacks.RunClock(10, 0))
+  for loss in (1.0, 0.9, 0.95, 0.91, 0.92, 0.93):  # Two bad ones twice after the best.
+    control.on_epoch_end(0, {"val_loss": loss})
+  assert control.current() == pytest.approx(0.1 * 0.5 * 0.5)
+  control.on_epoch_end(0, {"loss": 5.0})  # An epoch without validation changes nothing.
+  assert control.wait == 0
+
+
+def test_early_stopping_counts_validations_without_gain():
+  stop = callbacks.EarlyStop(patience=2)
+  stop.set_model(FakeModel())
+  for epoch, score in enumerate((0.5, 0.6, 0.6, None, 0.55)):
+    assert not stop.model.stop_training
+    stop.on_epoch_end(epoch, {} if score is None else {callbacks.MONITOR: score})
+  assert stop.model.stop_training and stop.stopped_epoch == 4
+
+
+def test_a_state_goes_back_as_it_was():
+  one, two = callbacks.EarlyStop(3), callbacks.EarlyStop(3)
+  one.on_epoch_end(0, {callbacks.MONITOR: 0.5})
+  one.on_epoch_end(1, {callbacks.MONITOR: 0.4})
+  two.load_state(one.state())
+  assert (two.best, two.wait) == (0.5, 1)
+
+
+def test_the_last_line_tells_the_best_score_of_the_epochs_that_have_one():
+  scores = (float("nan"), 0.5, 0.25)
+  rows = [{"step": 9, "seconds": 2.0, "val_foreground_dice": score} for score in scores]
+  told = json.loads(monitoring.final_line(rows))
+  assert told == {"epochs": 3, "steps": 9, "seconds": 2.0, "best_val_foreground_dice": 0.5}
+  assert "best_val_foreground_dice" not in json.loads(monitoring.final_line(rows[:1]))

@@ -1,0 +1,200 @@
+"""Devices, precision, determinism: what is chosen, and that it changes speed, not results."""
+
+import functools
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import keras
+import numpy as np
+import pytest
+import resume_program
+
+from flexunet import config
+from flexunet.core.errors import InputError
+from flexunet.network import model, weights
+from flexunet.objectives import losses
+from flexunet.training import devices
+
+_PROGRAM = pathlib.Path(resume_program.__file__)
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [("fpu avx512f avx512_bf16", "mixed_bfloat16"), ("fpu avx512f", "float32"), ("", "float32")],
+)
+def test_a_cpu_computes_in_bfloat16_where_it_has_instructions_for_it(
+    monkeypatch, tmp_path, flags, precision
+):
+  told = tmp_path / "cpuinfo"
+  told.write_text(f"processor : 0\nflags\t\t: {flags}\n")
+  monkeypatch.setattr(devices, "device_names", lambda: ["CPU"])
+  monkeypatch.setattr(devices, "_CPU_INFO", told)
+  assert devices.default_precision()[0] == precision
+
+
+def test_what_depends_on_the_device_is_filled_in_with_a_reason(monkeypatch, tmp_path):
+  monkeypatch.setattr(devices, "device_names", lambda: ["CPU"])
+  monkeypatch.setattr(devices, "_CPU_INFO", tmp_path / "absent")
+  settings, reasons = devices.complete(config.TrainingConfig(steps_per_execution=2))
+  assert (settings.precision, settings.deterministic) == ("float32", True)
+  assert (settings.jit_compile, settings.steps_per_execution) == ("off", 2)
+  assert reasons["steps_per_execution"] == "given" and "CPU" in reasons["precision"]
+
+
+def test_a_gpu_gets_half_precision_and_several_steps_a_go(monkeypatch):
+  monkeypatch.setattr(devices, "device_names", lambda: ["NVIDIA"])
+  settings, _ = devices.complete(config.TrainingConfig())
+  assert (settings.precision, settings.deterministic) == ("mixed_bfloat16", False)
+  assert settings.steps_per_execution > 1 and settings.jit_compile == "on"
+
+
+def test_more_devices_than_there_are_is_refused():
+  with pytest.raises(InputError, match="--num_devices=99 must be at most"):
+    devices.strategy(99, 99)
+
+
+def test_one_device_needs_no_strategy():
+  assert devices.strategy(1, 7) is None
+
+
+def test_the_precision_of_the_process_is_put_back():
+  with devices.precision("mixed_bfloat16"):
+    layer = keras.layers.Dense(1)
+  assert layer.compute_dtype == "bfloat16"
+  assert keras.config.dtype_policy().name == "float32"
+
+
+def first_weights(seed):
+  network = model.build_model((16, 16), 1, 3, 4, 3, 2, normalization="batch")
+  weights.set_from_seed(network, seed)
+  return network.get_weights()
+
+
+def test_first_weights_are_a_function_of_the_seed():
+  one, same, other = first_weights(1), first_weights(1), first_weights(2)
+  for first, second in zip(one, same, strict=True):
+    np.testing.assert_array_equal(first, second)
+  assert any(not np.array_equal(first, second) for first, second in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("name", ["he_normal", "he_uniform", "glorot_uniform", "lecun_normal"])
+def test_first_weights_have_the_spread_of_their_initializer(name):
+  initializer = keras.initializers.get(name)
+  shape = (3, 3, 40, 60)
+  drawn = weights.variance_scaled(shape, initializer, np.random.default_rng(0))
+  expected = keras.ops.convert_to_numpy(initializer(shape))
+  assert drawn.dtype == np.float32
+  assert drawn.std() == pytest.approx(expected.std(), rel=0.02)
+  assert np.abs(drawn).max() == pytest.approx(np.abs(expected).max(), rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_follows_the_losses_of_float32(policy):
+  random = np.random.default_rng(0)
+  label = np.zeros((4, 16, 16), np.int32)
+  label[:, 4:10, 4:10] = 1
+  images = (label * 150 + random.integers(0, 50, label.shape))[..., None].astype("float32")
+  curves = []
+  for precision in ("float32", policy):
+    keras.utils.set_random_seed(0)
+    with devices.precision(precision):
+      network = model.build_model((16, 16), 1, 2, 8, 3, 2, dropout_rate=0.0, normalization="batch")
+    weights.set_from_seed(network, 0)
+    network.compile(keras.optimizers.Adam(1e-2), losses.make("dice_cross_entropy", 2))
+    curves.append([float(network.train_on_batch(images, label)) for _ in range(12)])
+  assert all(variable.dtype == "float32" for variable in network.trainable_variables)
+  assert curves[1][-1] < 0.8 * curves[1][0]  # It learns.
+  # bfloat16 has 8 bits of mantissa: 2^-8 = 0.4 % a number.
+  np.testing.assert_allclose(curves[1], curves[0], rtol=0.03)
+
+
+def train(data_dir, run_dir, *arguments, **knobs):
+  done = subprocess.run(
+      [sys.executable, str(_PROGRAM), str(data_dir), str(run_dir), f"--knobs={json.dumps(knobs)}",
+       *arguments], capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr[-3000:]
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_the_same_command_twice_gives_the_same_weights(blob_data, tmp_path):
+  one, two = (train(blob_data, tmp_path / name, epochs=2) for name in ("one", "two"))
+  assert one == two
+  other = train(blob_data, tmp_path / "other", epochs=2, seed=2)
+  assert other["model"] != one["model"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ema_momentum", [0.0, 0.9])
+def test_two_devices_share_a_batch_and_resume_exactly(blob_data, tmp_path, ema_momentum):
+  both = ("--logical_devices=2",)
+  knobs = {"epochs": 2, "num_devices": 2, "ema_momentum": ema_momentum}
+  whole = train(blob_data, tmp_path / "whole", *both, **knobs)
+  killed = subprocess.run(
+      [sys.executable, str(_PROGRAM), str(blob_data), str(tmp_path / "run"), *both,
+       f"--knobs={json.dumps(knobs)}", "--kill=terminate_step:14"],
+      capture_output=True, check=False,
+  )  # fmt: skip
+  assert killed.returncode == 128 + 15
+  assert train(blob_data, tmp_path / "run", *both, "--resume", **knobs) == whole
+  told = json.loads((tmp_path / "run" / "manifest.json").read_text())
+  assert told["devices_sharing_a_batch"] == 2
+  # One device sees other statistics per batch normalization, and else the same.
+  alone = json.loads(train(blob_data, tmp_path / "alone", epochs=2, num_devices=1)["history"])
+  assert json.loads(whole["history"])[0]["loss"] == pytest.approx(alone[0]["loss"], rel=0.1)
+
+
+@functools.lru_cache
+def loss_curve(backend, data_dir):
+  with tempfile.TemporaryDirectory() as folder:
+    done = subprocess.run(
+        [sys.executable, str(_PROGRAM), str(data_dir), f"{folder}/run", "--dropout=0", "--losses",
+         # "auto" is bfloat16 on TensorFlow alone, where the CPU has instructions for it.
+         '--knobs={"epochs": 2, "precision": "float32"}'],
+        capture_output=True, text=True, check=False, env={**os.environ, "KERAS_BACKEND": backend},
+    )  # fmt: skip
+  assert done.returncode == 0, done.stderr[-3000:]
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_the_trainer_gives_the_same_loss_curve_on_other_backends(backend, blob_data):
+  if importlib.util.find_spec(backend) is None:
+    pytest.skip(f"needs the extra: pip install 'flexunet[{backend}]'")
+  expected, found = loss_curve("tensorflow", blob_data), loss_curve(backend, blob_data)
+  assert len(found) == 18  # Two epochs of 36 slices, 4 a step.
+  assert found[-1] < 0.95 * found[0]
+  np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_a_run_with_dropout_resumes_exactly_on_other_backends(
+    backend, blob_data, tmp_path, monkeypatch
+):
+  if importlib.util.find_spec(backend) is None:
+    pytest.skip(f"needs the extra: pip install 'flexunet[{backend}]'")
+  monkeypatch.setenv("KERAS_BACKEND", backend)
+  knobs = {"epochs": 2, "ema_momentum": 0.9}
+  whole = train(blob_data, tmp_path / "whole", **knobs)
+  killed = subprocess.run(
+      [sys.executable, str(_PROGRAM), str(blob_data), str(tmp_path / "run"),
+       f"--knobs={json.dumps(knobs)}", "--kill=terminate_step:5"], capture_output=True, check=False,
+  )  # fmt: skip
+  assert killed.returncode == 128 + 15
+  assert train(blob_data, tmp_path / "run", "--resume", **knobs) == whole
+
+
+def test_deterministic_operations_and_xla_exclude_each_other():
+  with pytest.raises(InputError, match="exclude each other"):
+    devices.complete(config.TrainingConfig(deterministic=True, jit_compile="on"))
+  settings, reasons = devices.complete(config.TrainingConfig(jit_compile="on"))
+  assert not settings.deterministic and "excludes" in reasons["deterministic"]

@@ -1,0 +1,235 @@
+"""What is planned follows from the slices, the classes and the device, each with a reason."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from flexunet import config
+from flexunet.network import architecture, cost
+from flexunet.pipelines.augmentation.config import AugmentationConfig
+from flexunet.pipelines.record_table import RecordTable
+from flexunet.training import planning
+
+
+def table(height=176, width=176, pixels=((10, 1),), times=20):
+  pixels = np.repeat(np.array(pixels), times, axis=0)
+  count = len(pixels)
+  zeros = np.zeros(count, int)
+  return RecordTable(
+      files=["f"], shard=zeros, offset=np.arange(count), subject=np.full(count, "a"),
+      volume=np.full(count, "a"), slice_index=np.arange(count), fold=zeros,
+      height=np.full(count, height), width=np.full(count, width), pixels=pixels,
+  )  # fmt: skip
+
+
+def planned(records=None, model=(), data=(), training=(), augmentation=(), **facts):
+  records = table() if records is None else records
+  names = ["background", *(f"class_{n}" for n in range(records.pixels.shape[1] - 1))]
+  facts = {"train": records, "validation": records, "class_names": names, **facts}
+  return planning.plan(
+      config.ModelConfig(**dict(model)),
+      config.DataConfig(**dict(data)),
+      config.TrainingConfig(**dict(training)),
+      AugmentationConfig(**dict(augmentation)),
+      planning.Facts(**facts),
+  )
+
+
+@pytest.mark.parametrize(
+    ("size", "layers"),
+    [((176, 176), 5), ((650, 650), 5), ((64, 90), 5), ((40, 90), 4), ((9, 90), 2)],
+)
+def test_stages_end_where_the_slice_has_no_edge_left(size, layers):
+  # Four pixels are left of an edge of 64 after four poolings; of 40 already after three, five.
+  assert planned(table(*size)).model.num_layers == layers
+
+
+def test_the_reason_tells_how_far_the_network_sees():
+  made = planned()
+  seen = cost.receptive_fields(architecture.Knobs(**vars(made.model)))[0].decoder
+  assert f"see {seen} pixels" in made.reasons["num_layers"]
+
+
+def test_the_batch_shrinks_until_it_fits_into_the_memory():
+  free = planned()
+  assert free.training.batch_size == 8
+  tight = planned(memory_bytes=200_000_000)
+  assert tight.training.batch_size in (1, 2, 4)
+  assert "would need about" in tight.reasons["batch_size"]
+  assert planned(memory_bytes=1).training.batch_size == 1
+  assert planned(memory_bytes=1, training={"batch_size": 6}).training.batch_size == 6
+
+
+def test_a_scaled_slice_tells_what_becomes_of_its_pixel():
+  large = planned(table(512, 512), spacing_mm=(0.5, 0.5))
+  assert large.model.image_size == (256, 256)
+  assert "a pixel of 0.50 mm becoming 1.00" in large.reasons["image_size"]
+
+
+def test_cropped_slices_are_planned_by_their_boxes_and_told_so():
+  whole = table(500, 500)
+  boxes = np.tile([3, 5, 170, 130], (len(whole), 1))
+  cut = dataclasses.replace(whole, boxes=boxes, height=boxes[:, 2], width=boxes[:, 3])
+  made = planned(cut)
+  assert made.model.image_size == (176, 144) and made.data.resize_mode == "pad"
+  told = made.reasons["image_size"]
+  assert "the largest slice cropped to its foreground, 170x130, as it is" in told
+  assert "cropped" not in planned(whole).reasons["image_size"]
+
+
+def test_a_rare_class_is_drawn_in_turns_where_a_share_is_drawn():
+  # Background only in six of ten slices; the second class in one of those four.
+  pixels = [(9, 0, 0)] * 16 + [(8, 1, 0)] * 8 + [(7, 1, 1)]
+  rare = planned(table(pixels=pixels, times=1))
+  assert rare.data.foreground_fraction == 0.5 and rare.data.class_balance
+  assert "class_1 is in 1 slices" in rare.reasons["class_balance"]
+  even = planned(table(pixels=[(9, 0, 0)] * 3 + [(8, 1, 1)], times=5))
+  assert even.data.foreground_fraction == 0.5 and not even.data.class_balance
+  everywhere = planned(table(pixels=pixels[16:], times=1))
+  assert everywhere.data.foreground_fraction == 0 and not everywhere.data.class_balance
+
+
+@pytest.mark.parametrize(
+    ("names", "plane", "share"),
+    [
+        (["background", "lesion"], "axial", 0.5),
+        (["background", "lesion"], "sagittal", 0.0),
+        (["background", "left_hippocampus"], "coronal", 0.0),
+    ],
+)
+def test_only_slices_that_may_be_mirrored_are(names, plane, share):
+  made = planned(class_names=names, plane=plane)
+  assert made.augmentation.flip_horizontal_probability == share
+  assert ("no mirror images" in made.reasons["augmentation"]) == (share == 0)
+
+
+def test_classes_labelled_on_one_side_are_not_mirrored_and_the_reason_is_told():
+  made = planned(one_sided=["class_1"])
+  assert made.augmentation.flip_horizontal_probability == 0
+  assert made.augmentation.rotation_probability > 0
+  assert "class_1 is on one side in all subjects" in made.reasons["augmentation"]
+
+
+def test_a_mirror_image_asked_for_across_a_sagittal_slice_is_made():
+  made = planned(plane="sagittal", augmentation={"flip_horizontal_probability": 0.25})
+  assert made.augmentation.flip_horizontal_probability == 0.25
+
+
+def test_the_network_to_start_from_gives_what_is_left_open():
+  start = architecture.Knobs(base_filters=8, base_kernels=7, num_layers=3, normalization="group")
+  made = planned(start=start, model={"base_kernels": 5})
+  assert (made.model.base_filters, made.model.num_layers) == (8, 3)
+  assert made.model.normalization == "group" and made.model.base_kernels == 5
+  assert made.reasons["base_filters"] == "as in the network to start from"
+
+
+@pytest.mark.parametrize(
+    ("model", "training", "rate"),
+    [({}, {}, 3e-3), ({}, {"optimizer": "adam"}, 3e-3), ({}, {"optimizer": "sgd"}, 0.01),
+     # 3 steps an epoch: 99 epochs are 297 steps, 100 are 300.
+     ({}, {"epochs": 99}, 6e-3), ({}, {"epochs": 100}, 3e-3),
+     ({"normalization": "none"}, {}, 3e-4), ({}, {"learning_rate": 0.5}, 0.5)],
+)  # fmt: skip
+def test_the_learning_rate_suits_optimizer_and_normalization(model, training, rate):
+  assert planned(model=model, training=training).training.learning_rate == rate
+
+
+def test_the_warm_up_of_a_short_run_is_short():
+  # 20 slices in batches of 8 are 3 steps an epoch.
+  assert planned(training={"epochs": 10}).training.warmup_steps == 3
+  assert planned(training={"epochs": 1000}).training.warmup_steps == 50
+  timed = planned(training={"max_minutes": 0.2}).training.warmup_steps
+  assert 0 < timed < planned(training={"max_minutes": 60.0}).training.warmup_steps == 50
+
+
+def test_weights_are_averaged_in_runs_that_outlast_their_first_steps():
+  # 3 steps an epoch: 99 epochs are 297 steps, 100 are 300.
+  assert planned(training={"epochs": 99}).training.ema_momentum == 0
+  assert planned(training={"epochs": 100}).training.ema_momentum == 0.98
+  assert planned(training={"epochs": 100, "ema_momentum": 0.0}).training.ema_momentum == 0
+  assert planned(training={"max_minutes": 0.2}).training.ema_momentum == 0
+  assert planned(training={"max_minutes": 60.0}).training.ema_momentum == 0.98
+  # The epochs may end a run long before its time.
+  assert planned(training={"max_minutes": 60.0, "epochs": 9}).training.ema_momentum == 0
+
+
+def test_an_epoch_of_few_slices_has_several_passes_unless_epochs_are_given():
+  # 20 slices in batches of 8 are 3 steps a pass: 17 passes are 51 steps.
+  assert planned().data.epoch_passes == 17
+  assert planned(training={"max_minutes": 1.0}).data.epoch_passes == 17
+  assert planned(training={"epochs": 5}).data.epoch_passes == 1
+  assert planned(table(times=400)).data.epoch_passes == 1
+
+
+@pytest.mark.parametrize(
+    ("training", "augmentation", "preset"),
+    [
+        ({"epochs": 4}, {}, "none"),
+        ({"epochs": 5}, {}, "default"),
+        ({"epochs": 4}, {"augmentation": "strong"}, "strong"),
+        ({"epochs": 4}, {"rotation_degrees": 30.0}, "default"),
+        ({"max_minutes": 0.1}, {}, "none"),
+        ({"max_minutes": 60.0}, {}, "default"),
+    ],
+)
+def test_a_run_that_sees_slices_a_few_times_only_is_not_augmented(training, augmentation, preset):
+  # 2,000 slices of 176x176: some 9 GFLOP each and pass, at 70 GFLOP/s a core.
+  made = planned(table(times=2000), training=training, augmentation=augmentation)
+  assert made.augmentation.augmentation == preset
+  assert (made.augmentation.rotation_probability > 0) == (preset != "none")
+
+
+def test_the_passes_that_a_time_limit_allows_grow_with_time_and_cores():
+  def told(**facts):
+    reason = planned(table(times=2000), training={"max_minutes": 20.0}, **facts).reasons
+    return float(reason["augmentation"].split("about ")[1].split()[0])
+
+  shape = architecture.Knobs(
+      image_size=(176, 176), image_channels=1, num_classes=2, base_filters=16, base_kernels=3,
+      num_layers=5, dropout_rate=0.02, normalization="batch",
+  )  # fmt: skip
+  images = 1200 * 80e9 / (6 * sum(row.multiply_adds for row in cost.rows(shape)))
+  assert told() == pytest.approx(images / 2000, rel=0.05)
+  assert told(cpu_cores=4) == pytest.approx(4 * images / 2000, rel=0.05)
+
+
+def test_slices_with_foreground_are_seen_more_often_where_they_are_drawn():
+  # 16 of 160 slices hold foreground: with half of a batch of 8 drawn, a pass takes 40 steps, and
+  # in each four of the 16 are drawn. Four passes: 4 + 160 * 4 / 16 = 44.
+  rare = table(pixels=[(10, 0)] * 9 + [(9, 1)], times=16)
+  made = planned(rare, training={"epochs": 4})
+  assert made.data.foreground_fraction == 0.5 and made.augmentation.augmentation == "default"
+  assert "about 44 passes over slices with foreground" in made.reasons["augmentation"]
+
+
+def test_every_value_has_a_reason():
+  made = planned()
+  for part in (config.ModelConfig, config.DataConfig, config.TrainingConfig):
+    for name, field in part.__dataclass_fields__.items():
+      if field.default is None and field.metadata["unset"] == "planned from the data":
+        assert made.reasons[name], name
+
+
+def warned(memory_bytes, num_sharing=1, **training):
+  model = config.ModelConfig(image_size=(64, 96), num_classes=2, base_filters=8, base_kernels=3,
+                             num_layers=3, dropout_rate=0.0, normalization="none")  # fmt: skip
+  settings = config.TrainingConfig(**{"batch_size": 16, "precision": "float32", **training})
+  return planning.memory_warning(model, settings, memory_bytes, num_sharing)
+
+
+def test_a_given_batch_that_does_not_fit_is_told_with_its_flags_and_figures():
+  shape = architecture.Knobs(
+      image_size=(64, 96), image_channels=1, num_classes=2, base_filters=8, base_kernels=3,
+      num_layers=3, dropout_rate=0.0,
+  )  # fmt: skip
+  needed = cost.training_bytes(shape, 16)
+  assert warned(needed) is None and warned(None) is None
+  told = warned(needed - 1)
+  assert "\n" not in told and "--batch_size (now 16; 15 would fit)" in told
+  assert "--image_size (now 64,96)" in told and "--base_filters (now 8)" in told
+  assert f"about {needed / 1e9:.1f} GB" in told and f"{(needed - 1) / 1e9:.1f} GB are free" in told
+  assert "not even 1 would fit" in warned(1000)
+  # Half the numbers, or two devices that take half of the batch each, fit.
+  assert warned(needed - 1, precision="mixed_bfloat16") is None
+  assert warned(needed - 1, num_sharing=2) is None

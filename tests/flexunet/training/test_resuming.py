@@ -1,0 +1,206 @@
+"""A run killed at any moment and resumed ends like one that was never stopped."""
+
+import json
+import random
+import time
+
+import pytest
+from resume_runs import start, train
+
+from flexunet import config
+from flexunet.core import files
+from flexunet.core.errors import InputError
+from flexunet.training import checkpoints, resuming
+
+_KILLED = -9
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(blob_data, tmp_path_factory):
+  code, expected, told = train(blob_data, tmp_path_factory.mktemp("whole") / "run")
+  assert code == 0, told
+  return expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "moment",
+    ["within_step:7", "within_save:5", "before_pointer:2", "within_validation:2", "at_epoch_end:5",
+     "before_report"],
+)  # fmt: skip
+def test_killed_at_a_moment_it_ends_the_same(blob_data, uninterrupted, tmp_path, moment):
+  code, _, told = train(blob_data, tmp_path / "run", f"--kill={moment}")
+  assert code == _KILLED, told
+  code, found, told = train(blob_data, tmp_path / "run", "--resume")
+  assert (code, found) == (0, uninterrupted), told
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments_it_ends_the_same(blob_data, uninterrupted, tmp_path):
+  generator = random.Random(5)
+  kills = 0
+  while kills < 10:
+    process = start(blob_data, tmp_path / "run", "--resume")
+    # Whenever it comes, while it starts or trains; later ones have less to do before the end.
+    before = time.monotonic()
+    wait = generator.uniform(0.2, 3.0)
+    seen = len(list((tmp_path / "run").glob("checkpoints/*_step_*")))
+    while process.poll() is None:
+      names = list((tmp_path / "run").glob("checkpoints/*_step_*"))
+      if len(names) > seen or time.monotonic() - before > 60:
+        time.sleep(wait * 0.1)
+        break
+      time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    kills += 1
+  code, found, told = train(blob_data, tmp_path / "run", "--resume")
+  assert (code, found) == (0, uninterrupted), told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["terminate_step:14", "terminate_validation:3"])
+def test_sigterm_saves_and_tells_how_to_go_on(blob_data, uninterrupted, tmp_path, moment):
+  code, _, told = train(blob_data, tmp_path / "run", f"--kill={moment}", checkpoint_steps=0)
+  assert code == 128 + 15 and "--resume" in told, told
+  saved, _, _ = checkpoints.CheckpointStore(tmp_path / "run" / "checkpoints").read()
+  # Within the 14th step, or after the 27 steps of three epochs of 9.
+  assert saved.state["step"] == (14 if moment.startswith("terminate_step") else 27)
+  code, found, told = train(blob_data, tmp_path / "run", "--resume", checkpoint_steps=0)
+  assert (code, found) == (0, uninterrupted), told
+
+
+@pytest.mark.slow
+def test_after_the_end_nothing_is_done_and_it_is_said(blob_data, tmp_path):
+  code, expected, _ = train(blob_data, tmp_path / "run", epochs=2)
+  model = (tmp_path / "run" / "model.keras").read_bytes()
+  code, found, told = train(blob_data, tmp_path / "run", "--resume", epochs=2)
+  assert code == 0 and "Nothing to do" in told and found == expected
+  assert (tmp_path / "run" / "model.keras").read_bytes() == model
+
+
+@pytest.mark.slow
+def test_stopped_early_stays_stopped(blob_data, tmp_path):
+  # So small a rate that nothing gets better: stops after one validation without gain.
+  knobs = {"learning_rate": 1e-12, "early_stopping_patience": 1, "epochs": 9}
+  code, expected, told = train(blob_data, tmp_path / "whole", **knobs)
+  assert code == 0 and len(json.loads(expected["history"])) < 9, told
+  assert train(blob_data, tmp_path / "run", "--kill=before_report", **knobs)[0] == _KILLED
+  code, found, told = train(blob_data, tmp_path / "run", "--resume", **knobs)
+  assert (code, found) == (0, expected), told
+  assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_with_averages_accumulation_and_several_steps_a_go_it_ends_the_same(blob_data, tmp_path):
+  knobs = {"ema_momentum": 0.9, "gradient_accumulation": 2, "steps_per_execution": 4,
+           "checkpoint_steps": 4}  # fmt: skip
+  code, expected, told = train(blob_data, tmp_path / "whole", **knobs)
+  assert code == 0, told
+  assert train(blob_data, tmp_path / "run", "--kill=within_step:5", **knobs)[0] == _KILLED
+  code, found, told = train(blob_data, tmp_path / "run", "--resume", **knobs)
+  assert (code, found) == (0, expected), told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model, knobs",
+    [({"deep_supervision": True, "num_layers": 3}, {}), ({}, {"precision": "mixed_float16"})],
+)
+def test_with_several_outputs_or_half_precision_it_ends_the_same(
+    blob_data, tmp_path, model, knobs
+):
+  shape = f"--model={json.dumps(model)}"
+  code, expected, told = train(blob_data, tmp_path / "whole", shape, epochs=2, **knobs)
+  assert code == 0, told
+  killed, _, told = train(
+      blob_data, tmp_path / "run", shape, "--kill=terminate_step:13", epochs=2, **knobs
+  )
+  assert killed == 128 + 15, told
+  code, found, told = train(blob_data, tmp_path / "run", shape, "--resume", epochs=2, **knobs)
+  assert (code, found) == (0, expected), told
+
+
+@pytest.mark.slow
+def test_a_longer_run_goes_on_from_the_end(blob_data, tmp_path):
+  train(blob_data, tmp_path / "run", epochs=2)
+  code, found, told = train(blob_data, tmp_path / "run", "--resume", epochs=3)
+  assert code == 0, told
+  assert [row["epoch"] for row in json.loads(found["history"])] == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_another_flag_at_resume_is_refused(blob_data, tmp_path):
+  train(blob_data, tmp_path / "run", epochs=1)
+  code, _, told = train(blob_data, tmp_path / "run", "--resume", epochs=1, batch_size=6)
+  assert code == 1 and "--batch_size was 4, now it is 6" in told
+
+
+@pytest.mark.slow
+def test_a_damaged_newest_checkpoint_costs_steps_not_exactness(blob_data, uninterrupted, tmp_path):
+  train(blob_data, tmp_path / "run", "--kill=at_epoch_end:8")
+  store = checkpoints.CheckpointStore(tmp_path / "run" / "checkpoints")
+  path = tmp_path / "run" / "checkpoints" / store.names()[0] / "arrays.npz"
+  path.write_bytes(path.read_bytes()[:-9])
+  code, found, told = train(blob_data, tmp_path / "run", "--resume")
+  assert code == 0 and "damaged" in told and found == uninterrupted, told
+
+
+def run_config(**changes):
+  facts = {"name": "blobs/slices/1.0.0", "fingerprint": "f" * 16, "label_scheme": [],
+           "slice_plan": None, "intensity": None, **changes.pop("facts", {})}  # fmt: skip
+  reasons = changes.pop("reasons", {})
+  return config.RunConfig(
+      model=config.ModelConfig(num_classes=2),
+      data=config.DataConfig(),
+      training=config.TrainingConfig(**changes),
+      dataset_facts=config.DatasetFacts(**facts),
+      reasons=reasons,
+  )
+
+
+def test_what_was_planned_stays_when_another_machine_would_plan_otherwise():
+  saved = run_config(batch_size=8, reasons={"batch_size": "fits into memory"})
+  now = run_config(batch_size=2, reasons={"batch_size": "fits into less"})
+  assert resuming.merge(saved, now).training.batch_size == 8
+
+
+@pytest.mark.parametrize("given", ["given", "planned"])
+def test_a_given_flag_must_be_given_again(given):
+  saved = run_config(learning_rate=0.1, reasons={"learning_rate": "given"})
+  now = run_config(learning_rate=0.2, reasons={"learning_rate": given})
+  with pytest.raises(InputError, match="--learning_rate was 0.1, now it is 0.2.*another --run_dir"):
+    resuming.merge(saved, now)
+
+
+def test_the_length_and_what_is_kept_may_change():
+  saved = run_config(epochs=5, max_minutes=1.0, reasons={"epochs": "given"})
+  now = run_config(epochs=9, max_minutes=2.0, keep_checkpoints=5, reasons={"epochs": "given"})
+  merged = resuming.merge(saved, now).training
+  assert (merged.epochs, merged.max_minutes, merged.keep_checkpoints) == (9, 2.0, 5)
+
+
+def test_other_data_are_refused():
+  with pytest.raises(InputError, match="data fingerprint was ffff.*now it is eeee"):
+    resuming.merge(run_config(), run_config(facts={"fingerprint": "e" * 16}))
+
+
+def test_resume_starts_a_run_where_there_is_none(tmp_path):
+  assert resuming.existing_run(tmp_path / "new") is None
+  (tmp_path / ".config.json.half").write_text("{")  # Killed while it wrote its first file.
+  assert resuming.existing_run(tmp_path) is None
+  files.write_json(tmp_path / "config.json", {})
+  assert resuming.existing_run(tmp_path).path == tmp_path
+
+
+def test_a_finished_run_without_checkpoints_is_not_begun_again(tmp_path):
+  for name in ("config.json", "report.html"):
+    (tmp_path / name).write_text("{}")
+  with pytest.raises(InputError, match="finished run without any.*another --run_dir"):
+    resuming.existing_run(tmp_path)
+
+
+def test_resume_refuses_a_folder_of_something_else(tmp_path):
+  (tmp_path / "thesis.txt").write_text("")
+  with pytest.raises(InputError, match="must be new or empty"):
+    resuming.existing_run(tmp_path)

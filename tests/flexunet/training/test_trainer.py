@@ -1,0 +1,208 @@
+"""The trainer from flags to run folder, on a tiny dataset."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+import zipfile
+
+import dataset_samples
+import h5py
+import keras
+import numpy as np
+import pytest
+
+from flexunet import config
+from flexunet.core.errors import InputError
+from flexunet.pipelines.augmentation.config import AugmentationConfig
+from flexunet.training import devices, input_pipeline, networks, planning, run_setup, trainer
+
+
+def blobs(subjects, first_seed):
+  made = []
+  for subject in subjects:
+    for index in range(4):
+      image, label = dataset_samples.blob_slice(20, 28, first_seed + len(made))
+      made.append({"image": image, "label": label, "subject": subject, "volume": subject,
+                   "slice_index": index, "spacing_mm": (1.0, 2.0)})  # fmt: skip
+  return made
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("data")
+  splits = {"train": blobs("abc", 0), "validation": blobs("d", 100), "test": blobs("e", 200)}
+  return dataset_samples.write_dataset(folder, splits)
+
+
+def configs(data_dir, model=None, data=None, **changes):
+  model = {"num_layers": 2, "base_filters": 4, **(model or {})}
+  settings = {"epochs": 2, "batch_size": 4, "previews": 2, **changes}
+  return (
+      config.ModelConfig(**model),
+      config.DataConfig(data_dir=str(data_dir), **(data or {})),
+      config.TrainingConfig(**settings),
+  )
+
+
+def train(data_dir, folder, **changes):
+  parts = configs(data_dir, **changes)
+  opened = input_pipeline.open_data(parts[1])
+  complete = run_setup.complete(*parts, opened)
+  return trainer.fit(complete, folder, opened)
+
+
+@pytest.fixture(scope="module")
+def finished(data_dir, tmp_path_factory):
+  return train(data_dir, tmp_path_factory.mktemp("runs") / "run")
+
+
+def test_a_run_leaves_everything_it_promises(finished):
+  run, rows = finished
+  assert len(rows) == 2
+  for path in (run.config_json, run.manifest_json, run.model_keras, run.history_csv,
+               run.curves_png, run.report_html):  # fmt: skip
+    assert path.stat().st_size > 0, path
+  assert len(list(run.previews.glob("*.png"))) == 2
+  told = list(csv.DictReader(run.history_csv.open()))
+  assert [row["epoch"] for row in told] == ["1", "2"]
+  assert {"loss", "foreground_dice", "dice_dim", "dice_bright", "dice_coef_multiclass",
+          "val_foreground_dice", "learning_rate"} <= set(told[0])  # fmt: skip
+  assert not [path for path in run.path.iterdir() if path.name.startswith(".")]
+
+
+def test_the_config_is_complete_and_reads_back(finished):
+  run, _ = finished
+  told = run.read_config()
+  for part in (told.model, told.data, told.training):
+    for name, value in vars(part).items():
+      assert value is not None or name in {"dataset", "cache_dir", "init_from"}, name
+  assert told.model.image_size == (20, 28) and told.data.resize_mode == "pad"
+  assert told.dataset_facts.spacing_mm == [1.0, 2.0]
+  manifest = json.loads(run.manifest_json.read_text())
+  assert manifest["data_fingerprint"] == dataset_samples.FINGERPRINT
+  assert manifest["versions"]["keras"] == keras.__version__
+
+
+def test_the_saved_model_is_the_one_that_scored_best(finished, data_dir):
+  run, rows = finished
+  network = keras.saving.load_model(run.model_keras, compile=False)
+  networks.compile_model(network, run.read_config())
+  opened = input_pipeline.open_data(run.read_config().data)
+  validation = input_pipeline.make_streams(run.read_config(), opened).validation()
+  scores = network.evaluate(validation, verbose=0, return_dict=True)
+  best = max(row["val_foreground_dice"] for row in rows)
+  assert scores["foreground_dice"] == pytest.approx(best, abs=1e-6)
+
+
+def test_the_saved_model_goes_without_the_optimizer(finished):
+  run, _ = finished
+  network = keras.saving.load_model(run.model_keras)
+  assert not network.compiled
+  assert isinstance(network.output, keras.KerasTensor)
+  stored = zipfile.ZipFile(run.model_keras).read("model.weights.h5")
+  with h5py.File(io.BytesIO(stored)) as weights:
+    assert "optimizer" not in weights and "layers" in weights
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_weights(data_dir, tmp_path):
+  weights = []
+  for name, seed in (("one", 3), ("two", 3)):
+    run, _ = train(data_dir, tmp_path / name, epochs=1, seed=seed, previews=0)
+    network = keras.saving.load_model(run.model_keras, compile=False)
+    weights.append(np.concatenate([w.ravel() for w in network.get_weights()]))
+  np.testing.assert_array_equal(weights[0], weights[1])
+
+
+def test_the_network_starts_from_the_classes_shares(data_dir):
+  parts = configs(data_dir)
+  opened = input_pipeline.open_data(parts[1])
+  complete = run_setup.complete(*parts, opened)
+  epoch_order = input_pipeline.make_order(complete, opened.train)
+  shares = input_pipeline.drawn_pixel_shares(opened.train, epoch_order)
+  # All slices hold 25 pixels of each class, unless the blobs overlap, among 20 x 28.
+  assert shares.sum() == pytest.approx(1) and 0.9 < shares[0] < 1 - 25 / 560
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"data": {"train_split": "trian"}}, "Did you mean 'train'"),
+        ({"data": {"validation_split": "train"}}, "must differ"),
+        ({"model": {"num_classes": 5}}, "num_classes must be 3"),
+        ({"model": {"image_size": (8, 8)}, "data": {"resize_mode": "pad"}}, "20x28 pixels do not"),
+        ({"model": {"base_kernels": 4}}, "odd"),
+        ({"loss": "dise"}, "Did you mean 'dice'"),
+        ({"data": {"dataset": "blobs/slicse"}}, "slicse|not blobs"),
+        ({"data": {"label_key": "mask"}}, "mask"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(
+    data_dir, tmp_path, changes, message
+):
+  with pytest.raises(InputError, match=message):
+    train(data_dir, tmp_path / "run", **changes)
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_time_limit_ends_the_run_with_a_model(data_dir, tmp_path):
+  run, rows = train(data_dir, tmp_path / "run", max_minutes=0.05, epochs=None, previews=0)
+  assert run.model_keras.is_file() and run.read_config().training.epochs > 1000
+  assert rows[-1]["val_foreground_dice"] is not None
+
+
+@pytest.mark.parametrize("free", [2**20, 2**40])
+def test_too_large_a_batch_is_told_before_training(data_dir, monkeypatch, capsys, free):
+  monkeypatch.setattr(devices, "free_memory", lambda: free)
+  parts = configs(data_dir, batch_size=64)
+  complete = run_setup.complete(*parts, input_pipeline.open_data(parts[1]))
+  assert complete.training.batch_size == 64  # As given.
+  told = [line for line in capsys.readouterr().err.splitlines() if "--batch_size (now 64" in line]
+  assert len(told) == (1 if free == 2**20 else 0)
+
+
+def test_large_slices_are_scaled_down_and_small_ones_kept():
+  from flexunet.pipelines import record_table
+
+  def table(height, width):
+    one = np.array([0])
+    return record_table.RecordTable(
+        files=["f"], shard=one, offset=one, subject=np.array(["a"]), volume=np.array(["a"]),
+        slice_index=one, fold=one, height=np.array([height]), width=np.array([width]),
+        pixels=np.array([[10, 1]]),
+    )  # fmt: skip
+
+  def planned(height, width):
+    return planning.plan(
+        config.ModelConfig(), config.DataConfig(), config.TrainingConfig(),
+        AugmentationConfig(),
+        planning.Facts(train=table(height, width), validation=table(height, width),
+                           class_names=["background", "lesion"]),
+    )  # fmt: skip
+
+  small, large = planned(174, 162), planned(650, 325)
+  assert (small.model.image_size, small.data.resize_mode) == ((176, 176), "pad")
+  assert (large.model.image_size, large.data.resize_mode) == ((256, 128), "fit")
+  assert set(small.reasons) >= {"image_size", "loss", "learning_rate"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--learning_rat=1"], "Did you mean: learning_rate"),
+        (["--loss=dise"], "Did you mean 'dice'"),
+        (["--dataset=blbos"], "not blbos"),
+        (["--batch_size=0"], "batch_size"),
+    ],
+)
+def test_the_program_ends_with_one_line_and_exit_code_1(data_dir, tmp_path, flags, message):
+  done = subprocess.run(
+      [sys.executable, "-m", "flexunet.train", f"--data_dir={data_dir}",
+       f"--run_dir={tmp_path / 'run'}", *flags], capture_output=True, text=True,
+  )  # fmt: skip
+  assert done.returncode == 1
+  assert message in done.stderr and "Traceback" not in done.stderr
+  assert not (tmp_path / "run").exists()

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+from flexunet.core import command_line, flags
+from flexunet.core.errors import InputError
+from flexunet.datasets import built_dataset
+from flexunet.tools.dataset_report import page, statistics
+
+_PROGRAM = flags.Program(__doc__, usage="DIR [--output=FILE.html]")
+_OUTPUT = _PROGRAM.string("output", None, "The .html file; by default inside the dataset.")
+
+
+def main(argv: Sequence[str]) -> None:
+  if len(argv) != 2:
+    raise InputError(f"Usage: {_PROGRAM.usage}. Got: {' '.join(argv[1:]) or 'nothing'}.")
+  dataset = built_dataset.find_one(pathlib.Path(argv[1]))
+  output = pathlib.Path(_OUTPUT.value or dataset.path / "dataset_report.html")
+  page.write_report(dataset, output, statistics.shows_progress())
+  print(f"{output} and {output.with_suffix('.png').name}")
+
+
+def run() -> None:
+  command_line.run(main, _PROGRAM)
+
+
+if __name__ == "__main__":
+  run()

@@ -1,0 +1,154 @@
+"""Figures about a built dataset: what the tables tell, and what one pass over the records adds."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from flexunet.datasets.built_dataset import BuiltDataset
+from flexunet.imaging.intensity import IntensityWindow
+from flexunet.imaging.slicing import SlicePlan
+from flexunet.imaging.volume import Volume
+
+SHEET_COLUMNS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """One upright slice: image uint8 [H, W] or [H, W, 3], label uint8 [H, W], pixel height/width."""
+
+  row: dict[str, str]
+  image: np.ndarray
+  label: np.ndarray
+  aspect: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+  """What the report shows.
+
+  Attributes:
+    intensities: int64 [classes, 256], pixels of each class by 8-bit intensity.
+    sizes: (height, width) -> records.
+    spacing_mm: float [N, 2 or 3], one row a volume; NaN where unknown.
+    samples: {class name, "negative" or "unlabeled": slices of it}.
+  """
+
+  intensities: np.ndarray
+  sizes: dict[tuple[int, int], int]
+  spacing_mm: np.ndarray
+  samples: dict[str, list[Sample]]
+
+
+def pixels(row: dict[str, str], names: list[str]) -> list[int]:
+  return [int(row[f"pixels_{name}"]) for name in names]
+
+
+def chosen_rows(dataset: BuiltDataset) -> dict[str, list[dict[str, str]]]:
+  """Picks rows for the sheet: per class the fullest slices, of as many subjects as there are."""
+  names = dataset.scheme.names
+  labelled = [row for row in dataset.rows if row["split"] != "unlabeled"]
+  groups = {}
+  for name in names[1:]:
+    column = f"pixels_{name}"
+    ranked = sorted((row for row in labelled if int(row[column])), key=lambda r: -int(r[column]))
+    groups[name] = _spread(ranked)
+  negative = [row for row in labelled if not any(pixels(row, names)[1:])]
+  groups["negative"] = _spread(_from_the_middle(negative))
+  unlabelled = [row for row in dataset.rows if row["split"] == "unlabeled"]
+  groups["unlabeled"] = _spread(_from_the_middle(unlabelled))
+  return {name: rows for name, rows in groups.items() if rows}
+
+
+def _from_the_middle(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+  """Orders rows by how near they stand to the middle of their volume."""
+  by_volume: dict[str, list[dict[str, str]]] = {}
+  for row in rows:
+    by_volume.setdefault(row["volume"], []).append(row)
+  ranked = []
+  for volume_rows in by_volume.values():
+    volume_rows.sort(key=lambda row: int(row["slice_index"] or 0))
+    middle = (len(volume_rows) - 1) / 2
+    ranked += [(abs(n - middle), row["key"], row) for n, row in enumerate(volume_rows)]
+  return [row for _, _, row in sorted(ranked, key=lambda entry: entry[:2])]
+
+
+def _spread(ranked: list[dict[str, str]]) -> list[dict[str, str]]:
+  """Takes the first of each subject, then the second of each, and so on."""
+  by_subject: dict[str, list[dict[str, str]]] = {}
+  for row in ranked:
+    by_subject.setdefault(row["subject"], []).append(row)
+  turns = max((len(rows) for rows in by_subject.values()), default=0)
+  spread = [rows[turn] for turn in range(turns) for rows in by_subject.values() if turn < len(rows)]
+  return spread[:SHEET_COLUMNS]
+
+
+def gather(dataset: BuiltDataset, progress: bool = False) -> Statistics:
+  """Reads every record once."""
+  num_classes = dataset.scheme.num_classes
+  groups = chosen_rows(dataset)
+  wanted = {row["key"] for rows in groups.values() for row in rows}
+  intensities = np.zeros((num_classes, 256), np.int64)
+  sizes: dict[tuple[int, int], int] = {}
+  spacing: dict[str, np.ndarray] = {}
+  kept: dict[str, tuple[tuple[int, float], Sample]] = {}
+  records = tqdm.tqdm(
+      dataset.records(), total=len(dataset.rows), unit=" record", disable=not progress, leave=False
+  )
+  for row, example in records:
+    spacing[row["volume"]] = _spacing(example)
+    slices = list(_slices(dataset, example))
+    for position, (image, label, aspect) in enumerate(slices):
+      grey = image if image.ndim == 2 else image.mean(axis=-1).astype(np.uint8)
+      if row["split"] != "unlabeled":
+        joint = label.astype(np.int64).ravel() * 256 + grey.ravel()
+        intensities += np.bincount(joint, minlength=num_classes * 256).reshape(num_classes, 256)
+      sizes[label.shape] = sizes.get(label.shape, 0) + 1
+      if row["key"] in wanted:
+        # Of a whole volume the slice with most foreground; without any, the middle one.
+        rank = (int(np.count_nonzero(label)), -abs(position - len(slices) / 2))
+        if row["key"] not in kept or rank > kept[row["key"]][0]:
+          kept[row["key"]] = (rank, Sample(row, image, label, aspect))
+  width = max((len(mm) for mm in spacing.values()), default=0)
+  return Statistics(
+      intensities=intensities,
+      sizes=sizes,
+      spacing_mm=np.array([mm for mm in spacing.values() if len(mm) == width]).reshape(-1, width),
+      samples={name: [kept[row["key"]][1] for row in rows] for name, rows in groups.items()},
+  )
+
+
+def _spacing(example: dict[str, Any]) -> np.ndarray:
+  mm = np.asarray(example["spacing_mm"], np.float64)
+  if "slice_spacing_mm" in example:
+    mm = np.append(mm, float(example["slice_spacing_mm"]))
+  return mm
+
+
+def _slices(dataset: BuiltDataset, example) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
+  """Yields (image, label, pixel height over width) of each slice of a record."""
+  image, label = np.asarray(example["image"]), np.asarray(example["label"])
+  if "affine" not in example:
+    mm = np.asarray(example["spacing_mm"], np.float64)
+    aspect = float(mm[0] / mm[1]) if np.isfinite(mm).all() and (mm > 0).all() else 1.0
+    yield (image[..., 0] if image.shape[-1] == 1 else image), label[..., 0], aspect
+    return
+  plan = SlicePlan(**dataset.report["slice_plan"])
+  window = IntensityWindow(**dataset.report["intensity"])
+  affine, oriented = example["affine"], bool(example["oriented"])
+  voxels = image * float(example["scale_slope"]) + float(example["scale_inter"])
+  images = plan.extract(Volume(window.to_uint8(voxels), affine, oriented))
+  labels = plan.extract(Volume(label, affine, oriented))
+  row_mm, column_mm = images.spacing_mm
+  aspect = row_mm / column_mm if np.isfinite([row_mm, column_mm]).all() else 1.0
+  for k in range(labels.pixels.shape[-1]):
+    yield images.pixels[..., k], labels.pixels[..., k], float(aspect)
+
+
+def shows_progress() -> bool:
+  return sys.stderr.isatty()
