@@ -38,7 +38,7 @@ from flexunet.datasets.builder.case_records import CaseTask
 _FEW_CASES = 4
 _PROGRAM = (
     "import sys; sys.path[:] = sys.argv[1:]; "
-    "from flexunet.datasets import case_worker; case_worker.main()"
+    "from flexunet.datasets.builder import workers; workers.main()"
 )
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from flexunet.core.errors import InputError
 from flexunet.datasets.brain_ich_ct import ct_ich_patients
 from flexunet.datasets.brain_stroke_ct import brain_stroke_ct_dataset_builder
+from flexunet.tools.phantom import layouts
 
 NAME = "brain_stroke_ct"
 TREE = "NEW-DATASET/REAL-TIME STROKE DETECTION IN MRI, CT, PET IMAGES/CT Images/data"
@@ -185,7 +186,7 @@ def test_a_folder_with_a_fault_is_refused_and_nothing_is_built(tmp_path, spoil, 
 
 
 def test_the_phantom_with_all_its_quirks_builds(tmp_path):
-  raw = build_samples.phantom.write(NAME, tmp_path / "raw", subjects=8, seed=0, size=(64, 8))
+  raw = layouts.write(NAME, tmp_path / "raw", subjects=8, seed=0, size=(64, 8))
   report = build_samples.report_of(build_samples.build(NAME, raw, tmp_path / "out"))
   subjects = [s for split in report["splits"].values() for s in split["subjects"]]
   assert len(subjects) == 7  # One of eight has no mask folder.

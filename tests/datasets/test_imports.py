@@ -18,7 +18,7 @@ def loaded_after(program: str) -> set[str]:
 
 
 def test_reading_a_volume_loads_neither_tfds_nor_tensorflow():
-  loaded = loaded_after("from flexunet.datasets import volume_io, slicing, intensity")
+  loaded = loaded_after("from flexunet.imaging import nifti, slicing, intensity")
   assert "nibabel" in loaded
   assert not loaded & {"tensorflow_datasets", "tensorflow", "keras"}
 

@@ -6,7 +6,6 @@ import sys
 
 import flagged
 import pytest
-from absl import flags as absl_flags
 
 from flexunet import config, run_folder
 from flexunet.core.errors import InputError
@@ -71,7 +70,7 @@ def test_more_devices_than_there_are_is_refused(data_dir):
     ],
 )
 def test_a_misspelt_flag_or_value_is_refused_by_the_parser(given, message):
-  with pytest.raises(absl_flags.Error, match=message):
+  with pytest.raises(InputError, match=message):
     flagged.parse(given)
 
 

@@ -4,10 +4,9 @@ import subprocess
 import sys
 
 import pytest
-from absl import flags
 
 from flexunet import config
-from flexunet.core import flags as config_flags
+from flexunet.core import flags
 from flexunet.core.errors import InputError
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.presets import preset_files
@@ -66,13 +65,13 @@ def parsed(text: str, folder):
   """Returns the configs that a flagfile gives."""
   file = folder / "recipe.flags"
   file.write_text(text)
-  values = flags.FlagValues()
+  program = flags.Program("")
   parts = (
       config.ModelConfig, config.DataConfig, config.TrainingConfig, AugmentationConfig
   )  # fmt: skip
-  holders = [config_flags.define(part, flag_values=values) for part in parts]
-  values(["program", f"--flagfile={file}"])
-  return [config_flags.read(part, held) for part, held in zip(parts, holders)]
+  holders = [program.fields(part) for part in parts]
+  program.parse(["program", f"--flagfile={file}"])
+  return [flags.read(part, held) for part, held in zip(parts, holders)]
 
 
 def test_a_published_config_becomes_flags_that_the_trainer_takes(tmp_path):

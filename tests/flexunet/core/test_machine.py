@@ -7,7 +7,7 @@ import numpy as np
 
 from flexunet.core import machine
 
-_CHILD = "from flexunet.tools import peak_memory; print(peak_memory.peak_mib())"
+_CHILD = "from flexunet.core import machine; print(machine.peak_mib())"
 
 
 def test_the_peak_is_that_of_the_process_and_not_of_its_parent():

@@ -14,7 +14,6 @@ from flexunet.core.errors import InputError
 from flexunet.evaluation import evaluate, labelled_volumes
 from flexunet.pipelines import readers
 from flexunet.pipelines.dataset_source import open_dataset
-from flexunet.prediction import predictor
 
 NAMES = dataset_samples.NAMES
 
@@ -64,7 +63,7 @@ def run(tmp_path, monkeypatch):
       )
   )
   made.model_keras.write_bytes(b"model")
-  monkeypatch.setattr(predictor, "load_model", lambda run: run_samples.BrightnessNetwork())
+  monkeypatch.setattr(evaluate, "load_model", lambda run: run_samples.BrightnessNetwork())
   return made
 
 
