@@ -113,7 +113,7 @@ def float32_twin(
     network: keras.Model, image_size: tuple[int, int] | None = None
 ) -> keras.Model:
   """Returns the network with one output, in float32, for `image_size` (None: as it is)."""
-  shape = cost.knobs_of_layers(network.get_config()["layers"], "The model")
+  shape = cost.config_of_layers(network.get_config()["layers"], "The model")
   shape = dataclasses.replace(
       shape, image_size=image_size or shape.image_size, deep_supervision=False
   )

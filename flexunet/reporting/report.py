@@ -27,7 +27,6 @@ from flexunet.core.errors import InputError
 from flexunet.evaluation import examples
 from flexunet.evaluation.examples import Example
 from flexunet.imaging.label_scheme import LabelScheme
-from flexunet.prediction.predictor import scheme_of
 from flexunet.reporting import html_parts as page
 from flexunet.reporting import overlay, results_section, training_section
 
@@ -49,7 +48,7 @@ def render(run: run_folder.RunFolder) -> str:
   run_config = run.read_config()
   # Through JSON, so that tuples and lists look the same here as in the file.
   config = json.loads(json.dumps(run_config.to_json()))
-  scheme = scheme_of(run_config)
+  scheme = run_config.dataset_facts.label_scheme
   manifest = _read_json(run.manifest_json)
   evaluations = _read_json(run.metrics_json)
   cases = read_cases(run.cases_csv)

@@ -16,7 +16,7 @@ from absl import logging
 
 from flexunet import config
 from flexunet.core import progress
-from flexunet.network import architecture, cost
+from flexunet.network import cost
 from flexunet.pipelines import (
   batches,
   cache,
@@ -307,7 +307,7 @@ def device_room(run_config: config.RunConfig, replicas: int) -> cache.Room:
     obstacle = "the run augments on the host (--augment_on=host)"
   free = devices.free_memory()
   if free is not None:
-    shape = architecture.Knobs(**dataclasses.asdict(run_config.model))
+    shape = run_config.model
     number = 4 if settings.precision == "float32" else 2
     network = cost.training_bytes(shape, settings.batch_size, bytes_per_number=number)
     free = max(0, free - network)
