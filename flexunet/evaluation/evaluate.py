@@ -283,7 +283,7 @@ def evaluate(
   about = {
       "dataset": source.name,
       "fingerprint": source.fingerprint,
-      "model_sha256": report.file_sha256(run.model_keras),
+      "model_sha256": files.sha256_of(run.model_keras),
       "surface_tolerance_mm": tolerance_mm,
       "mirrored": mirror,
       "flexunet": flexunet.__version__,
