@@ -19,7 +19,7 @@ import numpy as np
 from flexunet import config, run_folder
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
-from flexunet.reporting import overlay
+from flexunet.reporting import charts, overlay, training_section
 from flexunet.training import callbacks
 
 if TYPE_CHECKING:
@@ -108,31 +108,9 @@ class History(callbacks.RunCallback):
 
 
 def draw_curves(rows: Sequence[dict[str, Any]]) -> bytes:
-  """Returns a PNG: loss and foreground Dice of both splits and the learning rate over epochs."""
-  from matplotlib.figure import Figure
-
-  figure = Figure(figsize=(12, 3.6), layout="constrained")
-  panels = figure.subplots(1, 3)
-  lines = {
-      "Loss": (("loss", "training"), ("val_loss", "validation")),
-      "Foreground Dice": (("foreground_dice", "training"), (callbacks.MONITOR, "validation")),
-      "Learning rate": (("learning_rate", "learning rate"),),
-  }
-  for panel, (title, names) in zip(panels, lines.items()):
-    for name, caption in names:
-      points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
-      if points:
-        panel.plot(*zip(*points), label=caption, marker="o" if len(points) < 30 else None, ms=3)
-    panel.set_title(title)
-    panel.set_xlabel("epoch")
-    panel.xaxis.get_major_locator().set_params(integer=True)
-    panel.grid(alpha=0.3)
-    if len(names) > 1:
-      panel.legend()
-  panels[1].set_ylim(0, 1)
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format="png", dpi=100)
-  return buffer.getvalue()
+  """Returns curves.png: the charts that the report draws of history.csv, side by side."""
+  drawn = training_section.history_charts(rows)
+  return overlay.encode_png(charts.image(drawn, columns=2 if len(drawn) == 4 else 3))
 
 
 class Previews(keras.callbacks.Callback):
