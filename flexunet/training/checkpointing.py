@@ -38,7 +38,9 @@ class Interrupted(Exception):
 class Interruption:
   """While entered, SIGTERM and SIGINT only leave a note, which is looked at between steps.
 
-  A second signal acts as usual: who presses Ctrl-C twice does not want to wait.
+  A second signal acts as usual: who presses Ctrl-C twice does not want to wait. A signal that is
+  ignored stays ignored: a shell starts background jobs so, and they must not end at a Ctrl-C that
+  is meant for the program in the foreground.
   """
 
   _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -50,7 +52,11 @@ class Interruption:
   def __enter__(self) -> Interruption:
     # Python lets only the main thread listen to signals.
     if threading.current_thread() is threading.main_thread():
-      self._before = {number: signal.signal(number, self._note) for number in self._SIGNALS}
+      self._before = {
+          number: signal.signal(number, self._note)
+          for number in self._SIGNALS
+          if signal.getsignal(number) is not signal.SIG_IGN
+      }
     return self
 
   def __exit__(self, *_) -> None:
