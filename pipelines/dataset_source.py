@@ -7,11 +7,13 @@ Which records a run trains on, which it validates on, and which it draws more of
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import difflib
 import json
 import os
 import pathlib
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -107,30 +109,79 @@ def open_dataset(dataset: str | None, data_dir: str | os.PathLike) -> DatasetSou
   """Opens a built dataset by its name below `data_dir`, or `data_dir` itself when it is one."""
   import tensorflow_datasets as tfds
 
-  path = _version_folder(dataset, pathlib.Path(data_dir).expanduser())
+  path = check_folder(dataset, data_dir)
   try:
     builder = tfds.builder_from_directory(path)
     info = builder.info
   except Exception as error:  # TFDS raises many kinds for a damaged metadata file.
     raise InputError(
         f"{path} must hold a dataset built by TFDS, but its metadata cannot be read:"
-        f" {str(error).splitlines()[0]}. Build it again with flexunet-build."
+        f" {str(error).splitlines()[0]}. Build it again with flexunet build."
     ) from error
-  if info.file_format is not None and info.file_format.value != "tfrecord":
-    raise InputError(
-        f"{path} holds {info.file_format.value} files; training reads tfrecord. Build the dataset"
-        " with --file_format=tfrecord."
-    )
   report_file = path / "build_report.json"
   report = json.loads(report_file.read_text(encoding="utf-8")) if report_file.is_file() else {}
   return DatasetSource(path=path, name=info.full_name, info=info, report=report)
+
+
+def check_folder(
+    dataset: str | None,
+    data_dir: str | os.PathLike,
+    splits: Sequence[str] = (),
+    fold: int = -1,
+) -> pathlib.Path:
+  """Returns the version folder of a built dataset, after what small files alone can refuse.
+
+  It loads no library, so that a program answers at once where a path or a name is wrong.
+
+  Args:
+    dataset: name[/config[/version]]; None where `data_dir` is the version folder.
+    data_dir: Folder of built datasets, or the version folder.
+    splits: Names that must be among its splits.
+    fold: Must be among its folds; -1: any.
+
+  Raises:
+    InputError: There is no such dataset, split or fold, or its records have another container.
+  """
+  path = _version_folder(dataset, pathlib.Path(data_dir).expanduser())
+  try:
+    info = json.loads((path / "dataset_info.json").read_text(encoding="utf-8"))
+    parts = [info.get(key) for key in ("name", "configName", "version")]
+    container = info.get("fileFormat", "tfrecord")
+    found = [split["name"] for split in info.get("splits", ())]
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise InputError(
+        f"{path / 'dataset_info.json'} must be the metadata of a dataset built by TFDS, but it"
+        f" cannot be read: {error!r}. Build the dataset again with flexunet build."
+    ) from error
+  name = "/".join(part for part in parts if part)
+  if container != "tfrecord":
+    raise InputError(
+        f"{path} holds {container} files; training reads tfrecord. Build the dataset with"
+        " --file_format=tfrecord."
+    )
+  for split in splits if found else ():
+    if split not in found:
+      raise unknown_name(f"split of dataset {name}", split, found)
+  listing = path / "records.csv"
+  if fold >= 0 and listing.is_file():
+    with open(listing, newline="", encoding="utf-8") as stream:
+      check_fold(name, {int(row["fold"]) for row in csv.DictReader(stream)}, fold)
+  return path
+
+
+def check_fold(name: str, folds: Iterable[int], fold: int) -> None:
+  """Raises InputError unless `fold` is among the folds of the dataset `name`; -1 means none."""
+  known = sorted({one for one in folds if one >= 0})
+  if fold not in known:
+    listing = ", ".join(map(str, known)) or "none"
+    raise InputError(f"--fold must be a fold of {name}. It has: {listing}. Got: {fold}.")
 
 
 def _version_folder(dataset: str | None, data_dir: pathlib.Path) -> pathlib.Path:
   if not data_dir.is_dir():
     raise InputError(
         f"--data_dir {data_dir} must be a folder of built datasets; there is no such folder. Build"
-        " one first: python -m flexunet.tools.build DATASET --manual_dir=RAW --data_dir=OUT."
+        " one first: flexunet build DATASET --manual_dir=RAW --data_dir=OUT."
     )
   if _is_version(data_dir):
     if dataset and not set(dataset.split("/")) <= set(data_dir.resolve().parts):
@@ -176,7 +227,7 @@ def _descend(path: pathlib.Path, dataset: str) -> pathlib.Path:
       break
   raise InputError(
       f"--dataset={dataset}: {path} holds no built dataset (no dataset_info.json). Build it:"
-      f" python -m flexunet.tools.build {dataset} --manual_dir=RAW --data_dir=OUT."
+      f" flexunet build {dataset} --manual_dir=RAW --data_dir=OUT."
   )
 
 

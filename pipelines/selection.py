@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from flexunet.core.errors import InputError
-from flexunet.pipelines import readers, record_table
+from flexunet.pipelines import dataset_source, readers, record_table
 from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.record_table import RecordTable
 
@@ -29,12 +29,7 @@ def split_tables(
   if fold is None:
     return splits[0], splits[1]
   both = record_table.concatenate(splits)
-  folds = sorted({int(f) for f in both.fold if f >= 0})
-  if fold not in folds:
-    known = ", ".join(map(str, folds)) or "none"
-    raise InputError(
-        f"--fold must be a fold of {source.name}. It has: {known}. Got: {fold}."
-    )
+  dataset_source.check_fold(source.name, both.fold.tolist(), fold)
   inside = both.fold == fold
   return both.take(np.flatnonzero(~inside)), both.take(np.flatnonzero(inside))
 

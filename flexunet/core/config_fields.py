@@ -1,4 +1,4 @@
-"""Checked configuration: frozen dataclasses whose fields tell their limits.
+"""Checked configuration: frozen dataclasses whose fields state their limits.
 
 A field made by `knob` carries help, choices and bounds: the check of a value and the flag that sets
 it come from one place. Unknown names fail with the nearest spelling, and nothing is evaluated.
@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from flexunet.core.errors import InputError, unknown_name
@@ -20,10 +20,10 @@ def knob(
     default: Any,
     help: str,
     *,
-    choices: tuple[str, ...] | None = None,
+    choices: Collection[str] | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
-    unset: str = "planned from the data",
+    unset: str = "planned",
     group: str = "",
 ) -> Any:
   """Returns a dataclass field that also carries what a flag needs to be made from it.
@@ -31,7 +31,8 @@ def knob(
   Args:
     default: Its value when nothing is given.
     help: One or two sentences for the user.
-    choices: The allowed values, of each entry where the field is a list of names.
+    choices: The allowed values, of each entry where the field is a list of names; a mapping
+      also says what each means.
     minimum, maximum: The allowed range.
     unset: What a default of None means, for the help text; empty where it means nothing.
     group: Heading under which the help lists its flag; by default that of its dataclass.
@@ -65,6 +66,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 def refuse_unknown(values: Mapping[str, Any], known: list[str], where: str) -> None:
+  """Raises InputError for the first of `values` that is not `known`, with its nearest spelling."""
   for name in values:
     if name not in known:
       raise unknown_name(f"entry of {where}", name, known)
@@ -106,7 +108,7 @@ def _checked_value(field: dataclasses.Field, hint: Any, value: Any) -> Any:
   return value
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: Any, choices: Collection[str]) -> None:
   if value not in choices:
     near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
     nearest = f" Did you mean {near[0]!r}?" if near else ""

@@ -15,7 +15,6 @@ import io
 import json
 import math
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -321,11 +320,7 @@ def open_run_dataset(
     run_config: config.RunConfig, data_dir: str | os.PathLike | None
 ) -> DatasetSource:
   """Opens the dataset a run was trained on, or that of the same name in `data_dir`."""
-  folder = pathlib.Path(data_dir or run_config.data.data_dir).expanduser()
-  dataset = run_config.data.dataset
-  if dataset is None and not (folder / "dataset_info.json").is_file():
-    dataset = run_config.dataset_facts.name
-  return open_dataset(dataset, folder)
+  return open_dataset(*run_config.dataset_in(data_dir))
 
 
 def check_data(

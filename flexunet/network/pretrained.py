@@ -48,19 +48,10 @@ def open_start(path: str) -> StartingPoint:
     InputError: There is no trained FlexUNet.
   """
   given = pathlib.Path(path).expanduser()
-  if not given.exists():
-    raise InputError(f"--init_from {given} must be a run folder or a .keras file; it is not there.")
+  file = run_folder.network_file(given, "--init_from")
   names = None
-  file = given
   if given.is_dir():
-    run = run_folder.RunFolder(given)
-    if not run.config_json.is_file() or not run.model_keras.is_file():
-      raise InputError(
-          f"--init_from {given} must be the folder of a trained run, with config.json and"
-          " model.keras."
-      )
-    file = run.model_keras
-    names = run.read_config().dataset_facts.label_scheme.names
+    names = run_folder.RunFolder(given).read_config().dataset_facts.label_scheme.names
   found = cost.config_of_keras_file(file)
   return StartingPoint(file, given.name, found, names)
 

@@ -29,11 +29,7 @@ def load_model(run: run_folder.RunFolder) -> Any:
   # Registers the project's layers, without which Keras cannot read the file.
   import flexunet.network.model  # noqa: F401
 
-  if not run.model_keras.is_file():
-    raise InputError(
-        f"{run.model_keras} must hold the trained network. There is none: the run has not reached"
-        " its first validation. Train on, or name another --run_dir."
-    )
+  run.check_trained()
   try:
     return keras.saving.load_model(run.model_keras, compile=False)
   except (OSError, ValueError, KeyError, TypeError) as error:

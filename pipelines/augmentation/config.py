@@ -18,7 +18,7 @@ from flexunet.core.config_fields import Checked, knob
 from flexunet.core.errors import InputError
 
 PRESETS = ("none", "default", "strong")
-_UNSET = "that of the --augmentation preset"
+_UNSET = ""  # The help of --augmentation says it for all of them.
 
 
 def _probability(what: str) -> Any:
@@ -38,8 +38,8 @@ class AugmentationConfig(Checked):
 
   augmentation: str = knob(
       "auto",
-      "Preset that gives every augmentation setting its default. The trainer's 'auto' is 'default',"
-      " or 'none' in a run so short that it sees each slice a few times only.",
+      "Preset that every setting below takes its default from. 'auto' is 'default', or 'none' in a"
+      " run so short that it sees each slice only a few times.",
       choices=("auto", *PRESETS),
   )
   flip_horizontal_probability: float = _probability("a mirror image, left to right")
@@ -65,7 +65,7 @@ class AugmentationConfig(Checked):
       5000,
   )
   elastic_sigma: float = _strength(
-      "Width of that Gaussian, in pixels of an image of 512: small is wavy, large is smooth.",
+      "Width of that Gaussian, in pixels of an image of 512; larger is smoother.",
       4,
       200,
   )
@@ -91,16 +91,18 @@ class AugmentationConfig(Checked):
       3,
   )
   lens_center_range: float = _strength(
-      "Their centre lies up to this share of height and width off the middle.", 0, 0.5
+      "Largest distance of their centre from the middle, as a share of height and width.", 0, 0.5
   )
-  brightness_change: float = _strength("Brightness is multiplied by up to 1 +- this.", 0, 1)
+  brightness_change: float = _strength(
+      "Largest change of brightness, which is multiplied by 1 +- this.", 0, 1
+  )
   brightness_probability: float = _probability("a change of brightness")
   contrast_change: float = _strength(
-      "The distance from the mean grey is multiplied by up to 1 +- this.", 0, 1
+      "Largest change of contrast: distances from the mean grey are multiplied by 1 +- this.", 0, 1
   )
   contrast_probability: float = _probability("a change of contrast")
   gamma_max: float = _strength(
-      "Largest exponent of the grey values; 1/this the least.", 1, 5
+      "Largest exponent of the grey values; 1/this is the smallest.", 1, 5
   )
   gamma_probability: float = _probability("a gamma correction")
   sharpening_amount: float = _strength(
