@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flexunet.pipelines import readers, tf_data
 from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.record_table import RecordTable
 
@@ -46,7 +45,7 @@ def one_sided_classes(
   rows = _spread_rows(table)
   if not len(rows):
     return ()
-  counted = _sides(readers.native_reader(source, table, image_key, label_key), rows)
+  counted = _sides(source, table, image_key, label_key, rows)
   subjects = np.array([str(table.subject[row]) for row, _ in counted])
   counts = np.array([sides for _, sides in counted]).reshape(len(counted), 256, 2)
   found = []
@@ -79,9 +78,16 @@ def _spread(items: list, most: int) -> list:
   return [items[index] for index in np.unique(where.round().astype(int))]
 
 
-def _sides(read: readers.NativeReader, rows: np.ndarray) -> list[tuple[int, np.ndarray]]:
+def _sides(
+    source: DatasetSource, table: RecordTable, image_key: str, label_key: str, rows: np.ndarray
+) -> list[tuple[int, np.ndarray]]:
   """Returns (row, int64 [256, 2] pixels left and right of the middle by class id)."""
+  # `names_sides` is asked by configs, which must not load TensorFlow.
   import tensorflow as tf
+
+  from flexunet.pipelines import readers, tf_data
+
+  read = readers.native_reader(source, table, image_key, label_key)
 
   def count(row):
     decoded = read(row)
