@@ -14,6 +14,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from absl import logging
 
 from flexunet.core.errors import InputError
@@ -266,8 +267,6 @@ def data_identity(tables: Mapping[str, RecordTable], fingerprint: str | None) ->
 def _copy_into(target: np.ndarray | None, variable: Any) -> np.ndarray:
   """Returns `target`, or new memory where that does not fit, with what the variable holds."""
   if keras.backend.backend() == "tensorflow":
-    import tensorflow as tf
-
     # The variable's own memory; what Keras and TensorFlow give as NumPy is a copy already.
     values = np.asarray(tf.convert_to_tensor(variable))
   else:

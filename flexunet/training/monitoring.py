@@ -11,19 +11,17 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from flexunet import config, run_folder
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
 from flexunet.reporting import charts, overlay, training_section
 from flexunet.training import callbacks
-
-if TYPE_CHECKING:
-  import tensorflow as tf
 
 # Constants above this size lose their values in the graph: weights would make it as large as the
 # model. Variables are inputs of the graph and have none.
@@ -188,8 +186,6 @@ def check(settings: config.TrainingConfig) -> None:
 
 def graph_of(network: keras.Model) -> tf.compat.v1.GraphDef:
   """Returns the operations of the network for one image, by layer, without any weights."""
-  import tensorflow as tf
-
   image = tf.TensorSpec((1, *network.input_shape[1:]), tf.float32, name="image")
   traced = tf.function(lambda image: network(image, training=False)).get_concrete_function(image)
   graph = traced.graph.as_graph_def()
@@ -226,8 +222,6 @@ class TensorBoardLog(keras.callbacks.Callback):
     self._writer = None
 
   def _open(self) -> tf.summary.SummaryWriter:
-    import tensorflow as tf
-
     if self._writer is None:
       self._writer = tf.summary.create_file_writer(os.fspath(self._run.tensorboard))
     return self._writer
@@ -235,16 +229,12 @@ class TensorBoardLog(keras.callbacks.Callback):
   def on_train_begin(self, logs=None):
     if not self._graph:
       return
-    import tensorflow as tf
-
     self._graph = False  # A run may call `fit` more than once.
     with self._open().as_default(step=0):
       tf.summary.graph(graph_of(self.model))
     self._writer.flush()
 
   def on_epoch_end(self, epoch, logs=None):
-    import tensorflow as tf
-
     with self._open().as_default(step=epoch + 1):
       for name, value in (logs or {}).items():
         if math.isfinite(value):
