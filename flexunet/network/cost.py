@@ -42,7 +42,7 @@ class Row:
 
 
 def rows(config: ModelConfig) -> list[Row]:
-  """Returns the layers from the input to the heads. Knobs of any size are drawn at 512 x 512."""
+  """Returns the layers from the input to the heads. A network of any size is drawn at 512 x 512."""
   config = config if config.image_size else dataclasses.replace(config, image_size=(512, 512))
   stages = config.stages()
   table: list[Row] = []

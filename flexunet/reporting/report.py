@@ -109,12 +109,12 @@ def _run_sections(
   """Returns (anchor, title, HTML) of data, training and settings."""
   # Through JSON, so that tuples and lists look the same here as in the file.
   as_stored = json.loads(json.dumps(run_config.to_json()))
-  counts = _split_counts(manifest, evaluations)
+  counts, scheme = _split_counts(manifest, evaluations), run_config.dataset_facts.label_scheme
   curves = training_section.curves_section(
       read_history(run), run_config.training, manifest.get("validation")
   )
   return [
-      ("data", "Data", training_section.data_section(as_stored, counts, run_config.dataset_facts.label_scheme)),
+      ("data", "Data", training_section.data_section(as_stored, counts, scheme)),
       ("curves", "Training", curves),
       ("settings", "Settings and reasons", training_section.settings_section(as_stored)),
   ]

@@ -23,13 +23,13 @@ VARIANTS = [
 ]
 
 
-def small(**changes) -> architecture.Knobs:
+def small(**changes) -> architecture.ModelConfig:
   defaults = dict(image_size=(24, 40), image_channels=2, num_classes=3, base_filters=4,
                   base_kernels=5, num_layers=3)  # fmt: skip
   return run_samples.published(**{**defaults, **changes})
 
 
-def built(shape: architecture.Knobs):
+def built(shape: architecture.ModelConfig):
   return model.build_model(**{name: getattr(shape, name) for name in shape.__dataclass_fields__})
 
 
