@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import build_samples
+import mlcroissant
 import pytest
 
 from flexunet.core import files
@@ -41,7 +42,6 @@ def test_the_restricted_form_of_ct_ich_is_not_called_open():
 
 @pytest.mark.slow
 def test_the_reference_reader_loads_it_without_errors(built):
-  mlcroissant = pytest.importorskip("mlcroissant")
   folder = pathlib.Path(built.data_path)
   dataset = mlcroissant.Dataset(jsonld=str(folder / croissant.NAME))
   assert not dataset.metadata.issues.errors

@@ -51,11 +51,10 @@ def test_litert_answers_equally_at_a_size_that_needs_padding(tmp_path):
   assert done.max_difference < 1e-4 and done.path.stat().st_size > 0
 
 
+@pytest.mark.needs_extra("export")
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(12, 20), None])
 def test_onnx_answers_equally(size, tmp_path):
-  for package in ("onnx", "tf2onnx", "onnxruntime"):
-    pytest.importorskip(package, reason="needs the extra: pip install 'flexunet[export]'")
   (done,) = export.export(small(image_size=size, num_layers=3), ["onnx"], tmp_path)
   assert done.max_difference < 1e-4
 

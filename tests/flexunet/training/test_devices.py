@@ -1,7 +1,6 @@
 """Devices, precision, determinism: what is chosen, and that it changes speed, not results."""
 
 import functools
-import importlib.util
 import json
 import os
 import pathlib
@@ -21,6 +20,11 @@ from flexunet.objectives import losses
 from flexunet.training import devices
 
 _PROGRAM = pathlib.Path(resume_program.__file__)
+
+# The backends of Keras beside TensorFlow, each an extra of setup.cfg.
+OTHER_BACKENDS = [
+    pytest.param(name, marks=pytest.mark.needs_extra(name)) for name in ("jax", "torch")
+]
 
 
 @pytest.mark.parametrize(
@@ -169,10 +173,8 @@ def loss_curve(backend, data_dir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.mark.parametrize("backend", OTHER_BACKENDS)
 def test_the_trainer_gives_the_same_loss_curve_on_other_backends(backend, blob_data):
-  if importlib.util.find_spec(backend) is None:
-    pytest.skip(f"needs the extra: pip install 'flexunet[{backend}]'")
   expected, found = loss_curve("tensorflow", blob_data), loss_curve(backend, blob_data)
   assert len(found) == 18  # Two epochs of 36 slices, 4 a step.
   assert found[-1] < 0.95 * found[0]
@@ -180,12 +182,10 @@ def test_the_trainer_gives_the_same_loss_curve_on_other_backends(backend, blob_d
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.mark.parametrize("backend", OTHER_BACKENDS)
 def test_a_run_with_dropout_resumes_exactly_on_other_backends(
     backend, blob_data, tmp_path, monkeypatch
 ):
-  if importlib.util.find_spec(backend) is None:
-    pytest.skip(f"needs the extra: pip install 'flexunet[{backend}]'")
   monkeypatch.setenv("KERAS_BACKEND", backend)
   knobs = {"epochs": 2, "ema_momentum": 0.9}
   whole = train(blob_data, tmp_path / "whole", **knobs)
