@@ -45,7 +45,7 @@ def complete(
   spacing_mm = spacing.tolist() if np.isfinite(spacing).all() else None
   start = pretrained.open_start(training.init_from) if training.init_from else None
   device = "gpu" if devices.has_gpu() else "cpu"
-  memory_bytes = devices.free_memory()
+  memory_bytes = opened.free_device_bytes
   one_sided = _one_sided(opened, data, augmentation, scheme.names)
   planned = planning.plan(
       model,

@@ -221,12 +221,12 @@ def test_validation_is_not_augmented_and_not_kept_on_the_device(data_dir):
 def test_a_gpu_with_room_takes_the_training_slices(data_dir, monkeypatch):
   run = flagged.setup(data_dir, *AUGMENTED, *ON_DEVICE)
   monkeypatch.setattr(devices, "has_gpu", lambda: True)
-  monkeypatch.setattr(devices, "free_memory", lambda: 2**30)
-  room = input_pipeline.device_room(run.config, replicas=1)
+  room = input_pipeline.device_room(run.config, 2**30, replicas=1)
   assert room.is_gpu and not room.obstacle and 0.9 * 2**30 < room.free_bytes < 2**30
-  assert "2 share a batch" in input_pipeline.device_room(run.config, replicas=2).obstacle
+  assert "2 share a batch" in input_pipeline.device_room(run.config, 2**30, replicas=2).obstacle
   # Twelve slices of 20 x 28 pixels, one byte a pixel of image and of label: 13,440 bytes.
   assert cache.num_bytes_on_device(run.streams.train) == 12 * 20 * 28 * 2
-  monkeypatch.setattr(devices, "free_memory", lambda: None)
-  host = input_pipeline.make(run.config, (run.streams.train, run.streams.held_out), ("a", "b"), 1)
+  unknown = input_pipeline.device_room(run.config, None, replicas=1)
+  loaders = (run.streams.train, run.streams.held_out)
+  host = input_pipeline.make_caches(run.config.data, loaders, ("a", "b"), unknown)
   assert host.choice.mode == "ram" and "cannot be measured" in host.choice.reason

@@ -170,14 +170,6 @@ def test_a_resumed_run_keeps_its_part_and_the_time_it_has_spent(monkeypatch):
   assert world.now - 1000 < 220
 
 
-def test_a_checkpoint_of_an_earlier_version_is_read():
-  clock = callbacks.RunClock(100, 1.0)
-  clock.load_state({"step": 7, "spent_s": 5.0, "validation_s": 2.0, "stopped_limit_s": None})
-  assert (clock.step, clock.budget.validation_s, clock.validation_batches) == (7, 2.0, None)
-  assert set(clock.state()) == {"step", "spent_s", "validation_s", "stopped_limit_s", "closing_s",
-                                "validation_batches"}  # fmt: skip
-
-
 def test_the_schedule_follows_the_time_and_ends_with_it(monkeypatch):
   world = World(monkeypatch, limit=100, steps_per_epoch=10**6)
   world.now = 33.0
