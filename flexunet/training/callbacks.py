@@ -122,6 +122,7 @@ class RunClock(RunCallback):
     return f"{text} of {self.total_steps}"
 
   def state(self) -> dict[str, Any]:
+    """Returns the position, and what the ends of epochs have cost."""
     budget = self.budget
     return {
         **{name: getattr(self, name) for name in ("step", "stopped_limit_s", "validation_batches")},
@@ -131,6 +132,7 @@ class RunClock(RunCallback):
     }
 
   def load_state(self, state: dict[str, Any]) -> None:
+    """Restores what `state` gave; time that passes from now on is added."""
     self.step, self.spent_s = state["step"], state["spent_s"]
     self.stopped_limit_s = state["stopped_limit_s"]
     self.budget.validation_s = state["validation_s"]

@@ -23,7 +23,8 @@ from flexunet.training import device_step
 class DeepSupervisionModel(keras.Model):
   """A network of several outputs that learns from one label and is scored by its first output."""
 
-  def compile(self, *args, loss=None, **kwargs):
+  def compile(self, *args: Any, loss: Any = None, **kwargs: Any) -> None:
+    """Takes one loss, applied to every output with its weight."""
     super().compile(*args, loss=None, **kwargs)
     self.output_loss = loss
     self.output_weights = model.deep_supervision_weights(self)
@@ -34,7 +35,10 @@ class DeepSupervisionModel(keras.Model):
     costs = [self.output_loss(y, output, sample_weight) for output in y_pred]
     return sum(w * cost for w, cost in zip(self.output_weights, costs, strict=True))
 
-  def compute_metrics(self, x, y, y_pred, sample_weight=None):
+  def compute_metrics(
+      self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+  ) -> dict[str, Any]:
+    """Scores the first output."""
     return super().compute_metrics(x, y, y_pred[0], sample_weight=sample_weight)
 
 

@@ -99,6 +99,6 @@ def test_any_dice_ranks_above_none_and_among_none_the_lower_loss_wins():
 def test_the_last_line_tells_the_best_score_of_the_epochs_that_have_one():
   scores = (float("nan"), 0.5, 0.25)
   rows = [{"step": 9, "seconds": 2.0, "val_foreground_dice": score} for score in scores]
-  told = json.loads(monitoring.final_line(rows))
-  assert told == {"epochs": 3, "steps": 9, "seconds": 2.0, "best_val_foreground_dice": 0.5}
+  line = json.loads(monitoring.final_line(rows))
+  assert line == {"epochs": 3, "steps": 9, "seconds": 2.0, "best_val_foreground_dice": 0.5}
   assert "best_val_foreground_dice" not in json.loads(monitoring.final_line(rows[:1]))
