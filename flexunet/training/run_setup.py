@@ -44,7 +44,7 @@ def complete(
   facts = _dataset_facts(opened, data.label_key, model.num_classes)
   mirroring = _laterality(opened, data, augmentation, facts.label_scheme.names)
   start = pretrained.open_start(training.init_from) if training.init_from else None
-  machine_facts = _machine_facts()
+  machine_facts = _machine_facts(opened.free_device_bytes)
   plan = planning.plan(
       model,
       data,
@@ -102,11 +102,11 @@ def _dataset_facts(
   )
 
 
-def _machine_facts() -> dict[str, Any]:
+def _machine_facts(free_device_bytes: int | None) -> dict[str, Any]:
   return {
       "device": "gpu" if devices.has_gpu() else "cpu",
       "cpu_cores": machine.available_cpus(),
-      "memory_bytes": devices.free_memory(),
+      "memory_bytes": free_device_bytes,
   }
 
 

@@ -34,10 +34,10 @@ OTHER_BACKENDS = [
 def test_a_cpu_computes_in_bfloat16_where_it_has_instructions_for_it(
     monkeypatch, tmp_path, flags, precision
 ):
-  told = tmp_path / "cpuinfo"
-  told.write_text(f"processor : 0\nflags\t\t: {flags}\n")
+  file = tmp_path / "cpuinfo"
+  file.write_text(f"processor : 0\nflags\t\t: {flags}\n")
   monkeypatch.setattr(devices, "device_names", lambda: ["CPU"])
-  monkeypatch.setattr(devices, "_CPU_INFO", told)
+  monkeypatch.setattr(devices, "_CPU_INFO", file)
   assert devices.default_precision()[0] == precision
 
 
@@ -152,8 +152,8 @@ def test_two_devices_share_a_batch_and_resume_exactly(blob_data, tmp_path, ema_m
   )  # fmt: skip
   assert killed.returncode == 128 + 15
   assert train(blob_data, tmp_path / "run", *both, "--resume", **knobs) == whole
-  told = json.loads((tmp_path / "run" / "manifest.json").read_text())
-  assert told["devices_sharing_a_batch"] == 2
+  manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+  assert manifest["devices_sharing_a_batch"] == 2
   # One device sees other statistics per batch normalization, and else the same.
   alone = json.loads(train(blob_data, tmp_path / "alone", epochs=2, num_devices=1)["history"])
   assert json.loads(whole["history"])[0]["loss"] == pytest.approx(alone[0]["loss"], rel=0.1)
