@@ -206,7 +206,9 @@ class TrainingConfig(Checked):
       False, "Also writes the graph of the network into RUN/tensorboard (TensorFlow only).",
       group=_OUTPUT,
   )
-  seed: int = knob(1, "Seed of weights, order, dropout and augmentation.", minimum=0, group=_OPTIMIZER)
+  seed: int = knob(
+      1, "Seed of weights, order, dropout and augmentation.", minimum=0, group=_OPTIMIZER
+  )
   checkpoint_steps: int = knob(
       0, "Steps from one checkpoint to the next; 0: one at the end of each epoch only.", minimum=0,
       group=_OUTPUT,
