@@ -16,9 +16,13 @@ from typing import Any
 
 from flexunet.core.config_fields import Checked, from_mapping, knob, refuse_unknown
 from flexunet.core.errors import InputError
-from flexunet.network import architecture
+from flexunet.imaging.intensity import IntensityWindow
+from flexunet.imaging.label_scheme import LabelScheme
+from flexunet.imaging.slicing import SlicePlan
+from flexunet.network.architecture import ModelConfig
 from flexunet.objectives import names
 from flexunet.pipelines.augmentation.config import AugmentationConfig
+from flexunet.pipelines.laterality import Laterality
 
 # Headings of the help, under which flags stand together.
 _OPTIMIZER = "Optimizer and schedule"
@@ -26,55 +30,6 @@ _LOSS = "Loss"
 _VALIDATION = "Validation and stopping"
 _OUTPUT = "Checkpoints and output"
 _DEVICES = "Devices and precision"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig(Checked):
-  """Shape of a FlexUNet; the names are those of `flexunet.build_model` and of the flags."""
-
-  image_size: tuple[int, int] = knob(
-      None, "Height and width of the network's input, e.g. 512,512; one number means a square."
-  )
-  image_channels: int = knob(
-      1, "Channels of the input; 3 repeats grey images as the published recipes do.", minimum=1
-  )
-  num_classes: int = knob(None, "Classes, background included.", minimum=1)
-  base_filters: int = knob(
-      None, "Channels of the first stage; they double at each stage below.", minimum=1
-  )
-  base_kernels: int = knob(
-      None, "Odd kernel edge of the first stage; shrinks by 2 per stage, down to 3.", minimum=1
-  )
-  num_layers: int = knob(None, "Stages, the bottleneck included.", minimum=1, maximum=12)
-  dropout_rate: float = knob(
-      None, "Dropout at stage n (from 0) is n times this rate.", minimum=0.0, maximum=0.9
-  )
-  dilation: int = knob(1, "Dilation of the first stage; shrinks by 1 per stage, to 1.", minimum=1)
-  normalization: str = knob(
-      None,
-      "Layer after each convolution.",
-      choices=architecture.NORMALIZATIONS,
-  )
-  activation: str = knob(
-      "relu",
-      "Activation after each convolution.",
-      choices=architecture.ACTIVATIONS,
-  )
-  kernel_initializer: str = knob(
-      "he_normal",
-      "How the kernels of the convolutions start.",
-      choices=architecture.KERNEL_INITIALIZERS,
-  )
-  input_normalization: str = knob(
-      "unit",
-      "How 0..255 enters the network: times 1/255, or zero mean and unit deviation per image.",
-      choices=architecture.INPUT_NORMALIZATIONS,
-  )
-  deep_supervision: bool = knob(
-      False,
-      "Trains outputs at 1/2, 1/4 and 1/8 of the size too, each half as heavy as the one before;"
-      " the saved model has the main output alone.",
-  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -267,28 +222,53 @@ class DatasetFacts:
 
   Attributes:
     name: dataset/config/version.
-    fingerprint: Of the records, from the build report; None for datasets built elsewhere.
-    label_scheme: [{"name": str, "color": [r, g, b]}], position is the class id.
-    slice_plan: {"axes", "plane"} of `SlicePlan`, or None for pictures.
-    intensity: {"kind", "low", "high"} of `IntensityWindow`, or None for pictures.
-    spacing_mm: Median (row, column) spacing of the training slices, None where unknown.
+    fingerprint: That of the records, from the build report; None for datasets built elsewhere.
+    label_scheme: The classes, by id.
+    slice_plan: How volumes are cut; None for images that are no slices of volumes.
+    intensity: How intensities become 8 bits; None for such images.
+    spacing_mm: Median (row, column) spacing of the training slices; None where unknown.
     isotropic_mm: Spacing the volumes were resampled to when the dataset was built; None: not.
-    one_sided: Classes that lie on one side in every subject looked at.
   """
 
   name: str
   fingerprint: str | None
-  label_scheme: list[dict[str, Any]]
-  slice_plan: dict[str, Any] | None
-  intensity: dict[str, Any] | None
-  spacing_mm: list[float] | None = None
+  label_scheme: LabelScheme
+  slice_plan: SlicePlan | None
+  intensity: IntensityWindow | None
+  spacing_mm: tuple[float, float] | None = None
   isotropic_mm: float | None = None
-  one_sided: list[str] = dataclasses.field(default_factory=list)
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns the facts as JSON holds them."""
+    return {**dataclasses.asdict(self), "label_scheme": self.label_scheme.to_json()}
+
+  @classmethod
+  def from_json(cls, values: Mapping[str, Any]) -> DatasetFacts:
+    """Reads what `to_json` wrote; anything else is an InputError."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    refuse_unknown(values, names, "dataset_facts in config.json")
+    if missing := [name for name in names if name not in values]:
+      raise InputError(f"dataset_facts in config.json must hold {names}. Missing: {missing}.")
+    plan, window, spacing = (values[name] for name in ("slice_plan", "intensity", "spacing_mm"))
+    read = {
+        "label_scheme": LabelScheme.from_json(values["label_scheme"]),
+        "slice_plan": None if plan is None else from_mapping(SlicePlan, plan),
+        "intensity": None if window is None else from_mapping(IntensityWindow, window),
+        "spacing_mm": None if spacing is None else (float(spacing[0]), float(spacing[1])),
+    }
+    return cls(**{**values, **read})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-  """Everything a run folder's `config.json` holds; `augmentation` is resolved there."""
+  """Everything a run folder's `config.json` holds; `augmentation` is resolved there.
+
+  Attributes:
+    model, data, training, augmentation: Complete configs.
+    dataset_facts: What the run remembers of its dataset.
+    laterality: Whether images may be mirrored, in training and in prediction.
+    reasons: Field name -> why it has its value.
+  """
 
   model: ModelConfig
   data: DataConfig
@@ -298,9 +278,11 @@ class RunConfig:
   augmentation: AugmentationConfig = dataclasses.field(
       default_factory=lambda: AugmentationConfig(augmentation="none")
   )
+  laterality: Laterality = dataclasses.field(default_factory=Laterality)
 
   def to_json(self) -> dict[str, Any]:
-    return dataclasses.asdict(self)
+    """Returns the config as JSON holds it."""
+    return {**dataclasses.asdict(self), "dataset_facts": self.dataset_facts.to_json()}
 
   def dataset_in(self, data_dir: str | os.PathLike | None) -> tuple[str | None, pathlib.Path]:
     """Returns (dataset, folder) of the run's dataset as `dataset_source.open_dataset` takes them.
@@ -322,16 +304,16 @@ class RunConfig:
         "data": DataConfig,
         "training": TrainingConfig,
         "augmentation": AugmentationConfig,
+        "laterality": Laterality,
     }
     known = [*parts, "dataset_facts", "reasons"]
     refuse_unknown(values, known, "config.json")
-    values = {"augmentation": {"augmentation": "none"}, **values}  # Runs made before it existed.
     if missing := [name for name in known if name not in values]:
       raise InputError(f"config.json must hold {known}. Missing: {missing}.")
     built: dict[str, Any] = {name: from_mapping(part, values[name]) for name, part in parts.items()}
     return cls(
         **built,
-        dataset_facts=from_mapping(DatasetFacts, values["dataset_facts"]),
+        dataset_facts=DatasetFacts.from_json(values["dataset_facts"]),
         reasons=dict(values["reasons"]),
     )
 

@@ -11,7 +11,6 @@ Afterwards: flexunet evaluate --run_dir=RUN
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import shlex
 import signal
@@ -130,7 +129,7 @@ def plan_lines(run_config: config.RunConfig, devices: Sequence[str]) -> list[str
     devices: Names of those it may train on, e.g. ["CPU"].
   """
   model, settings = run_config.model, run_config.training
-  parameters = architecture.count_parameters(architecture.Knobs(**dataclasses.asdict(model)))
+  parameters = architecture.count_parameters(model)
   size = "x".join(map(str, [*model.image_size, model.image_channels]))
   deepest = model.base_filters * 2 ** (model.num_layers - 1)
   filters = f"{model.base_filters}..{deepest}" if model.num_layers > 1 else f"{deepest}"

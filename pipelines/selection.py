@@ -17,13 +17,16 @@ def split_tables(
 ) -> tuple[RecordTable, RecordTable]:
   """Returns the tables to train on and to validate on.
 
-  Without a fold they are the two splits. With one, both splits are put together and cut again by
-  the fold of the subject; the test split stays out of it.
+  Without a fold they are the two splits. With one, both splits are put together and divided again
+  by the fold of the subject; the test split stays out of it.
+
+  Raises:
+    InputError: Both splits are the same, a split is unknown, or the dataset has no such fold.
   """
   if train_split == validation_split:
     raise InputError(
         f"--validation_split must differ from --train_split. Both are {train_split!r}: a score on"
-        " slices that were trained on tells nothing."
+        " slices that were trained on means nothing."
     )
   splits = [readers.slice_table(source, split) for split in (train_split, validation_split)]
   if fold is None:
@@ -35,10 +38,13 @@ def split_tables(
 
 
 def pools(table: RecordTable, *, by_class: bool) -> tuple[np.ndarray, ...]:
-  """Returns the row sets that balanced places of a batch are drawn from, none empty.
+  """Returns the row sets, int64 [n] each, that balanced places of a batch are drawn from.
 
   One pool of all rows with foreground, or one per foreground class, which then take turns, so
-  that a rare class is seen as often as a common one.
+  that a rare class is seen as often as a common one. None is empty.
+
+  Raises:
+    InputError: No row has foreground, or it is unknown which have.
   """
   if table.pixels is None or not len(table.foreground):
     raise InputError(

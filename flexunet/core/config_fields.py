@@ -91,6 +91,8 @@ def _checked_value(field: dataclasses.Field, hint: Any, value: Any) -> Any:
     if typing.get_args(base)[-1] is Ellipsis:
       return _checked_names(field, value)
     return _checked_size(field.name, value)
+  if base is int and not isinstance(value, bool) and hasattr(value, "__index__"):
+    value = int(value)  # NumPy's integers are none of Python's.
   wanted = (int, float) if base is float else base
   if not isinstance(value, wanted) or (isinstance(value, bool) and base is not bool):
     raise InputError(f"{field.name} must be of type {base.__name__}. Got: {value!r}.")
@@ -124,9 +126,10 @@ def _checked_names(field: dataclasses.Field, value: Any) -> tuple[str, ...]:
 
 
 def _checked_size(name: str, value: Any) -> tuple[int, int]:
-  size = (value, value) if isinstance(value, int) else tuple(value)
-  if len(size) == 1:
-    size = size * 2
-  if len(size) != 2 or not all(isinstance(edge, int) and edge > 0 for edge in size):
+  edges = (value,) if hasattr(value, "__index__") or not hasattr(value, "__iter__") else value
+  size = tuple(edges)
+  size = size * 2 if len(size) == 1 else size
+  whole = all(hasattr(edge, "__index__") and not isinstance(edge, bool) for edge in size)
+  if len(size) != 2 or not whole or min(size) < 1:
     raise InputError(f"{name} must be one or two positive whole numbers. Got: {value!r}.")
-  return size  # type: ignore[return-value]
+  return int(size[0]), int(size[1])

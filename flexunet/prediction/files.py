@@ -26,8 +26,7 @@ from flexunet import config
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
 from flexunet.imaging import nifti, pictures, slicing
-from flexunet.imaging.intensity import IntensityWindow
-from flexunet.prediction.predictor import Predictor, scheme_of, to_label
+from flexunet.prediction.predictor import Predictor, to_label
 from flexunet.reporting import overlay
 
 # Beyond this ratio of pixel sizes structures look unlike anything in training.
@@ -110,9 +109,9 @@ def _predict_volume(
         " a volume into slices. Give it pictures, or a run trained on volumes."
     )
   volume = nifti.read(scan.path)
-  plan = slicing.SlicePlan(**facts.slice_plan)
+  plan = facts.slice_plan
   cut = plan.extract(volume)
-  pixels = IntensityWindow(**facts.intensity).to_uint8(cut.pixels)
+  pixels = facts.intensity.to_uint8(cut.pixels)
   native = dataclasses.replace(cut, pixels=pixels)
   seen = _resampled(native, run_config, scan)
   label = np.empty(seen.pixels.shape, np.uint8)
@@ -129,7 +128,7 @@ def _predict_volume(
   folder = scan.label_path(outputs.folder).parent
   folder.mkdir(parents=True, exist_ok=True)
   if outputs.overlay:
-    palette = overlay.display_palette(scheme_of(run_config).palette)
+    palette = overlay.display_palette(run_config.dataset_facts.label_scheme.palette)
     height, width = cut.spacing_mm
     aspect = height / width if width > 0 else 1.0  # Not known where the file states no spacing.
     sheet = overlay.volume_sheet(native.pixels, label, palette, aspect=aspect)
@@ -151,7 +150,7 @@ def _predict_picture(
   image = pixels if pixels.ndim == 2 else np.round(pixels.mean(axis=-1)).astype(np.uint8)
   probability = next(predictor.probabilities([pixels]))
   label = to_label(probability)
-  scheme = scheme_of(run_config)
+  scheme = run_config.dataset_facts.label_scheme
   scan.label_path(outputs.folder).parent.mkdir(parents=True, exist_ok=True)
   if outputs.overlay:
     blended = overlay.blend(image, label, overlay.display_palette(scheme.palette))
@@ -177,7 +176,7 @@ def _resampled(
     native: slicing.Slices, run_config: config.RunConfig, scan: Scan
 ) -> slicing.Slices:
   """Returns the slices at the isotropic spacing of a dataset that was built with one."""
-  isotropic_mm = getattr(run_config.dataset_facts, "isotropic_mm", None)
+  isotropic_mm = run_config.dataset_facts.isotropic_mm
   if not isotropic_mm:
     return native
   resampled, _ = slicing.isotropic(native, None, float(isotropic_mm), scan.path.name)
@@ -243,7 +242,7 @@ def _write_probabilities(
     scan: Scan, outputs: Outputs, probability: np.ndarray, run_config: config.RunConfig
 ) -> None:
   """Writes float16 probabilities, classes last, on the grid of the scan, and the class names."""
-  names = np.array(scheme_of(run_config).names)
+  names = np.array(run_config.dataset_facts.label_scheme.names)
   buffer = io.BytesIO()
   np.savez_compressed(buffer, probability=probability, classes=names)
   files.write_bytes(scan.output(outputs.folder, "_probability.npz"), buffer.getvalue())

@@ -12,12 +12,10 @@ holds for brightness, contrast and gamma. Barrel excludes pincushion, blur exclu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 from flexunet.core.config_fields import Checked, knob
 from flexunet.core.errors import InputError
-from flexunet.pipelines import laterality
 
 PRESETS = ("none", "default", "strong")
 _UNSET = ""  # The help of --augmentation says it for all of them.
@@ -126,28 +124,22 @@ class AugmentationConfig(Checked):
   )
   bias_field_probability: float = _probability("a bias field")
 
-  def resolve(self, *, sided: bool = False) -> AugmentationConfig:
+  def resolve(self, *, mirroring: bool = True) -> AugmentationConfig:
     """Returns the config with every field given.
 
     Args:
-      sided: The classes tell left from right (`names_sides`): mirror images and turns by right
-        angles would teach wrong labels, so the presets leave them out.
+      mirroring: Whether images may be mirrored (`laterality`). Where they may not, flips and turns
+        by right angles are left out unless they were given.
 
     Raises:
-      InputError: A flip or right angle is asked for although the classes are sided, or barrel
-        and pincushion (blur and sharpening), which exclude each other, add up to more than 1.
+      InputError: Barrel and pincushion (or blur and sharpening), which exclude each other, add up
+        to more than 1.
     """
     if self.augmentation == "auto":
-      return dataclasses.replace(self, augmentation="default").resolve(sided=sided)
+      return dataclasses.replace(self, augmentation="default").resolve(mirroring=mirroring)
     preset = _preset(self.augmentation)
-    if sided:
-      for name in _CHANGES_SIDES:
-        if getattr(self, name):
-          raise InputError(
-              f"--{name} must be 0 for classes that tell left from right: a mirrored or turned"
-              f" image would get wrong labels. Got: {getattr(self, name):g}."
-          )
-        preset[name] = 0.0
+    if not mirroring:
+      preset.update(dict.fromkeys(_CHANGES_SIDES, 0.0))
     given = {n: v for n, v in dataclasses.asdict(self).items() if v is not None}
     complete = dataclasses.replace(self, **{**preset, **given})
     for first, second in _EXCLUSIVE:
@@ -163,31 +155,6 @@ class AugmentationConfig(Checked):
   def given(self) -> bool:
     """Whether any setting was given beside the preset."""
     return any(v is not None for n, v in dataclasses.asdict(self).items() if n != "augmentation")
-
-  def resolve_for(
-      self, class_names: Sequence[str], plane: str | None, one_sided: Sequence[str] = ()
-  ) -> tuple[AugmentationConfig, str]:
-    """Returns the config resolved for a dataset, and why it has no mirror images ("" if it may).
-
-    Args:
-      class_names: Of the label scheme.
-      plane: Of the slices; None where it is not known.
-      one_sided: Classes that are labelled on one side in every subject (`sides`).
-
-    Raises:
-      InputError: As `resolve`.
-    """
-    if laterality.names_sides(class_names):
-      return self.resolve(sided=True), "no mirror images, since the classes tell sides"
-    if plane == "sagittal" and self.flip_horizontal_probability is None:
-      # Across a sagittal slice lie front and back, which no body has the other way round.
-      config = dataclasses.replace(self, flip_horizontal_probability=0.0)
-      return config.resolve(), "no mirror images, since slices are sagittal"
-    if one_sided and self.flip_horizontal_probability is None:
-      config = dataclasses.replace(self, flip_horizontal_probability=0.0)
-      names = " and ".join(one_sided)
-      return config.resolve(), f"no mirror images, since {names} is on one side in all subjects"
-    return self.resolve(), ""
 
   @property
   def enabled(self) -> bool:
