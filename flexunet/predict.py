@@ -19,6 +19,7 @@ from flexunet import run_folder
 from flexunet.core import command_line, flags, progress
 from flexunet.core import files as core_files
 from flexunet.core.errors import InputError
+from flexunet.prediction import scans
 
 _PROGRAM = flags.Program(__doc__, first=("run_dir", "input", "output_dir", "json"))
 _RUN_DIR = _PROGRAM.string("run_dir", None, "Folder of the run.", required=True)
@@ -48,6 +49,10 @@ def main(argv: Sequence[str]) -> None:
   target = pathlib.Path(_OUTPUT_DIR.value).expanduser()
   core_files.check_writable(target, "--output_dir")
 
+  found = scans.find(
+      source, target, volumes_first=run_config.dataset_facts.slice_plan is not None
+  )
+
   progress.say("Loading TensorFlow ...")
   command_line.load_tensorflow()
   # Heavy: a wrong flag or path is answered before they are loaded.
@@ -60,9 +65,6 @@ def main(argv: Sequence[str]) -> None:
       color_masks=_COLOR_MASKS.value,
       probabilities=_PROBABILITIES.value,
       overwrite=_OVERWRITE.value,
-  )
-  found = files.find(
-      source, target, volumes_first=run_config.dataset_facts.slice_plan is not None
   )
   predictor = Predictor(
       load_model(run), run_config, batch_size=_BATCH_SIZE.value, mirror=_TTA.value
