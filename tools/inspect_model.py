@@ -124,7 +124,7 @@ def as_text(facts: dict[str, Any]) -> str:
       progress.table(layers),
       f"{facts['parameters']:,} parameters, {total:,.2f} G multiply-adds per image{assumed}",
       "Receptive field, in pixels of the input\n" + progress.table(stages),
-      "Memory of a training step with Adam, estimated; the framework's own share comes on top\n"
+      "Estimated memory of a training step with Adam, without the framework itself\n"
       + progress.table(memory),
   ])
 

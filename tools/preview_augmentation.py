@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,6 @@ from PIL import Image, ImageDraw, ImageFont
 from flexunet.core import command_line, files, flags, progress
 from flexunet.core.errors import InputError
 from flexunet.pipelines import dataset_source, laterality, readers
-from flexunet.pipelines.augmentation import augment, draws
 from flexunet.pipelines.augmentation.config import PROBABILITIES, AugmentationConfig
 from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.reporting import overlay
@@ -71,7 +71,15 @@ _TRANSFORMATIONS = {
 }
 # (caption, image uint8 [H, W, C], label uint8 [H, W])
 Tile = tuple[str, np.ndarray, np.ndarray]
-_MOVE_PIXELS = draws.STAGES["warp"]
+
+
+@functools.cache
+def _machinery() -> tuple[types.ModuleType, types.ModuleType]:
+  """Returns the modules `augment` and `draws`."""
+  # They load TensorFlow, which --help and a wrong flag must not wait for.
+  from flexunet.pipelines.augmentation import augment, draws
+
+  return augment, draws
 
 
 def sheet(
@@ -91,10 +99,11 @@ def sheet(
     rows: Of random draws.
     seed: Decides those draws and the random fields.
   """
+  _, draws = _machinery()
   image, label = examples[0]
   tiles: list[Tile | None] = [("original", image, label)]
   for name, moved in _TRANSFORMATIONS.items():
-    shown = _with_lines(image) if moved[0] in _MOVE_PIXELS else image
+    shown = _with_lines(image) if moved[0] in draws.STAGES["warp"] else image
     tiles.extend(_alone(config, name, shown, label, seed))
   # The random draws begin on a row of their own.
   tiles.extend([None] * (-len(tiles) % COLUMNS))
@@ -107,6 +116,7 @@ def _alone(
   config: AugmentationConfig, name: str, image: np.ndarray, label: np.ndarray, seed: int
 ) -> list[Tile]:
   """Returns the tiles of one transformation at the ends of its range."""
+  augment, draws = _machinery()
   changes: dict[str, Any] = dict.fromkeys(PROBABILITIES, 0.0)
   certain = dataclasses.replace(config, **{**changes, f"{name}_probability": 1.0})
   table = draws.parameters(certain, square=image.shape[0] == image.shape[1])
@@ -131,6 +141,7 @@ def _at_random(
   config: AugmentationConfig, image: np.ndarray, label: np.ndarray, seed: tuple[int, int]
 ) -> Tile:
   """Returns the tile of an example as training would see it."""
+  augment, draws = _machinery()
   seeds = np.array([seed], np.int32)
   draw = draws.draw(config, image.shape[:2], seeds)
   images, labels = augment.apply(config, draw, image[None], label[None], seeds)
