@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from flexunet.core import command_line, files, flags, progress
 from flexunet.core.errors import InputError
-from flexunet.pipelines import dataset_source, laterality, readers
+from flexunet.pipelines import dataset_source, laterality
 from flexunet.pipelines.augmentation.config import PROBABILITIES, AugmentationConfig
 from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.reporting import overlay
@@ -74,12 +74,13 @@ Tile = tuple[str, np.ndarray, np.ndarray]
 
 
 @functools.cache
-def _machinery() -> tuple[types.ModuleType, types.ModuleType]:
-  """Returns the modules `augment` and `draws`."""
+def _library() -> types.SimpleNamespace:
+  """Returns the modules `augment`, `draws` and `readers`."""
   # They load TensorFlow, which --help and a wrong flag must not wait for.
+  from flexunet.pipelines import readers
   from flexunet.pipelines.augmentation import augment, draws
 
-  return augment, draws
+  return types.SimpleNamespace(augment=augment, draws=draws, readers=readers)
 
 
 def sheet(
@@ -99,11 +100,11 @@ def sheet(
     rows: Of random draws.
     seed: Decides those draws and the random fields.
   """
-  _, draws = _machinery()
+  moving = _library().draws.STAGES["warp"]
   image, label = examples[0]
   tiles: list[Tile | None] = [("original", image, label)]
   for name, moved in _TRANSFORMATIONS.items():
-    shown = _with_lines(image) if moved[0] in draws.STAGES["warp"] else image
+    shown = _with_lines(image) if moved[0] in moving else image
     tiles.extend(_alone(config, name, shown, label, seed))
   # The random draws begin on a row of their own.
   tiles.extend([None] * (-len(tiles) % COLUMNS))
@@ -116,7 +117,7 @@ def _alone(
   config: AugmentationConfig, name: str, image: np.ndarray, label: np.ndarray, seed: int
 ) -> list[Tile]:
   """Returns the tiles of one transformation at the ends of its range."""
-  augment, draws = _machinery()
+  augment, draws = _library().augment, _library().draws
   changes: dict[str, Any] = dict.fromkeys(PROBABILITIES, 0.0)
   certain = dataclasses.replace(config, **{**changes, f"{name}_probability": 1.0})
   table = draws.parameters(certain, square=image.shape[0] == image.shape[1])
@@ -141,7 +142,7 @@ def _at_random(
   config: AugmentationConfig, image: np.ndarray, label: np.ndarray, seed: tuple[int, int]
 ) -> Tile:
   """Returns the tile of an example as training would see it."""
-  augment, draws = _machinery()
+  augment, draws = _library().augment, _library().draws
   seeds = np.array([seed], np.int32)
   draw = draws.draw(config, image.shape[:2], seeds)
   images, labels = augment.apply(config, draw, image[None], label[None], seeds)
@@ -219,6 +220,7 @@ def pick_examples(
   source: DatasetSource, split: str, image_key: str, label_key: str, count: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
   """Returns (image, label) of the slices with most foreground, of different volumes first."""
+  readers = _library().readers
   table = readers.slice_table(source, split)
   order = np.arange(len(table))
   if table.pixels is not None:
@@ -249,7 +251,7 @@ def main(argv: Sequence[str]) -> None:
   scheme = opened.label_scheme(_LABEL_KEY.value)
   decided = laterality.decide_for(
       opened,
-      readers.slice_table(opened, _SPLIT.value),
+      _library().readers.slice_table(opened, _SPLIT.value),
       scheme.names,
       requested=settings.flip_horizontal_probability,
       image_key=_IMAGE_KEY.value,

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from flexunet.core import command_line, files, flags
 from flexunet.datasets import built_dataset
-from flexunet.pipelines import dataset_source, laterality, readers
+from flexunet.pipelines import dataset_source, laterality
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.tools.dataset_report import statistics
 
@@ -63,7 +63,8 @@ def main(argv: Sequence[str]) -> None:
   files.check_writable(out, "--output_dir")
   dataset_source.check_folder(_DATASET.value, _DATA_DIR.value, [_SPLIT.value])
   command_line.load_tensorflow()
-  # Loads TensorFlow, which --help and a wrong flag must not wait for.
+  # They load TensorFlow, which --help and a wrong flag must not wait for.
+  from flexunet.pipelines import readers
   from flexunet.tools.augment_offline import dataset
 
   opened = dataset_source.open_dataset(_DATASET.value, _DATA_DIR.value)
