@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from flexunet import run_folder
 from flexunet.core import command_line, flags, progress
 from flexunet.core import files as core_files
-from flexunet.core.errors import InputError
 from flexunet.prediction import scans
 
 _PROGRAM = flags.Program(__doc__, first=("run_dir", "input", "output_dir", "json"))
@@ -44,11 +43,8 @@ def main(argv: Sequence[str]) -> None:
   run.check_trained()
   run_config = run.read_config()
   source = pathlib.Path(_INPUT.value).expanduser()
-  if not source.exists():
-    raise InputError(f"--input {source} must be a file or a folder; there is none.")
   target = pathlib.Path(_OUTPUT_DIR.value).expanduser()
   core_files.check_writable(target, "--output_dir")
-
   found = scans.find(
       source, target, volumes_first=run_config.dataset_facts.slice_plan is not None
   )

@@ -112,13 +112,13 @@ def _check_paths(
 
 
 def _about_data(opened: Any) -> str:
-  """Returns the line that says what is trained on, from `input_pipeline.TrainingData`."""
+  """Returns what is trained on, from `input_pipeline.TrainingData`."""
   parts = []
-  for what, table in (("train on", opened.train), ("validate on", opened.validation)):
+  for what, table in (("train", opened.train), ("validate", opened.validation)):
     subjects = len(set(table.subject.tolist()) - {""})
-    people = f"{subjects} subjects, " if subjects else ""
-    parts.append(f"{people}{len(table)} slices to {what}")
-  return f"Data     {opened.source.name}: {'; '.join(parts)}"
+    people = f"{subjects} subject{'s' if subjects > 1 else ''}, " if subjects else ""
+    parts.append(f"{what} on {people}{len(table)} slices")
+  return f"Data     {opened.source.name}\n         {'; '.join(parts)}"
 
 
 def plan_lines(run_config: config.RunConfig, devices: Sequence[str]) -> list[str]:

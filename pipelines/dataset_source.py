@@ -109,7 +109,7 @@ def open_dataset(dataset: str | None, data_dir: str | os.PathLike) -> DatasetSou
   """Opens a built dataset by its name below `data_dir`, or `data_dir` itself when it is one."""
   import tensorflow_datasets as tfds
 
-  path = check_folder(dataset, data_dir)
+  path = _version_folder(dataset, pathlib.Path(data_dir).expanduser())
   try:
     builder = tfds.builder_from_directory(path)
     info = builder.info
@@ -118,63 +118,14 @@ def open_dataset(dataset: str | None, data_dir: str | os.PathLike) -> DatasetSou
         f"{path} must hold a dataset built by TFDS, but its metadata cannot be read:"
         f" {str(error).splitlines()[0]}. Build it again with flexunet build."
     ) from error
+  if info.file_format is not None and info.file_format.value != "tfrecord":
+    raise InputError(
+        f"{path} holds {info.file_format.value} files; training reads tfrecord. Build the dataset"
+        " with --file_format=tfrecord."
+    )
   report_file = path / "build_report.json"
   report = json.loads(report_file.read_text(encoding="utf-8")) if report_file.is_file() else {}
   return DatasetSource(path=path, name=info.full_name, info=info, report=report)
-
-
-def check_folder(
-    dataset: str | None,
-    data_dir: str | os.PathLike,
-    splits: Sequence[str] = (),
-    fold: int = -1,
-) -> pathlib.Path:
-  """Returns the version folder of a built dataset, after what small files alone can refuse.
-
-  It loads no library, so that a program answers at once where a path or a name is wrong.
-
-  Args:
-    dataset: name[/config[/version]]; None where `data_dir` is the version folder.
-    data_dir: Folder of built datasets, or the version folder.
-    splits: Names that must be among its splits.
-    fold: Must be among its folds; -1: any.
-
-  Raises:
-    InputError: There is no such dataset, split or fold, or its records have another container.
-  """
-  path = _version_folder(dataset, pathlib.Path(data_dir).expanduser())
-  try:
-    info = json.loads((path / "dataset_info.json").read_text(encoding="utf-8"))
-    parts = [info.get(key) for key in ("name", "configName", "version")]
-    container = info.get("fileFormat", "tfrecord")
-    found = [split["name"] for split in info.get("splits", ())]
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    raise InputError(
-        f"{path / 'dataset_info.json'} must be the metadata of a dataset built by TFDS, but it"
-        f" cannot be read: {error!r}. Build the dataset again with flexunet build."
-    ) from error
-  name = "/".join(part for part in parts if part)
-  if container != "tfrecord":
-    raise InputError(
-        f"{path} holds {container} files; training reads tfrecord. Build the dataset with"
-        " --file_format=tfrecord."
-    )
-  for split in splits if found else ():
-    if split not in found:
-      raise unknown_name(f"split of dataset {name}", split, found)
-  listing = path / "records.csv"
-  if fold >= 0 and listing.is_file():
-    with open(listing, newline="", encoding="utf-8") as stream:
-      check_fold(name, {int(row["fold"]) for row in csv.DictReader(stream)}, fold)
-  return path
-
-
-def check_fold(name: str, folds: Iterable[int], fold: int) -> None:
-  """Raises InputError unless `fold` is among the folds of the dataset `name`; -1 means none."""
-  known = sorted({one for one in folds if one >= 0})
-  if fold not in known:
-    listing = ", ".join(map(str, known)) or "none"
-    raise InputError(f"--fold must be a fold of {name}. It has: {listing}. Got: {fold}.")
 
 
 def _version_folder(dataset: str | None, data_dir: pathlib.Path) -> pathlib.Path:
@@ -262,3 +213,51 @@ def split_counts(source: DatasetSource) -> dict[str, dict[str, int]]:
     volumes = set(zip(table.subject.tolist(), table.volume.tolist(), strict=True)) - {("", "")}
     counts[split] = {"subjects": len(subjects), "volumes": len(volumes), "slices": slices}
   return counts
+
+
+def check_folder(
+    dataset: str | None,
+    data_dir: str | os.PathLike,
+    splits: Sequence[str] = (),
+    fold: int = -1,
+) -> pathlib.Path:
+  """Returns the version folder of a built dataset, after what small files alone can refuse.
+
+  It loads no library, so that a program answers at once where a path or a name is wrong.
+
+  Args:
+    dataset: name[/config[/version]]; None where `data_dir` is the version folder.
+    data_dir: Folder of built datasets, or the version folder.
+    splits: Names that must be among its splits.
+    fold: Must be among its folds; -1: any.
+
+  Raises:
+    InputError: There is no such dataset, split or fold.
+  """
+  path = _version_folder(dataset, pathlib.Path(data_dir).expanduser())
+  try:
+    info = json.loads((path / "dataset_info.json").read_text(encoding="utf-8"))
+    parts = [info.get(key) for key in ("name", "configName", "version")]
+    found = [split["name"] for split in info.get("splits", ())]
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise InputError(
+        f"{path / 'dataset_info.json'} must be the metadata of a dataset built by TFDS, but it"
+        f" cannot be read: {error!r}. Build the dataset again with flexunet build."
+    ) from error
+  name = "/".join(part for part in parts if part)
+  for split in splits if found else ():
+    if split not in found:
+      raise unknown_name(f"split of dataset {name}", split, found)
+  listing = path / "records.csv"
+  if fold >= 0 and listing.is_file():
+    with open(listing, newline="", encoding="utf-8") as stream:
+      check_fold(name, {int(row["fold"]) for row in csv.DictReader(stream)}, fold)
+  return path
+
+
+def check_fold(name: str, folds: Iterable[int], fold: int) -> None:
+  """Raises InputError unless `fold` is among the folds of the dataset `name`; -1 means none."""
+  known = sorted({one for one in folds if one >= 0})
+  if fold not in known:
+    listing = ", ".join(map(str, known)) or "none"
+    raise InputError(f"--fold must be a fold of {name}. It has: {listing}. Got: {fold}.")

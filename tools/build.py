@@ -1,6 +1,6 @@
 """Builds a dataset: a raw folder, as its publisher ships it, becomes TFRecords split by subject.
 
-    python -m flexunet.tools.build hippocampus_t1w --manual_dir=RAW --data_dir=OUT
+  flexunet build hippocampus_t1w --manual_dir=RAW --data_dir=OUT
 
 DATASET is a name, or name/config, e.g. hippocampus_t1w/left_right. RAW is the unpacked download;
 nothing in it is changed. The result lies in OUT/DATASET/CONFIG/VERSION, and any TFDS reader opens
@@ -31,7 +31,10 @@ from flexunet.datasets.builder import build_report
 from flexunet.datasets.builder.raw_folder import NothingFoundError
 from flexunet.imaging import nifti, pictures
 
-_PROGRAM = flags.Program(__doc__)
+_PROGRAM = flags.Program(
+    __doc__, usage="flexunet build DATASET --manual_dir=RAW --data_dir=DATA",
+    first=("manual_dir", "data_dir", "dry_run"),
+)  # fmt: skip
 _MANUAL_DIR = _PROGRAM.string("manual_dir", None, "Raw folder: the unpacked download.")
 _DATA_DIR = _PROGRAM.string("data_dir", None, "Folder in which datasets are built.")
 _NUM_WORKERS = _PROGRAM.integer(

@@ -1,4 +1,4 @@
-"""What programs show in a terminal: the one progress bar, single lines, and tables."""
+"""What programs show: the one progress bar, messages, and tables that fit the terminal."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def bar(iterable: Iterable | None = None, **options: Any) -> tqdm.tqdm:
 
 
 def say(text: str) -> None:
-  """Prints a message for people on standard error, on a line of its own beside a live bar."""
+  """Shows the user a message on a line of its own, above a bar that is alive."""
   if sys.stderr.isatty():
     tqdm.tqdm.write(text, file=sys.stderr)
   else:

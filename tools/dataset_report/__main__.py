@@ -8,7 +8,7 @@ from flexunet.core.errors import InputError
 from flexunet.datasets import built_dataset
 from flexunet.tools.dataset_report import page, statistics
 
-_PROGRAM = flags.Program(__doc__, usage="DIR [--output=FILE.html]")
+_PROGRAM = flags.Program(__doc__, usage="flexunet report DIR [--output=FILE.html]")
 _OUTPUT = _PROGRAM.string("output", None, "The .html file; by default inside the dataset.")
 
 
