@@ -88,6 +88,8 @@ def _checked_value(field: dataclasses.Field, hint: Any, value: Any) -> Any:
   if typing.get_origin(base) is tuple:
     if typing.get_args(base)[-1] is Ellipsis:
       return _checked_names(field, value)
+    if typing.get_args(base)[0] is float:
+      return _checked_pair(field.name, value)
     return _checked_size(field.name, value)
   wanted = (int, float) if base is float else base
   if not isinstance(value, wanted) or (isinstance(value, bool) and base is not bool):
@@ -128,3 +130,10 @@ def _checked_size(name: str, value: Any) -> tuple[int, int]:
   if len(size) != 2 or not all(isinstance(edge, int) and edge > 0 for edge in size):
     raise InputError(f"{name} must be one or two positive whole numbers. Got: {value!r}.")
   return size  # type: ignore[return-value]
+
+
+def _checked_pair(name: str, value: Any) -> tuple[float, float]:
+  pair = tuple(value) if isinstance(value, (tuple, list)) else ()
+  if len(pair) != 2 or not all(isinstance(number, (int, float)) for number in pair):
+    raise InputError(f"{name} must be two numbers. Got: {value!r}.")
+  return float(pair[0]), float(pair[1])
