@@ -150,10 +150,22 @@ def read_info(path: pathlib.Path) -> tfds.core.DatasetInfo:
   try:
     return tfds.builder_from_directory(path).info
   except Exception as error:  # TFDS raises many kinds for a damaged metadata file.
-    raise InputError(
-        f"{path}: {INFO_NAME} and features.json must describe a dataset built by TFDS, but cannot"
-        f" be read: {(str(error).splitlines() or [''])[0]} Build it again: {_BUILD}."
-    ) from error
+    raise _bad_metadata(path, error) from error
+
+
+def read_summary(path: pathlib.Path) -> tuple[str, str, list[str]]:
+  """Returns (name, container of the records, splits) of a version folder, without TFDS.
+
+  Raises:
+    InputError: The metadata cannot be read.
+  """
+  try:
+    info = json.loads((path / INFO_NAME).read_text(encoding="utf-8"))
+    parts = [info.get(key) for key in ("name", "configName", "version")]
+    splits = [split["name"] for split in info.get("splits", ())]
+    return "/".join(part for part in parts if part), info.get("fileFormat", "tfrecord"), splits
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise _bad_metadata(path, error) from error
 
 
 def read_report(path: pathlib.Path) -> dict[str, Any]:
@@ -330,4 +342,12 @@ def _damaged(path: pathlib.Path, reason: object) -> InputError:
   return InputError(
       f"{path}: {REPORT_NAME} and {RECORDS_NAME} must be as the build wrote them; one of them is"
       f" damaged ({reason!r}). Build the dataset again: {_BUILD}."
+  )
+
+
+def _bad_metadata(path: pathlib.Path, error: Exception) -> InputError:
+  first_line = (str(error).splitlines() or [type(error).__name__])[0]
+  return InputError(
+      f"{path}: {INFO_NAME} and features.json must be the metadata of a dataset built by TFDS, but"
+      f" cannot be read: {first_line}. Build it again: {_BUILD}."
   )

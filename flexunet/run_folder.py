@@ -84,9 +84,17 @@ class RunFolder:
     if not run.config_json.is_file():
       what = "has no config.json" if run.path.is_dir() else "does not exist"
       raise InputError(
-          f"--run_dir {run.path} must be the folder of a run made by flexunet.train; it {what}."
+          f"--run_dir {run.path} must be the folder of a run made by flexunet train; it {what}."
       )
     return run
+
+  def check_trained(self) -> None:
+    """Raises InputError unless the run has a network."""
+    if not self.model_keras.is_file():
+      raise InputError(
+          f"{self.model_keras} must hold the trained network. There is none: the run has not"
+          " reached its first validation. Continue it with --resume, or name another --run_dir."
+      )
 
   def remove_partial(self) -> None:
     """Removes files that a killed process was still writing; only while no other one writes."""
@@ -116,7 +124,30 @@ def check_new(path: str | os.PathLike) -> pathlib.Path:
   if path.is_dir() and any(path.iterdir()):
     raise InputError(
         f"--run_dir {path} must be new or empty, so that no earlier run is lost. It holds"
-        f" {len(list(path.iterdir()))} entries. Pass a new folder, or --resume to go on with the"
-        " run in it."
+        f" {len(list(path.iterdir()))} entries. Pass a new folder, or --resume to continue the run"
+        " in it."
     )
   return path
+
+
+def network_file(path: str | os.PathLike, flag: str) -> pathlib.Path:
+  """Returns the .keras file at a path: itself, or that of the run folder it is.
+
+  Args:
+    path: A run folder or a .keras file.
+    flag: What named it, for the error.
+
+  Raises:
+    InputError: There is neither.
+  """
+  given = pathlib.Path(path).expanduser()
+  if not given.exists():
+    raise InputError(f"{flag} {given} must be a run folder or a .keras file; it is not there.")
+  if not given.is_dir():
+    return given
+  run = RunFolder(given)
+  if not run.config_json.is_file() or not run.model_keras.is_file():
+    raise InputError(
+        f"{flag} {given} must be the folder of a trained run, with config.json and model.keras."
+    )
+  return run.model_keras

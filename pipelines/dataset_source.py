@@ -5,9 +5,11 @@ Reads what `datasets/` wrote, and any other TFDS dataset in TFRecords with an im
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import os
 import pathlib
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -121,15 +123,54 @@ def open_dataset(dataset: str | None, data_dir: str | os.PathLike) -> DatasetSou
   Raises:
     InputError: There is none, it is damaged, or its files are no TFRecords.
   """
-  path = built_dataset.locate(dataset, pathlib.Path(data_dir))
+  path = check_folder(dataset, data_dir)
   info = built_dataset.read_info(path)
-  if info.file_format is not None and info.file_format.value != "tfrecord":
-    raise InputError(
-        f"{path}: holds {info.file_format.value} files; training reads tfrecord. Build the dataset"
-        " with --file_format=tfrecord."
-    )
   report = built_dataset.read_report(path)
   return DatasetSource(path=path, name=info.full_name, info=info, report=report)
+
+
+def check_folder(
+    dataset: str | None,
+    data_dir: str | os.PathLike,
+    splits: Sequence[str] = (),
+    fold: int = -1,
+) -> pathlib.Path:
+  """Returns the version folder of a built dataset, after what small files alone can refuse.
+
+  It loads no library, so that a program answers at once where a path or a name is wrong.
+
+  Args:
+    dataset: name[/config[/version]]; None where `data_dir` is the version folder.
+    data_dir: Folder of built datasets, or the version folder.
+    splits: Names that must be among its splits.
+    fold: Must be among its folds; -1: any.
+
+  Raises:
+    InputError: There is no such dataset, split or fold, or its records have another container.
+  """
+  path = built_dataset.locate(dataset, pathlib.Path(data_dir))
+  name, container, found = built_dataset.read_summary(path)
+  if container != "tfrecord":
+    raise InputError(
+        f"{path}: holds {container} files; training reads tfrecord. Build the dataset with"
+        " --file_format=tfrecord."
+    )
+  for split in splits if found else ():
+    if split not in found:
+      raise unknown_name(f"split of dataset {name}", split, found)
+  listing = path / built_dataset.RECORDS_NAME
+  if fold >= 0 and listing.is_file():
+    with open(listing, newline="", encoding="utf-8") as stream:
+      check_fold(name, {int(row["fold"]) for row in csv.DictReader(stream)}, fold)
+  return path
+
+
+def check_fold(name: str, folds: Iterable[int], fold: int) -> None:
+  """Raises InputError unless `fold` is among the folds of the dataset `name`; -1 means none."""
+  known = sorted({one for one in folds if one >= 0})
+  if fold not in known:
+    listing = ", ".join(map(str, known)) or "none"
+    raise InputError(f"--fold must be a fold of {name}. It has: {listing}. Got: {fold}.")
 
 
 def split_counts(source: DatasetSource) -> dict[str, dict[str, int]]:

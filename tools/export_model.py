@@ -93,7 +93,7 @@ def _source() -> tuple[pathlib.Path, dict[str, Any]]:
     path = run.model_keras
     run_config = run.read_config()
     facts = {
-        "classes": run_config.dataset_facts.label_scheme,
+        "classes": run_config.dataset_facts.label_scheme.to_json(),
         # The exported network takes what these have made of an image.
         "crop_foreground": run_config.data.crop_foreground,
         "resize_mode": run_config.data.resize_mode,

@@ -23,7 +23,7 @@ from flexunet import run_folder
 from flexunet.core import command_line, files, flags
 from flexunet.core.errors import InputError
 from flexunet.network import architecture, cost
-from flexunet.network.architecture import Knobs, count_parameters
+from flexunet.network.architecture import ModelConfig, count_parameters
 
 _PROGRAM = flags.Program(__doc__)
 _RUN_DIR = _PROGRAM.string("run_dir", None, "Run folder whose network is shown.")
@@ -47,7 +47,7 @@ _CHOICES = {
     "kernel_initializer": (architecture.KERNEL_INITIALIZERS, "How weights start."),
     "input_normalization": (architecture.INPUT_NORMALIZATIONS, "How 0..255 enters the network."),
 }
-_DEFAULTS = architecture.Knobs()
+_DEFAULTS = architecture.PUBLISHED
 _Table = list[tuple[str, ...]]
 _KNOBS: dict[str, flags.FlagHolder] = {
     **{n: _PROGRAM.integer(n, getattr(_DEFAULTS, n), text) for n, text in _COUNTS.items()},
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
   print(json.dumps(facts, indent=2) if _JSON.value else as_text(facts))
 
 
-def _chosen_knobs() -> architecture.Knobs:
+def _chosen_knobs() -> architecture.ModelConfig:
   if _RUN_DIR.value and _MODEL.value:
     raise InputError("Pass either --run_dir or --model, not both.")
   if not _RUN_DIR.value and not _MODEL.value:
@@ -89,21 +89,14 @@ def _chosen_knobs() -> architecture.Knobs:
     size = _numbers("image_size", _SIZE.value)
     if len(size) not in (1, 2):
       raise InputError(f"--image_size must be one or two whole numbers. Got: {_SIZE.value}.")
-    return architecture.Knobs(image_size=(size[0], size[-1]), **values)
+    return architecture.ModelConfig(image_size=(size[0], size[-1]), **values)
   if given := [name for name in (*_KNOBS, "image_size") if _PROGRAM.given(name)]:
     raise InputError(
         f"The network of --run_dir or --model has its own knobs. Drop --{', --'.join(given)}."
     )
   if _MODEL.value:
-    return cost.knobs_of_keras_file(pathlib.Path(_MODEL.value).expanduser())
-  return knobs_of_run(run_folder.RunFolder.open(str(_RUN_DIR.value)))
-
-
-def knobs_of_run(run: run_folder.RunFolder) -> architecture.Knobs:
-  """Returns the knobs that a run's config.json holds."""
-  values = dataclasses.asdict(run.read_config().model)
-  names = {field.name for field in dataclasses.fields(architecture.Knobs)}
-  return architecture.Knobs(**{name: value for name, value in values.items() if name in names})
+    return cost.config_of_keras_file(pathlib.Path(_MODEL.value).expanduser())
+  return run_folder.RunFolder.open(str(_RUN_DIR.value)).read_config().model
 
 
 def _numbers(flag: str, texts: Sequence[str]) -> list[int]:
@@ -116,7 +109,7 @@ def _numbers(flag: str, texts: Sequence[str]) -> list[int]:
   return numbers
 
 
-def describe(shown: architecture.Knobs, batch_sizes: Sequence[int]) -> dict[str, Any]:
+def describe(shown: architecture.ModelConfig, batch_sizes: Sequence[int]) -> dict[str, Any]:
   """Returns all figures as plain numbers, texts, lists and dicts."""
   table = cost.rows(shown)
   return {
@@ -195,7 +188,7 @@ if __name__ == "__main__":
   run()
 
 
-def draw(knobs: Knobs, path: pathlib.Path) -> None:
+def draw(config: ModelConfig, path: pathlib.Path) -> None:
   """Writes the drawing; the suffix of `path` decides its format.
 
   Raises:
@@ -206,11 +199,11 @@ def draw(knobs: Knobs, path: pathlib.Path) -> None:
   # The object API of Matplotlib leaves the caller's backend and figures alone.
   from matplotlib import figure
 
-  count = knobs.num_layers
+  count = config.num_layers
   picture = figure.Figure(figsize=(max(8.0, 2.3 * count + 3), 1.5 + 1.15 * count), dpi=120)
   axes = picture.add_axes((0.01, 0.02, 0.98, 0.9))
   axes.set_axis_off()
-  table = cost.rows(knobs)
+  table = cost.rows(config)
   encoder, decoder = _blocks(table, "encoder"), _blocks(table, "decoder")
   slot = 2.4
   right_of = {}
@@ -229,12 +222,12 @@ def draw(knobs: Knobs, path: pathlib.Path) -> None:
     source = right_of[stage + 1] if stage == count - 2 else below + 0.5
     _arrow(axes, source, stage + 1, left - 0.03, stage, "up")
   last = slot * 2 * (count - 1) + 0.5 if count > 1 else 0.0
-  _head(axes, knobs, last + 0.9)
+  _head(axes, config, last + 0.9)
   axes.set_xlim(-0.9, last + 2.6)
   axes.set_ylim(-_ROW_HEIGHT * (count - 1) - 0.95, 0.75)
-  fields = cost.receptive_fields(knobs)
+  fields = cost.receptive_fields(config)
   picture.suptitle(
-      f"FlexUNet: {count} stage{'s' if count > 1 else ''}, {count_parameters(knobs):,} parameters,"
+      f"FlexUNet: {count} stage{'s' if count > 1 else ''}, {count_parameters(config):,} parameters,"
       f" receptive field {fields[0].decoder} px", fontsize=12,
   )  # fmt: skip
   _legend(picture)
@@ -293,14 +286,14 @@ def _arrow(axes, x0: float, row0: int, x1: float, row1: int, kind: str) -> None:
   )  # fmt: skip
 
 
-def _head(axes, knobs: Knobs, x: float) -> None:
+def _head(axes, config: ModelConfig, x: float) -> None:
   from matplotlib import patches
 
   axes.add_patch(patches.Rectangle((x, -0.475), 0.12, 0.95, facecolor=_COLORS["head"]))
-  kind = "sigmoid" if knobs.num_classes == 1 else "softmax"
-  text = f"{knobs.num_classes} class{'es' if knobs.num_classes > 1 else ''}\n{kind}"
+  kind = "sigmoid" if config.num_classes == 1 else "softmax"
+  text = f"{config.num_classes} class{'es' if config.num_classes > 1 else ''}\n{kind}"
   axes.text(x + 0.2, 0, text, fontsize=8, va="center")
-  axes.text(-0.15, 0, f"image\nx{knobs.image_channels}", fontsize=8, ha="right", va="center")
+  axes.text(-0.15, 0, f"image\nx{config.image_channels}", fontsize=8, ha="right", va="center")
 
 
 def _legend(picture) -> None:

@@ -88,15 +88,15 @@ def main(argv: Sequence[str]) -> None:
 
   opened = dataset_source.open_dataset(_DATASET.value, _DATA_DIR.value)
   scheme = opened.label_scheme(_LABEL_KEY.value)
-  plane = (opened.slice_plan or {}).get("plane")
-  one_sided = laterality.one_sided_classes(
-    opened,
-    readers.slice_table(opened, _SPLIT.value),
-    scheme.names,
-    _IMAGE_KEY.value,
-    _LABEL_KEY.value,
+  decided = laterality.decide_for(
+      opened,
+      readers.slice_table(opened, _SPLIT.value),
+      scheme.names,
+      requested=settings.flip_horizontal_probability,
+      image_key=_IMAGE_KEY.value,
+      label_key=_LABEL_KEY.value,
   )
-  config, _ = settings.resolve_for(scheme.names, plane, one_sided)
+  config = settings.resolve(mirroring=decided.mirroring)
   columns = COLUMNS
   examples = pick_examples(opened, _SPLIT.value, _IMAGE_KEY.value, _LABEL_KEY.value, columns)
   picture = sheet(config, examples, scheme.palette, _ROWS.value, _SEED.value)

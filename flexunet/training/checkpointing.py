@@ -14,6 +14,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from absl import logging
 
 from flexunet.core.errors import InputError
@@ -38,7 +39,9 @@ class Interrupted(Exception):
 class Interruption:
   """While entered, SIGTERM and SIGINT only leave a note, which is looked at between steps.
 
-  A second signal acts as usual: who presses Ctrl-C twice does not want to wait.
+  A second signal acts as usual: who presses Ctrl-C twice does not want to wait. A signal that is
+  ignored stays ignored: a shell starts background jobs so, and they must not end at a Ctrl-C that
+  is meant for the program in the foreground.
   """
 
   _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -50,7 +53,11 @@ class Interruption:
   def __enter__(self) -> Interruption:
     # Python lets only the main thread listen to signals.
     if threading.current_thread() is threading.main_thread():
-      self._before = {number: signal.signal(number, self._note) for number in self._SIGNALS}
+      self._before = {
+          number: signal.signal(number, self._note)
+          for number in self._SIGNALS
+          if signal.getsignal(number) is not signal.SIG_IGN
+      }
     return self
 
   def __exit__(self, *_) -> None:
@@ -260,8 +267,6 @@ def data_identity(tables: Mapping[str, RecordTable], fingerprint: str | None) ->
 def _copy_into(target: np.ndarray | None, variable: Any) -> np.ndarray:
   """Returns `target`, or new memory where that does not fit, with what the variable holds."""
   if keras.backend.backend() == "tensorflow":
-    import tensorflow as tf
-
     # The variable's own memory; what Keras and TensorFlow give as NumPy is a copy already.
     values = np.asarray(tf.convert_to_tensor(variable))
   else:

@@ -17,6 +17,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from flexunet import config
 from flexunet.core.errors import InputError
@@ -45,8 +46,6 @@ class DeviceInput:
 
   def __call__(self, batch: dict[str, Any]) -> tuple[Any, Any, Any]:
     """Returns image uint8 [B, h, w, C], label uint8 [B, h, w] and weight float32 [B], all 1."""
-    import tensorflow as tf
-
     # Nothing here needs AutoGraph, which a distribution strategy would run over it.
     return tf.autograph.experimental.do_not_convert(self._finished)(batch)
 
@@ -59,16 +58,12 @@ class DeviceInput:
     return self._compiled(self._augmented)(image, label, batch["seed"])
 
   def _augmented(self, image, label, seeds):
-    import tensorflow as tf
-
     if self.augmentation is not None:
       image, label = augment.augment_batch(self.augmentation, image, label, seeds)
     image = readers.to_channels(image, self.image_channels)
     return image, label, tf.ones(tf.shape(label)[:1], tf.float32)
 
   def _compiled(self, way: Callable) -> Callable:
-    import tensorflow as tf
-
     return tf.function(way, autograph=False, jit_compile=True) if self.compiled else way
 
 

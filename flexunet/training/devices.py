@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from flexunet import config
 from flexunet.core import machine
@@ -23,8 +24,6 @@ _CPU_INFO = pathlib.Path("/proc/cpuinfo")
 def device_names() -> list[str]:
   backend = keras.config.backend()
   if backend == "tensorflow":
-    import tensorflow as tf
-
     details = tf.config.experimental.get_device_details
     gpus = tf.config.list_physical_devices("GPU")
     return [details(gpu).get("device_name", "GPU") for gpu in gpus] or ["CPU"]
@@ -127,8 +126,6 @@ def default_precision() -> tuple[str, str]:
       return "mixed_bfloat16", "the CPU computes in bfloat16, which has the range of float32"
     return "float32", "the CPU does not compute in less"
   if keras.config.backend() == "tensorflow":
-    import tensorflow as tf
-
     details = [
         tf.config.experimental.get_device_details(gpu)
         for gpu in tf.config.list_physical_devices("GPU")
@@ -181,8 +178,6 @@ def prepare(settings: config.TrainingConfig) -> None:
   These are settings of the process and cannot be taken back.
   """
   keras.utils.set_random_seed(settings.seed)
-  import tensorflow as tf
-
   backend = keras.config.backend()
   if settings.deterministic:
     tf.config.experimental.enable_op_determinism()
@@ -209,8 +204,6 @@ def strategy(num_devices: int, batch_size: int) -> Any:
           f" {keras.config.backend()}. Use --num_devices=1."
       )
     return None
-  import tensorflow as tf
-
   found = tf.config.list_logical_devices("GPU")
   if not found:
     found = tf.config.list_logical_devices("CPU")[: max(1, num_devices)]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from flexunet import config
 from flexunet.core.errors import InputError
@@ -48,8 +49,6 @@ def records_of_steps(
     epoch_order: order.EpochOrder, table: RecordTable, first: int, last: int
 ) -> str:
   """Returns which records the steps first..last-1 train on."""
-  import tensorflow as tf
-
   size = epoch_order.batch_size
   rows, _, _ = epoch_order.records_at(tf.range(first * size, last * size, dtype=tf.int64))
   return _listed(table, [int(row) for row in rows.numpy()])

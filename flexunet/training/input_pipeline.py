@@ -12,11 +12,12 @@ from collections.abc import Sequence
 
 import keras
 import numpy as np
+import tensorflow as tf
 from absl import logging
 
 from flexunet import config
 from flexunet.core import progress
-from flexunet.network import architecture, cost
+from flexunet.network import cost
 from flexunet.pipelines import (
   batches,
   cache,
@@ -98,8 +99,6 @@ class Streams:
 
   def _unfinished(self, epoch_order: order.EpochOrder, start_step: int, num_steps: int):
     """Returns the batches as `DeviceInput` takes them: seeds with row numbers or with images."""
-    import tensorflow as tf
-
     entries = batches.step_entries(epoch_order, batches.Host(), start_step, num_steps)
     if self.device_input is not None and self.device_input.cache is not None:
       return tf_data.untuned(entries.prefetch(2))
@@ -210,8 +209,6 @@ def drawn_pixel_shares(table: RecordTable, epoch_order: order.EpochOrder) -> np.
 
 def _for_keras(dataset):
   """Batch dicts -> (image, label, weight) on the device; what only fills up weighs 0."""
-  import tensorflow as tf
-
   return batches.prefetch_to_device(  # Last: whatever follows would bring the batches back.
       dataset.map(
           lambda batch: (batch["image"], batch["label"], tf.cast(batch["valid"], tf.float32)),
@@ -279,7 +276,7 @@ def make(
     return None if choice.mode == "none" else cache.fill(loader, choice, folder, key)
 
   room = device_room(run_config, replicas)
-  choice, missed = cache.choose_on_device(data.cache, cache.device_num_bytes(train), room)
+  choice, missed = cache.choose_on_device(data.cache, cache.num_bytes_on_device(train), room)
   if choice is not None:
     on_device = cache.fill_on_device(train, cache.device_name())
     rest = cache.choose("auto", cache.num_bytes(held_out), folder)
@@ -307,7 +304,7 @@ def device_room(run_config: config.RunConfig, replicas: int) -> cache.Room:
     obstacle = "the run augments on the host (--augment_on=host)"
   free = devices.free_memory()
   if free is not None:
-    shape = architecture.Knobs(**dataclasses.asdict(run_config.model))
+    shape = run_config.model
     number = 4 if settings.precision == "float32" else 2
     network = cost.training_bytes(shape, settings.batch_size, bytes_per_number=number)
     free = max(0, free - network)

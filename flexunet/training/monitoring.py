@@ -11,19 +11,17 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from flexunet import config, run_folder
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
-from flexunet.reporting import overlay
+from flexunet.reporting import charts, overlay, training_section
 from flexunet.training import callbacks
-
-if TYPE_CHECKING:
-  import tensorflow as tf
 
 # Constants above this size lose their values in the graph: weights would make it as large as the
 # model. Variables are inputs of the graph and have none.
@@ -108,31 +106,9 @@ class History(callbacks.RunCallback):
 
 
 def draw_curves(rows: Sequence[dict[str, Any]]) -> bytes:
-  """Returns a PNG: loss and foreground Dice of both splits and the learning rate over epochs."""
-  from matplotlib.figure import Figure
-
-  figure = Figure(figsize=(12, 3.6), layout="constrained")
-  panels = figure.subplots(1, 3)
-  lines = {
-      "Loss": (("loss", "training"), ("val_loss", "validation")),
-      "Foreground Dice": (("foreground_dice", "training"), (callbacks.MONITOR, "validation")),
-      "Learning rate": (("learning_rate", "learning rate"),),
-  }
-  for panel, (title, names) in zip(panels, lines.items()):
-    for name, caption in names:
-      points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
-      if points:
-        panel.plot(*zip(*points), label=caption, marker="o" if len(points) < 30 else None, ms=3)
-    panel.set_title(title)
-    panel.set_xlabel("epoch")
-    panel.xaxis.get_major_locator().set_params(integer=True)
-    panel.grid(alpha=0.3)
-    if len(names) > 1:
-      panel.legend()
-  panels[1].set_ylim(0, 1)
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format="png", dpi=100)
-  return buffer.getvalue()
+  """Returns curves.png: the charts that the report draws of history.csv, side by side."""
+  drawn = training_section.history_charts(rows)
+  return overlay.encode_png(charts.image(drawn, columns=2 if len(drawn) == 4 else 3))
 
 
 class Previews(keras.callbacks.Callback):
@@ -210,8 +186,6 @@ def check(settings: config.TrainingConfig) -> None:
 
 def graph_of(network: keras.Model) -> tf.compat.v1.GraphDef:
   """Returns the operations of the network for one image, by layer, without any weights."""
-  import tensorflow as tf
-
   image = tf.TensorSpec((1, *network.input_shape[1:]), tf.float32, name="image")
   traced = tf.function(lambda image: network(image, training=False)).get_concrete_function(image)
   graph = traced.graph.as_graph_def()
@@ -248,8 +222,6 @@ class TensorBoardLog(keras.callbacks.Callback):
     self._writer = None
 
   def _open(self) -> tf.summary.SummaryWriter:
-    import tensorflow as tf
-
     if self._writer is None:
       self._writer = tf.summary.create_file_writer(os.fspath(self._run.tensorboard))
     return self._writer
@@ -257,16 +229,12 @@ class TensorBoardLog(keras.callbacks.Callback):
   def on_train_begin(self, logs=None):
     if not self._graph:
       return
-    import tensorflow as tf
-
     self._graph = False  # A run may call `fit` more than once.
     with self._open().as_default(step=0):
       tf.summary.graph(graph_of(self.model))
     self._writer.flush()
 
   def on_epoch_end(self, epoch, logs=None):
-    import tensorflow as tf
-
     with self._open().as_default(step=epoch + 1):
       for name, value in (logs or {}).items():
         if math.isfinite(value):

@@ -50,7 +50,7 @@ def build(
   Args:
     device_input: What its step makes of a batch first; None: batches come finished.
   """
-  network = model.build_model(**dataclasses.asdict(run_config.model))
+  network = model.build_model(run_config.model)
   deep = run_config.model.deep_supervision
   if device_input is None:
     if not deep:
@@ -85,7 +85,7 @@ def set_first_weights(
   if not settings.init_from:
     return None
   start = pretrained.open_start(settings.init_from)
-  mine = [entry["name"] for entry in run_config.dataset_facts.label_scheme]
+  mine = run_config.dataset_facts.label_scheme.names
   done = pretrained.transfer_weights(
       start.load(), network, same_classes=start.class_names in (None, mine)
   )
@@ -101,7 +101,7 @@ def compile_model(network: keras.Model, run_config: config.RunConfig) -> None:
       weighted_metrics=metrics.training_metrics(
           ("dice", *settings.metrics),  # Dice steers and is drawn, whatever else is asked for.
           num_classes,
-          [label["name"] for label in run_config.dataset_facts.label_scheme],
+          run_config.dataset_facts.label_scheme.names,
       ),
       jit_compile=settings.jit_compile == "on",
       steps_per_execution=settings.steps_per_execution or 1,

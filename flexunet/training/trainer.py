@@ -17,7 +17,6 @@ from absl import logging
 
 from flexunet import config, run_folder
 from flexunet.core import progress
-from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.network import weights
 from flexunet.pipelines import dataset_source, order
 from flexunet.reporting import report
@@ -327,8 +326,7 @@ def _views(
   ]
   if settings.previews:
     images, labels = input_pipeline.preview_slices(run_config, prepared.data, settings.previews)
-    scheme = run_config.dataset_facts.label_scheme
-    palette = LabelScheme.from_json(scheme).palette
+    palette = run_config.dataset_facts.label_scheme.palette
     views.append(monitoring.Previews(run, images, labels, palette, prepared.kept))
   views.append(monitoring.TensorBoardLog(run, graph=settings.tensorboard_graph))
   return views

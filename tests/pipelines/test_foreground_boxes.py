@@ -73,7 +73,7 @@ def test_every_slice_of_a_volume_has_the_box_of_all_of_them(cropped):
       assert box.tolist() == [top - 2, left - 2, 24, 28]
     assert (table.height == 24).all() and (table.width == 28).all()
   assert cropped.frame_pixels == 9 * 40 * 60 and cropped.kept_pixels == 9 * 24 * 28
-  assert cropped.told() == ["--crop_foreground keeps 28 % of the pixels."]
+  assert cropped.messages() == ["--crop_foreground keeps 28 % of the pixels."]
 
 
 def test_prediction_finds_the_box_that_training_found(source, cropped):
@@ -151,9 +151,9 @@ def test_labelled_pixels_outside_a_box_are_told_by_volume(tmp_path, monkeypatch)
   # Nine labelled pixels in each of nine slices, and those in the air.
   assert found.lost == {"a/a_one": 7} and found.labelled_pixels == 9 * 9 + 7
   with pytest.raises(InputError, match=r"all but 0.1 % .* 7 of 88 .* a/a_one \(7 pixels\)"):
-    found.told()
+    found.messages()
   monkeypatch.setattr(foreground_boxes, "MAX_LOST_SHARE", 0.1)
-  _, warning = found.told()
+  _, warning = found.messages()
   assert "Warning" in warning and "7 of 88 labelled pixels (8 %): a/a_one" in warning
   table = found.tables[0]
   row = np.flatnonzero((table.volume == "a_one") & (table.slice_index == 1))
@@ -168,7 +168,7 @@ def test_slices_that_the_build_left_out_are_told(source):
     sparse, [readers.slice_table(sparse, "train"), readers.slice_table(sparse, "test")]
   )
   # There are no slices of c_one in these tables.
-  _, warning = found.told()
+  _, warning = found.messages()
   assert "4 slices were left out" in warning and "--empty_slices=keep" in warning
 
 

@@ -20,7 +20,10 @@ def started(*arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.slow
 def test_a_model_file_becomes_a_folder_that_tells_its_checks(tmp_path):
-  network = model.build_model((12, 20), 1, 3, 4, 3, 2)
+  network = model.build_model(
+      image_size=(12, 20), image_channels=1, num_classes=3, base_filters=4, base_kernels=3,
+      num_layers=2,
+  )
   network.save(tmp_path / "model.keras")
   done = started(f"--model={tmp_path / 'model.keras'}", f"--output_dir={tmp_path / 'out'}",
                  "--formats=weights,saved_model")  # fmt: skip

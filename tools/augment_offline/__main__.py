@@ -65,12 +65,16 @@ def main(argv: Sequence[str]) -> None:
 
   opened = dataset_source.open_dataset(_DATASET.value, _DATA_DIR.value)
   source_dataset = built_dataset.open_folder(opened.path)
-  plane = (opened.slice_plan or {}).get("plane")
   names = source_dataset.scheme.names
-  one_sided = laterality.one_sided_classes(opened, readers.slice_table(opened, _SPLIT.value), names)
-  config, unmirrored = settings.resolve_for(names, plane, one_sided)
-  if unmirrored:
-    print(f"Note: {unmirrored}.", file=sys.stderr)
+  decided = laterality.decide_for(
+      opened,
+      readers.slice_table(opened, _SPLIT.value),
+      names,
+      requested=settings.flip_horizontal_probability,
+  )
+  config = settings.resolve(mirroring=decided.mirroring)
+  if decided.reason:
+    print(f"Note: {decided.reason}.", file=sys.stderr)
   plan = dataset.Plan(
       config=config,
       copies=_COPIES.value,

@@ -1,5 +1,6 @@
 """When checkpoints are taken, and what a signal does, by hand-made steps."""
 
+import functools
 import os
 import signal
 import types
@@ -121,16 +122,33 @@ def test_interrupted_after_the_epochs_end_nothing_is_saved_twice(run):
   assert run.writer.written == written and run.writer.waited
 
 
-def test_a_second_signal_acts_as_usual():
+@pytest.fixture
+def handle_sigint():
+  """A function that sets what the process does at SIGINT: in the background it may be ignored."""
   before = signal.getsignal(signal.SIGINT)
+  yield functools.partial(signal.signal, signal.SIGINT)
+  signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_signal_acts_as_usual(handle_sigint):
+  handle_sigint(signal.default_int_handler)
   with checkpointing.Interruption() as interruption:
     os.kill(os.getpid(), signal.SIGINT)
     assert interruption.signal_number == signal.SIGINT
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     with pytest.raises(KeyboardInterrupt):
       os.kill(os.getpid(), signal.SIGINT)
       signal.sigtimedwait([], 1)  # Lets Python see the signal.
-  assert signal.getsignal(signal.SIGINT) is before
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_ignored_signal_stays_ignored(handle_sigint):
+  handle_sigint(signal.SIG_IGN)
+  with checkpointing.Interruption() as interruption:
+    os.kill(os.getpid(), signal.SIGINT)
+    interruption.check()
+    assert signal.getsignal(signal.SIGTERM) == interruption._note
+  assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_handlers_are_put_back():

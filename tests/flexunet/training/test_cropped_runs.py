@@ -18,7 +18,7 @@ from flexunet.core.errors import InputError
 from flexunet.evaluation import evaluate
 from flexunet.evaluation.scores import label_scores
 from flexunet.imaging import nifti, slicing
-from flexunet.prediction import files
+from flexunet.prediction import files, scans
 from flexunet.prediction.predictor import Predictor, load_model, to_label
 from flexunet.training import resuming, trainer
 
@@ -163,7 +163,7 @@ def test_trained_evaluated_and_predicted_with_cropping(tmp_path, capsys):
 
   figures = evaluate.evaluate(run, ["test"], tolerance_mm=1.0, show_progress=False)
   predictor = Predictor(load_model(run), run.read_config())
-  found = files.find(tmp_path / "e.nii.gz", tmp_path / "out", volumes_first=True)
+  found = scans.find(tmp_path / "e.nii.gz", tmp_path / "out", volumes_first=True)
   outputs = files.Outputs(folder=tmp_path / "out", probabilities=True)
   done = files.predict_all(
       found.scans, predictor, run.read_config(), outputs, show_progress=False

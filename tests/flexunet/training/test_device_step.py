@@ -226,7 +226,7 @@ def test_a_gpu_with_room_takes_the_training_slices(data_dir, monkeypatch):
   assert room.is_gpu and not room.obstacle and 0.9 * 2**30 < room.free_bytes < 2**30
   assert "2 share a batch" in input_pipeline.device_room(run.config, replicas=2).obstacle
   # Twelve slices of 20 x 28 pixels, one byte a pixel of image and of label: 13,440 bytes.
-  assert cache.device_num_bytes(run.streams.train) == 12 * 20 * 28 * 2
+  assert cache.num_bytes_on_device(run.streams.train) == 12 * 20 * 28 * 2
   monkeypatch.setattr(devices, "free_memory", lambda: None)
   host = input_pipeline.make(run.config, (run.streams.train, run.streams.held_out), ("a", "b"), 1)
   assert host.choice.mode == "ram" and "cannot be measured" in host.choice.reason

@@ -70,7 +70,9 @@ def test_the_precision_of_the_process_is_put_back():
 
 
 def first_weights(seed):
-  network = model.build_model((16, 16), 1, 3, 4, 3, 2, normalization="batch")
+  network = model.build_model(
+      image_size=(16, 16), image_channels=1, num_classes=3, base_filters=4, base_kernels=3,
+      num_layers=2, normalization="batch")
   weights.set_from_seed(network, seed)
   return network.get_weights()
 
@@ -104,7 +106,9 @@ def test_half_precision_follows_the_losses_of_float32(policy):
   for precision in ("float32", policy):
     keras.utils.set_random_seed(0)
     with devices.precision(precision):
-      network = model.build_model((16, 16), 1, 2, 8, 3, 2, dropout_rate=0.0, normalization="batch")
+      network = model.build_model(
+      image_size=(16, 16), image_channels=1, num_classes=2, base_filters=8, base_kernels=3,
+      num_layers=2, dropout_rate=0.0, normalization="batch")
     weights.set_from_seed(network, 0)
     network.compile(keras.optimizers.Adam(1e-2), losses.make("dice_cross_entropy", 2))
     curves.append([float(network.train_on_batch(images, label)) for _ in range(12)])

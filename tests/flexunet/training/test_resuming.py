@@ -5,6 +5,7 @@ import random
 import time
 
 import pytest
+import run_samples
 from resume_runs import start, train
 
 from flexunet import config
@@ -147,8 +148,10 @@ def test_a_damaged_newest_checkpoint_costs_steps_not_exactness(blob_data, uninte
 
 
 def run_config(**changes):
-  facts = {"name": "blobs/slices/1.0.0", "fingerprint": "f" * 16, "label_scheme": [],
-           "slice_plan": None, "intensity": None, **changes.pop("facts", {})}  # fmt: skip
+  facts = {
+      "name": "blobs/slices/1.0.0", "fingerprint": "f" * 16, "slice_plan": None, "intensity": None,
+      "label_scheme": run_samples.SCHEME, **changes.pop("facts", {}),
+  }  # fmt: skip
   reasons = changes.pop("reasons", {})
   return config.RunConfig(
       model=config.ModelConfig(num_classes=2),

@@ -79,7 +79,7 @@ def test_the_config_is_complete_and_reads_back(finished):
     for name, value in vars(part).items():
       assert value is not None or name in {"dataset", "cache_dir", "init_from"}, name
   assert told.model.image_size == (20, 28) and told.data.resize_mode == "pad"
-  assert told.dataset_facts.spacing_mm == [1.0, 2.0]
+  assert told.dataset_facts.spacing_mm == (1.0, 2.0)
   manifest = json.loads(run.manifest_json.read_text())
   assert manifest["data_fingerprint"] == dataset_samples.FINGERPRINT
   assert manifest["versions"]["keras"] == keras.__version__
