@@ -15,7 +15,7 @@ import numpy as np
 from flexunet.imaging import slicing
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.slicing import SlicePlan, Slices
-from flexunet.imaging.volume import Volume, with_spacing
+from flexunet.imaging.volume import Volume
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,11 +70,7 @@ class SliceRecipe:
       InputError: The slices must be resampled, but the spacing is unknown.
     """
     volume = stored.scaled(slope, inter)
-    if spacing_mm is not None and not np.array_equal(
-        spacing_mm, volume.spacing_mm, equal_nan=True
-    ):
-      volume = with_spacing(volume, spacing_mm)
-    cut = self.plan.extract(volume)
+    cut = self.plan.extract(volume, spacing_mm)
     if label is not None:
       label = self.plan.extract(Volume(label, volume.affine, volume.oriented)).pixels
     # The window belongs to the scan, not to the grid it is put on.
@@ -84,6 +80,19 @@ class SliceRecipe:
     resampled, label = slicing.isotropic(native, label, self.isotropic_mm, name)
     pixels = np.round(resampled.pixels).astype(np.uint8)
     return CutVolume(dataclasses.replace(resampled, pixels=pixels), label, native)
+
+  def cut_record(self, record: Mapping[str, Any]) -> CutVolume:
+    """Cuts a record of config `volumes`, {feature: value} as TFDS decodes it, as its build would."""
+    # All scans of a dataset are stored in one dtype; that of the file decides the arithmetic.
+    dtype = record["source_dtype"]
+    voxels = record["image"].astype(dtype.decode() if isinstance(dtype, bytes) else dtype)
+    return self.cut(
+        Volume(voxels, record["affine"], bool(record["oriented"])),
+        float(record["scale_slope"]),
+        float(record["scale_inter"]),
+        label=record["label"],
+        spacing_mm=record["spacing_mm"],
+    )
 
   def restore(self, pixels: np.ndarray, like: Volume) -> np.ndarray:
     """Puts values on slices back on the grid of a scan: the inverse of `cut`.

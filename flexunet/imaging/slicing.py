@@ -65,13 +65,18 @@ class SlicePlan:
     row, column_axis, slice_axis = _FRAMES[self.plane]
     return row + stored[column_axis] + stored[slice_axis]
 
-  def extract(self, volume: Volume) -> Slices:
-    """Cuts a volume into upright slices; every voxel appears once, unchanged."""
+  def extract(self, volume: Volume, spacing_mm: np.ndarray | None = None) -> Slices:
+    """Cuts a volume into upright slices; every voxel appears once, unchanged.
+
+    Args:
+      volume: Voxels [i, j, k].
+      spacing_mm: Voxel edges [3] where they are better known than from the volume; NaN unknown.
+    """
     turn = self._turn(volume)
     pixels = nib.orientations.apply_orientation(volume.voxels, turn)
     # turn[i] is where stored axis i goes.
     spacing = np.empty(3)
-    spacing[turn[:, 0].astype(int)] = volume.spacing_mm
+    spacing[turn[:, 0].astype(int)] = volume.spacing_mm if spacing_mm is None else spacing_mm
     return Slices(pixels, (float(spacing[0]), float(spacing[1])), float(spacing[2]))
 
   def restore(self, pixels: np.ndarray, like: Volume) -> np.ndarray:

@@ -73,15 +73,6 @@ class Volume:
     return Volume(voxels, self.affine, self.oriented)
 
 
-def with_spacing(volume: Volume, spacing_mm: np.ndarray) -> Volume:
-  """Returns the volume with other voxel edges [3] along its axes; its directions are kept."""
-  affine = volume.affine.copy()
-  current = np.where(np.isfinite(volume.spacing_mm), volume.spacing_mm, 1.0)
-  directions = np.where(np.isfinite(affine[:3, :3]), affine[:3, :3], np.eye(3)) / current
-  affine[:3, :3] = directions * np.asarray(spacing_mm, np.float64)
-  return Volume(volume.voxels, affine, volume.oriented)
-
-
 @dataclasses.dataclass(frozen=True)
 class VolumeHeader:
   """What a header states before any voxel is read.
