@@ -17,7 +17,7 @@ import numpy as np
 from flexunet import config
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
-from flexunet.imaging import nifti, pictures, slicing
+from flexunet.imaging import nifti, pictures, slice_recipe
 from flexunet.prediction.predictor import Predictor, to_label
 from flexunet.prediction.scans import Scan
 from flexunet.reporting import overlay
@@ -90,17 +90,15 @@ def _predict_volume(
     scan: Scan, predictor: Predictor, run_config: config.RunConfig, outputs: Outputs
 ) -> list[str]:
   facts = run_config.dataset_facts
-  if facts.slice_plan is None or facts.intensity is None:
+  recipe = facts.recipe
+  if recipe is None:
     raise InputError(
         f"{scan.path}: the run was trained on pictures ({facts.name}) and does not know how to cut"
         " a volume into slices. Give it pictures, or a run trained on volumes."
     )
-  volume = nifti.read(scan.path)
-  plan = facts.slice_plan
-  cut = plan.extract(volume)
-  pixels = facts.intensity.to_uint8(cut.pixels)
-  native = dataclasses.replace(cut, pixels=pixels)
-  seen = _resampled(native, run_config, scan)
+  stored, slope, inter = nifti.read_stored(scan.path)
+  cut = recipe.cut(stored, slope, inter, name=scan.path.name)
+  seen, native = cut.slices, cut.native
   label = np.empty(seen.pixels.shape, np.uint8)
   wanted = None
   if outputs.probabilities:
@@ -110,23 +108,23 @@ def _predict_volume(
     label[..., index] = to_label(probability)
     if wanted is not None:
       wanted[..., index, :] = probability
-  label = _on_grid(label, native.pixels.shape)
+  label = slice_recipe.to_grid(label, native.pixels.shape)
 
   folder = scan.label_path(outputs.folder).parent
   folder.mkdir(parents=True, exist_ok=True)
   if outputs.overlay:
     palette = overlay.display_palette(run_config.dataset_facts.label_scheme.palette)
-    height, width = cut.spacing_mm
+    height, width = native.spacing_mm
     aspect = height / width if width > 0 else 1.0  # Not known where the file states no spacing.
     sheet = overlay.volume_sheet(native.pixels, label, palette, aspect=aspect)
     _write_png(scan, outputs, "_overlay.png", sheet)
   if wanted is not None:
     channels = [
-        plan.restore(_on_grid(wanted[..., index], native.pixels.shape), volume)
+        recipe.restore(wanted[..., index], stored)
         for index in range(predictor.num_classes)
     ]
     _write_probabilities(scan, outputs, np.stack(channels, axis=-1), run_config)
-  nifti.write_like(scan.path, plan.restore(label, volume), scan.label_path(outputs.folder))
+  nifti.write_like(scan.path, recipe.restore(label, stored), scan.label_path(outputs.folder))
   return _spacing_warning(scan, seen.spacing_mm, facts.spacing_mm)
 
 
@@ -157,29 +155,6 @@ def _read_picture(scan: Scan, run_config: config.RunConfig) -> np.ndarray:
     if run_config.model.image_channels != 3:
       raise
     return pictures.read_rgb(scan.path)
-
-
-def _resampled(
-    native: slicing.Slices, run_config: config.RunConfig, scan: Scan
-) -> slicing.Slices:
-  """Returns the slices at the isotropic spacing of a dataset that was built with one."""
-  isotropic_mm = run_config.dataset_facts.isotropic_mm
-  if not isotropic_mm:
-    return native
-  resampled, _ = slicing.isotropic(native, None, float(isotropic_mm), scan.path.name)
-  return dataclasses.replace(resampled, pixels=np.round(resampled.pixels).astype(np.uint8))
-
-
-def _on_grid(voxels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-  """Returns [row, column, slice] picked onto a grid of another size over the same field of view."""
-  if voxels.shape == shape:
-    return voxels
-  # The voxel whose centre is nearest, along each axis by itself.
-  picked = [
-      np.minimum(((np.arange(target) + 0.5) * source / target).astype(int), source - 1)
-      for source, target in zip(voxels.shape, shape, strict=True)
-  ]
-  return voxels[np.ix_(*picked)]
 
 
 def _spacing_warning(

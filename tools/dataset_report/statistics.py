@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import tqdm
 
+from flexunet.core.errors import InputError
 from flexunet.datasets.built_dataset import BuiltDataset
-from flexunet.imaging.intensity import IntensityWindow
-from flexunet.imaging.slicing import SlicePlan
-from flexunet.imaging.volume import Volume
+from flexunet.imaging.slice_recipe import SliceRecipe
 
 SHEET_COLUMNS = 6
 
@@ -138,16 +137,16 @@ def _slices(dataset: BuiltDataset, example) -> Iterator[tuple[np.ndarray, np.nda
     aspect = float(mm[0] / mm[1]) if np.isfinite(mm).all() and (mm > 0).all() else 1.0
     yield (image[..., 0] if image.shape[-1] == 1 else image), label[..., 0], aspect
     return
-  plan = SlicePlan(**dataset.report["slice_plan"])
-  window = IntensityWindow(**dataset.report["intensity"])
-  affine, oriented = example["affine"], bool(example["oriented"])
-  voxels = image * float(example["scale_slope"]) + float(example["scale_inter"])
-  images = plan.extract(Volume(window.to_uint8(voxels), affine, oriented))
-  labels = plan.extract(Volume(label, affine, oriented))
-  row_mm, column_mm = images.spacing_mm
+  recipe = SliceRecipe.of_report(dataset.report)
+  if recipe is None:
+    raise InputError(f"{dataset.path}: build_report.json must state slice_plan and intensity.")
+  cut = recipe.cut_record(example)
+  row_mm, column_mm = cut.slices.spacing_mm
   aspect = row_mm / column_mm if np.isfinite([row_mm, column_mm]).all() else 1.0
-  for k in range(labels.pixels.shape[-1]):
-    yield images.pixels[..., k], labels.pixels[..., k], float(aspect)
+  if cut.label is None:
+    raise ValueError("A record of whole volumes has a label.")
+  for k in range(cut.label.shape[-1]):
+    yield cut.slices.pixels[..., k], cut.label[..., k], float(aspect)
 
 
 def shows_progress() -> bool:
