@@ -142,14 +142,17 @@ class LineChart(Chart):
 
   @property
   def empty(self) -> bool:
+    """Whether no line has a value."""
     return not any(_finite(line.y).size for line in self.lines)
 
   @property
   def legend_names(self) -> list[str]:
+    """The lines that have a value; nothing for one that is named as the title."""
     names = [line.name for line in self.lines if _finite(line.y).size]
     return [] if [name.lower() for name in names] == [self.title.lower()] else names
 
   def plot(self, axis: Axes) -> None:
+    """Draws the lines, with dots where they are few, and the mark."""
     for position, line in enumerate(self.lines):
       y = np.asarray(line.y, np.float64)
       known = np.isfinite(y)
@@ -164,7 +167,7 @@ class LineChart(Chart):
           label=line.name,
           color=line.color or LINE_COLORS[position % len(LINE_COLORS)],
           linestyle=_DASHES[position // len(LINE_COLORS) % len(_DASHES)],
-          marker="o",
+          marker="o" if dots.any() else None,
           markevery=[int(index) for index in np.flatnonzero(dots)],
       )
     if self.mark_x is not None:
@@ -194,13 +197,16 @@ class StripChart(Chart):
 
   @property
   def empty(self) -> bool:
+    """Whether no group has a value."""
     return not any(_finite(group.values).size for group in self.groups)
 
   @property
   def plot_height(self) -> int:
+    """As much as the rows take."""
     return 62 + 46 * len(self.groups)
 
   def plot(self, axis: Axes) -> None:
+    """Draws a row per group, a note where it has no value."""
     spread = np.random.default_rng(0)  # The same image each time.
     beside = {"transform": axis.get_yaxis_transform(), "va": "center"}
     for row, group in enumerate(self.groups):
@@ -244,18 +250,22 @@ class BarChart(Chart):
 
   @property
   def empty(self) -> bool:
+    """Whether no bar has a length."""
     return not any(np.any(_finite(one.values)) for one in self.series)
 
   @property
   def plot_height(self) -> int:
+    """As much as the rows take."""
     beside = 1 if self.stacked_in_place else len(self.series)
     return 70 + len(self.names) * max(36, 12 * beside + 8)
 
   @property
   def legend_names(self) -> list[str]:
+    """The series, where there are several."""
     return [one.name for one in self.series] if len(self.series) > 1 else []
 
   def plot(self, axis: Axes) -> None:
+    """Draws the bars and their notes."""
     rows = np.arange(len(self.names))
     thickness = 0.7 if self.stacked_in_place else 0.8 / max(1, len(self.series))
     for position, one in enumerate(self.series):
@@ -283,7 +293,7 @@ class Histogram(Chart):
 
   Attributes:
     samples: Drawn in this order.
-    edges: Of the bins, ascending.
+    edges: Ends of the bins, ascending.
   """
 
   samples: Sequence[Values]
@@ -291,14 +301,17 @@ class Histogram(Chart):
 
   @property
   def empty(self) -> bool:
+    """Whether no sample has a value."""
     return not any(_finite(sample.values).size for sample in self.samples)
 
   @property
   def legend_names(self) -> list[str]:
+    """The samples that have a name and a value."""
     names = [sample.name for sample in self.samples if _finite(sample.values).size]
     return [name for name in names if name]
 
   def plot(self, axis: Axes) -> None:
+    """Draws the counts of each sample."""
     for sample in self.samples:
       values = _finite(sample.values)
       if not values.size:
@@ -323,13 +336,16 @@ class SizeChart(Chart):
 
   @property
   def empty(self) -> bool:
+    """Whether there are no images."""
     return not self.counts
 
   @property
   def plot_height(self) -> int:
+    """Room for a square."""
     return 300
 
   def plot(self, axis: Axes) -> None:
+    """Draws the discs, and the sizes beside them where they are few."""
     sizes = np.array(list(self.counts), np.float64)
     counts = np.array(list(self.counts.values()), np.float64)
     axis.scatter(
@@ -409,7 +425,7 @@ def _draw(chart: Chart, figure: Figure | SubFigure) -> None:
   axis.set_title(chart.title)
   axis.set_xlabel(chart.x_label)
   axis.set_ylabel(chart.y_label)
-  axis.tick_params(length=0)
+  axis.tick_params(which="both", length=0)
   # No offsets such as "1e-3" above the axis, where the title stands.
   axis.xaxis.set_major_formatter("{x:g}")
   axis.yaxis.set_major_formatter("{x:g}")

@@ -182,7 +182,7 @@ def split_section(
   """
   palette = dict(zip(scheme.names, overlay.display_palette(scheme.palette), strict=True))
   per_class = figures["per_class"]
-  named = {name: page.swatch(palette[name]) + page.words(name) for name in per_class}
+  named = {name: page.class_name(name, palette[name]) for name in per_class}
   return (
       "<h3>Per class</h3>"
       + _dice_table(per_class, named)
@@ -306,10 +306,8 @@ def case_section(examples: Sequence[Example], scheme: LabelScheme) -> str:
   if not examples:
     return ""
   palette = overlay.display_palette(scheme.palette)
-  legend = "".join(
-      f'<span class="item">{page.swatch(palette[index])}{page.words(name)}</span> '
-      for index, name in enumerate(scheme.names)
-      if index
+  legend = " ".join(
+      page.class_name(name, palette[index]) for index, name in enumerate(scheme.names) if index
   )
   parts = [f'<div class="legend">{legend}</div>']
   only = "The only case" if len(examples) == 1 else "Best cases"
