@@ -60,7 +60,7 @@ def read_volumes(
     keys: Features of the image and of the label.
   """
   if table.decoded is not None:
-    yield from _decoded_volumes(table)
+    yield from _decoded_volumes(table, table.decoded)
     return
   rows, names = volume_order(table)
   image_key, label_key = keys
@@ -96,12 +96,12 @@ def read_volumes(
     yield volume
 
 
-def _decoded_volumes(table: RecordTable) -> Iterator[LabelledVolume]:
+def _decoded_volumes(table: RecordTable, decoded: np.ndarray) -> Iterator[LabelledVolume]:
   """Yields the volumes of a table of config `volumes`, whose slices are in memory already."""
   rows, names = volume_order(table)
   for name in dict.fromkeys(names):
     own = [row for row, other in zip(rows, names, strict=True) if other == name]
-    slices = [table.decoded[row] for row in own]
+    slices = [decoded[row] for row in own]
     yield LabelledVolume(
         *name,
         slice_index=[int(table.slice_index[row]) for row in own],

@@ -136,7 +136,7 @@ def _people_caveats(
     sentences.append("the network was trained on it. Its figures say nothing about new people.")
   elif shared := evaluated.get("subjects_also_trained_on"):
     sentences.append(
-        f"{shared} of {subjects} also trained on, with other slices. Its figures say little about"
+        f"{shared} of {subjects} trained on too, with other slices. Its figures say little about"
         " new people: build the dataset with a split by subject."
     )
   return sentences
