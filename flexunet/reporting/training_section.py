@@ -36,11 +36,9 @@ def data_section(
   entries = [("Dataset", page.text(facts["name"]))]
   entries.append(("Fingerprint", f"<code>{page.text(facts['fingerprint'] or 'none')}</code>"))
   if plan := facts["slice_plan"]:
-    entries.append(
-        ("Slices", f"{page.text(plan['plane'])}, of volumes oriented to {page.text(plan['axes'])}")
-    )
+    entries.append(("Slices", page.slice_plan(plan)))
   if facts["intensity"]:
-    entries.append(("Intensities", _intensity(facts["intensity"])))
+    entries.append(("Intensities", page.intensity(facts["intensity"])))
   if facts["spacing_mm"]:
     spacing = " × ".join(f"{edge:.3g}" for edge in facts["spacing_mm"])
     entries.append(("Pixel size", f"{spacing} mm (rows × columns, median)"))
@@ -79,15 +77,6 @@ def _split_table(
       page.table(headers, rows, texts=(0, 4))
       + '<p class="note">Splits are by subject where the dataset names its subjects.</p>'
   )
-
-
-def _intensity(intensity: Mapping[str, Any]) -> str:
-  low, high = f"{intensity['low']:g}", f"{intensity['high']:g}"
-  texts = {
-      "percentile": f"percentiles {low} to {high} of each volume become 0 to 255",
-      "window": f"{low} to {high} become 0 to 255",
-  }
-  return texts.get(intensity["kind"], "8 bits, as stored")
 
 
 def curves_section(
