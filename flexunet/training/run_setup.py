@@ -159,8 +159,8 @@ def _check(plan: planning.Plan, in_dataset: int, name: str) -> None:
     )
 
 
-def _about_data(opened: Any) -> str:
-  """Returns what is trained on, from `input_pipeline.TrainingData`."""
+def data_line(opened: input_pipeline.TrainingData) -> str:
+  """Returns the line that says what is trained and validated on."""
   parts = []
   for what, table in (("train", opened.train), ("validate", opened.validation)):
     subjects = len(set(table.subject.tolist()) - {""})
