@@ -12,21 +12,17 @@ was interrupted continues where it stopped when the same command is given again.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
 import pathlib
-import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flexunet.core import command_line, flags
+from flexunet.core import command_line, flags, progress
 from flexunet.core.errors import InputError
 from flexunet.datasets import built_dataset, catalog
-from flexunet.datasets.builder.raw_folder import NothingFoundError
 from flexunet.imaging import nifti, pictures
 
 if TYPE_CHECKING:
@@ -58,7 +54,6 @@ _CONFIG_NAME = _PROGRAM.string(
 )  # fmt: skip
 _SHOWN_VALUES = 8
 _COLUMNS = 80
-_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 
 
 def _option_flags() -> dict[str, flags.FlagHolder]:
@@ -90,33 +85,30 @@ def main(argv: Sequence[str]) -> None:
   if data_dir is not None and pathlib.Path(data_dir).expanduser().is_file():
     raise InputError(f"--data_dir {data_dir}: this is a file; name a folder.")
 
-  def make_builder() -> SegmentationBuilder:
-    made = catalog.builder(
-        argv[1],
-        # A dry run reads no built dataset either.
-        data_dir=pathlib.Path(data_dir).expanduser() if data_dir else manual_dir / "none",
-        options=options,
-        config_name=_CONFIG_NAME.value,
-        file_format=_FILE_FORMAT.value,
-    )
-    made.num_workers = _NUM_WORKERS.value
-    return made
+  # The flags and the help must not wait for TFDS.
+  from flexunet.datasets.builder import build_tool
 
+  make_builder = build_tool.maker(
+      argv[1],
+      # A dry run reads no built dataset either.
+      data_dir=pathlib.Path(data_dir).expanduser() if data_dir else manual_dir / "none",
+      num_workers=_NUM_WORKERS.value,
+      options=options,
+      config_name=_CONFIG_NAME.value,
+      file_format=_FILE_FORMAT.value,
+  )
   builder = make_builder()
   try:
     if _DRY_RUN.value:
-      print_files(builder, manual_dir)
+      with build_tool.recognising(manual_dir):
+        print_files(builder, manual_dir)
     elif built_dataset.is_version(pathlib.Path(builder.data_path)) and not _OVERWRITE.value:
       print(f"Already built: {builder.data_path} (--overwrite builds it again).")
     else:
-      print_summary(build(make_builder, manual_dir))
+      print_summary(build_tool.build(make_builder, manual_dir))
   except KeyboardInterrupt:
     print("\nInterrupted. The same command continues where it stopped.", file=sys.stderr)
     sys.exit(130)  # What a shell expects of a program ended by Ctrl-C.
-  except NothingFoundError as error:
-    fitting = catalog.recognise(manual_dir)
-    hint = f" The folder looks like {' or '.join(fitting)}." if fitting else ""
-    raise InputError(f"{error}{hint}") from error
 
 
 def _options(dataset: str) -> dict[str, Any]:
@@ -155,91 +147,6 @@ def _raw_folder(dataset: str) -> pathlib.Path:
   return folder
 
 
-def build(
-    make_builder: Callable[[], SegmentationBuilder], manual_dir: pathlib.Path
-) -> SegmentationBuilder:
-  """Builds a dataset, also where it is built already, and returns its builder.
-
-  After a failure nothing is left but what was there before.
-  """
-  version_folder = pathlib.Path(make_builder().data_path)
-  with _set_aside(version_folder):
-    # The builder from before would still hold the splits of the old dataset.
-    builder = make_builder()
-    _build_new(builder, manual_dir)
-  return builder
-
-
-@contextlib.contextmanager
-def _set_aside(version_folder: pathlib.Path) -> Iterator[None]:
-  """Puts an existing dataset out of the way, and back when the new one fails."""
-  aside = version_folder.with_name(f".replaced-{version_folder.name}")
-  if version_folder.exists():
-    shutil.rmtree(aside, ignore_errors=True)
-    version_folder.rename(aside)
-  try:
-    yield
-  except BaseException:
-    if aside.exists() and not version_folder.exists():
-      aside.rename(version_folder)
-    raise
-  shutil.rmtree(aside, ignore_errors=True)
-
-
-def _build_new(builder: SegmentationBuilder, manual_dir: pathlib.Path) -> None:
-  # The flags and the help must not wait for it.
-  import tensorflow_datasets as tfds
-
-  config = tfds.download.DownloadConfig(manual_dir=manual_dir)
-  version_folder = pathlib.Path(builder.data_path)
-  data_dir = version_folder
-  while data_dir.name != builder.name:
-    data_dir = data_dir.parent
-  data_dir = data_dir.parent
-  created = [folder for folder in (data_dir, *data_dir.parents) if not folder.exists()]
-  _quiet(builder)
-  try:
-    builder.download_and_prepare(download_config=config)
-  except OSError as error:
-    if error.errno in _NOT_WRITABLE:
-      raise InputError(
-          f"--data_dir {data_dir}: cannot be written ({error.strerror}). Make room, or name another"
-          " folder."
-      ) from error
-    raise
-  finally:
-    _remove_empty(data_dir / "downloads")
-    if not version_folder.exists():
-      _remove_leftovers(data_dir / builder.name)
-      for folder in created:
-        _remove_empty(folder)
-
-
-def _quiet(builder: Any) -> None:
-  """Silences TFDS's own announcement, which speaks of downloads."""
-  builder._log_download_bytes = lambda: None
-  builder._log_download_done = lambda: None
-
-
-def _remove_empty(folder: pathlib.Path) -> None:
-  """Removes a folder and its subfolders where they hold no file."""
-  if not folder.is_dir():
-    return
-  for child in list(folder.iterdir()):
-    if child.is_dir():
-      _remove_empty(child)
-  if not any(folder.iterdir()):
-    folder.rmdir()
-
-
-def _remove_leftovers(folder: pathlib.Path) -> None:
-  """Removes TFDS's note of the default config when no config was built, and empty folders."""
-  if not folder.is_dir():
-    return
-  if {child.name for child in folder.rglob("*") if child.is_file()} <= {"metadata.json"}:
-    shutil.rmtree(folder)
-
-
 def print_summary(builder: SegmentationBuilder) -> None:
   """Prints what was built: a row per split, what was left out, and where it lies."""
   report = built_dataset.read_report(pathlib.Path(builder.data_path))
@@ -248,7 +155,7 @@ def print_summary(builder: SegmentationBuilder) -> None:
     split = report["splits"][name]
     numbers = ("num_subjects", "num_volumes", "num_records", "num_foreground_records")
     rows.append((name, *(str(split[number]) for number in numbers)))
-  _print_table(rows)
+  print(progress.table(rows, _COLUMNS))
   if left_out := report["left_out"]:
     reasons: dict[str, int] = {}
     for entry in left_out:
@@ -268,13 +175,6 @@ def _sum_by_reason(by_volume: dict[str, dict[str, int]]) -> dict[str, int]:
     for reason, count in reasons.items():
       total[reason] = total.get(reason, 0) + count
   return total
-
-
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
-  """Prints rows in columns; the first row is the heading."""
-  widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-  for row in rows:
-    print("  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip())
 
 
 def print_files(builder: SegmentationBuilder, manual_dir: pathlib.Path) -> None:
