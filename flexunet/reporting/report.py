@@ -117,7 +117,7 @@ def _run_sections(
   return [
       ("data", "Data", training_section.data_section(as_stored, counts, scheme_of(run_config))),
       ("curves", "Training", curves),
-      ("settings", "Settings and reasons", training_section.settings_section(as_stored)),
+      ("settings", "Settings and reasons", training_section.settings_section(run_config)),
   ]
 
 
