@@ -182,7 +182,7 @@ class LineChart(Chart):
     low, high = self.x_range or axis.dataLim.intervalx
     pad = min(0.5, 0.03 * (high - low)) or 0.5
     axis.set_xlim(low - pad, high + pad)
-    axis.locator_params(axis="x", integer=True)
+    axis.locator_params(axis="x", integer=True, min_n_ticks=1)
     axis.grid(axis="y")
 
 
@@ -323,7 +323,7 @@ class Histogram(Chart):
       fill = len(self.samples) == 1
       axis.stairs(counts, edges, color=sample.color, label=sample.name, fill=fill, linewidth=1.6)
     axis.set_ylim(bottom=0)
-    axis.locator_params(axis="y", integer=True)
+    axis.locator_params(axis="y", integer=True, min_n_ticks=1)
     axis.grid(axis="y")
 
 

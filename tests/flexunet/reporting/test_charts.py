@@ -53,8 +53,9 @@ def test_a_single_epoch_stands_in_the_middle_at_its_number():
   svg = charts.svg(line_chart([0.25], x_label="epoch"))
   x = label_place(svg, "1")[0]
   assert dots_of(svg, _BLUE)[0][0] == pytest.approx(x, abs=0.01)
-  numbers = re.findall(r">([\d.]+)</text>", svg)
-  assert "0.5" not in numbers and "1.5" not in numbers
+  below = label_place(svg, "1")[1]
+  ticks = re.findall(rf'y="{below:.6f}"[^>]*>([\d.]+)</text>', svg)
+  assert ticks == ["1"]
 
 
 def test_the_marked_epoch_is_a_dashed_upright_line():

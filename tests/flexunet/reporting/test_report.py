@@ -11,8 +11,9 @@ import run_samples
 from PIL import Image
 
 from flexunet import run_folder
-from flexunet.config import TrainingConfig
+from flexunet.config import DataConfig, TrainingConfig
 from flexunet.core.errors import InputError
+from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.reporting import report, training_section
 from flexunet.training import callbacks, monitoring
 
@@ -61,16 +62,28 @@ def test_the_page_holds_no_path_of_the_machine(page, tmp_path):
 
 
 def test_settings_hold_no_path_and_no_augmentation_that_never_acts():
-  config = {
-      "model": {}, "data": {"cache_dir": "/secret/a"},
-      "training": {"init_from": "/secret/b", "metrics": ["dice", "iou"], "loss_options": []},
-      "augmentation": {"augmentation": "default", "blur_probability": 0.0, "blur_sigma": 1.0,
-                       "noise_probability": 0.125},
-      "reasons": {},
-  }  # fmt: skip
-  section = training_section.settings_section(config)
+  run_config = dataclasses.replace(
+      run_samples.run_config(),
+      data=DataConfig(data_dir="/secret/a", cache_dir="/secret/b"),
+      training=TrainingConfig(init_from="/secret/c", metrics=("dice", "iou")),
+      augmentation=AugmentationConfig(
+          augmentation="default", blur_probability=0.0, blur_sigma=1.0, noise_probability=0.125
+      ),
+  )
+  section = training_section.settings_section(run_config)
   assert "/secret" not in section and "blur" not in section
   assert "noise_probability" in section and "dice, iou" in section
+
+
+def test_a_setting_that_was_given_is_no_default():
+  run_config = dataclasses.replace(
+      run_samples.run_config(), training=TrainingConfig(max_minutes=5.0, seed=1)
+  )
+  section = training_section.settings_section(run_config)
+  reasons = dict(re.findall(r"<code>(\w+)</code></td><td>[^<]*</td><td>([^<]*)</td>", section))
+  # --max_minutes is 0 and --seed is 1 by default; planning had a reason for the fraction.
+  assert (reasons["max_minutes"], reasons["seed"]) == ("given", "default")
+  assert reasons["foreground_fraction"] == "31 % of the training slices hold foreground"
 
 
 @pytest.mark.parametrize(
