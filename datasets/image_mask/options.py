@@ -9,7 +9,7 @@ from typing import Any
 from flexunet.core.config_fields import knob
 from flexunet.core.errors import InputError
 from flexunet.datasets.builder.record_options import RecordOptions
-from flexunet.datasets.image_mask import colors, naming
+from flexunet.datasets.image_mask import colors, folders
 from flexunet.datasets.published_palettes import PRESETS
 from flexunet.imaging.label_scheme import LabelScheme
 
@@ -56,7 +56,7 @@ class ImageMaskOptions(RecordOptions):
     super().__post_init__()
     if self.image_channels == 2:
       raise InputError("image_channels must be 1 or 3. Got: 2.")
-    naming.compile_rules(self.subject_pattern)
+    folders.compile_rules(self.subject_pattern)
     if self.palette_colors is None and self.palette and self.palette not in PRESETS:
       # The colours, not the file, are what a build depends on; a path has no place in a report.
       found = {c.name: c.color for c in colors.palette_scheme(self.palette).classes}

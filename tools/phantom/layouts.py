@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from flexunet.core import errors
-from flexunet.tools.phantom import ct, pictures, volumes
+from flexunet.tools.phantom import images, volumes
 
 # So few patients of the published list never bled: one phantom of three takes their numbers.
 _MOST_CT_SUBJECTS = 54
@@ -50,21 +50,21 @@ def _hippocampus(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, .
 
 
 def _brain_ich_ct(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, ...]) -> None:
-  for index, patient in enumerate(ct.ich_patients(subjects)):
-    ct.write_ich(out, patient, index, _generator(seed, index), size)
+  for index, patient in enumerate(images.ich_patients(subjects)):
+    images.write_ich(out, patient, index, _generator(seed, index), size)
 
 
 def _brain_ich_ct_nifti(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, ...]) -> None:
   # Version 1.3.1, the NIfTI form, has no patients 059 to 065.
-  for index, patient in enumerate(ct.ich_patients(subjects, absent=range(59, 66))):
-    ct.write_ich_nifti(out, patient, index, _generator(seed, index), size)
+  for index, patient in enumerate(images.ich_patients(subjects, absent=range(59, 66))):
+    images.write_ich_nifti(out, patient, index, _generator(seed, index), size)
 
 
 def _brain_stroke_ct(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, ...]) -> None:
-  bleeding = ct.bleeding_patients()
+  bleeding = images.bleeding_patients()
   for index in range(subjects):
     patient = bleeding[index // 2]
-    ct.write_stroke(out, patient, index, _generator(seed, index), size)
+    images.write_stroke(out, patient, index, _generator(seed, index), size)
 
 
 def _full_head(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, ...]) -> None:
@@ -80,18 +80,18 @@ def _ms(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, ...]) -> N
 
 def _image_mask(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, ...]) -> None:
   for index in range(subjects):
-    pictures.write_subject(out, index, _generator(seed, index), size)
+    images.write_subject(out, index, _generator(seed, index), size)
 
 
 LAYOUTS: dict[str, Layout] = {
-    "brain_ich_ct": Layout(ct.CT_SIZE, _MOST_CT_SUBJECTS, _brain_ich_ct),
+    "brain_ich_ct": Layout(images.CT_SIZE, _MOST_CT_SUBJECTS, _brain_ich_ct),
     "brain_ich_ct/nifti": Layout(
-        ct.CT_NIFTI_SIZE, _MOST_CT_SUBJECTS, _brain_ich_ct_nifti
+        images.CT_NIFTI_SIZE, _MOST_CT_SUBJECTS, _brain_ich_ct_nifti
     ),
-    "brain_stroke_ct": Layout(ct.STROKE_SIZE, _MOST_CT_SUBJECTS, _brain_stroke_ct),
+    "brain_stroke_ct": Layout(images.STROKE_SIZE, _MOST_CT_SUBJECTS, _brain_stroke_ct),
     "full_head_t1w": Layout(volumes.FULL_HEAD_SIZE, 900, _full_head),
     "hippocampus_t1w": Layout(volumes.HIPPOCAMPUS_SIZE, 800, _hippocampus),
-    "image_mask": Layout(pictures.PICTURE_SIZE, 900, _image_mask),
+    "image_mask": Layout(images.PICTURE_SIZE, 900, _image_mask),
     "ms_lesion_mri": Layout(volumes.MS_SIZE, 900, _ms),
 }
 

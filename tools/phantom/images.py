@@ -1,6 +1,4 @@
-"""Writes phantom subjects of the CT datasets: slices as JPEG or PNG, and volumes in HU.
-
-Sizes are (edge, slices): pictures of edge x edge pixels, slices from the skull base up.
+"""Writes phantom slices as images: the CT datasets, also as volumes in HU, and ready-made folders.
 """
 
 from __future__ import annotations
@@ -227,3 +225,42 @@ def write_stroke(
     elif ischemic and number % 3 == 2:
       values = mask[..., k] * rng.integers(251, 256, mask.shape[:2], dtype=np.uint8)
     png(values, root / "mask" / subject / f"{name}.png")
+
+
+PICTURE_SIZE = (256, 8)  # Edge in pixels, and slices a subject.
+# Background, air, grey, white, fluid, bone, soft tissue.
+PALETTE = ((0, 0, 0), (10, 180, 10), (255, 255, 255), (128, 128, 128), (0, 128, 255),
+           (255, 255, 0), (180, 100, 100))  # fmt: skip
+_SLICE_FIELD_MM = 230.0
+
+
+def side_of(index: int) -> str:
+  """Published side of a subject: of each five, three train, one valid, one test."""
+  return ("train", "valid", "test", "train", "train")[index % 5]
+
+
+def write_subject(out: pathlib.Path, index: int, rng: np.random.Generator, size: Size) -> None:
+  """All slices of one subject, named `<1001 + index>_<slice>`.
+
+  Images are grey, stored as RGB; every second subject has JPEG images beside PNG masks.
+  """
+  edge, slices = size
+  coarse = max(8, edge * 4 // 5)
+  field_mm = (_SLICE_FIELD_MM, _SLICE_FIELD_MM, 110.0)
+  shape = (coarse, coarse, slices)
+  grid = anatomy.Grid.covering(field_mm, shape, "LAS", (0.0, 0.0, 15.0))
+  tissue, _ = anatomy.tissue_map(anatomy.draw_head(rng), grid)
+  image = (appearance.mri(tissue, "t1", rng, bias=0.15) * 1.6).clip(0, 255).astype(np.uint8)
+  mask = np.array(PALETTE, np.uint8)[tissue]
+  folder = out / side_of(index)
+  for kind in ("images", "masks"):
+    (folder / kind).mkdir(parents=True, exist_ok=True)
+  for k in range(slices):
+    stem = f"{1001 + index}_{10 * (k + 1)}"
+    picture = Image.fromarray(np.ascontiguousarray(np.rot90(image[..., k])))
+    colors = Image.fromarray(np.ascontiguousarray(np.rot90(mask[..., k, :])))
+    suffix = "jpg" if index % 2 == 1 else "png"
+    picture = picture.resize((edge, edge), Image.Resampling.BILINEAR).convert("RGB")
+    picture.save(folder / "images" / f"{stem}.{suffix}")
+    colors = colors.resize((edge, edge), Image.Resampling.BILINEAR)
+    colors.save(folder / "masks" / f"{stem}.png")
