@@ -1,13 +1,22 @@
 """FlexUNet: from raw brain scans to a segmentation one can trust.
 
-`flexunet.build_model` makes the network; the programs are `python -m flexunet.train`,
-`flexunet.evaluate`, `flexunet.predict` and `flexunet.tools.build`.
+    import flexunet
+
+    run = flexunet.fit("RUN", dataset="hippocampus_t1w", data_dir="DATA", max_minutes=5.0)
+    label = run.predict("scan.nii.gz")  # uint8, on the voxel grid of the scan
+
+`build_dataset`, `open_dataset`, `plan`, `fit`, `load`, `build_model`, `losses` and `metrics` are
+described where they are defined. The programs are `flexunet COMMAND`.
 """
 
 from __future__ import annotations
 
 import importlib
 import pathlib
+import types
+from typing import Any
+
+import wrapt
 
 __version__ = "0.1.0"
 
@@ -17,15 +26,34 @@ _CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 if (_CHECKOUT / "setup.cfg").is_file() and (_CHECKOUT / "datasets").is_dir():
   __path__.append(str(_CHECKOUT))
 
-# Public names, imported on first use: `import flexunet` must not load TensorFlow.
-_PUBLIC = {"build_model": "flexunet.network.model"}
+# Public name -> (module, attribute; None for the module itself), imported on first use: `import
+# flexunet` must not load TensorFlow.
+_PUBLIC = {
+    "build_dataset": ("flexunet.datasets.builder.build_tool", "build_dataset"),
+    "build_model": ("flexunet.network.model", "build_model"),
+    "fit": ("flexunet.library", "fit"),
+    "load": ("flexunet.library", "load"),
+    "losses": ("flexunet.objectives.losses", None),
+    "metrics": ("flexunet.objectives.metrics", None),
+    "open_dataset": ("flexunet.library", "open_dataset"),
+    "plan": ("flexunet.library", "plan"),
+}
 
 
-def __getattr__(name: str):
-  if name in _PUBLIC:
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
-  raise AttributeError(f"module 'flexunet' has no attribute {name!r}")
+@wrapt.when_imported("keras")
+def _register_layers(keras: types.ModuleType) -> None:
+  """Registers the project's layers with Keras, so that it can read a run's model.keras."""
+  del keras
+  importlib.import_module("flexunet.network.layers")
 
 
-def __dir__():
+def __getattr__(name: str) -> Any:
+  if name not in _PUBLIC:
+    raise AttributeError(f"module 'flexunet' has no attribute {name!r}")
+  module_name, attribute = _PUBLIC[name]
+  module = importlib.import_module(module_name)
+  return module if attribute is None else getattr(module, attribute)
+
+
+def __dir__() -> list[str]:
   return sorted([*globals(), *_PUBLIC])

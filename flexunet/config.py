@@ -9,201 +9,211 @@ What a run reads: the fields of `config.DataConfig` and their flags.
 from __future__ import annotations
 
 import dataclasses
+import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from flexunet.core.config_fields import Checked, from_mapping, knob, refuse_unknown
 from flexunet.core.errors import InputError
-from flexunet.network import architecture
+from flexunet.imaging.intensity import IntensityWindow
+from flexunet.imaging.label_scheme import LabelScheme
+from flexunet.imaging.slice_recipe import SliceRecipe
+from flexunet.imaging.slicing import SlicePlan
+from flexunet.network.architecture import ModelConfig
+from flexunet.objectives import names
 from flexunet.pipelines.augmentation.config import AugmentationConfig
+from flexunet.pipelines.laterality import Laterality
 
-_PER_CLASS_METRICS = ("dice", "iou", "sensitivity", "specificity", "precision")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig(Checked):
-  """Shape of a FlexUNet; the names are those of `flexunet.build_model` and of the flags."""
-
-  image_size: tuple[int, int] = knob(
-      None, "Height and width of the network's input, e.g. 512,512; one number means a square."
-  )
-  image_channels: int = knob(
-      1, "Channels of the input; 3 repeats grey images as the published recipes do.", minimum=1
-  )
-  num_classes: int = knob(None, "Classes, background included.", minimum=1)
-  base_filters: int = knob(
-      None, "Channels of the first stage; they double at each stage below.", minimum=1
-  )
-  base_kernels: int = knob(
-      None, "Odd kernel edge of the first stage; shrinks by 2 per stage, down to 3.", minimum=1
-  )
-  num_layers: int = knob(None, "Stages, the bottleneck included.", minimum=1, maximum=12)
-  dropout_rate: float = knob(
-      None, "Dropout at stage n (from 0) is n times this rate.", minimum=0.0, maximum=0.9
-  )
-  dilation: int = knob(1, "Dilation of the first stage; shrinks by 1 per stage, to 1.", minimum=1)
-  normalization: str = knob(
-      None,
-      "Layer after each convolution.",
-      choices=architecture.NORMALIZATIONS,
-  )
-  activation: str = knob(
-      "relu",
-      "Activation after each convolution.",
-      choices=architecture.ACTIVATIONS,
-  )
-  kernel_initializer: str = knob(
-      "he_normal",
-      "How the kernels of the convolutions start.",
-      choices=architecture.KERNEL_INITIALIZERS,
-  )
-  input_normalization: str = knob(
-      "unit",
-      "How 0..255 enters the network: times 1/255, or zero mean and unit deviation per image.",
-      choices=architecture.INPUT_NORMALIZATIONS,
-  )
-  deep_supervision: bool = knob(
-      False,
-      "Trains outputs at 1/2, 1/4 and 1/8 of the size too, each half as heavy as the one before;"
-      " the saved model has the main output alone.",
-  )
+# Headings of the help, under which flags stand together.
+_OPTIMIZER = "Optimizer and schedule"
+_LOSS = "Loss"
+_VALIDATION = "Validation and stopping"
+_OUTPUT = "Checkpoints and output"
+_DEVICES = "Devices and precision"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Checked):
   """How the weights are found."""
 
-  batch_size: int = knob(None, "Slices per step.", minimum=1)
-  epochs: int = knob(None, "At most so many passes over the training split.", minimum=1)
+  batch_size: int = knob(None, "Slices per step.", minimum=1, group=_OPTIMIZER)
+  epochs: int = knob(
+      None,
+      "Largest number of epochs; with it, an epoch is one pass over the training split.",
+      minimum=1,
+      group=_OPTIMIZER,
+  )
   max_minutes: float = knob(
       0.0,
-      "Ends training cleanly after that time, with the learning-rate schedule fitted to it. 0: no"
+      "Ends training cleanly after this time, and fits the learning-rate schedule to it; 0: no"
       " limit.",
       minimum=0.0,
+      group=_OPTIMIZER,
   )
-  learning_rate: float = knob(None, "Initial learning rate.", minimum=0.0)
-  optimizer: str = knob(None, "Optimizer.", choices=("adam", "adamw", "sgd"))
+  learning_rate: float = knob(None, "Initial learning rate.", minimum=0.0, group=_OPTIMIZER)
+  optimizer: str = knob(None, "Optimizer.", choices=("adam", "adamw", "sgd"), group=_OPTIMIZER)
   weight_decay: float = knob(
-      None, "Decoupled weight decay of adamw.", minimum=0.0, unset="1e-4 with adamw"
+      None, "Decoupled weight decay of adamw.", minimum=0.0, unset="1e-4 with adamw",
+      group=_OPTIMIZER,
   )
   momentum: float = knob(
-      None, "Nesterov momentum of sgd.", minimum=0.0, maximum=0.9999, unset="0.99 with sgd"
+      None, "Nesterov momentum of sgd.", minimum=0.0, maximum=0.9999, unset="0.99 with sgd",
+      group=_OPTIMIZER,
   )
   clipvalue: float = knob(
       None,
-      "Gradients are clipped to +- this value; 0: not.",
+      "Clips each entry of a gradient to +- this value; 0: off.",
       minimum=0.0,
       unset="0.5, or 0 with --clipnorm",
+      group=_OPTIMIZER,
   )
   clipnorm: float = knob(
-      0.0, "Each gradient is scaled down to at most this norm; 0: not.", minimum=0.0
+      0.0, "Scales each gradient down to at most this norm; 0: off.", minimum=0.0,
+      group=_OPTIMIZER,
   )
   gradient_accumulation: int = knob(
-      1, "Updates the weights every so many batches, by the mean of their gradients.", minimum=1
+      1, "Batches whose mean gradient makes one update of the weights.", minimum=1,
+      group=_OPTIMIZER,
   )
   ema_momentum: float = knob(
       None,
-      "Validates and saves a moving average of the weights, which keeps this share of itself at"
-      " each step, e.g. 0.99; 0: the weights themselves.",
+      "Validates and saves a moving average of the weights that keeps this share of itself at each"
+      " step, e.g. 0.99; 0: the weights themselves.",
       minimum=0.0,
       maximum=0.99999,
+      group=_OPTIMIZER,
   )
   schedule: str = knob(
       None,
       "Learning rate over the run: 'constant', 'cosine' or 'poly' (power 0.9) down to zero.",
       choices=("constant", "cosine", "poly"),
+      group=_OPTIMIZER,
   )
   warmup_steps: int = knob(
-      None, "Steps over which the learning rate rises from 0 linearly.", minimum=0
+      None, "Steps over which the learning rate rises from 0 linearly.", minimum=0,
+      group=_OPTIMIZER,
   )
-  loss: str = knob(None, "Training loss, by its name in flexunet/objectives/losses.py.")
+  loss: str = knob(None, "What training lowers.", choices=names.LOSSES, group=_LOSS)
   loss_options: tuple[str, ...] = knob(
       (),
       "Options of the loss as name=value, e.g. gamma=2 (focal), alpha=0.3,beta=0.7 (tversky),"
-      " per_case=true; a wrong name lists those of the loss.",
+      " per_case=true. A wrong name lists the options of the loss.",
+      group=_LOSS,
   )
   class_weights: str = knob(
       "none",
       "Weights of the classes in the loss, background first, e.g. 0.2,1,1; 'balanced': inverse to"
-      " their share of the training pixels; 'none': all alike.",
+      " their share of the training pixels; 'none': all equal.",
+      group=_LOSS,
   )
   class_prior: bool = knob(
-      True, "An untrained network expects each class as often as it is drawn."
+      True, "Starts the biases of the head from the shares of the classes in the batches.",
+      group=_LOSS,
   )
   metrics: tuple[str, ...] = knob(
       ("dice_coef_multiclass", "dice"),
-      "Scores of training and validation; Dice is always among them.",
-      choices=("dice_coef_multiclass", *_PER_CLASS_METRICS),
+      "Scores of training and validation; Dice is always computed.",
+      choices=names.METRICS,
+      group=_VALIDATION,
   )
   monitor: str = knob(
       "dice",
-      "Validation figure that picks the best model and stops early: mean foreground Dice, or loss.",
+      "Validation score that picks the best model and stops early: mean foreground Dice, or loss.",
       choices=("dice", "loss"),
+      group=_VALIDATION,
   )
   save_best: bool = knob(
-      True, "model.keras is the best model by --monitor; off: that of the last validation."
+      True, "Keeps the best model by --monitor as model.keras; off: that of the last validation.",
+      group=_VALIDATION,
   )
   init_from: str | None = knob(
       None,
       "Run folder or .keras file whose weights training starts from; a head of other classes is"
-      " made anew.",
+      " reinitialized.",
       unset="",
+      group=_OPTIMIZER,
   )
   early_stopping_patience: int = knob(
-      None, "Stops after so many epochs without a better validation score; 0: never.", minimum=0
+      None,
+      "Epochs without a better validation score after which training stops; 0: never.",
+      minimum=0,
+      group=_VALIDATION,
   )
   reduce_lr_factor: float = knob(
-      0.5, "Factor of the learning-rate reduction on a plateau.", minimum=0.01, maximum=0.99
+      0.5, "Factor of the learning-rate reduction on a plateau.", minimum=0.01, maximum=0.99,
+      group=_OPTIMIZER,
   )
   reduce_lr_patience: int = knob(
       None,
       "Epochs without a better validation loss before the learning rate is reduced; 0: never.",
       minimum=0,
+      group=_OPTIMIZER,
   )
-  validation_epochs: int = knob(None, "Validates every so many epochs.", minimum=1)
-  previews: int = knob(4, "Validation slices drawn after each validation; 0: none.", minimum=0)
+  validation_epochs: int = knob(
+      None, "Epochs from one validation to the next.", minimum=1,
+      group=_VALIDATION,
+  )
+  previews: int = knob(
+      4, "Validation slices drawn into RUN/previews after each validation; 0: none.", minimum=0,
+      group=_OUTPUT,
+  )
   tensorboard_graph: bool = knob(
-      False, "Also writes the network's graph into the run's tensorboard folder, on TensorFlow."
+      False, "Also writes the graph of the network into RUN/tensorboard (TensorFlow only).",
+      group=_OUTPUT,
   )
-  seed: int = knob(1, "Seed of weights, order, dropout and augmentation.", minimum=0)
+  seed: int = knob(
+      1, "Seed of weights, order, dropout and augmentation.", minimum=0, group=_OPTIMIZER
+  )
   checkpoint_steps: int = knob(
-      0, "Also takes a checkpoint every so many steps; 0: at each epoch's end only.", minimum=0
+      0, "Steps from one checkpoint to the next; 0: one at the end of each epoch only.", minimum=0,
+      group=_OUTPUT,
   )
   keep_checkpoints: int = knob(
-      2, "Checkpoints that are kept; a damaged newest one falls back to the one before.", minimum=1
+      2,
+      "Checkpoints to keep; if the newest is damaged, a run resumes from the one before.",
+      minimum=1,
+      group=_OUTPUT,
   )
   deterministic: bool = knob(
       None,
       "The same command on the same machine gives the same weights, at some cost on a GPU.",
       unset="on for a CPU",
+      group=_DEVICES,
   )
   precision: str = knob(
       "auto",
-      "Numbers the layers compute in; variables stay float32.",
+      "Number format of the layers' arithmetic; variables stay float32.",
       choices=("auto", "float32", "mixed_bfloat16", "mixed_float16"),
+      group=_DEVICES,
   )
   jit_compile: str = knob(
-      "auto", "Compiles the step with XLA, on TensorFlow.", choices=("auto", "on", "off")
+      "auto",
+      "Compiles the training step with XLA (TensorFlow only).",
+      choices=("auto", "on", "off"),
+      group=_DEVICES,
   )
   steps_per_execution: int = knob(
       None,
-      "Steps run in one go, without Python between them; the learning rate, checkpoints and the"
-      " progress bar then act once a go.",
+      "Steps executed together without returning to Python; the learning rate, checkpoints and"
+      " progress are then updated once per execution.",
       minimum=1,
       unset="1 on a CPU, 4 on a GPU",
+      group=_DEVICES,
   )
   augment_on: str = knob(
       "auto",
-      "Where examples are augmented: 'host', one by one in the threads that feed the step, which is"
-      " cheap where few are changed and needs many cores to keep up with a GPU; 'device', the whole"
-      " batch inside the compiled step, so that a GPU does it and the threads only copy. Both give"
-      " the same examples up to rounding. 'auto': 'device' where a GPU trains on TensorFlow.",
+      "Where examples are augmented: 'host', one by one in the threads of the input pipeline;"
+      " 'device', the whole batch inside the compiled step. Both give the same examples up to"
+      " rounding. 'auto': 'device' where a GPU trains on TensorFlow.",
       choices=("auto", "host", "device"),
+      group=_DEVICES,
   )
   num_devices: int = knob(
       0,
-      "Devices that share each batch; 0: all GPUs, or the CPU. More than one needs TensorFlow.",
+      "Devices that share each batch; 0: all GPUs, or the CPU. Several need TensorFlow.",
       minimum=0,
+      group=_DEVICES,
   )
 
 
@@ -213,28 +223,60 @@ class DatasetFacts:
 
   Attributes:
     name: dataset/config/version.
-    fingerprint: Of the records, from the build report; None for datasets built elsewhere.
-    label_scheme: [{"name": str, "color": [r, g, b]}], position is the class id.
-    slice_plan: {"axes", "plane"} of `SlicePlan`, or None for pictures.
-    intensity: {"kind", "low", "high"} of `IntensityWindow`, or None for pictures.
-    spacing_mm: Median (row, column) spacing of the training slices, None where unknown.
+    fingerprint: That of the records, from the build report; None for datasets built elsewhere.
+    label_scheme: The classes, by id.
+    slice_plan: How volumes are cut; None for images that are no slices of volumes.
+    intensity: How intensities become 8 bits; None for such images.
+    spacing_mm: Median (row, column) spacing of the training slices; None where unknown.
     isotropic_mm: Spacing the volumes were resampled to when the dataset was built; None: not.
-    one_sided: Classes that lie on one side in every subject looked at.
   """
 
   name: str
   fingerprint: str | None
-  label_scheme: list[dict[str, Any]]
-  slice_plan: dict[str, Any] | None
-  intensity: dict[str, Any] | None
-  spacing_mm: list[float] | None = None
+  label_scheme: LabelScheme
+  slice_plan: SlicePlan | None
+  intensity: IntensityWindow | None
+  spacing_mm: tuple[float, float] | None = None
   isotropic_mm: float | None = None
-  one_sided: list[str] = dataclasses.field(default_factory=list)
+
+  @property
+  def recipe(self) -> SliceRecipe | None:
+    """How volumes become slices; None for a run trained on images."""
+    if self.slice_plan is None or self.intensity is None:
+      return None
+    return SliceRecipe(self.slice_plan, self.intensity, self.isotropic_mm)
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns the facts as JSON holds them."""
+    return {**dataclasses.asdict(self), "label_scheme": self.label_scheme.to_json()}
+
+  @classmethod
+  def from_json(cls, values: Mapping[str, Any]) -> DatasetFacts:
+    """Reads what `to_json` wrote; anything else is an InputError."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    refuse_unknown(values, names, "dataset_facts in config.json")
+    if missing := [name for name in names if name not in values]:
+      raise InputError(f"dataset_facts in config.json must hold {names}. Missing: {missing}.")
+    plan, window, spacing = (values[name] for name in ("slice_plan", "intensity", "spacing_mm"))
+    read = {
+        "label_scheme": LabelScheme.from_json(values["label_scheme"]),
+        "slice_plan": None if plan is None else from_mapping(SlicePlan, plan),
+        "intensity": None if window is None else from_mapping(IntensityWindow, window),
+        "spacing_mm": None if spacing is None else (float(spacing[0]), float(spacing[1])),
+    }
+    return cls(**{**values, **read})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-  """Everything a run folder's `config.json` holds; `augmentation` is resolved there."""
+  """Everything a run folder's `config.json` holds; `augmentation` is resolved there.
+
+  Attributes:
+    model, data, training, augmentation: Complete configs.
+    dataset_facts: What the run remembers of its dataset.
+    laterality: Whether images may be mirrored, in training and in prediction.
+    reasons: Field name -> why it has its value.
+  """
 
   model: ModelConfig
   data: DataConfig
@@ -244,9 +286,23 @@ class RunConfig:
   augmentation: AugmentationConfig = dataclasses.field(
       default_factory=lambda: AugmentationConfig(augmentation="none")
   )
+  laterality: Laterality = dataclasses.field(default_factory=Laterality)
 
   def to_json(self) -> dict[str, Any]:
-    return dataclasses.asdict(self)
+    """Returns the config as JSON holds it."""
+    return {**dataclasses.asdict(self), "dataset_facts": self.dataset_facts.to_json()}
+
+  def dataset_in(self, data_dir: str | os.PathLike | None) -> tuple[str | None, pathlib.Path]:
+    """Returns (dataset, folder) of the run's dataset as `dataset_source.open_dataset` takes them.
+
+    Args:
+      data_dir: Where it lies; as in training where None.
+    """
+    folder = pathlib.Path(data_dir or self.data.data_dir).expanduser()
+    dataset = self.data.dataset
+    if dataset is None and not (folder / "dataset_info.json").is_file():
+      dataset = self.dataset_facts.name
+    return dataset, folder
 
   @classmethod
   def from_json(cls, values: Mapping[str, Any]) -> RunConfig:
@@ -256,16 +312,16 @@ class RunConfig:
         "data": DataConfig,
         "training": TrainingConfig,
         "augmentation": AugmentationConfig,
+        "laterality": Laterality,
     }
     known = [*parts, "dataset_facts", "reasons"]
     refuse_unknown(values, known, "config.json")
-    values = {"augmentation": {"augmentation": "none"}, **values}  # Runs made before it existed.
     if missing := [name for name in known if name not in values]:
       raise InputError(f"config.json must hold {known}. Missing: {missing}.")
     built: dict[str, Any] = {name: from_mapping(part, values[name]) for name, part in parts.items()}
     return cls(
         **built,
-        dataset_facts=from_mapping(DatasetFacts, values["dataset_facts"]),
+        dataset_facts=DatasetFacts.from_json(values["dataset_facts"]),
         reasons=dict(values["reasons"]),
     )
 
@@ -276,8 +332,8 @@ class DataConfig(Checked):
 
   dataset: str | None = knob(
       None,
-      "Built dataset as name[/config[/version]] below --data_dir, e.g. hippocampus_t1w/left_right;"
-      " not needed when --data_dir is the version folder itself.",
+      "Built dataset as name[/config[/version]], e.g. hippocampus_t1w/left_right; not needed when"
+      " --data_dir is the version folder itself.",
       unset="",
   )
   data_dir: str = knob(
@@ -287,63 +343,60 @@ class DataConfig(Checked):
   validation_split: str = knob("validation", "Split that picks the best checkpoint.")
   fold: int = knob(
       -1,
-      "Cross-validation: puts both splits together, validates on the subjects of this fold and"
+      "Cross-validation: joins both splits, validates on the subjects of this fold (0..4) and"
       " trains on the others; the test split stays out. -1: the splits as they are.",
       minimum=-1,
   )
-  image_key: str = knob("image", "Feature of the image, for datasets built elsewhere.")
-  label_key: str = knob("label", "Feature of the label, for datasets built elsewhere.")
+  image_key: str = knob("image", "Feature that holds the image, for datasets built elsewhere.")
+  label_key: str = knob("label", "Feature that holds the label, for datasets built elsewhere.")
   resize_mode: str = knob(
       None,
-      "How images come to --image_size: 'pad' keeps the resolution and adds a border, 'fit' scales"
-      " with the aspect kept and adds a border, 'stretch' scales each axis (the published way).",
+      "How images are brought to --image_size: 'pad' keeps the resolution and adds a border, 'fit'"
+      " scales at equal aspect and adds a border, 'stretch' scales each axis (as published).",
       choices=("pad", "fit", "stretch"),
   )
   crop_foreground: bool = knob(
       False,
-      "Cuts the empty air around head or body away before an image is brought to --image_size, so"
-      " that its pixels are spent on tissue. The box is found from the images alone, one a volume:"
-      " all that is brighter than a tenth of the bright pixels, and a margin. Evaluation and"
-      " prediction do the same and answer on the full frame. Costs one more pass over the records"
-      " at the start; labels outside a box are counted and told.",
+      "Cuts the empty air around head or body away before an image is brought to --image_size."
+      " The box is found from the images alone, one per volume. Evaluation and prediction do the"
+      " same and answer on the full frame. Costs one more pass over the records at the start.",
   )
   context_slices: int = knob(
       0,
-      "Neighbour slices on each side that become channels (2.5-D); --image_channels must then be"
-      " twice that and one.",
+      "Neighbouring slices on each side that become channels (2.5-D); --image_channels must then be"
+      " twice this plus one.",
       minimum=0,
       maximum=8,
   )
   foreground_fraction: float = knob(
       None,
-      "Share of each batch drawn from slices with foreground; the rest covers every slice once an"
-      " epoch. 0 draws uniformly.",
+      "Share of each batch drawn from slices with foreground; the rest covers every slice once per"
+      " epoch. 0: all slices alike.",
       minimum=0.0,
       maximum=1.0,
   )
   class_balance: bool = knob(
-      None, "The foreground classes take turns in that share, so that a rare one is seen as often."
+      None,
+      "Lets the foreground classes take turns in that share, so that a rare one is seen as often.",
   )
   epoch_passes: int = knob(
       None,
-      "Passes over the training slices that make an epoch, after which a run validates and saves:"
-      " more than one where slices are so few that it would do little else, 1 with --epochs.",
+      "Passes over the training slices that make an epoch, after which a run validates and saves."
+      " 1 with --epochs.",
       minimum=1,
   )
   cache: str = knob(
       "auto",
-      "Where decoded slices are kept after the first pass: 'ram', 'disk', or 'none' to decode them"
-      " again each epoch; 'device': in the memory of the one GPU (the CPU's where there is none),"
-      " where each step looks its batch up, so that only row numbers travel. 'auto' takes what"
-      " fits and says why: 'device' if a quarter of what the network leaves of a GPU's memory"
-      " holds the training slices.",
+      "Where decoded slices are kept: 'ram', 'disk', 'device' (the memory of the GPU, so that only"
+      " row numbers travel), or 'none' to decode them again each epoch. 'auto' takes what fits;"
+      " RUN/manifest.json says why.",
       choices=("auto", "device", "ram", "disk", "none"),
   )
   cache_dir: str | None = knob(
-      None, "Folder of --cache=disk; the user's cache folder by default.", unset=""
+      None, "Folder of --cache=disk. Default: the user's cache folder.", unset=""
   )
   skip_corrupt: int = knob(
       0,
-      "Reads all records first and leaves out at most so many that cannot be read, naming them.",
+      "Reads all records first and leaves out unreadable ones, at most this many; each is named.",
       minimum=0,
   )

@@ -1,9 +1,9 @@
 """Segments scans with a trained run.
 
-  python -m flexunet.predict --run_dir=RUN --input=FILE_OR_FOLDER --output_dir=DIR
+  flexunet predict --run_dir=RUN --input=FILE_OR_FOLDER --output_dir=DIR
 
 A volume (NIfTI, ANALYZE) gives <stem>_label of the same format, shape and geometry and a contact
-sheet <stem>_overlay.png; a picture gives <stem>_label.png, whose grey values are class ids, and
+sheet <stem>_overlay.png; an image gives <stem>_label.png, whose grey values are class ids, and
 <stem>_overlay.png. In a folder everything below it is predicted, except what is named like a
 label (..._label, ..._mask, ..._seg, or in a folder called masks or labels).
 """
@@ -15,62 +15,80 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from flexunet.core import command_line, flags
+from flexunet import run_folder
+from flexunet.core import command_line, flags, progress
+from flexunet.core import files as core_files
 
-_PROGRAM = flags.Program(__doc__)
+_PROGRAM = flags.Program(__doc__, first=("run_dir", "input", "output_dir", "json"))
 _RUN_DIR = _PROGRAM.string("run_dir", None, "Folder of the run.", required=True)
 _INPUT = _PROGRAM.string("input", None, "Scan, or folder of scans.", required=True)
 _OUTPUT_DIR = _PROGRAM.string("output_dir", None, "Where labels are written.", required=True)
+_JSON = _PROGRAM.boolean("json", False, "Prints the counts as one JSON object.")
 _OVERLAY = _PROGRAM.boolean("overlay", True, "Also writes <stem>_overlay.png to look at.")
 _COLOR_MASKS = _PROGRAM.boolean(
-    "color_masks", False, "Also writes <stem>_color.png for pictures, in the dataset's colours."
+    "color_masks", False, "Also writes <stem>_color.png for images, in the dataset's colours."
 )
 _PROBABILITIES = _PROGRAM.boolean(
     "probabilities", False, "Also writes <stem>_probability.npz, float16, classes last."
 )
 _OVERWRITE = _PROGRAM.boolean("overwrite", False, "Replaces output that exists already.")
 _BATCH_SIZE = _PROGRAM.integer("batch_size", 8, "Slices per step.", lower_bound=1)
-_TTA = _PROGRAM.boolean("tta", False, "Averages over mirrored slices; twice the time.")
+_TTA = _PROGRAM.boolean("tta", False, "Averages over mirrored slices; doubles the time.")
 
 
 def main(argv: Sequence[str]) -> None:
-  del argv
-  # Heavy imports after the flags are known to be right: a typo answers at once.
+  command_line.no_words(argv)
+  run = run_folder.RunFolder.open(_RUN_DIR.value)
+  run.check_trained()
+  run_config = run.read_config()
+  source = pathlib.Path(_INPUT.value).expanduser()
+  target = pathlib.Path(_OUTPUT_DIR.value).expanduser()
+  core_files.check_writable(target, "--output_dir")
+  progress.say("Loading TensorFlow ...")
   command_line.load_tensorflow()
-  from flexunet import run_folder
+  # Heavy: a wrong flag or path is answered before they are loaded.
   from flexunet.prediction import files
   from flexunet.prediction.predictor import Predictor, load_model
 
-  run = run_folder.RunFolder.open(_RUN_DIR.value)
-  run_config = run.read_config()
   outputs = files.Outputs(
-      folder=pathlib.Path(_OUTPUT_DIR.value).expanduser(),
+      folder=target,
       overlay=_OVERLAY.value,
       color_masks=_COLOR_MASKS.value,
       probabilities=_PROBABILITIES.value,
       overwrite=_OVERWRITE.value,
   )
-  found = files.find(
-      pathlib.Path(_INPUT.value).expanduser(),
-      outputs.folder,
-      volumes_first=run_config.dataset_facts.slice_plan is not None,
-  )
   predictor = Predictor(
       load_model(run), run_config, batch_size=_BATCH_SIZE.value, mirror=_TTA.value
   )
-  outcome = files.predict_all(found.scans, predictor, run_config, outputs)
+  outcome = files.predict_path(source, predictor, run_config, outputs)
   for line in outcome.warnings:
-    print(f"warning: {line}", file=sys.stderr)
+    progress.say(f"warning: {line}")
   for line in outcome.failures:
-    print(f"error: {line}", file=sys.stderr)
-  print(json.dumps({
+    progress.say(f"error: {line}")
+  counts = {
       "predicted": outcome.predicted,
       "failed": len(outcome.failures),
-      "labels_skipped": found.labels_skipped,
-      "pictures_skipped": found.pictures_skipped,
-  }))  # fmt: skip
+      "labels_skipped": outcome.labels_skipped,
+      "pictures_skipped": outcome.pictures_skipped,
+  }
+  print(json.dumps(counts) if _JSON.value else outcome_text(counts, target))
   if outcome.failures:
     sys.exit(1)
+
+
+def outcome_text(counts: dict[str, int], target: pathlib.Path) -> str:
+  """Returns what became of the scans, for people.
+
+  Args:
+    counts: predicted, failed, labels_skipped, pictures_skipped.
+    target: Where the labels lie.
+  """
+  lines = [f"\n{counts['predicted']} scans predicted, {counts['failed']} failed"]
+  if counts["labels_skipped"]:
+    lines.append(f"{counts['labels_skipped']} files skipped, which are named like labels")
+  if counts["pictures_skipped"]:
+    lines.append(f"{counts['pictures_skipped']} images skipped, which lie beside volumes")
+  return "\n".join([*lines, f"Labels  {target}"])
 
 
 def run() -> None:

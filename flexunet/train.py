@@ -1,42 +1,56 @@
 """Trains a FlexUNet on a built dataset.
 
-  python -m flexunet.train --dataset=hippocampus_t1w --data_dir=DATA --run_dir=RUN
+  flexunet train --dataset=hippocampus_t1w --data_dir=DATA --run_dir=RUN --max_minutes=10
 
-Every flag without a value is planned from the data; RUN/config.json tells what was chosen and why.
---preset=published/hippocampus_t1w trains by the published recipe instead.
-After a kill, a power cut or Ctrl-C the same command with --resume goes on where it stopped.
-Afterwards: python -m flexunet.evaluate --run_dir=RUN --split=test
+What is not given is planned from the data; RUN/config.json says what was chosen and why.
+--preset=published/hippocampus_t1w trains by the published recipe instead. After a kill, a power
+cut or Ctrl-C the same command with --resume continues where the run stopped.
+
+Afterwards: flexunet evaluate --run_dir=RUN
 """
 
 from __future__ import annotations
 
+import math
+import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from flexunet import config
-from flexunet.core import command_line, flags
+from flexunet import config, run_folder
+from flexunet.core import command_line, flags, progress
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.presets import preset_files
+from flexunet.training import resuming
 
-_PROGRAM = flags.Program(__doc__)
+_PROGRAM = flags.Program(
+    __doc__,
+    first=(
+        "dataset", "data_dir", "run_dir", "max_minutes", "epochs", "preset", "resume", "fold",
+        "init_from", "seed",
+    ),
+)  # fmt: skip
 _RUN_DIR = _PROGRAM.string("run_dir", None, "New folder for everything of this run.", required=True)
 _RESUME = _PROGRAM.boolean(
     "resume",
     False,
-    "Goes on with the run in --run_dir, exactly as if it had not stopped; starts it if there is"
-    " none yet. The other flags stay those of the start; --epochs and --max_minutes may grow.",
+    "Continues the run in --run_dir exactly as if it had not stopped; starts it if there is none"
+    " yet. The other flags stay as they were; --epochs and --max_minutes may grow.",
 )
-_MODEL = _PROGRAM.fields(config.ModelConfig)
-_DATA = _PROGRAM.fields(config.DataConfig)
+_DATA = _PROGRAM.fields(config.DataConfig, group="Data")
+_MODEL = _PROGRAM.fields(config.ModelConfig, group="Network")
 _TRAINING = _PROGRAM.fields(config.TrainingConfig)
-_AUGMENTATION = _PROGRAM.fields(AugmentationConfig)
+_JSON = _PROGRAM.boolean(
+    "json", False, "Prints the result as one JSON object, not as a table.",
+    group="Checkpoints and output",
+)  # fmt: skip
+_AUGMENTATION = _PROGRAM.fields(AugmentationConfig, group="Augmentation")
 # Read by command_line.run before the other flags are parsed.
 _PROGRAM.string(
     "preset",
     None,
-    f"Named flags that come before all others: {', '.join(preset_files.names())}."
-    " Default: everything is planned from the data.",
+    f"A published recipe, whose flags come before all others: {', '.join(preset_files.names())}.",
 )
 
 
@@ -46,25 +60,64 @@ def main(argv: Sequence[str]) -> None:
   data = flags.read(config.DataConfig, _DATA)
   settings = flags.read(config.TrainingConfig, _TRAINING)
   augmentation = flags.read(AugmentationConfig, _AUGMENTATION)
+  resuming.check_paths(data, settings, _RUN_DIR.value, resume=_RESUME.value)
 
-  # Heavy imports after the flags are known to be right: a typo answers at once.
+  progress.say("Loading TensorFlow ...")
   command_line.load_tensorflow()
-  from flexunet import run_folder
-  from flexunet.training import checkpointing, input_pipeline, monitoring, run_setup, trainer
+  # Heavy: a wrong flag or path is answered before they are loaded.
+  from flexunet import library
+  from flexunet.training import checkpointing, monitoring
 
-  opened = input_pipeline.open_data(data)
-  run_config = run_setup.complete(model, data, settings, opened, augmentation)
-  if not _RESUME.value:
-    run_folder.check_new(_RUN_DIR.value)
+  given = library.Settings(model, data, settings, augmentation)
   try:
-    _, rows = trainer.fit(
-        run_config, _RUN_DIR.value, opened, sys.argv, resume=_RESUME.value
-    )
+    run, rows = library.train(given, _RUN_DIR.value, resume=_RESUME.value, command=sys.argv)
   except KeyboardInterrupt:  # Before the first step: there is nothing to save yet.
     sys.exit(128 + signal.SIGINT)
   except checkpointing.Interrupted as interrupted:
     sys.exit(128 + interrupted.signal_number)  # As a shell reports it: 143 SIGTERM, 130 Ctrl-C.
-  print(monitoring.final_line(rows))
+  shown = run.read_config().training
+  print(monitoring.final_line(rows) if _JSON.value else result_text(run, shown, rows))
+
+
+def result_text(
+    run: run_folder.RunFolder, settings: config.TrainingConfig, rows: Sequence[Mapping[str, Any]]
+) -> str:
+  """Returns the end of a run for people: scores per class, time, report, and the next command.
+
+  Args:
+    run: Where it lies.
+    settings: Its settings, which decide what the best model is.
+    rows: Its history, one row per epoch.
+  """
+  lines = [""]
+  if best := best_row(settings, rows):
+    scores = {
+        name.removeprefix("val_dice_"): value
+        for name, value in best.items() if name.startswith("val_dice_") and name != _PUBLISHED
+    }  # fmt: skip
+    scores["mean of the classes"] = best[_SCORE]
+    of = f"epoch {best['epoch']} of {rows[-1]['epoch']}, {rows[-1]['seconds'] / 60:.1f} minutes"
+    lines.append(f"Validation scores of model.keras ({of})")
+    table = [("class", "Dice"), *((name, f"{value:.3f}") for name, value in scores.items())]
+    lines += [progress.table(table), ""]
+  quoted = shlex.quote(str(run.path))
+  lines += [f"Report  {run.report_html}", f"Next    flexunet evaluate --run_dir={quoted}"]
+  return "\n".join(lines)
+
+
+_SCORE, _PUBLISHED = "val_foreground_dice", "val_dice_coef_multiclass"
+
+
+def best_row(
+    settings: config.TrainingConfig, rows: Sequence[Mapping[str, Any]]
+) -> Mapping[str, Any] | None:
+  """Returns the epoch whose weights are in model.keras; None where nothing was validated."""
+  validated = [row for row in rows if math.isfinite(row.get(_SCORE, math.nan))]
+  if not validated or not settings.save_best:
+    return validated[-1] if validated else None
+  if settings.monitor == "loss":
+    return min(reversed(validated), key=lambda row: row["val_loss"])
+  return max(reversed(validated), key=lambda row: row[_SCORE])
 
 
 def run() -> None:

@@ -3,17 +3,15 @@
 A batch is a dict: `image` uint8 [B, h, w, channels], `label` uint8 [B, h, w], `record` int64 [B]
 (row in the RecordTable), `valid` bool [B] (False for what only fills the last batch).
 Casting, scaling and one-hot happen later, on the device: few bytes travel.
-
-The next batches wait on the accelerator before the step asks for them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
+import tensorflow as tf
 
 from flexunet.pipelines import tf_data
 from flexunet.pipelines.cache import ExampleCache
@@ -29,11 +27,8 @@ from flexunet.pipelines.readers import (
 from flexunet.pipelines.record_table import RecordTable
 from flexunet.pipelines.resizing import Resizing
 
-if TYPE_CHECKING:
-  import tensorflow as tf
-
 _BATCHES_AHEAD = 2
-_STEPS_AT_ONCE = 64  # Whose order is reckoned together; few enough that a start costs no time.
+_STEPS_AT_ONCE = 64  # Steps ordered per call; few enough that a start costs no time.
 # (image uint8 [h, w, C], label uint8 [h, w], seed int32 [2]) -> (image, label)
 Augment = Callable[..., tuple]
 _BATCHES_ON_DEVICE = 2
@@ -52,7 +47,7 @@ class Host:
 
 
 def open_loader(source: DatasetSource, table: RecordTable, spec: ExampleSpec) -> Loader:
-  """Returns what reads the rows of a table, which `source` gave, whatever the dataset's form."""
+  """Returns what reads the rows of a table of `source`, whatever the form of the dataset."""
   if table.decoded is not None:
     return VolumeSliceLoader(table, spec)
   return ExampleLoader(source, table, spec)
@@ -76,13 +71,18 @@ def training_batches(
   hosts put together are those of one.
 
   Args:
+    loader: Reads the examples.
+    order: Which example stands where.
+    start_step: Of the whole run, from 0.
     num_steps: Length of the stream; its cardinality is known. Default: one epoch.
     cache: Decoded examples of the loader's rows.
     augment: Changes one example by a seed that is a function of (run seed, epoch, position).
-    threads: Parallel reads and decodes; 0 takes `parallel.default_threads`.
-  """
-  import tensorflow as tf
+    host: Which part of each batch this process reads.
+    threads: Parallel reads and decodes; 0 takes `tf_data.default_threads`.
 
+  Returns:
+    Batches as in the module's docstring, `host`'s part of each.
+  """
   if order.num_records != loader.num_rows:
     raise ValueError(f"order is of {order.num_records} records, the table of {loader.num_rows}.")
   if order.batch_size % host.count:
@@ -116,8 +116,6 @@ def step_entries(
   Many steps at once: the order is some fifty small operations, and each costs microseconds
   however many positions it is given.
   """
-  import tensorflow as tf
-
   part = order.batch_size // host.count
   places = tf.range(_STEPS_AT_ONCE)[:, None] * order.batch_size + tf.range(part) + host.index * part
   places = tf.cast(places, tf.int64)
@@ -151,10 +149,15 @@ def evaluation_batches(
   """Returns every record once, in file order; the last batch is filled up and marked invalid.
 
   Args:
+    loader: Reads the examples.
+    batch_size: Examples per batch.
+    cache: Decoded examples of the loader's rows.
     rows: int64 [N], only these, in this order.
-  """
-  import tensorflow as tf
+    threads: Parallel reads and decodes; 0 takes `tf_data.default_threads`.
 
+  Returns:
+    Batches as in the module's docstring.
+  """
   count = loader.num_rows if rows is None else len(rows)
   load = _gather_one(cache) if cache is not None else loader
 
@@ -184,8 +187,6 @@ def _finished(loader: Loader, image, label, row, valid) -> dict:
 
 def _gather(loader: Loader, cache: ExampleCache):
   """Returns what copies a whole batch out of the cache."""
-  import tensorflow as tf
-
   images, labels = cache.tensors()
 
   def gather(entry):
@@ -217,8 +218,6 @@ def prefetch_to_device(batches: tf.data.Dataset) -> tf.data.Dataset:
   there are when it copies to a device, and Keras then runs one step too many per epoch: the
   number is put back.
   """
-  import tensorflow as tf
-
   gpus = tf.config.list_logical_devices("GPU")
   if len(gpus) != 1:
     return batches

@@ -1,13 +1,8 @@
 """Keeps decoded examples, so that epochs after the first never decode again.
 
-The cache is one array of images and one of labels, in main memory or in a memory-mapped file.
+`ExampleCache` is one array of images and one of labels, in main memory or in a memory-mapped file.
 TensorFlow reads them in place (no copy), row by row, so the random order costs nothing extra.
-
-Decoded examples in the memory of the device that trains: only row numbers travel to it.
-
-`gather` is called inside the compiled training step. A row is one run of bytes, image then label,
-kept as int64: TensorFlow's own gather has no kernel for bytes on a GPU, and keeps int32 in main
-memory. On a machine without a GPU the device is the CPU.
+`DeviceCache` lies in the memory of the device that trains: only row numbers travel to it.
 """
 
 from __future__ import annotations
@@ -20,18 +15,15 @@ import os
 import pathlib
 import shutil
 import tempfile
-from typing import TYPE_CHECKING
 
 import numpy as np
+import tensorflow as tf
 from absl import logging
 
 from flexunet.core import machine, progress
 from flexunet.core.errors import InputError
 from flexunet.pipelines import tf_data
 from flexunet.pipelines.readers import Loader
-
-if TYPE_CHECKING:
-  import tensorflow as tf
 
 MODES = ("auto", "device", "ram", "disk", "none")
 # Share of what is free that a cache may take: the rest is the network's and other programs'.
@@ -59,8 +51,6 @@ class ExampleCache:
 
   def tensors(self) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns both as tensors over the same memory; the cache must outlive them."""
-    import tensorflow as tf
-
     share = tf.experimental.dlpack.from_dlpack
     return share(self.images.__dlpack__()), share(self.labels.__dlpack__())
 
@@ -74,6 +64,7 @@ class Choice:
 
 
 def num_bytes(loader: Loader) -> int:
+  """Returns the main memory or disk that the loader's examples take."""
   height, width = loader.spec.resizing.image_size
   return loader.num_rows * height * width * (loader.channels + 1)
 
@@ -89,11 +80,13 @@ def choose(
   """Decides where decoded examples are kept.
 
   Args:
-    mode: One of MODES but "device" (`device_cache.choose`); "auto" decides, the others are
-      checked.
+    mode: One of MODES but "device" (`choose_on_device`); "auto" decides, the others are checked.
     needed: Bytes of all decoded examples.
     cache_dir: Where a disk cache would lie.
     free_memory, free_disk: In bytes; measured when None.
+
+  Raises:
+    InputError: The mode that was asked for does not fit.
   """
   if mode == "none":
     return Choice("none", "given")
@@ -117,7 +110,14 @@ def choose(
 
 
 def fill(loader: Loader, choice: Choice, cache_dir: pathlib.Path, key: str) -> ExampleCache:
-  """Decodes every example once, or takes the finished disk cache of the same `key`."""
+  """Decodes every example once, or takes the finished disk cache of the same `key`.
+
+  Args:
+    loader: Reads the examples.
+    choice: "ram" or "disk", from `choose`.
+    cache_dir: Holds the disk caches.
+    key: Of `key_of`.
+  """
   height, width = loader.spec.resizing.image_size
   shapes = {
       "images": (loader.num_rows, height, width, loader.channels),
@@ -138,7 +138,13 @@ def fill(loader: Loader, choice: Choice, cache_dir: pathlib.Path, key: str) -> E
 
 
 def key_of(fingerprint: str, loader: Loader, rows: np.ndarray) -> str:
-  """Names a cache by all that its content depends on."""
+  """Returns the name of a disk cache: a hash of all that its content depends on.
+
+  Args:
+    fingerprint: Of the dataset.
+    loader: Reads the examples.
+    rows: Offsets of the records, int64 [N].
+  """
   spec = loader.spec
   parts = [
       fingerprint,
@@ -151,6 +157,7 @@ def key_of(fingerprint: str, loader: Loader, rows: np.ndarray) -> str:
 
 
 def default_folder() -> pathlib.Path:
+  """Returns where disk caches lie unless --cache_dir is given."""
   base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
   return pathlib.Path(base).expanduser() / "flexunet"
 
@@ -179,8 +186,6 @@ def _fill_disk(loader: Loader, shapes: dict, folder: pathlib.Path) -> None:
 
 def decode_all(loader: Loader, cache: ExampleCache) -> None:
   """Writes every example of the loader into the arrays of the cache."""
-  import tensorflow as tf
-
   examples = tf_data.untuned(
       tf.data.Dataset.range(loader.num_rows)
       .map(loader, num_parallel_calls=tf_data.default_threads(), deterministic=True)
@@ -229,7 +234,10 @@ class Room:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DeviceCache:
-  """Decoded examples by row, in the memory of one device.
+  """Decoded examples by row, in the memory of one device; the CPU's where there is no GPU.
+
+  A row is one run of bytes, image then label, kept as int64: TensorFlow's own gather has no kernel
+  for bytes on a GPU, and keeps int32 in main memory.
 
   Attributes:
     words: int64 [N, n]; the bytes of a row are those of its image, its label, and zeros.
@@ -242,10 +250,8 @@ class DeviceCache:
   def gather(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Row numbers int64 [B] -> images uint8 [B, h, w, C] and labels uint8 [B, h, w].
 
-    Runs where the cache lies, also in a graph that XLA compiles.
+    Runs where the cache lies, inside the compiled training step, also in one compiled by XLA.
     """
-    import tensorflow as tf
-
     height, width, channels = self.image_shape
     found = tf.bitcast(tf.gather(self.words, rows), tf.uint8)
     found = tf.reshape(found, [-1, self.words.shape[1] * _WORD])
@@ -258,7 +264,7 @@ class DeviceCache:
     )
 
 
-def device_num_bytes(loader: Loader) -> int:
+def num_bytes_on_device(loader: Loader) -> int:
   """Returns the device memory that the loader's examples take."""
   return loader.num_rows * _words_of(_shape(loader)) * _WORD
 
@@ -267,8 +273,9 @@ def choose_on_device(mode: str, needed: int, room: Room) -> tuple[Choice | None,
   """Decides whether the examples lie on the device.
 
   Args:
-    mode: One of `caching.MODES`.
-    needed: Bytes, of `num_bytes`.
+    mode: One of MODES.
+    needed: Bytes, of `num_bytes_on_device`.
+    room: What is known of the device.
 
   Returns:
     (the choice, or None where another cache is to be chosen; why `auto` did not take a GPU's
@@ -283,8 +290,8 @@ def choose_on_device(mode: str, needed: int, room: Room) -> tuple[Choice | None,
       raise InputError(f"--cache=device cannot be: {room.obstacle}. Use --cache=auto.")
     if room.free_bytes is not None and needed > GIVEN_SHARE * room.free_bytes:
       raise InputError(
-          f"--cache=device needs {size} to fit into {_told(GIVEN_SHARE, room)}. Use --cache=auto,"
-          " which takes what fits, or a smaller --batch_size or --image_size."
+          f"--cache=device needs {size} to fit into {_share_of(room, GIVEN_SHARE)}. Use"
+          " --cache=auto, which takes what fits, or a smaller --batch_size or --image_size."
       )
     return Choice("device", "given"), ""
   if mode != "auto" or not room.is_gpu:
@@ -294,8 +301,8 @@ def choose_on_device(mode: str, needed: int, room: Room) -> tuple[Choice | None,
   if room.free_bytes is None:
     return None, "its free memory cannot be measured"
   if needed > AUTO_SHARE * room.free_bytes:
-    return None, f"{size} do not fit into {_told(AUTO_SHARE, room)}"
-  return Choice("device", f"{size} fit into {_told(AUTO_SHARE, room)}"), ""
+    return None, f"{size} do not fit into {_share_of(room, AUTO_SHARE)}"
+  return Choice("device", f"{size} fit into {_share_of(room, AUTO_SHARE)}"), ""
 
 
 def fill_on_device(loader: Loader, device_name: str) -> DeviceCache:
@@ -303,12 +310,14 @@ def fill_on_device(loader: Loader, device_name: str) -> DeviceCache:
 
   They pass through main memory, which must hold them meanwhile.
 
-  Raises:
-    InputError: It cannot.
-  """
-  import tensorflow as tf
+  Args:
+    loader: Reads the examples.
+    device_name: As TensorFlow names it, e.g. from `device_name()`.
 
-  needed, free = device_num_bytes(loader), machine.free_main_memory()
+  Raises:
+    InputError: Main memory cannot hold them.
+  """
+  needed, free = num_bytes_on_device(loader), machine.free_main_memory()
   if needed > free:
     raise InputError(
         f"--cache=device decodes in main memory first, which must have {needed / 2**20:.0f} MiB"
@@ -328,8 +337,6 @@ def fill_on_device(loader: Loader, device_name: str) -> DeviceCache:
 
 def device_name() -> str:
   """Returns the first GPU, or the CPU where there is none."""
-  import tensorflow as tf
-
   found = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
   return found[0].name
 
@@ -343,6 +350,6 @@ def _words_of(shape: tuple[int, int, int]) -> int:
   return math.ceil(height * width * (channels + 1) / _WORD)
 
 
-def _told(share: float, room: Room) -> str:
+def _share_of(room: Room, share: float) -> str:
   left = f"{(room.free_bytes or 0) / 2**20:.0f} MiB"
   return f"{share:.0%} of the {left} that the network leaves of the device's memory"

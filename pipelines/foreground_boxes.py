@@ -1,13 +1,13 @@
-"""Finds the boxes of all volumes of a dataset, and what is labelled outside them."""
+"""Finds the boxes of all volumes of a dataset, and which labels lie outside them."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+import tensorflow as tf
 
 from flexunet.core import progress
 from flexunet.core.errors import InputError
@@ -16,24 +16,21 @@ from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.readers import NativeReader, native_reader
 from flexunet.pipelines.record_table import RecordTable
 
-if TYPE_CHECKING:
-  import tensorflow as tf
-
-# Of all labelled pixels; beyond it the rule does not suit the images.
+# A share of all labelled pixels; beyond it the rule does not suit the images.
 MAX_LOST_SHARE = 0.001
 _NAMED_VOLUMES = 10
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Cropped:
-  """Tables whose records are cut to their boxes, and what that means.
+class CropResult:
+  """Tables whose records are cut to their boxes, and what that costs.
 
   Attributes:
-    tables: As given, with boxes; sizes and pixel counts are of what is inside them.
-    frame_pixels, kept_pixels: Of all images, before and after.
-    labelled_pixels: Of all labels.
+    tables: As given, with boxes; sizes and pixel counts are those inside them.
+    frame_pixels, kept_pixels: Pixels of all images, before and after.
+    labelled_pixels: Labelled pixels of all images, before.
     lost: Volume -> labelled pixels outside its box, where there are any.
-    slices_missing: Of these volumes, left out when the dataset was built.
+    slices_missing: Slices of these volumes that were left out when the dataset was built.
   """
 
   tables: list[RecordTable]
@@ -43,8 +40,8 @@ class Cropped:
   lost: dict[str, int] = dataclasses.field(default_factory=dict)
   slices_missing: int = 0
 
-  def told(self) -> list[str]:
-    """Returns what the user should know.
+  def messages(self) -> list[str]:
+    """Returns what the user should know, one line each.
 
     Raises:
       InputError: More labelled pixels would be lost than `MAX_LOST_SHARE`.
@@ -83,10 +80,10 @@ def crop_tables(
     tables: Sequence[RecordTable],
     image_key: str = "image",
     label_key: str = "label",
-) -> Cropped:
-  """Finds the boxes of all volumes in one pass over the records, and what is labelled outside.
+) -> CropResult:
+  """Finds the boxes of all volumes in one pass over the records, and which labels lie outside.
 
-  A record that cannot be read is passed over: whoever trains on it is told.
+  Unreadable records are skipped here; training reports them.
 
   Args:
     source: The dataset that gave the tables.
@@ -97,7 +94,7 @@ def crop_tables(
   lost: collections.Counter[str] = collections.Counter()
   for part in parts:
     lost.update(part.lost)
-  return Cropped(
+  return CropResult(
       tables=[part.tables[0] for part in parts],
       frame_pixels=sum(part.frame_pixels for part in parts),
       kept_pixels=sum(part.kept_pixels for part in parts),
@@ -113,7 +110,7 @@ def crop_tables(
 
 def _crop_table(
     source: DatasetSource, table: RecordTable, image_key: str, label_key: str
-) -> Cropped:
+) -> CropResult:
   native = native_reader(source, table, image_key, label_key)
   volume = _volume_numbers(table)
   left = np.bincount(volume)
@@ -128,7 +125,7 @@ def _crop_table(
     own = int(volume[row])
     making.setdefault(own, foreground_crop.VolumeBox()).add(profile)
     left[own] -= 1
-    if not left[own]:  # Pictures that are volumes of their own must not pile up.
+    if not left[own]:  # Images that are volumes of their own must not pile up.
       found[own] = making.pop(own).box()
   found.update({own: unfinished.box() for own, unfinished in making.items()})
   boxes = np.concatenate([np.zeros_like(frames), frames], axis=-1).astype(np.int32)
@@ -150,7 +147,7 @@ def _crop_table(
   cropped = dataclasses.replace(
       table, boxes=boxes, height=boxes[:, 2], width=boxes[:, 3], pixels=pixels
   )
-  return Cropped([cropped], int(areas.sum()), int(kept.sum()), int(labelled.sum()), dict(lost))
+  return CropResult([cropped], int(areas.sum()), int(kept.sum()), int(labelled.sum()), dict(lost))
 
 
 def _volume_numbers(table: RecordTable) -> np.ndarray:
@@ -176,8 +173,6 @@ def _measured(
     native: NativeReader, count: int
 ) -> Iterator[tuple[int, foreground_crop.Profile, np.ndarray, int]]:
   """Yields (row, profile, span of its label, labelled pixels) of each record that can be read."""
-  import tensorflow as tf
-
   def measure(row):
     decoded = native(row)
     there = decoded["label"][..., 0] > 0
@@ -200,8 +195,6 @@ def _measured(
 
 def _span(there: tf.Tensor) -> tf.Tensor:
   """bool [H, W] -> int32 (top, left, bottom, right) around what is True."""
-  import tensorflow as tf
-
   firsts, ends = [], []
   for axis in (1, 0):
     line = tf.cast(tf.reduce_any(there, axis=axis), tf.int32)
@@ -211,7 +204,7 @@ def _span(there: tf.Tensor) -> tf.Tensor:
 
 
 def _reaches_out(spans: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-  """Tells which spans (top, left, bottom, right) leave their boxes, bool [N]."""
+  """Returns which spans (top, left, bottom, right) leave their boxes, bool [N]."""
   before = (spans[:, :2] < boxes[:, :2]).any(axis=1)
   return before | (spans[:, 2:] > boxes[:, :2] + boxes[:, 2:]).any(axis=1)
 
@@ -220,8 +213,6 @@ def _pixels_inside(
     native: NativeReader, rows: np.ndarray, boxes: np.ndarray
 ) -> Iterator[tuple[int, np.ndarray]]:
   """Yields (row, pixels inside its box by class id, int32 [256]) of some rows."""
-  import tensorflow as tf
-
   def count(row):
     label = native(row)["label"][..., 0]
     inside = tf.cast(foreground_crop.crop(label, tf.gather(boxes, row)), tf.int32)

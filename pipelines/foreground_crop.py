@@ -16,12 +16,10 @@ would have to be tissue: what is tissue can be decided when the whole volume has
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-
-if TYPE_CHECKING:
-  import tensorflow as tf
+import tensorflow as tf
 
 _BRIGHT_PERMILLE = 995
 _DARKER_BY = 10  # Air of MRI is noise of a few percent of the tissue; air of CT is 0.
@@ -30,7 +28,7 @@ _MARGIN, _MARGIN_PIXELS = 0.03, 2
 
 
 class Profile(NamedTuple):
-  """What a slice tells of the box of its volume.
+  """What of a slice decides the box of its volume.
 
   Attributes:
     rows, columns: uint8 [H], [W]; a row holds tissue where this is brighter than the threshold.
@@ -44,8 +42,6 @@ class Profile(NamedTuple):
 
 def brightness_profile(image: tf.Tensor) -> Profile:
   """uint8 [H, W, C] -> its profile, as tensors; inside a tf.data graph or eagerly."""
-  import tensorflow as tf
-
   brightest = tf.reduce_max(tf.saturate_cast(image, tf.uint8), axis=-1)
 
   def faintest_needed(lines):
@@ -71,6 +67,7 @@ class VolumeBox:
     self._one_size = True
 
   def add(self, one: Profile) -> None:
+    """Adds the profile of a slice."""
     rows, columns, counts = (np.asarray(part) for part in one)
     if self._rows is None or self._columns is None:
       self._rows, self._columns = rows.copy(), columns.copy()

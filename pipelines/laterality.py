@@ -1,19 +1,24 @@
-"""Finds classes that are labelled on one side of the body only, from the labels themselves.
+"""Laterality: whether images may be mirrored left to right, decided once for each run.
 
-Some datasets label one of two organs that look alike, such as the left hippocampus alone. Nothing
-in the class names tells, and a mirrored copy would teach that the other one is meant.
+A mirrored image teaches wrong labels where class names tell left from right, where only one of two
+organs that look alike is labelled (the left hippocampus alone: nothing in the names says so), and
+where no body has that mirror image, across sagittal slices. The run's config keeps the decision:
+training and prediction read it from there.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flexunet.pipelines import readers, tf_data
-from flexunet.pipelines.dataset_source import DatasetSource
-from flexunet.pipelines.record_table import RecordTable
+if TYPE_CHECKING:
+  from flexunet.pipelines.dataset_source import DatasetSource
+  from flexunet.pipelines.readers import NativeReader
+  from flexunet.pipelines.record_table import RecordTable
 
 # Of fewer subjects a lesion may well be on the same side by chance. Three of three happen once in
 # four times; then a run goes without mirror images, which costs little. Mirror images where sides
@@ -22,6 +27,85 @@ _FEWEST_SUBJECTS = 3
 _MOST_SUBJECTS, _SLICES_EACH = 24, 4
 # Of the labelled pixels of a subject; the rest may be a label's ragged edge.
 _CLEAR_SHARE = 0.95
+# Numbers that a dataset, or this project for want of names, gives its classes: they say no side.
+_NUMBERED = ("class", "label", "id")
+
+
+@dataclasses.dataclass(frozen=True)
+class Laterality:
+  """Whether images may be mirrored left to right.
+
+  Attributes:
+    mirroring: Whether training may mirror images, and prediction may average over mirrored ones.
+    reason: What speaks against it; with `mirroring`, what the user has overruled. Empty: nothing.
+  """
+
+  mirroring: bool = True
+  reason: str = ""
+
+
+def decide(
+    class_names: Sequence[str],
+    *,
+    plane: str | None = None,
+    requested: float | None = None,
+    find_one_sided: Callable[[], Sequence[str]] = tuple,
+) -> Laterality:
+  """Returns the one decision on mirror images.
+
+  Args:
+    class_names: By class id, background first.
+    plane: Plane of the slices; None where it is not known.
+    requested: --flip_horizontal_probability, None where it was not given. Above 0 it overrules.
+    find_one_sided: Returns the classes that are labelled on one side in every subject; called
+      only where names and plane leave the question open.
+  """
+  reason = ""
+  if names_sides(class_names):
+    reason = "the class names tell left from right"
+  elif plane == "sagittal":
+    reason = "slices are sagittal, and no body has front and back exchanged"
+  elif found := find_one_sided():
+    reason = f"{' and '.join(found)} lies on one side of the image in every subject examined"
+  return Laterality(mirroring=not reason or bool(requested), reason=reason)
+
+
+def decide_for(
+    source: DatasetSource,
+    table: RecordTable,
+    class_names: Sequence[str],
+    *,
+    requested: float | None = None,
+    image_key: str = "image",
+    label_key: str = "label",
+) -> Laterality:
+  """Returns the decision on a dataset, whose labels are examined where its names leave it open.
+
+  Args:
+    source: The dataset that gave the table.
+    table: The slices to examine.
+    class_names: By class id, background first.
+    requested: As in `decide`.
+    image_key, label_key: Features of the dataset.
+  """
+  return decide(
+      class_names,
+      plane=source.slice_plan["plane"] if source.slice_plan else None,
+      requested=requested,
+      find_one_sided=lambda: one_sided_classes(source, table, class_names, image_key, label_key),
+  )
+
+
+def names_sides(names: Sequence[str]) -> bool:
+  """Returns whether class names speak of sides: left, right, lh, or a pair such as part_1, part_2.
+
+  A pair of bare numbers, class_1 and class_2, speaks of none.
+  """
+  lowered = [name.lower() for name in names]
+  if any(re.search(r"(^|[^a-z])(left|right|l|r|lh|rh)([^a-z]|$)", name) for name in lowered):
+    return True
+  stems = [match[1] for name in lowered if (match := re.fullmatch(r"(.*?)[\W_]+\d+", name))]
+  return any(stems.count(stem) > 1 for stem in stems if stem not in _NUMBERED)
 
 
 def one_sided_classes(
@@ -31,22 +115,22 @@ def one_sided_classes(
     image_key: str = "image",
     label_key: str = "label",
 ) -> tuple[str, ...]:
-  """Returns the foreground classes that lie on the same side in every subject looked at.
+  """Returns the foreground classes that lie on the same side in every subject examined.
 
-  Sides are those of the picture, left and right of the middle of what is bright in it. Looks at
-  up to 4 slices of 24 subjects; a record that cannot be read is passed over. A dataset that does
-  not state subjects or pixels per class gives nothing.
+  Sides are those of the image, left and right of the middle of what is bright in it. Examines up
+  to 4 slices of 24 subjects; unreadable records are skipped. A dataset that does not state
+  subjects or pixels per class gives nothing.
 
   Args:
     source: The dataset that gave the table.
-    table: Of native records, boxes or not.
+    table: Its slices, with or without boxes.
     class_names: By class id, background first.
     image_key, label_key: Features of the dataset.
   """
   rows = _spread_rows(table)
   if not len(rows):
     return ()
-  counted = _sides(readers.native_reader(source, table, image_key, label_key), rows)
+  counted = _sides(source, table, (image_key, label_key), rows)
   subjects = np.array([str(table.subject[row]) for row, _ in counted])
   counts = np.array([sides for _, sides in counted]).reshape(len(counted), 256, 2)
   found = []
@@ -79,9 +163,16 @@ def _spread(items: list, most: int) -> list:
   return [items[index] for index in np.unique(where.round().astype(int))]
 
 
-def _sides(read: readers.NativeReader, rows: np.ndarray) -> list[tuple[int, np.ndarray]]:
+def _sides(
+    source: DatasetSource, table: RecordTable, keys: tuple[str, str], rows: np.ndarray
+) -> list[tuple[int, np.ndarray]]:
   """Returns (row, int64 [256, 2] pixels left and right of the middle by class id)."""
+  # Here alone: a run's config holds the decision, and reading a config must not load TensorFlow.
   import tensorflow as tf
+
+  from flexunet.pipelines import readers, tf_data
+
+  read: NativeReader = readers.native_reader(source, table, *keys)
 
   def count(row):
     decoded = read(row)
@@ -103,14 +194,3 @@ def _sides(read: readers.NativeReader, rows: np.ndarray) -> list[tuple[int, np.n
       .ignore_errors()
   )
   return [(int(row), np.asarray(sides)) for row, sides in counted.as_numpy_iterator()]
-
-
-def names_sides(names: Sequence[str]) -> bool:
-  """Tells whether class names speak of sides: left, right, or a pair such as part_1, part_2."""
-  lowered = [name.lower() for name in names]
-  if any(re.search(r"(^|[^a-z])(left|right|l|r|lh|rh)([^a-z]|$)", name) for name in lowered):
-    return True
-  return any(
-      name.endswith("1") and name[:-1][-1:] in ("_", "-", " ") and f"{name[:-1]}2" in lowered
-      for name in lowered
-  )

@@ -8,12 +8,9 @@ sees the same order. The permutation is computed element by element by `index_sh
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-  import tensorflow as tf
+import tensorflow as tf
 
 # Different uses of one seed must not share random numbers.
 _UNIFORM_SALT = 0x5EED
@@ -33,7 +30,7 @@ class EpochOrder:
   Attributes:
     num_records: Records of the split.
     batch_size: Places of a (global) batch.
-    seed: Of the run.
+    seed: The run's own.
     drawn: Places of each batch that are drawn from the pools.
     pools: int64 arrays of record rows, none empty; e.g. the slices with foreground.
     passes: Over the records, each in an order of its own, that make an epoch.
@@ -57,6 +54,7 @@ class EpochOrder:
 
   @property
   def steps_per_epoch(self) -> int:
+    """Steps until every record has been seen `passes` times."""
     return -(-self.passes * self.num_records // (self.batch_size - self.drawn))
 
   def records_at(self, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -68,8 +66,6 @@ class EpochOrder:
     Returns:
       (record rows, epochs, positions in their epochs), each int64 [n].
     """
-    import tensorflow as tf
-
     step, place = positions // self.batch_size, positions % self.batch_size
     epoch, step = step // self.steps_per_epoch, step % self.steps_per_epoch
     number = step * (self.batch_size - self.drawn) + place - self.drawn
@@ -84,8 +80,6 @@ class EpochOrder:
     return self._seeds(epochs, positions, _EXAMPLE_SALT)
 
   def _from_pools(self, number: tf.Tensor) -> tf.Tensor:
-    import tensorflow as tf
-
     starts = np.cumsum([0, *(len(pool) for pool in self.pools[:-1])])
     members = tf.constant(np.concatenate(self.pools), tf.int64)
     pool = number % len(self.pools)
@@ -97,8 +91,6 @@ class EpochOrder:
 
   def _shuffled(self, number: tf.Tensor, size, stream: tf.Tensor, salt: int) -> tf.Tensor:
     """Maps the running `number` of a stream to its place in a permutation of `size` members."""
-    import tensorflow as tf
-
     size = tf.broadcast_to(tf.cast(size, tf.int64), tf.shape(number))
     seeds = self._seeds(stream, number // size, salt)
     # The raw op: `tf.random.experimental.index_shuffle` refuses a seed for each element.
@@ -111,8 +103,6 @@ class EpochOrder:
 
   def _seeds(self, first: tf.Tensor, second: tf.Tensor, salt: int) -> tf.Tensor:
     """Mixes (run seed, salt, two counters) into int32 [n, 2]; wraps around on purpose."""
-    import tensorflow as tf
-
     # Odd constants of the 64-bit finalizer of MurmurHash3: counters far apart in all bits.
     start = tf.constant(self.seed, tf.int64) * _MIX[0] + tf.constant(salt, tf.int64) * _MIX[1]
     mixed = tf.bitcast(start, tf.uint64)

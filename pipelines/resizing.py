@@ -7,12 +7,10 @@ pixel centres, so image and label stay on each other. The same code serves train
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+
+import tensorflow as tf
 
 from flexunet.core.errors import InputError
-
-if TYPE_CHECKING:
-  import tensorflow as tf
 
 MODES = ("pad", "fit", "stretch")
 
@@ -35,7 +33,7 @@ class Resizing:
       raise ValueError(f"mode must be one of {MODES}. Got: {self.mode!r}.")
 
   def check(self, height: int, width: int, what: str) -> None:
-    """Refuses an image that 'pad' cannot hold."""
+    """Raises InputError for an image, named `what`, that 'pad' cannot hold."""
     if self.mode == "pad" and (height > self.image_size[0] or width > self.image_size[1]):
       raise InputError(
           f"{what}: {height}x{width} pixels do not fit into --image_size"
@@ -45,8 +43,6 @@ class Resizing:
 
   def apply_image(self, image: tf.Tensor) -> tf.Tensor:
     """uint8 [N, H, W, C] -> uint8 [N, h, w, C]."""
-    import tensorflow as tf
-
     inner, _ = self._inner(tf.shape(image)[-3:-1])
     if self.mode != "pad":
       smooth = tf.image.resize(_batched(image), inner, method="bilinear", antialias=True)
@@ -57,8 +53,6 @@ class Resizing:
 
   def apply_label(self, label: tf.Tensor) -> tf.Tensor:
     """uint8 [N, H, W, 1] -> uint8 [N, h, w, 1]; the border is background."""
-    import tensorflow as tf
-
     inner, _ = self._inner(tf.shape(label)[-3:-1])
     label = _batched(label)
     if self.mode != "pad":
@@ -67,8 +61,6 @@ class Resizing:
 
   def invert(self, probability: tf.Tensor, native_hw: tuple[int, int]) -> tf.Tensor:
     """float32 [N, h, w, C] -> float32 [N, H, W, C]: the border cut off, scaled back bilinearly."""
-    import tensorflow as tf
-
     inner, (top, left) = self._inner(tf.constant(native_hw, tf.int32))
     inside = probability[:, top : top + inner[0], left : left + inner[1], :]
     if self.mode == "pad":
@@ -77,8 +69,6 @@ class Resizing:
 
   def _inner(self, native_hw: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
     """Returns (size of the image inside the frame int32 [2], (top, left) of its border)."""
-    import tensorflow as tf
-
     frame = tf.constant(self.image_size, tf.int32)
     if self.mode == "pad":
       inner = native_hw
@@ -92,9 +82,7 @@ class Resizing:
     return inner, (border[0], border[1])
 
   def _bordered(self, pixels: tf.Tensor, inner: tf.Tensor) -> tf.Tensor:
-    """[N, h', w', C] -> [N, h, w, C] with a border of 0; drops an N that was not there."""
-    import tensorflow as tf
-
+    """[N, h', w', C] -> [N, h, w, C] with a border of 0."""
     frame = tf.constant(self.image_size, tf.int32)
     before = (frame - inner) // 2
     after = frame - inner - before

@@ -1,18 +1,13 @@
-"""How many examples are read at a time, and who decides it.
-
-One loop over the pixels instead of one for each operation.
-"""
+"""How input pipelines run on the CPU: their threads, and changes of an example fused by XLA."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+
+import tensorflow as tf
 
 from flexunet.core import machine
-
-if TYPE_CHECKING:
-  import tensorflow as tf
 
 
 def default_threads() -> int:
@@ -23,11 +18,9 @@ def default_threads() -> int:
 def untuned(dataset: tf.data.Dataset) -> tf.data.Dataset:
   """Returns the dataset without tf.data's tuning of threads and buffers.
 
-  Its thread sleeps up to a minute between two looks, and whoever lets go of an iterator waits for
-  it: a program that ends, or one that has filled a cache.
+  Its thread sleeps for up to a minute at a time, and releasing an iterator waits for it: a program
+  would hang at its end, or after filling a cache.
   """
-  import tensorflow as tf
-
   options = tf.data.Options()
   options.autotune.enabled = False
   return dataset.with_options(options)
@@ -36,16 +29,14 @@ def untuned(dataset: tf.data.Dataset) -> tf.data.Dataset:
 def fused(change: Callable, example: tf.Tensor) -> Callable:
   """Returns `change`, compiled by XLA where that pays: for one example in an input pipeline.
 
-  XLA makes one loop of some dozen passes over the pixels, which costs a half to a fifth. It
-  compiles when an example first needs the change, once a process and image size, in a fraction of
-  a second.
+  XLA turns a dozen or so passes over the pixels into one loop, at a half to a fifth of the cost. It
+  compiles when an example first needs the change, once per process and image size, in a fraction
+  of a second.
 
   Args:
     change: Takes and returns tensors.
     example: [B, ...], what it will be given; only its batch size counts.
   """
-  import tensorflow as tf
-
   if example.shape[0] == 1 and not tf.executing_eagerly() and _can_compile():
     return tf.function(change, autograph=False, jit_compile=True)
   return change
@@ -53,9 +44,7 @@ def fused(change: Callable, example: tf.Tensor) -> Callable:
 
 @functools.cache
 def _can_compile() -> bool:
-  """Tells whether this TensorFlow can compile for the CPU; not every build of it can."""
-  import tensorflow as tf
-
+  """Returns whether this TensorFlow can compile for the CPU; not every build of it can."""
   with tf.init_scope(), tf.device("CPU"):
     try:
       return bool(tf.function(lambda x: x + 1, jit_compile=True)(tf.constant(1.0)) == 2.0)

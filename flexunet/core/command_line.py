@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging as standard_logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from absl import logging
 
@@ -21,7 +22,7 @@ def run(
     expand: Callable[[Sequence[str]], Sequence[str]] | None = None,
     argv: Sequence[str] | None = None,
 ) -> None:
-  """Parses the flags of a program and runs `main` with the words that are none.
+  """Parses the flags of a program and runs `main` with the words that are no flags.
 
   Bad input ends in one `error: ...` line and exit code 1. Only `InputError` is caught. Anything
   else is a fault of the program and keeps its trace.
@@ -38,7 +39,7 @@ def run(
   logging.use_absl_handler()
   logging.set_verbosity(logging.ERROR)
   logging.set_stderrthreshold("error")
-  logging.get_absl_logger().addFilter(_is_worth_telling)
+  logging.get_absl_logger().addFilter(_is_worth_showing)
   try:
     words = list(sys.argv if argv is None else argv)
     main(program.parse(expand(words) if expand else words))
@@ -55,35 +56,53 @@ def no_words(argv: Sequence[str]) -> None:
     )
 
 
-def load_tensorflow() -> None:
-  """Imports TensorFlow and finds its devices without its start-up lines.
+@contextlib.contextmanager
+def noise_aside() -> Iterator[list[str]]:
+  """Keeps back what libraries write to standard error, and shows it only when the block fails.
 
-  TF 2.21 writes them before its log level is read, so standard error is set aside meanwhile. What
-  it said is shown after all when the import fails, and its errors when the machine has a GPU.
+  Yields:
+    A list that holds the lines written, once the block has ended.
   """
-  if "tensorflow" in sys.modules:
-    return
+  lines: list[str] = []
   sys.stderr.flush()
   kept = os.dup(2)
   with tempfile.TemporaryFile() as aside:
     os.dup2(aside.fileno(), 2)
-    failed = True
+    shown = True
     try:
-      import tensorflow as tf
-
-      tf.config.list_physical_devices()
-      failed = False
+      yield lines
+      shown = False
+    except InputError:  # One line says what is wrong.
+      shown = False
+      raise
     finally:
+      sys.stderr.flush()
       os.dup2(kept, 2)
       os.close(kept)
       aside.seek(0)
-      said = aside.read().decode(errors="replace")
-      if failed:
-        sys.stderr.write(said)
-      elif os.path.exists("/dev/nvidiactl"):
-        sys.stderr.writelines(f"{line}\n" for line in said.splitlines() if line.startswith("E"))
+      text = aside.read().decode(errors="replace")
+      lines += text.splitlines()
+      if shown:
+        sys.stderr.write(text)
 
 
-def _is_worth_telling(record: standard_logging.LogRecord) -> bool:
+def load_tensorflow() -> None:
+  """Imports TensorFlow and finds its devices without its start-up lines.
+
+  TF 2.21 writes them before its log level is read. What it wrote is shown when the import fails,
+  and its errors when the machine has a GPU.
+  """
+  if "tensorflow" in sys.modules:
+    return
+  with noise_aside() as lines:
+    # Programs load it when the flags are known to be right, and --help not at all.
+    import tensorflow as tf
+
+    tf.config.list_physical_devices()
+  if os.path.exists("/dev/nvidiactl"):
+    sys.stderr.writelines(f"{line}\n" for line in lines if line.startswith("E"))
+
+
+def _is_worth_showing(record: standard_logging.LogRecord) -> bool:
   # TFDS warns of its own use of an attribute that it has deprecated, at each feature it reads.
   return "`FeatureConnector.dtype` is deprecated" not in record.getMessage()

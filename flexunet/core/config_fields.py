@@ -1,4 +1,4 @@
-"""Checked configuration: frozen dataclasses whose fields tell their limits.
+"""Checked configuration: frozen dataclasses whose fields state their limits.
 
 A field made by `knob` carries help, choices and bounds: the check of a value and the flag that sets
 it come from one place. Unknown names fail with the nearest spelling, and nothing is evaluated.
@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from flexunet.core.errors import InputError, unknown_name
@@ -20,10 +20,10 @@ def knob(
     default: Any,
     help: str,
     *,
-    choices: tuple[str, ...] | None = None,
+    choices: Collection[str] | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
-    unset: str = "planned from the data",
+    unset: str = "planned",
     group: str = "",
 ) -> Any:
   """Returns a dataclass field that also carries what a flag needs to be made from it.
@@ -31,7 +31,8 @@ def knob(
   Args:
     default: Its value when nothing is given.
     help: One or two sentences for the user.
-    choices: The allowed values, of each entry where the field is a list of names.
+    choices: The allowed values, of each entry where the field is a list of names; a mapping
+      also says what each means.
     minimum, maximum: The allowed range.
     unset: What a default of None means, for the help text; empty where it means nothing.
     group: Heading under which the help lists its flag; by default that of its dataclass.
@@ -65,6 +66,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 def refuse_unknown(values: Mapping[str, Any], known: list[str], where: str) -> None:
+  """Raises InputError for the first of `values` that is not `known`, with its nearest spelling."""
   for name in values:
     if name not in known:
       raise unknown_name(f"entry of {where}", name, known)
@@ -88,7 +90,11 @@ def _checked_value(field: dataclasses.Field, hint: Any, value: Any) -> Any:
   if typing.get_origin(base) is tuple:
     if typing.get_args(base)[-1] is Ellipsis:
       return _checked_names(field, value)
+    if typing.get_args(base)[0] is float:
+      return _checked_pair(field.name, value)
     return _checked_size(field.name, value)
+  if base is int and not isinstance(value, bool) and hasattr(value, "__index__"):
+    value = int(value)  # NumPy's integers are none of Python's.
   wanted = (int, float) if base is float else base
   if not isinstance(value, wanted) or (isinstance(value, bool) and base is not bool):
     raise InputError(f"{field.name} must be of type {base.__name__}. Got: {value!r}.")
@@ -104,7 +110,7 @@ def _checked_value(field: dataclasses.Field, hint: Any, value: Any) -> Any:
   return value
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: Any, choices: Collection[str]) -> None:
   if value not in choices:
     near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
     nearest = f" Did you mean {near[0]!r}?" if near else ""
@@ -122,9 +128,17 @@ def _checked_names(field: dataclasses.Field, value: Any) -> tuple[str, ...]:
 
 
 def _checked_size(name: str, value: Any) -> tuple[int, int]:
-  size = (value, value) if isinstance(value, int) else tuple(value)
-  if len(size) == 1:
-    size = size * 2
-  if len(size) != 2 or not all(isinstance(edge, int) and edge > 0 for edge in size):
+  edges = (value,) if hasattr(value, "__index__") or not hasattr(value, "__iter__") else value
+  size = tuple(edges)
+  size = size * 2 if len(size) == 1 else size
+  whole = all(hasattr(edge, "__index__") and not isinstance(edge, bool) for edge in size)
+  if len(size) != 2 or not whole or min(size) < 1:
     raise InputError(f"{name} must be one or two positive whole numbers. Got: {value!r}.")
-  return size  # type: ignore[return-value]
+  return int(size[0]), int(size[1])
+
+
+def _checked_pair(name: str, value: Any) -> tuple[float, float]:
+  pair = tuple(value) if isinstance(value, (tuple, list)) else ()
+  if len(pair) != 2 or not all(isinstance(number, (int, float)) for number in pair):
+    raise InputError(f"{name} must be two numbers. Got: {value!r}.")
+  return float(pair[0]), float(pair[1])

@@ -1,3 +1,5 @@
+"""Files written in one step, hashed, and folders checked before the work begins."""
+
 from __future__ import annotations
 
 import hashlib
@@ -6,6 +8,8 @@ import os
 import pathlib
 import tempfile
 from typing import Any
+
+from flexunet.core.errors import InputError
 
 
 def write_json(path: pathlib.Path, values: Any) -> None:
@@ -36,3 +40,18 @@ def sha256_of(path: pathlib.Path) -> str:
     while block := stream.read(1 << 20):
       digest.update(block)
   return digest.hexdigest()
+
+
+def check_writable(path: str | os.PathLike, flag: str) -> None:
+  """Raises InputError unless a file or folder can be made or changed at `path`.
+
+  Args:
+    path: It need not exist, nor the folders above it.
+    flag: What named it, for the error, e.g. "--output_dir".
+  """
+  path = pathlib.Path(path).expanduser().absolute()
+  there = next(folder for folder in (path, *path.parents) if folder.exists())
+  if there != path and not there.is_dir():
+    raise InputError(f"{flag} {path} cannot be made: {there} is a file. Name another place.")
+  if not os.access(there, os.W_OK):
+    raise InputError(f"{flag} {path} must be writable; {there} is not. Name another place.")

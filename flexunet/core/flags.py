@@ -7,12 +7,13 @@ check.
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import shutil
 import sys
 import textwrap
 import typing
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from absl import flags as absl_flags
@@ -23,70 +24,97 @@ from flexunet.core.errors import InputError
 _HELP_WORDS = ("--help", "-h", "-help", "--helpshort", "--helpfull")
 # Of absl itself; --flagfile is read by absl before any flag is parsed.
 _GENERAL = {"verbosity": "Log messages of the libraries: -1 warnings, 0 infos, 1 all."}
-_HELP_COLUMNS = 100
+_HELP_COLUMNS = 96
+_TEXT_COLUMN = 26  # Where the explanation of a flag begins.
 
 FlagHolder = absl_flags.FlagHolder
 
 
 class Program:
-  """What a program is told on its command line, and the help that explains it."""
+  """What a program is given on its command line, and the help that explains it.
+
+  Attributes:
+    usage: How it is called, in one line; "" where the docstring says it.
+    values: Its flags as absl keeps them.
+    groups: Heading -> names of the flags under it.
+  """
 
   def __init__(self, doc: str | None, usage: str = "", first: Collection[str] = ()):
     """Starts with no flags.
 
     Args:
       doc: Docstring of the program's module; it stands above the flags in the help.
-      usage: Words after the program's name, e.g. "DATASET --manual_dir=RAW [flags]".
-      first: Flags that the help lists before all groups, as "most used".
+      usage: How a program that takes words is called, e.g. "flexunet build DATASET [flags]".
+      first: Flags that the help lists before all groups, as "Most used".
     """
     self.doc, self.usage, self._first = doc or "", usage, tuple(first)
     self.values = absl_flags.FlagValues()
     self.values.set_gnu_getopt(True)
     self.groups: dict[str, list[str]] = {}
+    self._helps: dict[str, str] = {}
+    self._choices: dict[str, Collection[str]] = {}
+    self._unset: dict[str, str] = {}  # What the default of None means.
     self._required: list[str] = []
 
   def string(self, name: str, default: str | None, help: str, **options: Any) -> FlagHolder:
     """Defines a flag of text; `options` are `group` and `required`."""
-    return self._add(absl_flags.DEFINE_string, name, default, help, **options)
+    return self._add(absl_flags.DEFINE_string, name, default, help=help, **options)
 
   def integer(self, name: str, default: int | None, help: str, **options: Any) -> FlagHolder:
     """Defines a flag of a whole number; `options` also `lower_bound` and `upper_bound`."""
-    return self._add(absl_flags.DEFINE_integer, name, default, help, **options)
+    return self._add(absl_flags.DEFINE_integer, name, default, help=help, **options)
 
   def float(self, name: str, default: Any, help: str, **options: Any) -> FlagHolder:
     """Defines a flag of a number; `options` also `lower_bound` and `upper_bound`."""
-    return self._add(absl_flags.DEFINE_float, name, default, help, **options)
+    return self._add(absl_flags.DEFINE_float, name, default, help=help, **options)
 
   def boolean(self, name: str, default: bool | None, help: str, **options: Any) -> FlagHolder:
     """Defines a switch: --name, --noname or --name=true."""
-    return self._add(absl_flags.DEFINE_boolean, name, default, help, **options)
+    return self._add(absl_flags.DEFINE_boolean, name, default, help=help, **options)
 
-  def list(self, name: str, default: Any, help: str, **options: Any) -> FlagHolder:
-    """Defines a flag of words separated by commas."""
-    return self._add(absl_flags.DEFINE_list, name, default, help, **options)
+  def list(
+      self, name: str, default: Any, help: str, choices: Collection[str] = (), **options: Any
+  ) -> FlagHolder:
+    """Defines a flag of words separated by commas; `choices` are shown, and checked elsewhere."""
+    self._choices[name] = choices
+    return self._add(absl_flags.DEFINE_list, name, default, help=help, **options)
 
   def enum(
       self, name: str, default: str | None, choices: Collection[str], help: str, **options: Any
   ) -> FlagHolder:
-    """Defines a flag whose value is one of `choices`."""
-    return self._add(absl_flags.DEFINE_enum, name, default, list(choices), help, **options)
+    """Defines a flag whose value is one of `choices`; a mapping also says what each means."""
+    self._choices[name] = choices
+    define = absl_flags.DEFINE_enum
+    return self._add(define, name, default, list(choices), help=help, **options)
 
   def fields(
-      self, cls: type, group: str = "", skip: Collection[str] = ()
+      self,
+      cls: type,
+      group: str = "",
+      skip: Collection[str] = (),
+      defaults: Mapping[str, Any] | None = None,
   ) -> dict[str, FlagHolder]:
-    """Defines one flag per field of a config dataclass, except `skip`.
+    """Defines one flag per field of a config dataclass.
+
+    Args:
+      cls: Its fields are made by `config_fields.knob`.
+      group: Heading of the flags whose field names none.
+      skip: Fields that get no flag.
+      defaults: Name -> default, instead of those of the fields.
 
     Returns:
       field name -> holder, for `read`.
     """
     hints = typing.get_type_hints(cls)
     return {
-        field.name: self._field(field, hints[field.name], group)
+        field.name: self._field(
+            field, hints[field.name], group, (defaults or {}).get(field.name, field.default)
+        )
         for field in dataclasses.fields(cls)
         if field.name not in skip
     }
 
-  def parse(self, argv: Sequence[str]) -> list[str]:
+  def parse(self, argv: Sequence[str]) -> builtins.list[str]:
     """Parses a command line, `argv[0]` being the program, and returns the words that are no flags.
 
     Prints the help and exits with 0 where it is asked for.
@@ -98,19 +126,20 @@ class Program:
     if any(word in _HELP_WORDS for word in words):
       print(self.help())
       sys.exit(0)
-    general = {name: absl_flags.FLAGS[name] for name in _GENERAL if name in absl_flags.FLAGS}
-    for name, flag in general.items():
-      if name not in self.values:
-        self.values[name] = flag
+    for name in self._helps:
+      self.values[name].unparse()  # What an earlier command line of this process said is over.
+    for name in _GENERAL:
+      if name in absl_flags.FLAGS and name not in self.values:
+        self.values[name] = absl_flags.FLAGS[name]
     try:
       rest = self.values(list(argv))
     except absl_flags.Error as error:
-      raise InputError(f"{error}. --help shows all flags.".replace("..", ".")) from error
+      raise InputError(f"{str(error).rstrip(' .')}. --help shows all flags.") from error
     absl_flags.FLAGS.mark_as_parsed()
-    missing = [name for name in self._required if self.values[name].value is None]
+    missing = [name for name in self._required if self.values[name].value in (None, "")]
     if missing:
-      named = ", ".join(f"--{name}" for name in missing)
-      raise InputError(f"{named} must be given. {self.values[missing[0]].help} See --help.")
+      named = " and ".join(f"--{name}" for name in missing)
+      raise InputError(f"{named} must be given: {self._helps[missing[0]]} --help shows all flags.")
     return rest
 
   def given(self, name: str) -> bool:
@@ -120,7 +149,7 @@ class Program:
   def help(self) -> str:
     """Returns what --help prints: what the program does, then its flags in groups."""
     columns = min(_HELP_COLUMNS, shutil.get_terminal_size().columns)
-    parts = [self.doc.strip()]
+    parts = [_reflowed(self.doc, columns)] if self.doc else []
     if self.usage:
       parts.append(f"Usage: {self.usage}")
     groups = {"Most used": list(self._first)} if self._first else {}
@@ -128,35 +157,33 @@ class Program:
       groups[group or "Flags"] = [name for name in names if name not in self._first]
     for group, names in groups.items():
       if names:
-        lines = [self._explained(name, columns) for name in names]
-        parts.append("\n".join([f"{group}:", *lines]))
-    parts.append(
-        "General:\n"
-        + "\n".join(_entry(f"--{name}", text, columns) for name, text in _GENERAL.items())
-        + "\n"
-        + _entry("--flagfile=FILE", "Reads further flags from a file, one a line.", columns)
-    )
+        parts.append("\n".join([f"{group}:", *(self._explained(n, columns) for n in names)]))
+    general = [_entry(f"--{name}", text, columns) for name, text in _GENERAL.items()]
+    general.append(_entry("--flagfile=FILE", "Reads flags from a file, one per line.", columns))
+    parts.append("\n".join(["General:", *general]))
     return "\n\n".join(parts)
 
-  def _add(self, define, name: str, *arguments: Any, **options: Any) -> FlagHolder:
+  def _add(self, define: Any, name: str, *arguments: Any, help: str, **options: Any) -> FlagHolder:
     group, required = options.pop("group", ""), options.pop("required", False)
     self.groups.setdefault(group, []).append(name)
+    self._helps[name] = help
     if required:
       self._required.append(name)
-    return define(name, *arguments, flag_values=self.values, **options)
+    return define(name, *arguments, help, flag_values=self.values, **options)
 
-  def _field(self, field: dataclasses.Field, hint: Any, group: str) -> FlagHolder:
+  def _field(self, field: dataclasses.Field, hint: Any, group: str, default: Any) -> FlagHolder:
     base, _ = config_fields.optional_base(hint)
-    default: Any = field.default
     text = field.metadata.get("help", "")
     options: dict[str, Any] = {"group": field.metadata.get("group") or group}
-    if default is None and (unset := field.metadata.get("unset")):
-      text += f" Default: {unset}."
+    choices = field.metadata.get("choices") or ()
+    if default is None:
+      self._unset[field.name] = field.metadata.get("unset") or ""
     if typing.get_origin(base) is tuple:
-      return self.list(field.name, None if default is None else list(default), text, **options)
+      default = None if default is None else [str(part) for part in default]
+      return self.list(field.name, default, text, choices, **options)
     if base is bool:
       return self.boolean(field.name, default, text, **options)
-    if choices := field.metadata.get("choices"):
+    if choices:
       return self.enum(field.name, default, choices, text, **options)
     if base not in (int, float):
       return self.string(field.name, default, text, **options)
@@ -169,15 +196,30 @@ class Program:
   def _explained(self, name: str, columns: int) -> str:
     flag = self.values[name]
     head = f"--[no]{name}" if flag.boolean else f"--{name}"
-    text = flag.help
-    if choices := getattr(flag.parser, "enum_values", None):
-      text += f" One of: {', '.join(choices)}."
-    if flag.default not in (None, "", []) and "Default:" not in text:
-      shown = flag.serializer.serialize(flag.default) if flag.serializer else flag.default
-      text += f" Default: {str(shown).lower() if flag.boolean else shown}."
+    choices = self._choices.get(name, ())
+    lines: list[str] = []
+    if isinstance(choices, Mapping):
+      lines = [f"{each}: {meaning}" for each, meaning in choices.items()]
+    parts = [self._helps[name]]
+    if choices and not lines:
+      parts.append(f"One of: {', '.join(choices)}.")
     if name in self._required:
-      text += " Required."
-    return _entry(head, text, columns)
+      parts.append("(required)")
+    elif default := self._default(name):
+      parts.append(f"(default: {default})")
+    entry = _entry(head, " ".join(parts), columns)
+    return "\n".join([entry, *(_choice(line, columns) for line in lines)])
+
+  def _default(self, name: str) -> str:
+    """Returns the default of a flag as the help shows it; "" where it need not be said."""
+    flag = self.values[name]
+    if flag.default is None:
+      return self._unset.get(name, "")
+    if flag.boolean:
+      return "on" if flag.default else ""
+    if isinstance(flag.default, (list, tuple)):
+      return ",".join(flag.default)
+    return f"{flag.default:g}" if isinstance(flag.default, float) else str(flag.default)
 
 
 def read(cls: type, holders: dict[str, FlagHolder], **extra: Any) -> Any:
@@ -188,11 +230,21 @@ def read(cls: type, holders: dict[str, FlagHolder], **extra: Any) -> Any:
     base, _ = config_fields.optional_base(hints[name])
     inner = typing.get_args(base)
     if value is not None and typing.get_origin(base) is tuple and inner[0] in (int, float):
-      values[name] = _numbers(name, value, inner[0])
+      values[name] = numbers(name, value, inner[0])
   return config_fields.from_mapping(cls, {**values, **extra})
 
 
-def _numbers(name: str, words: Sequence[str], kind: type) -> tuple:
+def numbers(name: str, words: Sequence[str], kind: type) -> tuple:
+  """Returns the numbers of a flag of the form 1,2,3.
+
+  Args:
+    name: Of the flag, for the error.
+    words: Its value.
+    kind: int or float.
+
+  Raises:
+    InputError: A word is no number of that kind.
+  """
   try:
     return tuple(kind(word) for word in words)
   except ValueError:
@@ -201,7 +253,31 @@ def _numbers(name: str, words: Sequence[str], kind: type) -> tuple:
 
 
 def _entry(head: str, text: str, columns: int) -> str:
+  """Returns the name of a flag with its explanation in a column beside it."""
+  head = f"  {head}  "
+  alone = len(head) > _TEXT_COLUMN
   body = textwrap.fill(
-      " ".join(text.split()), columns, initial_indent=" " * 6, subsequent_indent=" " * 6
+      " ".join(text.split()),
+      columns,
+      initial_indent=" " * _TEXT_COLUMN if alone else head.ljust(_TEXT_COLUMN),
+      subsequent_indent=" " * _TEXT_COLUMN,
+      break_long_words=False,
+      break_on_hyphens=False,
   )
-  return f"  {head}\n{body}"
+  return f"{head.rstrip()}\n{body}" if alone else body
+
+
+def _choice(text: str, columns: int) -> str:
+  indent = " " * _TEXT_COLUMN
+  return textwrap.fill(
+      text, columns, initial_indent=f"{indent}- ", subsequent_indent=f"{indent}  "
+  )
+
+
+def _reflowed(doc: str, columns: int) -> str:
+  """Returns a docstring with its paragraphs wrapped; indented lines stay as they are."""
+  paragraphs = []
+  for paragraph in textwrap.dedent(doc).strip().split("\n\n"):
+    plain = not any(line.startswith((" ", "- ")) for line in paragraph.splitlines())
+    paragraphs.append(textwrap.fill(paragraph, columns) if plain else paragraph)
+  return "\n\n".join(paragraphs)

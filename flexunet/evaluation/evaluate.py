@@ -15,7 +15,6 @@ import io
 import json
 import math
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,7 +30,7 @@ from flexunet.evaluation.scores import DEFAULT_TOLERANCE_MM, SCORE_NAMES, label_
 from flexunet.pipelines import dataset_source, readers, selection
 from flexunet.pipelines.dataset_source import DatasetSource, open_dataset
 from flexunet.pipelines.record_table import RecordTable
-from flexunet.prediction.predictor import Predictor, load_model, scheme_of, to_label
+from flexunet.prediction.predictor import Predictor, load_model, to_label
 from flexunet.reporting import report
 
 _SCORES = tuple(name for name in SCORE_NAMES if not name.endswith("_ml"))
@@ -48,12 +47,14 @@ class SplitScores:
     examples: The best and worst volumes.
     published: `dice_coef_multiclass` and `pixel_accuracy`.
     counts: subjects, volumes, slices, volumes_with_2d_distances, volumes_without_spacing.
+    class_names: The foreground classes.
   """
 
   rows: list[dict[str, Any]]
   examples: list[examples.Example]
   published: dict[str, float]
   counts: dict[str, int]
+  class_names: list[str]
 
 
 def score_split(
@@ -111,6 +112,7 @@ def score_split(
           "volumes_with_2d_distances": kinds.count("2d"),
           "volumes_without_spacing": kinds.count("none"),
       },
+      class_names=list(class_names[1:]),
   )
 
 
@@ -276,55 +278,55 @@ def evaluate(
     raise InputError(f"--surface_tolerance_mm must be above 0. Got: {tolerance_mm}.")
   source = open_run_dataset(run_config, data_dir)
   check_data(source, run_config, splits, allow_other_data)
-  predictor = Predictor(
-      load_model(run), run_config, batch_size=batch_size, mirror=mirror
-  )
-  names = scheme_of(run_config).names
+  predictor = Predictor(load_model(run), run_config, batch_size=batch_size, mirror=mirror)
   about = {
-      "dataset": source.name,
-      "fingerprint": source.fingerprint,
-      "model_sha256": report.file_sha256(run.model_keras),
+      **_provenance(source, run),
       "surface_tolerance_mm": tolerance_mm,
       "mirrored": mirror,
-      "flexunet": flexunet.__version__,
-      "dataset_splits": dataset_source.split_counts(source),
   }
   written = {}
   trained, tables = _tables(source, run_config, splits)
-  for split in splits:
+  for split, table in tables.items():
     scores = score_split(
         source,
-        tables[split],
+        table,
         predictor,
-        names,
+        run_config.dataset_facts.label_scheme.names,
         split=split,
         keys=(run_config.data.image_key, run_config.data.label_key),
         tolerance_mm=tolerance_mm,
         show_progress=show_progress,
     )
-    figures = summary.summarize(scores.rows, names[1:], _SCORES)
-    figures["published"] = scores.published
-    figures["evaluated"] = {
-        "split": split,
-        **scores.counts,
-        "subjects_also_trained_on": len(_subjects(tables[split]) & trained),
-        **about,
-    }
-    written[split] = summary.strict(figures)
+    leaked = len(_subjects(table) & trained)
+    written[split] = _figures(split, scores, {"subjects_also_trained_on": leaked, **about})
     _write_split(run, split, written[split], scores)
   report.write_report(run)
   return written
+
+
+def _provenance(source: DatasetSource, run: run_folder.RunFolder) -> dict[str, Any]:
+  return {
+      "dataset": source.name,
+      "fingerprint": source.fingerprint,
+      "model_sha256": files.sha256_of(run.model_keras),
+      "flexunet": flexunet.__version__,
+      "dataset_splits": dataset_source.split_counts(source),
+  }
+
+
+def _figures(split: str, scores: SplitScores, about: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the entry of a split in `metrics.json`."""
+  figures = summary.summarize(scores.rows, scores.class_names, _SCORES)
+  figures["published"] = scores.published
+  figures["evaluated"] = {"split": split, **scores.counts, **about}
+  return summary.strict(figures)
 
 
 def open_run_dataset(
     run_config: config.RunConfig, data_dir: str | os.PathLike | None
 ) -> DatasetSource:
   """Opens the dataset a run was trained on, or that of the same name in `data_dir`."""
-  folder = pathlib.Path(data_dir or run_config.data.data_dir).expanduser()
-  dataset = run_config.data.dataset
-  if dataset is None and not (folder / "dataset_info.json").is_file():
-    dataset = run_config.dataset_facts.name
-  return open_dataset(dataset, folder)
+  return open_dataset(*run_config.dataset_in(data_dir))
 
 
 def check_data(
@@ -344,7 +346,7 @@ def check_data(
           " flexunet-predict to look at it."
       )
   facts = run_config.dataset_facts
-  trained = [entry["name"] for entry in facts.label_scheme]
+  trained = facts.label_scheme.names
   found = source.label_scheme(run_config.data.label_key, run_config.model.num_classes).names
   if trained != found:
     raise InputError(

@@ -1,4 +1,4 @@
-"""The knobs of a FlexUNet: what each stage looks like, what is allowed, how many parameters.
+"""The architecture of a FlexUNet: its knobs, what each stage looks like, how many parameters.
 
 Pure Python, so that programs can check and plan without loading TensorFlow.
 """
@@ -6,8 +6,8 @@ Pure Python, so that programs can check and plan without loading TensorFlow.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 
+from flexunet.core.config_fields import Checked, knob
 from flexunet.core.errors import InputError
 
 NORMALIZATIONS = ("none", "batch", "group", "instance", "layer")
@@ -42,78 +42,87 @@ class Stage:
   dropout_rate: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Knobs:
-  """Every argument of `model.build_model`, checked. Defaults are those of the published network.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(Checked):
+  """Shape of a FlexUNet: the arguments of `build_model`, the flags of the trainer, `config.json`.
 
-  Attributes:
-    image_size: (height, width) in pixels; None for any size.
-    image_channels: Input channels, 1 for grey.
-    num_classes: Output channels, background included; 1 means one foreground by sigmoid.
-    base_filters: Channels of stage 0; doubled at each stage below.
-    base_kernels: Odd kernel edge of stage 0; 2 less at each stage below, never under 3.
-    num_layers: Number of stages, the bottleneck included.
-    dropout_rate: Dropout of stage n is n times this.
-    dilation: Dilation of stage 0; 1 less at each stage below, never under 1.
-    normalization: After each convolution, before its activation.
-    activation: Of every convolution but the head.
-    kernel_initializer: Of every convolution.
-    input_normalization: "unit" divides by 255; "per_image" standardizes by the non-zero pixels.
-    deep_supervision: Adds an output at each of the upper decoder stages, brought to full size.
+  A field that is None is open: planning fills it in from the data. A network is built from a config
+  without open fields (`require_complete`), except `image_size`, whose None then means any size.
   """
 
-  image_size: tuple[int, int] | None = (512, 512)
-  image_channels: int = 3
-  num_classes: int = 7
-  base_filters: int = 16
-  base_kernels: int = 11
-  num_layers: int = 8
-  dropout_rate: float = 0.05
-  dilation: int = 1
-  normalization: str = "none"
-  activation: str = "relu"
-  kernel_initializer: str = "he_normal"
-  input_normalization: str = "unit"
-  deep_supervision: bool = False
+  image_size: tuple[int, int] = knob(
+      None, "Height and width of the network's input, e.g. 512,512; one number means a square."
+  )
+  image_channels: int = knob(
+      1, "Channels of the input; 3 repeats grey images as the published recipes do.", minimum=1
+  )
+  num_classes: int = knob(
+      None,
+      "Classes, background included; 1 means one foreground class by sigmoid.",
+      minimum=1,
+  )
+  base_filters: int = knob(
+      None, "Channels of the first stage; they double at each stage below.", minimum=1
+  )
+  base_kernels: int = knob(
+      None, "Odd kernel edge of the first stage; 2 less at each stage below, never under 3.",
+      minimum=1,
+  )
+  num_layers: int = knob(None, "Stages, the bottleneck included.", minimum=1, maximum=12)
+  dropout_rate: float = knob(
+      None, "Dropout at stage n (from 0) is n times this rate.", minimum=0.0, maximum=0.9
+  )
+  dilation: int = knob(
+      1, "Dilation of the first stage; 1 less at each stage below, never under 1.", minimum=1
+  )
+  normalization: str = knob(
+      None, "Layer after each convolution, before its activation.", choices=NORMALIZATIONS
+  )
+  activation: str = knob(
+      "relu", "Activation of every convolution but the head.", choices=ACTIVATIONS
+  )
+  kernel_initializer: str = knob(
+      "he_normal", "How the kernels of the convolutions start.", choices=KERNEL_INITIALIZERS
+  )
+  input_normalization: str = knob(
+      "unit",
+      "How 0..255 enters the network: 'unit' divides by 255; 'per_image' standardizes by the"
+      " non-zero pixels.",
+      choices=INPUT_NORMALIZATIONS,
+  )
+  deep_supervision: bool = knob(
+      False,
+      "Trains outputs at 1/2, 1/4 and 1/8 of the size too, each half as heavy as the one before;"
+      " the saved model has the main output alone.",
+  )
 
   def __post_init__(self):
-    for name in ("image_channels", "num_classes", "base_filters", "base_kernels", "num_layers",
-                 "dilation"):
-      _require_count(name, getattr(self, name))
-    if self.base_kernels % 2 == 0:
+    super().__post_init__()
+    if self.base_kernels is not None and self.base_kernels % 2 == 0:
       raise InputError(
           f"base_kernels must be odd, so that a kernel has a centre pixel. Got:"
           f" {self.base_kernels}. Take {self.base_kernels - 1} or {self.base_kernels + 1}."
       )
-    _require_choice("normalization", self.normalization, NORMALIZATIONS)
-    _require_choice("activation", self.activation, ACTIVATIONS)
-    _require_choice("kernel_initializer", self.kernel_initializer, KERNEL_INITIALIZERS)
-    _require_choice("input_normalization", self.input_normalization, INPUT_NORMALIZATIONS)
-    deepest = self.dropout_rate * (self.num_layers - 1)
-    if not self.dropout_rate >= 0 or not deepest < 1:
+    if self.num_layers is None:
+      return
+    deepest = (self.dropout_rate or 0.0) * (self.num_layers - 1)
+    if not deepest < 1:
       raise InputError(
           "dropout_rate times (num_layers - 1), the dropout of the deepest stage, must lie in"
           f" [0, 1). Got: {self.dropout_rate} x {self.num_layers - 1} = {deepest:g}. Lower"
           " dropout_rate."
       )
-    if self.image_size is not None:
-      self._check_size()
     if self.deep_supervision and self.num_layers < 3:
       raise InputError(
           f"deep_supervision needs num_layers of at least 3. Got: {self.num_layers}. Add stages"
           " or turn it off."
       )
 
-  def _check_size(self):
-    try:
-      height, width = self.image_size
-    except (TypeError, ValueError) as error:
-      raise InputError(
-          f"image_size must be (height, width) or None for any size. Got: {self.image_size!r}."
-      ) from error
-    _require_count("image_size", height)
-    _require_count("image_size", width)
-    object.__setattr__(self, "image_size", (int(height), int(width)))
+  def require_complete(self) -> None:
+    """Raises an InputError when a field other than `image_size` is open."""
+    for field in dataclasses.fields(self):
+      if getattr(self, field.name) is None and field.name != "image_size":
+        raise InputError(f"{field.name} must be given before a network can be built from it.")
 
   @property
   def multiple(self) -> int:
@@ -147,13 +156,26 @@ class Knobs:
     ]
 
 
-def count_parameters(knobs: Knobs) -> int:
+# The published network for seven tissue classes.
+PUBLISHED = ModelConfig(
+    image_size=(512, 512),
+    image_channels=3,
+    num_classes=7,
+    base_filters=16,
+    base_kernels=11,
+    num_layers=8,
+    dropout_rate=0.05,
+    normalization="none",
+)
+
+
+def count_parameters(config: ModelConfig) -> int:
   """Returns `model.count_params()` of the network without building it."""
   # Scale and offset per channel, and for batch normalization the two running statistics.
-  per_normalized_channel = {"none": 0, "batch": 4}.get(knobs.normalization, 2)
-  stages = knobs.stages()
+  per_normalized_channel = {"none": 0, "batch": 4}.get(config.normalization, 2)
+  stages = config.stages()
   total = 0
-  channels = knobs.image_channels
+  channels = config.image_channels
   for stage in stages:
     total += _block(stage, channels, per_normalized_channel)
     channels = stage.filters
@@ -161,8 +183,8 @@ def count_parameters(knobs: Knobs) -> int:
     total += (2 * 2 * channels + 1) * stage.filters  # Transposed convolution.
     total += _block(stage, 2 * stage.filters, per_normalized_channel)
     channels = stage.filters
-  heads = stages[: knobs.num_auxiliary_outputs + 1]
-  return total + sum((stage.filters + 1) * knobs.num_classes for stage in heads)
+  heads = stages[: config.num_auxiliary_outputs + 1]
+  return total + sum((stage.filters + 1) * config.num_classes for stage in heads)
 
 
 def _block(stage: Stage, channels_in: int, per_normalized_channel: int) -> int:
@@ -170,17 +192,3 @@ def _block(stage: Stage, channels_in: int, per_normalized_channel: int) -> int:
   first = (area * channels_in + 1) * stage.filters
   second = (area * stage.filters + 1) * stage.filters
   return first + second + 2 * per_normalized_channel * stage.filters
-
-
-def _require_count(name: str, value) -> None:
-  # bool is an int in Python; NumPy integers are none, but count as one.
-  if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-    raise InputError(f"{name} must be a whole number of at least 1. Got: {value!r}.")
-
-
-def _require_choice(name: str, value, choices: tuple[str, ...]) -> None:
-  if value in choices:
-    return
-  near = difflib.get_close_matches(str(value), choices, n=1)
-  hint = f" Did you mean {near[0]!r}?" if near else ""
-  raise InputError(f"{name} must be one of {', '.join(choices)}. Got: {value!r}.{hint}")

@@ -1,4 +1,4 @@
-"""What a FlexUNet of given knobs costs and sees, by arithmetic alone: nothing is built.
+"""What a FlexUNet of given config costs and sees, by arithmetic alone: nothing is built.
 
 Sizes are (height, width) in pixels, memory in bytes, costs in multiply-adds for one image.
 """
@@ -11,7 +11,7 @@ import pathlib
 import zipfile
 
 from flexunet.core.errors import InputError
-from flexunet.network.architecture import Knobs, Stage, count_parameters
+from flexunet.network.architecture import ModelConfig, Stage, count_parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,34 +41,34 @@ class Row:
   kept: int
 
 
-def rows(knobs: Knobs) -> list[Row]:
-  """Returns the layers from the input to the heads. Knobs of any size are drawn at 512 x 512."""
-  knobs = knobs if knobs.image_size else dataclasses.replace(knobs, image_size=(512, 512))
-  stages = knobs.stages()
+def rows(config: ModelConfig) -> list[Row]:
+  """Returns the layers from the input to the heads. A network of any size is drawn at 512 x 512."""
+  config = config if config.image_size else dataclasses.replace(config, image_size=(512, 512))
+  stages = config.stages()
   table: list[Row] = []
-  channels = knobs.image_channels
+  channels = config.image_channels
   for stage in stages:
-    table += _block(f"encoder{stage.index}", stage, channels, knobs)
+    table += _block(f"encoder{stage.index}", stage, channels, config)
     channels = stage.filters
     if stage is not stages[-1]:
-      table.append(_plain(f"pool{stage.index}", "pool", _size(knobs, stage.index + 1), channels))
+      table.append(_plain(f"pool{stage.index}", "pool", _size(config, stage.index + 1), channels))
   for stage in stages[-2::-1]:
-    size = _size(knobs, stage.index)
+    size = _size(config, stage.index)
     area = size[0] * size[1]
     table.append(Row(
         f"up{stage.index}", "up", size, stage.filters, 2, 1, (4 * channels + 1) * stage.filters,
         area * channels * stage.filters, area * stage.filters,
     ))  # fmt: skip
     table.append(_plain(f"join{stage.index}", "join", size, 2 * stage.filters))
-    table += _block(f"decoder{stage.index}", stage, 2 * stage.filters, knobs)
+    table += _block(f"decoder{stage.index}", stage, 2 * stage.filters, config)
     channels = stage.filters
-  for stage in stages[: knobs.num_auxiliary_outputs + 1]:
-    table.append(_head(stage, knobs))
+  for stage in stages[: config.num_auxiliary_outputs + 1]:
+    table.append(_head(stage, config))
   return table
 
 
-def _size(knobs: Knobs, stage: int) -> tuple[int, int]:
-  height, width = knobs.padded_size or (512, 512)
+def _size(config: ModelConfig, stage: int) -> tuple[int, int]:
+  height, width = config.padded_size or (512, 512)
   return height >> stage, width >> stage
 
 
@@ -76,13 +76,13 @@ def _plain(name: str, kind: str, size: tuple[int, int], channels: int) -> Row:
   return Row(name, kind, size, channels, 0, 1, 0, 0, size[0] * size[1] * channels)
 
 
-def _block(name: str, stage: Stage, channels_in: int, knobs: Knobs) -> list[Row]:
-  size = _size(knobs, stage.index)
+def _block(name: str, stage: Stage, channels_in: int, config: ModelConfig) -> list[Row]:
+  size = _size(config, stage.index)
   area = size[0] * size[1]
-  per_normalized = {"none": 0, "batch": 4}.get(knobs.normalization, 2) * stage.filters
+  per_normalized = {"none": 0, "batch": 4}.get(config.normalization, 2) * stage.filters
   # The activated output; before it what was normalized, and, where the normalization is no single
   # operation of the framework, what came out of it. Measured with TensorFlow on a CPU.
-  outputs = {"none": 1, "batch": 2}.get(knobs.normalization, 3)
+  outputs = {"none": 1, "batch": 2}.get(config.normalization, 3)
   table = []
   for index, channels in enumerate((channels_in, stage.filters)):
     taps = stage.kernel**2 * channels
@@ -95,11 +95,11 @@ def _block(name: str, stage: Stage, channels_in: int, knobs: Knobs) -> list[Row]
   return table
 
 
-def _head(stage: Stage, knobs: Knobs) -> Row:
-  height, width = _size(knobs, stage.index)
+def _head(stage: Stage, config: ModelConfig) -> Row:
+  height, width = _size(config, stage.index)
   name = f"head_{2**stage.index}" if stage.index else "head"
-  classes = knobs.num_classes
-  full = _size(knobs, 0)
+  classes = config.num_classes
+  full = _size(config, 0)
   # Logits and probabilities, and the repeated ones of an auxiliary head.
   kept = 2 * height * width * classes + (full[0] * full[1] * classes if stage.index else 0)
   return Row(
@@ -123,9 +123,9 @@ class ReceptiveField:
   decoder: int
 
 
-def receptive_fields(knobs: Knobs) -> list[ReceptiveField]:
+def receptive_fields(config: ModelConfig) -> list[ReceptiveField]:
   """Returns one entry per stage, at the least favourable position on the pooling grid."""
-  stages = knobs.stages()
+  stages = config.stages()
   return [
       ReceptiveField(stage.index, _encoder_field(stages, stage.index, 1),
                      _decoder_field(stages, stage.index))
@@ -150,7 +150,7 @@ def _decoder_field(stages: list[Stage], stage: int) -> int:
   return _encoder_field(stages, len(stages) - 1, edge)
 
 
-def training_bytes(knobs: Knobs, batch_size: int, *, bytes_per_number: int = 4) -> int:
+def training_bytes(config: ModelConfig, batch_size: int, *, bytes_per_number: int = 4) -> int:
   """Returns an estimate of the memory one training step needs with Adam.
 
   Weights, gradients and two moments in float32; what the backward pass needs of each image, and
@@ -162,16 +162,16 @@ def training_bytes(knobs: Knobs, batch_size: int, *, bytes_per_number: int = 4) 
     batch_size: Images a step.
     bytes_per_number: 4 for float32, 2 for mixed precision.
   """
-  table = rows(knobs)
-  height, width = _size(knobs, 0)
-  image = height * width * knobs.image_channels
+  table = rows(config)
+  height, width = _size(config, 0)
+  image = height * width * config.image_channels
   largest = max(row.size[0] * row.size[1] * row.channels for row in table)
   kept = image + sum(row.kept for row in table) + 2 * largest
-  return 16 * count_parameters(knobs) + batch_size * bytes_per_number * kept
+  return 16 * count_parameters(config) + batch_size * bytes_per_number * kept
 
 
-def knobs_of_keras_file(path: pathlib.Path) -> Knobs:
-  """Reads the knobs of a FlexUNet back from the architecture in its `.keras` file.
+def config_of_keras_file(path: pathlib.Path) -> ModelConfig:
+  """Reads the config of a FlexUNet back from the architecture in its `.keras` file.
 
   Raises:
     InputError: No readable `.keras` file, or a network of another kind.
@@ -183,11 +183,11 @@ def knobs_of_keras_file(path: pathlib.Path) -> Knobs:
     raise InputError(f"{path} does not exist. Pass a .keras file.") from None
   except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
     raise InputError(f"{path} must be a model saved as .keras: {error}.") from error
-  return knobs_of_layers(layers, str(path))
+  return config_of_layers(layers, str(path))
 
 
-def knobs_of_layers(layers: list[dict], source: str) -> Knobs:
-  """Reads the knobs of a FlexUNet back from the layers of its `get_config()`.
+def config_of_layers(layers: list[dict], source: str) -> ModelConfig:
+  """Reads the config of a FlexUNet back from the layers of its `get_config()`.
 
   Args:
     layers: The entries of "layers".
@@ -197,7 +197,7 @@ def knobs_of_layers(layers: list[dict], source: str) -> Knobs:
     InputError: A network of another kind.
   """
   try:
-    return _knobs_by_name({layer["config"]["name"]: layer for layer in layers})
+    return _config_by_name({layer["config"]["name"]: layer for layer in layers})
   except (KeyError, TypeError, IndexError) as error:
     raise InputError(
         f"{source} must hold a FlexUNet made by flexunet.build_model. It has no layer or setting"
@@ -205,7 +205,7 @@ def knobs_of_layers(layers: list[dict], source: str) -> Knobs:
     ) from error
 
 
-def _knobs_by_name(layers: dict[str, dict]) -> Knobs:
+def _config_by_name(layers: dict[str, dict]) -> ModelConfig:
   first = layers["encoder0_conv0"]["config"]
   num_layers = 1 + sum(name.startswith("pool") for name in layers)
   _, height, width, channels = layers["image"]["config"]["batch_shape"]
@@ -215,7 +215,7 @@ def _knobs_by_name(layers: dict[str, dict]) -> Knobs:
   dropout = layers.get("encoder1_dropout", {"config": {"rate": 0.0}})["config"]["rate"]
   heads = sum(name.startswith("head") for name in layers)
   scale = layers["scale"]["class_name"]
-  return Knobs(
+  return ModelConfig(
       image_size=None if height is None or width is None else (height, width),
       image_channels=channels,
       num_classes=layers["head"]["config"]["filters"],

@@ -9,13 +9,16 @@ float32 probabilities, whatever precision it was trained in.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import pathlib
 import tempfile
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from flexunet.core.errors import InputError
 from flexunet.network import cost, model
@@ -26,7 +29,7 @@ _FREE_SIZE_FORMATS = ("saved_model", "onnx", "weights")
 
 
 @dataclasses.dataclass(frozen=True)
-class Exported:
+class ExportResult:
   """One file or folder that was written and read back.
 
   Attributes:
@@ -34,7 +37,7 @@ class Exported:
     path: Below the folder given.
     max_difference: Largest difference of a probability from the Keras network, on the images
       of the check.
-    label_agreement: Share of their pixels that get the same class.
+    label_agreement: Share of their pixels that get the same class, 0..1.
   """
 
   format: str
@@ -48,18 +51,18 @@ def export(
     formats: list[str],
     folder: pathlib.Path,
     image_size: tuple[int, int] | None = None,
-) -> list[Exported]:
+) -> list[ExportResult]:
   """Writes `network` in each format below `folder`, which must exist.
 
   Args:
-    network: A FlexUNet; of several outputs the first is exported.
+    network: A FlexUNet; if it has several outputs, the first is exported.
     formats: Names of `FORMATS`.
     folder: Where the files go.
     image_size: (height, width) the exported network takes; None for the network's own.
 
   Raises:
-    InputError: An unknown format, a missing package, a format that needs a fixed size.
-    RuntimeError: An exported network answers otherwise than the Keras network.
+    InputError: An unknown format, a missing package, or a format that needs a fixed size.
+    RuntimeError: The answers of an exported network differ from those of the Keras network.
   """
   for name in formats:
     check_format(name)
@@ -70,27 +73,27 @@ def export(
         f"Format {', '.join(fixed)} needs a fixed image size, and this network takes any. Pass"
         " --image_size=HEIGHT,WIDTH."
     )
-  pictures = _check_pictures(twin)
+  images = _check_images(twin)
   expected = np.concatenate([
-      keras.ops.convert_to_numpy(twin(picture[None], training=False)) for picture in pictures
+      keras.ops.convert_to_numpy(twin(image[None], training=False)) for image in images
   ])
-  done = []
+  results = []
   for name in formats:
-    path, answer = FORMATS[name](twin, folder)
-    found = np.concatenate([answer(picture[None]) for picture in pictures])
+    path, predict = FORMATS[name](twin, folder)
+    found = np.concatenate([predict(image[None]) for image in images])
     if found.shape != expected.shape:
       raise RuntimeError(f"{path} answers with shape {found.shape}, not {expected.shape}.")
-    result = Exported(
+    result = ExportResult(
         name, path, float(np.abs(found - expected).max()),
         float(np.mean(_labels(found) == _labels(expected))),
     )  # fmt: skip
     if not result.max_difference <= MAX_DIFFERENCE:
       raise RuntimeError(
-          f"{path} answers otherwise than the Keras network: probabilities differ by up to"
-          f" {result.max_difference:g}, at most {MAX_DIFFERENCE:g} is tolerated."
+          f"{path} differs from the Keras network: probabilities are off by up to"
+          f" {result.max_difference:g}; at most {MAX_DIFFERENCE:g} is tolerated."
       )
-    done.append(result)
-  return done
+    results.append(result)
+  return results
 
 
 def check_format(name: str) -> None:
@@ -101,7 +104,7 @@ def check_format(name: str) -> None:
     return
   for package in ("onnx", "tf2onnx", "onnxruntime"):
     try:
-      __import__(package)
+      importlib.import_module(package)
     except ImportError as error:
       raise InputError(
           f"Format onnx needs the package {package} ({error}). Install the extra: pip install"
@@ -113,7 +116,7 @@ def float32_twin(
     network: keras.Model, image_size: tuple[int, int] | None = None
 ) -> keras.Model:
   """Returns the network with one output, in float32, for `image_size` (None: as it is)."""
-  shape = cost.knobs_of_layers(network.get_config()["layers"], "The model")
+  shape = cost.config_of_layers(network.get_config()["layers"], "The model")
   shape = dataclasses.replace(
       shape, image_size=image_size or shape.image_size, deep_supervision=False
   )
@@ -130,7 +133,7 @@ def float32_twin(
   return twin
 
 
-def _check_pictures(twin: keras.Model) -> np.ndarray:
+def _check_images(twin: keras.Model) -> np.ndarray:
   """Returns float32 [2, height, width, channels]: noise, and a bright disc on a ramp."""
   height, width, channels = twin.input_shape[1:]
   # A size that needs padding, where the size is free.
@@ -148,21 +151,18 @@ def _labels(probability: np.ndarray) -> np.ndarray:
   return probability.argmax(-1)
 
 
-_Answer = Callable[[np.ndarray], np.ndarray]
+# float32 [batch, height, width, channels] -> probabilities.
+_Predict = Callable[[np.ndarray], np.ndarray]
 
 
-def _saved_model(twin: keras.Model, folder: pathlib.Path) -> tuple[pathlib.Path, _Answer]:
-  import tensorflow as tf
-
+def _saved_model(twin: keras.Model, folder: pathlib.Path) -> tuple[pathlib.Path, _Predict]:
   path = folder / "saved_model"
   _write_saved_model(twin, path, batch_size=None)
   loaded = tf.saved_model.load(str(path))
-  return path, lambda picture: loaded.serve(tf.constant(picture)).numpy()
+  return path, lambda image: loaded.serve(tf.constant(image)).numpy()
 
 
 def _write_saved_model(twin: keras.Model, path: pathlib.Path, batch_size: int | None) -> None:
-  import tensorflow as tf
-
   signature = tf.TensorSpec((batch_size, *twin.input_shape[1:]), tf.float32, name="image")
   if keras.backend.backend() != "tensorflow":
     twin.export(str(path), verbose=False, input_signature=[signature])
@@ -177,19 +177,18 @@ def _write_saved_model(twin: keras.Model, path: pathlib.Path, batch_size: int | 
   tf.saved_model.save(module, str(path), {"serve": endpoint, "serving_default": endpoint})
 
 
-def _onnx(twin: keras.Model, folder: pathlib.Path) -> tuple[pathlib.Path, _Answer]:
-  path = folder / "model.onnx"
-  twin.export(str(path), format="onnx", verbose=False)
+def _onnx(twin: keras.Model, folder: pathlib.Path) -> tuple[pathlib.Path, _Predict]:
+  # Part of the extra `export`; `check_format` has made sure that it is installed.
   import onnxruntime
 
+  path = folder / "model.onnx"
+  twin.export(str(path), format="onnx", verbose=False)
   session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
   name = session.get_inputs()[0].name
-  return path, lambda picture: session.run(None, {name: picture})[0]
+  return path, lambda image: session.run(None, {name: image})[0]
 
 
-def _litert(twin: keras.Model, folder: pathlib.Path) -> tuple[pathlib.Path, _Answer]:
-  import tensorflow as tf
-
+def _litert(twin: keras.Model, folder: pathlib.Path) -> tuple[pathlib.Path, _Predict]:
   path = folder / "model.tflite"
   # By way of a SavedModel: converting a function directly leaves its variables unset.
   with tempfile.TemporaryDirectory() as scratch:
@@ -200,36 +199,36 @@ def _litert(twin: keras.Model, folder: pathlib.Path) -> tuple[pathlib.Path, _Ans
   interpreter.allocate_tensors()
   entry, exit_ = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
 
-  def answer(picture: np.ndarray) -> np.ndarray:
-    interpreter.set_tensor(entry["index"], picture)
+  def predict(image: np.ndarray) -> np.ndarray:
+    interpreter.set_tensor(entry["index"], image)
     interpreter.invoke()
     return interpreter.get_tensor(exit_["index"])
 
-  return path, answer
+  return path, predict
 
 
-def _litert_interpreter(path: pathlib.Path):
+def _litert_interpreter(path: pathlib.Path) -> Any:
   try:
+    # Optional: TensorFlow's own interpreter serves where it is not installed.
     from ai_edge_litert import interpreter as litert
 
     return litert.Interpreter(model_path=str(path))
   except ImportError:
-    import tensorflow as tf
-
+    pass
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # It advertises its successor.
     return tf.lite.Interpreter(model_path=str(path))
 
 
-def _weights(twin: keras.Model, folder: pathlib.Path) -> tuple[pathlib.Path, _Answer]:
+def _weights(twin: keras.Model, folder: pathlib.Path) -> tuple[pathlib.Path, _Predict]:
   path = folder / "model.weights.h5"
   twin.save_weights(path)
   fresh = keras.models.clone_model(twin)
   fresh.load_weights(path)
-  return path, lambda picture: keras.ops.convert_to_numpy(fresh(picture, training=False))
+  return path, lambda image: keras.ops.convert_to_numpy(fresh(image, training=False))
 
 
-FORMATS: dict[str, Callable[[keras.Model, pathlib.Path], tuple[pathlib.Path, _Answer]]] = {
+FORMATS: dict[str, Callable[[keras.Model, pathlib.Path], tuple[pathlib.Path, _Predict]]] = {
     "saved_model": _saved_model,
     "onnx": _onnx,
     "litert": _litert,

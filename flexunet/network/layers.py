@@ -1,15 +1,7 @@
 """Building blocks of the FlexUNet: normalization by name, input scaling, padding to any size.
 
-Tensors are [batch, height, width, channels]. The layers defined here use `keras.ops` alone, so
-they run on every Keras backend, and are registered, so a saved model loads wherever `flexunet`
-is installed.
-
-Batch normalization that costs a fraction of Keras' own on TensorFlow.
-
-Keras puts it together from a dozen operations, each a pass over the feature maps in float32.
-TensorFlow has one operation for it, forward and backward, that also takes 16-bit numbers. On two
-CPU cores a training step of the default network (224 x 176 pixels, batch 8, bfloat16) takes 0.33 s
-instead of 0.46 s with it.
+Tensors are [batch, height, width, channels]. The layers run on every Keras backend and are
+registered, so a saved model loads wherever `flexunet` is installed.
 """
 
 from __future__ import annotations
@@ -19,6 +11,8 @@ import random
 
 import keras
 from keras import ops
+
+from flexunet.network import architecture
 
 PACKAGE = "flexunet"
 # Group normalization takes this many groups where the channels divide by it (Wu & He,
@@ -121,7 +115,7 @@ def normalization_layer(kind: str, channels: int, name: str) -> keras.layers.Lay
     return _group_normalization(channels, name)
   if kind == "layer":
     return keras.layers.LayerNormalization(epsilon=1e-5, name=name)
-  raise ValueError(f"normalization must be one of knobs.py. Got: {kind!r}.")
+  raise ValueError(f"normalization must be of {architecture.NORMALIZATIONS}. Got: {kind!r}.")
 
 
 def input_normalization_layer(kind: str, name: str) -> keras.layers.Layer:
@@ -130,11 +124,13 @@ def input_normalization_layer(kind: str, name: str) -> keras.layers.Layer:
     return keras.layers.Rescaling(1.0 / 255.0, dtype="float32", name=name)
   if kind == "per_image":
     return PerImageNormalization(name=name)
-  raise ValueError(f"input_normalization must be one of knobs.py. Got: {kind!r}.")
+  raise ValueError(
+      f"input_normalization must be of {architecture.INPUT_NORMALIZATIONS}. Got: {kind!r}."
+  )
 
 
 def convolution_block(
-    x,
+    x: keras.KerasTensor,
     *,
     filters: int,
     kernel: int,
@@ -144,8 +140,19 @@ def convolution_block(
     activation: str,
     kernel_initializer: str,
     name: str,
-):
-  """Two 'same' convolutions, each normalized and activated, with dropout between them."""
+) -> keras.KerasTensor:
+  """Applies two 'same' convolutions, each normalized and activated, with dropout between them.
+
+  Args:
+    x: [batch, height, width, channels] of any float type.
+    filters, kernel, dilation: Channels, edge and spacing of the taps of both convolutions.
+    dropout_rate: Of the dropout between them; 0 leaves it out.
+    normalization, activation, kernel_initializer: As in `architecture`.
+    name: Prefix of the layers' names.
+
+  Returns:
+    [batch, height, width, filters].
+  """
   for index in range(2):
     x = keras.layers.Conv2D(
         filters,
@@ -167,10 +174,10 @@ def convolution_block(
 
 
 def _dropout_seed() -> int | None:
-  """Returns None, by which Keras draws a seed itself; on PyTorch a seed drawn as it would.
+  """Returns None, for which Keras draws a seed itself; on PyTorch a seed drawn as Keras would.
 
-  Without a given one Keras lets PyTorch draw from a generator of the process, whose state no
-  checkpoint holds.
+  Without one, Keras lets PyTorch draw from a generator of the process, whose state no checkpoint
+  holds.
   """
   return random.randint(1, 10**9) if keras.config.backend() == "torch" else None
 
@@ -179,13 +186,17 @@ def _dropout_seed() -> int | None:
 class BatchNormalization(keras.layers.BatchNormalization):
   """`keras.layers.BatchNormalization` over the last axis of [batch, height, width, channels].
 
-  Same weights, same arguments, same result up to rounding. On other backends than TensorFlow it
-  is Keras' own.
+  Same weights, same arguments, same result up to rounding, at a fraction of the cost on TensorFlow;
+  on other backends it is Keras' own. Keras puts it together from a dozen operations, each a pass
+  over the feature maps in float32. TensorFlow has one operation for it, forward and backward, that
+  also takes 16-bit numbers. On two CPU cores a training step of the default network (224 x 176
+  pixels, batch 8, bfloat16) takes 0.33 s instead of 0.46 s with it.
   """
 
   def call(self, inputs, training=None, mask=None):
     if keras.backend.backend() != "tensorflow" or mask is not None or not self._fits(inputs):
       return super().call(inputs, training=training, mask=mask)
+    # Other backends do without TensorFlow.
     import tensorflow as tf
 
     learns = bool(training) and self.trainable
@@ -209,7 +220,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     return outputs
 
   def _fits(self, inputs) -> bool:
-    """Tells whether TensorFlow's operation covers what was asked for."""
+    """Returns whether TensorFlow's operation covers what was asked for."""
     plain = self.scale and self.center and not (self.renorm or self.synchronized)
     last = self.axis in (-1, len(inputs.shape) - 1)
     narrow = keras.backend.standardize_dtype(inputs.dtype) in ("float32", "float16", "bfloat16")

@@ -6,87 +6,73 @@ Output probabilities [batch, height, width, num_classes], float32 whatever the p
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
+from flexunet.core import config_fields
 from flexunet.core.errors import InputError
-from flexunet.network import layers
-from flexunet.network.architecture import Knobs
+from flexunet.network import architecture, layers
+from flexunet.network.architecture import ModelConfig
 
 __all__ = [
-    "Knobs", "accept_any_size", "build_model", "deep_supervision_weights",
-    "main_output_only", "predict_any_size", "set_class_prior",
+    "accept_any_size", "build_model", "deep_supervision_weights",
+    "main_output_only", "set_class_prior",
 ]
 
 
 def build_model(
-    image_size: tuple[int, int] | None = (512, 512),
-    image_channels: int = 3,
-    num_classes: int = 7,
-    base_filters: int = 16,
-    base_kernels: int = 11,
-    num_layers: int = 8,
-    dropout_rate: float = 0.05,
-    dilation: int = 1,
-    normalization: str = "none",
-    activation: str = "relu",
-    kernel_initializer: str = "he_normal",
-    input_normalization: str = "unit",
-    deep_supervision: bool = False,
-    name: str = "flexunet",
+    config: ModelConfig = architecture.PUBLISHED, *, name: str = "flexunet", **knobs: Any
 ) -> keras.Model:
-  """Returns a new FlexUNet; its knobs are described in `knobs.Knobs`.
+  """Returns a new FlexUNet, e.g. `build_model(image_size=(256, 256), num_classes=3)`.
 
-  With `image_size` None the model takes images of any height and width. Sizes that are no
+  With `image_size=None` the model takes images of any height and width. Sizes that are no
   multiple of 2 ** (num_layers - 1) are padded and cropped back inside.
 
   With `deep_supervision` the output is a list: the probabilities first, then those of the stages
   at 1/2, 1/4, 1/8 of the size, repeated to full size so that one label serves all. Weigh their
   losses by `deep_supervision_weights`; `main_output_only` gives the model to keep.
 
+  Args:
+    config: Where knobs that are not given come from; by default the published network.
+    name: Name of the model.
+    **knobs: Fields of `architecture.ModelConfig`, which describes them: image_size,
+      image_channels, num_classes, base_filters, base_kernels, num_layers, dropout_rate, dilation,
+      normalization, activation, kernel_initializer, input_normalization, deep_supervision.
+
   Raises:
-    InputError: A knob is out of range; the message says what must hold.
+    InputError: A knob is unknown or out of range; the message says what must hold.
   """
-  knobs = Knobs(
-      image_size=image_size,
-      image_channels=image_channels,
-      num_classes=num_classes,
-      base_filters=base_filters,
-      base_kernels=base_kernels,
-      num_layers=num_layers,
-      dropout_rate=dropout_rate,
-      dilation=dilation,
-      normalization=normalization,
-      activation=activation,
-      kernel_initializer=kernel_initializer,
-      input_normalization=input_normalization,
-      deep_supervision=deep_supervision,
-  )
-  inputs = keras.Input((*(knobs.image_size or (None, None)), image_channels), name="image")
-  pads = knobs.padded_size is None or knobs.padded_size != knobs.image_size
+  known = [field.name for field in dataclasses.fields(ModelConfig)]
+  config_fields.refuse_unknown(knobs, known, "build_model")
+  config = dataclasses.replace(config, **knobs)
+  config.require_complete()
+  inputs = keras.Input((*(config.image_size or (None, None)), config.image_channels), name="image")
+  pads = config.padded_size is None or config.padded_size != config.image_size
   # Zeros are appended before scaling, where zero means air, not after it, where it could be grey.
-  x = layers.PadToMultiple(knobs.multiple, name="pad")(inputs) if pads else inputs
-  x = layers.input_normalization_layer(input_normalization, "scale")(x)
-  decoded = _encode_and_decode(x, knobs)
-  heads = decoded[: knobs.num_auxiliary_outputs + 1]
-  outputs = [_head(features, stage, knobs) for stage, features in enumerate(heads)]
+  x = layers.PadToMultiple(config.multiple, name="pad")(inputs) if pads else inputs
+  x = layers.input_normalization_layer(config.input_normalization, "scale")(x)
+  decoded = _encode_and_decode(x, config)
+  heads = decoded[: config.num_auxiliary_outputs + 1]
+  outputs = [_head(features, stage, config) for stage, features in enumerate(heads)]
   if pads:
     outputs = [
         layers.CropLike(name=_suffixed("crop", stage))([output, inputs])
         for stage, output in enumerate(outputs)
     ]
-  return keras.Model(inputs, outputs if deep_supervision else outputs[0], name=name)
+  return keras.Model(inputs, outputs if config.deep_supervision else outputs[0], name=name)
 
 
-def _encode_and_decode(x, knobs: Knobs) -> list:
+def _encode_and_decode(x, config: ModelConfig) -> list:
   """Returns the decoder's feature maps, full size first."""
-  stages = knobs.stages()
+  stages = config.stages()
   shared = {
-      "normalization": knobs.normalization,
-      "activation": knobs.activation,
-      "kernel_initializer": knobs.kernel_initializer,
+      "normalization": config.normalization,
+      "activation": config.activation,
+      "kernel_initializer": config.kernel_initializer,
   }
   skips = []
   for stage in stages:
@@ -101,7 +87,7 @@ def _encode_and_decode(x, knobs: Knobs) -> list:
   for stage, skip in zip(stages[-2::-1], skips[::-1], strict=True):
     x = keras.layers.Conv2DTranspose(
         stage.filters, 2, strides=2, padding="same",
-        kernel_initializer=knobs.kernel_initializer, name=f"up{stage.index}",
+        kernel_initializer=config.kernel_initializer, name=f"up{stage.index}",
     )(x)
     x = keras.layers.Concatenate(name=f"join{stage.index}")([x, skip])
     x = layers.convolution_block(
@@ -112,12 +98,12 @@ def _encode_and_decode(x, knobs: Knobs) -> list:
   return decoded[::-1]
 
 
-def _head(features, stage: int, knobs: Knobs):
+def _head(features, stage: int, config: ModelConfig):
   """Returns the probabilities from the features of one stage, at full size, in float32."""
-  x = keras.layers.Conv2D(knobs.num_classes, 1, name=_suffixed("head", stage))(features)
+  x = keras.layers.Conv2D(config.num_classes, 1, name=_suffixed("head", stage))(features)
   # float16 has no room for the exponentials of a confident head, nor for their small results.
   x = keras.layers.Activation(
-      "sigmoid" if knobs.num_classes == 1 else "softmax",
+      "sigmoid" if config.num_classes == 1 else "softmax",
       dtype="float32",
       name=_suffixed("probability", stage),
   )(x)
@@ -202,29 +188,3 @@ def accept_any_size(model: keras.Model) -> keras.Model:
       for stage, output in enumerate(free.outputs)
   ]
   return keras.Model(inputs, outputs if len(outputs) > 1 else outputs[0], name=model.name)
-
-
-def predict_any_size(model: keras.Model, images: np.ndarray, batch_size: int = 8) -> np.ndarray:
-  """Returns the probabilities of images of any size, whatever size the model was built for.
-
-  Args:
-    model: A FlexUNet; of several outputs the first is given.
-    images: [batch, height, width, channels], values 0..255.
-    batch_size: Images that are on the device at once.
-
-  Returns:
-    float32 [batch, height, width, classes].
-  """
-  images = np.asarray(images)
-  channels = model.input_shape[-1]
-  if images.ndim != 4 or images.shape[-1] != channels:
-    raise InputError(
-        f"The model takes images [batch, height, width, {channels}]. Got shape {images.shape}."
-    )
-  model = accept_any_size(main_output_only(model))
-  parts = [
-      keras.ops.convert_to_numpy(model(images[start : start + batch_size], training=False))
-      for start in range(0, len(images), batch_size)
-  ]
-  empty = np.zeros((0, *images.shape[1:3], model.output_shape[-1]), np.float32)
-  return np.concatenate([empty, *parts])

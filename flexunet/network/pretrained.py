@@ -20,23 +20,25 @@ class StartingPoint:
   Attributes:
     path: The `.keras` file.
     name: How messages call it.
-    knobs: Of the network.
+    config: Shape of the network.
     class_names: What its head tells apart; None for a file without a run around it.
   """
 
   path: pathlib.Path
   name: str
-  knobs: architecture.Knobs
+  config: architecture.ModelConfig
   class_names: list[str] | None
 
   def load(self) -> keras.Model:
+    """Returns the network with its weights, not compiled."""
     return keras.saving.load_model(self.path, compile=False)
 
   def about_classes(self, mine: list[str]) -> str:
-    """Returns a sentence, led by a blank, where the classes differ; else nothing."""
+    """Returns a sentence, led by a blank, where the classes differ; else an empty text."""
     if self.class_names in (None, mine):
       return ""
-    return f" It tells {', '.join(self.class_names or [])}; this dataset has {', '.join(mine)}."
+    theirs = ", ".join(self.class_names or [])
+    return f" It has the classes {theirs}; this dataset has {', '.join(mine)}."
 
 
 def open_start(path: str) -> StartingPoint:
@@ -46,30 +48,21 @@ def open_start(path: str) -> StartingPoint:
     InputError: There is no trained FlexUNet.
   """
   given = pathlib.Path(path).expanduser()
-  if not given.exists():
-    raise InputError(f"--init_from {given} must be a run folder or a .keras file; it is not there.")
+  file = run_folder.network_file(given, "--init_from")
   names = None
-  file = given
   if given.is_dir():
-    run = run_folder.RunFolder(given)
-    if not run.config_json.is_file() or not run.model_keras.is_file():
-      raise InputError(
-          f"--init_from {given} must be the folder of a trained run, with config.json and"
-          " model.keras."
-      )
-    file = run.model_keras
-    names = [entry["name"] for entry in run.read_config().dataset_facts.label_scheme]
-  found = cost.knobs_of_keras_file(file)
+    names = run_folder.RunFolder(given).read_config().dataset_facts.label_scheme.names
+  found = cost.config_of_keras_file(file)
   return StartingPoint(file, given.name, found, names)
 
 
-def check_same_kind(start: StartingPoint, mine: architecture.Knobs) -> None:
+def check_same_kind(start: StartingPoint, mine: architecture.ModelConfig) -> None:
   """Refuses a network whose weights would mean something else than where they come from.
 
-  What differs in shape is refused by `fine_tuning.transfer_weights`; these differ in no shape.
+  What differs in shape is refused by `transfer_weights`; these differ in no shape.
   """
   for name in ("activation", "dilation", "input_normalization", "normalization"):
-    theirs, wanted = getattr(start.knobs, name), getattr(mine, name)
+    theirs, wanted = getattr(start.config, name), getattr(mine, name)
     if theirs != wanted:
       raise InputError(
           f"--{name} must be {theirs}, that of the network to start from ({start.name}). Got:"
@@ -97,7 +90,7 @@ class Transfer:
     if self.adapted:
       text += f", {', '.join(self.adapted)} adapted to the number of channels"
     if self.fresh:
-      text += f", {', '.join(sorted(self.fresh))} made anew"
+      text += f", {', '.join(sorted(self.fresh))} reinitialized"
     return f"{text}."
 
 

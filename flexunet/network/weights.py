@@ -1,7 +1,4 @@
-"""First weights drawn by NumPy: the same from a seed on every backend and device.
-
-Starts a new network from the weights of a trained one, also with other classes or channels.
-"""
+"""First weights drawn by NumPy: the same from a seed on every backend and device."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ _CUT_DEVIATION = 0.87962566103423978
 
 
 def set_from_seed(model: keras.Model, seed: int) -> None:
-  """Draws every kernel anew by its layer's variance-scaling initializer, in the layers' order.
+  """Redraws every kernel by its layer's variance-scaling initializer, in the layers' order.
 
   Biases and the weights of normalization start from constants and stay as they are.
   """

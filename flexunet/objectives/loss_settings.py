@@ -1,4 +1,4 @@
-"""From the flags of the loss to its options: `name=value` pairs and class weights."""
+"""Turns the flags of the loss into its options: `name=value` pairs and class weights."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def balanced(pixels: np.ndarray | None) -> str:
   if pixels is None:
     raise InputError(
         "--class_weights=balanced needs the pixels of each class, which only a dataset with"
-        " records.csv tells. Pass numbers instead."
+        " records.csv lists. Pass numbers instead."
     )
   counts = pixels.sum(axis=0, dtype=np.float64)
   share = counts / counts.sum()
@@ -80,10 +80,10 @@ def balanced(pixels: np.ndarray | None) -> str:
 
 
 def check(settings: config.TrainingConfig, num_classes: int) -> None:
-  """Refuses a loss that cannot work, or not with so many classes."""
+  """Raises InputError for a loss that cannot work, or not with so many classes."""
   losses.check(settings.loss, num_classes, **options(settings))
   if settings.loss in _BINARY and num_classes > 2:
     raise InputError(
         f"--loss={settings.loss} is for one structure and its background, so --num_classes must be"
-        f" 1 or 2. Got: {num_classes}. Take --loss=dice_cross_entropy, or iou."
+        f" 1 or 2. Got: {num_classes}. Use --loss=dice_cross_entropy, or iou."
     )

@@ -1,19 +1,19 @@
 """Training losses by name.
 
 `LOSSES[name](num_classes, **options)` gives a `keras.losses.Loss` for integer labels
-[batch, height, width] and probabilities [batch, height, width, classes]; `loss_base` tells how
+[batch, height, width] and probabilities [batch, height, width, classes]; `loss_base` explains how
 weights leave examples or pixels out. `check` refuses what cannot work before anything trains.
 """
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 
-from flexunet.core.errors import InputError
+from flexunet.core.errors import InputError, unknown_name
 from flexunet.objectives.loss_base import SegmentationLoss
 from flexunet.objectives.segmentation_losses import (
   BinaryCrossEntropy,
@@ -43,8 +43,8 @@ class WeightedSum(SegmentationLoss):
     ]
     self.factors = [float(factor) for factor in factors]
 
-  def cost(self, one_hot, probability, weight):
-    costs = [part.cost(one_hot, probability, weight) for part in self.parts]
+  def _cost(self, one_hot, probability, weight):
+    costs = [part._cost(one_hot, probability, weight) for part in self.parts]
     return sum(factor * cost for factor, cost in zip(self.factors, costs, strict=True))
 
   def get_config(self):
@@ -54,7 +54,7 @@ class WeightedSum(SegmentationLoss):
 
 def dice_cross_entropy(
     num_classes: int,
-    class_weights=None,
+    class_weights: Sequence[float] | None = None,
     dice_weight: float = 1.0,
     cross_entropy_weight: float = 1.0,
     per_case: bool = False,
@@ -78,8 +78,10 @@ def dice_cross_entropy(
   return WeightedSum(num_classes, parts, factors, name="dice_cross_entropy")
 
 
-def bce_dice(num_classes: int, class_weights=None, per_case: bool = False) -> WeightedSum:
-  """Binary cross-entropy per channel plus Dice, weighing alike."""
+def bce_dice(
+    num_classes: int, class_weights: Sequence[float] | None = None, per_case: bool = False
+) -> WeightedSum:
+  """Binary cross-entropy per channel plus Dice, with equal weights."""
   parts = [
       BinaryCrossEntropy(num_classes, class_weights),
       Dice(num_classes, class_weights, per_case=per_case),
@@ -87,8 +89,10 @@ def bce_dice(num_classes: int, class_weights=None, per_case: bool = False) -> We
   return WeightedSum(num_classes, parts, [1.0, 1.0], name="bce_dice")
 
 
-def bce_iou(num_classes: int, class_weights=None, per_case: bool = False) -> WeightedSum:
-  """Binary cross-entropy per channel plus IoU, weighing alike."""
+def bce_iou(
+    num_classes: int, class_weights: Sequence[float] | None = None, per_case: bool = False
+) -> WeightedSum:
+  """Binary cross-entropy per channel plus IoU, with equal weights."""
   parts = [
       BinaryCrossEntropy(num_classes, class_weights),
       IoU(num_classes, class_weights, per_case=per_case),
@@ -96,7 +100,9 @@ def bce_iou(num_classes: int, class_weights=None, per_case: bool = False) -> Wei
   return WeightedSum(num_classes, parts, [1.0, 1.0], name="bce_iou")
 
 
-def basnet_hybrid(num_classes: int, class_weights=None, per_case: bool = True) -> WeightedSum:
+def basnet_hybrid(
+    num_classes: int, class_weights: Sequence[float] | None = None, per_case: bool = True
+) -> WeightedSum:
   """Pixel, patch and map: binary cross-entropy + SSIM + IoU (BASNet, 2101.04704).
 
   The IoU is per image, as in the paper.
@@ -122,12 +128,10 @@ LOSSES: dict[str, Callable[..., keras.losses.Loss]] = {
 }
 
 
-def check(loss_name: str, num_classes: int, **options) -> None:
+def check(loss_name: str, num_classes: int, **options: Any) -> None:
   """Raises InputError unless `LOSSES[loss_name](num_classes, **options)` makes sense."""
   if loss_name not in LOSSES:
-    near = difflib.get_close_matches(str(loss_name), LOSSES, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise InputError(f"loss must be one of {', '.join(LOSSES)}. Got: {loss_name!r}.{hint}")
+    raise unknown_name("loss", str(loss_name), LOSSES)
   if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
     raise InputError(f"num_classes must be a whole number of at least 1. Got: {num_classes!r}.")
   known = _option_names(loss_name)
@@ -155,7 +159,7 @@ def check(loss_name: str, num_classes: int, **options) -> None:
       )
 
 
-def make(loss_name: str, num_classes: int, **options) -> keras.losses.Loss:
+def make(loss_name: str, num_classes: int, **options: Any) -> keras.losses.Loss:
   """Returns the loss of that name, checked; options as in its factory's signature."""
   check(loss_name, num_classes, **options)
   return LOSSES[loss_name](num_classes, **options)

@@ -6,19 +6,18 @@ pixel. Pass them as `weighted_metrics` to `compile`: Keras gives weights to no o
 
 The hard scores are ratios of pixel counts over all images since the last reset, so a slice
 without the class is no special case. The scores per volume, which the evaluation reports, are in
-`evaluation_metrics`.
+`flexunet.evaluation.scores`.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 import keras
 from keras import ops
 
-from flexunet.core.errors import InputError
-from flexunet.objectives import loss_base
+from flexunet.core.errors import InputError, unknown_name
+from flexunet.objectives import loss_base, names
 
 # Ratios of true positives, false positives, false negatives and true negatives of one class.
 _SCORES = {
@@ -29,7 +28,6 @@ _SCORES = {
     "precision": lambda tp, fp, fn, tn: (tp, tp + fp),
 }
 SCORES = tuple(_SCORES)
-METRICS = ("dice_coef_multiclass", *SCORES)
 
 
 @keras.saving.register_keras_serializable(package="flexunet")
@@ -79,7 +77,7 @@ class ConfusionMetrics(keras.metrics.Metric):
     num_classes: Channels of the prediction; 1 means a foreground probability, cut at 0.5.
     class_names: One per label value, background first; "0", "1", ... when None.
     scores: Which of `SCORES` are averaged over the foreground.
-    per_class: Which of `SCORES` are also told class by class.
+    per_class: Which of `SCORES` are also given class by class.
   """
 
   def __init__(
@@ -159,21 +157,25 @@ def _or_nan(total, count):
 
 
 def training_metrics(
-    names: Sequence[str], num_classes: int, class_names: Sequence[str] | None = None
+    chosen: Sequence[str], num_classes: int, class_names: Sequence[str] | None = None
 ) -> list[keras.metrics.Metric]:
-  """Returns fresh metrics for the names of `METRICS`; the hard scores share one matrix.
+  """Returns fresh metrics; the hard scores share one matrix, Dice is also given class by class.
 
-  Dice is also told class by class.
+  Args:
+    chosen: Keys of `names.METRICS`.
+    num_classes: Channels of the prediction; 1 means a foreground probability.
+    class_names: One per label value, background first; "0", "1", ... when None.
+
+  Raises:
+    InputError: A name that is unknown.
   """
-  for name in names:
-    if name not in METRICS:
-      near = difflib.get_close_matches(str(name), METRICS, n=1)
-      hint = f" Did you mean {near[0]!r}?" if near else ""
-      raise InputError(f"metrics must be of {', '.join(METRICS)}. Got: {name!r}.{hint}")
+  for name in chosen:
+    if name not in names.METRICS:
+      raise unknown_name("metric", str(name), names.METRICS)
   metrics: list[keras.metrics.Metric] = []
-  if "dice_coef_multiclass" in names:
+  if "dice_coef_multiclass" in chosen:
     metrics.append(DiceCoefMulticlass(num_classes))
-  if scores := [name for name in dict.fromkeys(names) if name in _SCORES]:
+  if scores := [name for name in dict.fromkeys(chosen) if name in _SCORES]:
     per_class = [score for score in scores if score == "dice"]
     metrics.append(ConfusionMetrics(num_classes, class_names, scores, per_class))
   return metrics

@@ -1,12 +1,11 @@
-"""Losses that judge each pixel by itself: cross-entropy, focal, binary cross-entropy.
+"""The losses themselves: of single pixels, of overlaps of whole regions, of neighbourhoods.
 
-Call arguments, shapes and weights: see `loss_base`.
+Cross-entropy, focal and binary cross-entropy judge each pixel by itself; Dice, Tversky and IoU
+judge overlaps; structural similarity judges each pixel with its neighbours. Call arguments, shapes
+and weights: see `loss_base`.
 
-Losses that judge overlaps of whole regions: Dice, Tversky, IoU; and structural similarity.
-
-Call arguments, shapes and weights: see `loss_base`. The overlap losses leave the background out,
-since its overlap is near 1 from the start, unless `include_background` is set. A class absent
-from both label and prediction costs nothing.
+The overlap losses leave the background out, since its overlap is near 1 from the start, unless
+`include_background` is set. A class absent from both label and prediction costs nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class CrossEntropy(SegmentationLoss):
     super().__init__(num_classes, class_weights, name, **kwargs)
     self.label_smoothing = label_smoothing
 
-  def cost(self, one_hot, probability, weight):
+  def _cost(self, one_hot, probability, weight):
     weight = weight * loss_base.label_weight(one_hot, self.class_weights)
     own = -loss_base.safe_log(loss_base.true_class_probability(one_hot, probability))
     if self.label_smoothing:
@@ -66,7 +65,7 @@ class Focal(SegmentationLoss):
     super().__init__(num_classes, class_weights, name, **kwargs)
     self.gamma = gamma
 
-  def cost(self, one_hot, probability, weight):
+  def _cost(self, one_hot, probability, weight):
     weight = weight * loss_base.label_weight(one_hot, self.class_weights)
     own = loss_base.true_class_probability(one_hot, probability)
     # float16 probabilities can add up to more than 1; a power of a negative number is NaN. And
@@ -85,7 +84,7 @@ class BinaryCrossEntropy(SegmentationLoss):
   def __init__(self, num_classes, class_weights=None, name="binary_cross_entropy", **kwargs):
     super().__init__(num_classes, class_weights, name, **kwargs)
 
-  def cost(self, one_hot, probability, weight):
+  def _cost(self, one_hot, probability, weight):
     weight = weight * loss_base.label_weight(one_hot, self.class_weights)
     costs = loss_base.binary_cross_entropy(one_hot, probability)
     return loss_base.weighted_mean(ops.mean(costs, axis=-1), weight)
@@ -118,7 +117,7 @@ class _Overlap(SegmentationLoss):
     self.include_background = include_background
     self.smoothing = smoothing
 
-  def cost(self, one_hot, probability, weight):
+  def _cost(self, one_hot, probability, weight):
     skipped = 0 if self.include_background or self.num_classes == 1 else 1
     one_hot, probability = one_hot[..., skipped:], probability[..., skipped:]
     axes = (1, 2) if self.per_case else (0, 1, 2)
@@ -127,10 +126,10 @@ class _Overlap(SegmentationLoss):
     overlap = ops.sum(weighted * probability, axis=axes)  # [(batch,) classes]
     truth = ops.sum(weighted, axis=axes)
     claim = ops.sum(masks * probability, axis=axes)
-    missed = 1.0 - self.ratio(overlap, truth - overlap, claim - overlap)
+    missed = 1.0 - self._ratio(overlap, truth - overlap, claim - overlap)
     return self._mean_over_classes(missed, weight, skipped)
 
-  def ratio(self, overlap, missed, invented):
+  def _ratio(self, overlap, missed, invented):
     """Returns the soft overlap ratio from pixel sums of shape [classes] or [batch, classes]."""
     raise NotImplementedError
 
@@ -164,7 +163,7 @@ class Dice(_Overlap):
   def __init__(self, num_classes, *args, name="dice", **kwargs):
     super().__init__(num_classes, *args, name=name, **kwargs)
 
-  def ratio(self, overlap, missed, invented):
+  def _ratio(self, overlap, missed, invented):
     both = 2.0 * overlap + self.smoothing
     return both / ops.maximum(both + missed + invented, 1e-7)
 
@@ -176,7 +175,7 @@ class IoU(_Overlap):
   def __init__(self, num_classes, *args, name="iou", **kwargs):
     super().__init__(num_classes, *args, name=name, **kwargs)
 
-  def ratio(self, overlap, missed, invented):
+  def _ratio(self, overlap, missed, invented):
     both = overlap + self.smoothing
     return both / ops.maximum(both + missed + invented, 1e-7)
 
@@ -199,7 +198,7 @@ class Tversky(_Overlap):
     self.beta = beta
     self.gamma = gamma
 
-  def ratio(self, overlap, missed, invented):
+  def _ratio(self, overlap, missed, invented):
     both = overlap + self.smoothing
     ratio = both / ops.maximum(both + self.alpha * invented + self.beta * missed, 1e-7)
     if self.gamma == 1.0:
@@ -227,7 +226,7 @@ class StructuralSimilarity(SegmentationLoss):
     self.window = window
     self.sigma = sigma
 
-  def cost(self, one_hot, probability, weight):
+  def _cost(self, one_hot, probability, weight):
     if self.num_classes > 1:
       one_hot, probability = one_hot[..., 1:], probability[..., 1:]
     # What is left out must not show through the windows of its neighbours.

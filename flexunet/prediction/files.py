@@ -3,13 +3,6 @@
 A picture given to a network trained on volumes is taken as one upright slice whose grey values
 already are what the dataset's records hold (windowed to 8 bits). A volume given to a network
 trained on pictures is refused: the run does not know how to cut it.
-
-Finds what to predict in a file or folder, and names what comes out.
-
-In a folder every volume and picture below it is taken, a .hdr + .img pair once. Left out are
-hidden files and labels: files whose name ends as those of the known datasets and of our own
-output do (`_label`, `_mask`, `_seg`, `_overlay`, ...), and files in folders called `mask`,
-`labels` and the like. A file that is named directly is always taken.
 """
 
 from __future__ import annotations
@@ -17,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import pathlib
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,19 +17,15 @@ import numpy as np
 from flexunet import config
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
-from flexunet.imaging import nifti, pictures, slicing
-from flexunet.imaging.intensity import IntensityWindow
-from flexunet.prediction.predictor import Predictor, scheme_of, to_label
+from flexunet.imaging import nifti, pictures
+from flexunet.imaging.slice_recipe import SliceRecipe
+from flexunet.prediction import scans
+from flexunet.prediction.predictor import Predictor, predict_volume, to_label
+from flexunet.prediction.scans import Scan
 from flexunet.reporting import overlay
 
 # Beyond this ratio of pixel sizes structures look unlike anything in training.
 _SPACING_RATIO = 2.0
-# HFH_001_Hipp_Labels, 12_HGE_Seg, 3-LesionSeg-T2, GU001_label_deface, our own <stem>_overlay.
-_LABEL_STEM = re.compile(
-    r".*[-_ .](labels?|masks?|(hge_)?seg|lesionseg[-_]\w+|overlay|color|probability)(_deface)?",
-    re.IGNORECASE,
-)
-_LABEL_FOLDER = re.compile(r"masks?|labels?|full[-_ ]head[-_ ]segmentation", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,15 +41,24 @@ class Outputs:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """What became of a folder: files predicted, and one line for each failure and each warning."""
+  """What became of a folder.
+
+  Attributes:
+    predicted: Scans that were segmented.
+    failures, warnings: One line each.
+    labels_skipped: Files that were taken for labels.
+    pictures_skipped: Images that lie beside volumes.
+  """
 
   predicted: int
   failures: list[str]
   warnings: list[str]
+  labels_skipped: int = 0
+  pictures_skipped: int = 0
 
 
 def predict_all(
-    scans: Sequence[Scan],
+    wanted: Sequence[Scan],
     predictor: Predictor,
     run_config: config.RunConfig,
     outputs: Outputs,
@@ -71,7 +68,7 @@ def predict_all(
   """Predicts each scan; a file that cannot be read or written does not lose the others."""
   failures: list[str] = []
   warnings: list[str] = []
-  bar = progress.bar(scans, unit="scan", disable=not show_progress)
+  bar = progress.bar(wanted, unit="scan", disable=not show_progress)
   for scan in bar:
     bar.set_postfix_str(scan.stem)
     try:
@@ -82,7 +79,29 @@ def predict_all(
       failures.append(f"{scan.path}: {error.strerror or error} ({error.filename}).")
     except MemoryError:
       failures.append(f"{scan.path}: too large for this machine's memory.")
-  return Outcome(len(scans) - len(failures), failures, warnings)
+  return Outcome(len(wanted) - len(failures), failures, warnings)
+
+
+def predict_path(
+    input_path: pathlib.Path,
+    predictor: Predictor,
+    run_config: config.RunConfig,
+    outputs: Outputs,
+    *,
+    show_progress: bool = True,
+) -> Outcome:
+  """Predicts a scan, or every scan below a folder (`scans.find`)."""
+  found = scans.find(
+      input_path, outputs.folder, volumes_first=run_config.dataset_facts.recipe is not None
+  )
+  outcome = predict_all(
+      found.scans, predictor, run_config, outputs, show_progress=show_progress
+  )
+  return dataclasses.replace(
+      outcome,
+      labels_skipped=found.labels_skipped,
+      pictures_skipped=found.pictures_skipped,
+  )
 
 
 def predict_one(
@@ -100,48 +119,38 @@ def predict_one(
   return _predict_volume(scan, predictor, run_config, outputs)
 
 
+def require_recipe(run_config: config.RunConfig, path: pathlib.Path) -> SliceRecipe:
+  """Returns how the run cuts volumes; InputError where it was trained on images."""
+  facts = run_config.dataset_facts
+  if facts.recipe is None:
+    raise InputError(
+        f"{path}: the run was trained on images ({facts.name}) and does not know how to cut a"
+        " volume into slices. Give it images, or a run trained on volumes."
+    )
+  return facts.recipe
+
+
 def _predict_volume(
     scan: Scan, predictor: Predictor, run_config: config.RunConfig, outputs: Outputs
 ) -> list[str]:
   facts = run_config.dataset_facts
-  if facts.slice_plan is None or facts.intensity is None:
-    raise InputError(
-        f"{scan.path}: the run was trained on pictures ({facts.name}) and does not know how to cut"
-        " a volume into slices. Give it pictures, or a run trained on volumes."
-    )
-  volume = nifti.read(scan.path)
-  plan = slicing.SlicePlan(**facts.slice_plan)
-  cut = plan.extract(volume)
-  pixels = IntensityWindow(**facts.intensity).to_uint8(cut.pixels)
-  native = dataclasses.replace(cut, pixels=pixels)
-  seen = _resampled(native, run_config, scan)
-  label = np.empty(seen.pixels.shape, np.uint8)
-  wanted = None
-  if outputs.probabilities:
-    wanted = np.empty((*seen.pixels.shape, predictor.num_classes), np.float16)
-  slices = list(np.moveaxis(seen.pixels, -1, 0))
-  for index, probability in enumerate(predictor.probabilities(slices)):
-    label[..., index] = to_label(probability)
-    if wanted is not None:
-      wanted[..., index, :] = probability
-  label = _on_grid(label, native.pixels.shape)
-
-  folder = scan.label_path(outputs.folder).parent
-  folder.mkdir(parents=True, exist_ok=True)
+  recipe = require_recipe(run_config, scan.path)
+  stored, slope, inter = nifti.read_stored(scan.path)
+  found = predict_volume(
+      predictor, recipe, stored, slope, inter,
+      probabilities=outputs.probabilities, name=scan.path.name,
+  )  # fmt: skip
+  scan.label_path(outputs.folder).parent.mkdir(parents=True, exist_ok=True)
   if outputs.overlay:
-    palette = overlay.display_palette(scheme_of(run_config).palette)
-    height, width = cut.spacing_mm
+    palette = overlay.display_palette(facts.label_scheme.palette)
+    height, width = found.slices.spacing_mm
     aspect = height / width if width > 0 else 1.0  # Not known where the file states no spacing.
-    sheet = overlay.volume_sheet(native.pixels, label, palette, aspect=aspect)
+    sheet = overlay.volume_sheet(found.slices.pixels, found.label_slices, palette, aspect=aspect)
     _write_png(scan, outputs, "_overlay.png", sheet)
-  if wanted is not None:
-    channels = [
-        plan.restore(_on_grid(wanted[..., index], native.pixels.shape), volume)
-        for index in range(predictor.num_classes)
-    ]
-    _write_probabilities(scan, outputs, np.stack(channels, axis=-1), run_config)
-  nifti.write_like(scan.path, plan.restore(label, volume), scan.label_path(outputs.folder))
-  return _spacing_warning(scan, seen.spacing_mm, facts.spacing_mm)
+  if found.probability is not None:
+    _write_probabilities(scan, outputs, found.probability, run_config)
+  nifti.write_like(scan.path, found.label, scan.label_path(outputs.folder))
+  return _spacing_warning(scan, found.seen_spacing_mm, facts.spacing_mm)
 
 
 def _predict_picture(
@@ -151,7 +160,7 @@ def _predict_picture(
   image = pixels if pixels.ndim == 2 else np.round(pixels.mean(axis=-1)).astype(np.uint8)
   probability = next(predictor.probabilities([pixels]))
   label = to_label(probability)
-  scheme = scheme_of(run_config)
+  scheme = run_config.dataset_facts.label_scheme
   scan.label_path(outputs.folder).parent.mkdir(parents=True, exist_ok=True)
   if outputs.overlay:
     blended = overlay.blend(image, label, overlay.display_palette(scheme.palette))
@@ -171,29 +180,6 @@ def _read_picture(scan: Scan, run_config: config.RunConfig) -> np.ndarray:
     if run_config.model.image_channels != 3:
       raise
     return pictures.read_rgb(scan.path)
-
-
-def _resampled(
-    native: slicing.Slices, run_config: config.RunConfig, scan: Scan
-) -> slicing.Slices:
-  """Returns the slices at the isotropic spacing of a dataset that was built with one."""
-  isotropic_mm = getattr(run_config.dataset_facts, "isotropic_mm", None)
-  if not isotropic_mm:
-    return native
-  resampled, _ = slicing.isotropic(native, None, float(isotropic_mm), scan.path.name)
-  return dataclasses.replace(resampled, pixels=np.round(resampled.pixels).astype(np.uint8))
-
-
-def _on_grid(voxels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-  """Returns [row, column, slice] picked onto a grid of another size over the same field of view."""
-  if voxels.shape == shape:
-    return voxels
-  # The voxel whose centre is nearest, along each axis by itself.
-  picked = [
-      np.minimum(((np.arange(target) + 0.5) * source / target).astype(int), source - 1)
-      for source, target in zip(voxels.shape, shape, strict=True)
-  ]
-  return voxels[np.ix_(*picked)]
 
 
 def _spacing_warning(
@@ -243,139 +229,7 @@ def _write_probabilities(
     scan: Scan, outputs: Outputs, probability: np.ndarray, run_config: config.RunConfig
 ) -> None:
   """Writes float16 probabilities, classes last, on the grid of the scan, and the class names."""
-  names = np.array(scheme_of(run_config).names)
+  names = np.array(run_config.dataset_facts.label_scheme.names)
   buffer = io.BytesIO()
   np.savez_compressed(buffer, probability=probability, classes=names)
   files.write_bytes(scan.output(outputs.folder, "_probability.npz"), buffer.getvalue())
-
-
-@dataclasses.dataclass(frozen=True)
-class Scan:
-  """One thing to predict.
-
-  Attributes:
-    path: The file; the header of a pair.
-    kind: "volume" or "picture".
-    folder: Where it lies below the input folder; outputs mirror it.
-    stem: Its name without suffixes.
-    suffix: As the file has it, ".gz" included.
-  """
-
-  path: pathlib.Path
-  kind: str
-  folder: pathlib.PurePath
-  stem: str
-  suffix: str
-
-  def output(self, output_dir: pathlib.Path, ending: str) -> pathlib.Path:
-    """Returns the path of an output, e.g. ending "_label.png"."""
-    return output_dir / self.folder / f"{self.stem}{ending}"
-
-  def label_path(self, output_dir: pathlib.Path) -> pathlib.Path:
-    return self.output(output_dir, f"_label{self.suffix if self.kind == 'volume' else '.png'}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Found:
-  """What lies below an input.
-
-  Attributes:
-    scans: To predict, sorted by path.
-    labels_skipped: How many files were taken for labels.
-    pictures_skipped: How many pictures lie beside the volumes.
-  """
-
-  scans: list[Scan]
-  labels_skipped: int = 0
-  pictures_skipped: int = 0
-
-
-def find(input_path: pathlib.Path, output_dir: pathlib.Path, *, volumes_first: bool) -> Found:
-  """Returns what to predict.
-
-  Args:
-    input_path: File or folder.
-    output_dir: What lies in it is left out, unless it is the input itself.
-    volumes_first: The network was trained on volumes: pictures beside volumes are left out.
-
-  Raises:
-    InputError: There is nothing to predict, or two inputs would write one output.
-  """
-  if output_dir.exists() and not output_dir.is_dir():
-    raise InputError(f"--output_dir {output_dir} must be a folder. Got a file.")
-  if input_path.is_file():
-    scan = _scan(input_path, pathlib.PurePath())
-    if scan is None:
-      raise InputError(
-          f"--input {input_path} must be a volume (.nii, .nii.gz, .hdr + .img) or a picture"
-          f" ({', '.join(pictures.SUFFIXES)})."
-      )
-    return Found([scan])
-  if not input_path.is_dir():
-    raise InputError(f"--input {input_path} must be a file or a folder; there is none.")
-  inside = output_dir.resolve()
-  skip_output = inside != input_path.resolve()
-  scans, labels = [], 0
-  for path in sorted(input_path.rglob("*")):
-    relative = path.relative_to(input_path)
-    if any(part.startswith(".") for part in relative.parts) or not path.is_file():
-      continue
-    if skip_output and path.resolve().is_relative_to(inside):
-      continue
-    scan = _scan(path, relative.parent)
-    if scan is None or _is_second_of_pair(path):
-      continue
-    if _is_label(scan):
-      labels += 1
-      continue
-    scans.append(scan)
-  picture_files = 0
-  if volumes_first and any(scan.kind == "volume" for scan in scans):
-    picture_files = sum(scan.kind == "picture" for scan in scans)
-    scans = [scan for scan in scans if scan.kind == "volume"]
-  if not scans:
-    raise InputError(
-        f"--input {input_path} must hold volumes or pictures. None was found"
-        + (f"; {labels} files were taken for labels. Name a file directly." if labels else ".")
-    )
-  _refuse_collisions(scans)
-  return Found(scans, labels, picture_files)
-
-
-def _scan(path: pathlib.Path, folder: pathlib.PurePath) -> Scan | None:
-  if suffix := nifti.suffix_of(path):
-    stem, suffix = path.name[: -len(suffix)], path.name[-len(suffix) :]
-    return Scan(path, "volume", folder, stem, suffix)
-  if pictures.is_picture(path):
-    return Scan(path, "picture", folder, path.stem, path.suffix)
-  return None
-
-
-def _is_second_of_pair(path: pathlib.Path) -> bool:
-  """Tells whether a file is the .img of a .hdr that lies beside it."""
-  suffix = nifti.suffix_of(path)
-  if suffix[:4] != ".img":
-    return False
-  stem = path.name[: -len(suffix)]
-  wanted = f"{stem}.hdr".lower()
-  return any(
-      other.name.lower() in (wanted, f"{wanted}.gz") for other in path.parent.glob(f"{stem}.*")
-  )
-
-
-def _is_label(scan: Scan) -> bool:
-  if _LABEL_STEM.fullmatch(scan.stem):
-    return True
-  return any(_LABEL_FOLDER.fullmatch(part) for part in scan.folder.parts)
-
-
-def _refuse_collisions(scans: Sequence[Scan]) -> None:
-  seen: dict[pathlib.Path, Scan] = {}
-  for scan in scans:
-    target = scan.label_path(pathlib.Path())
-    if other := seen.get(target):
-      raise InputError(
-          f"{other.path} and {scan.path} would both be written to {target}. Predict them into"
-          " different folders."
-      )
-    seen[target] = scan

@@ -6,7 +6,7 @@ ids; probabilities are float32 [H, W, classes] at the slice's own resolution.
 
 from __future__ import annotations
 
-import re
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,8 +14,12 @@ import numpy as np
 
 from flexunet import config, run_folder
 from flexunet.core.errors import InputError
-from flexunet.imaging import label_scheme
+from flexunet.imaging import slice_recipe
+from flexunet.imaging.slice_recipe import SliceRecipe
+from flexunet.imaging.slicing import Slices
+from flexunet.imaging.volume import Volume
 from flexunet.pipelines import foreground_crop, readers
+from flexunet.pipelines.laterality import Laterality
 from flexunet.pipelines.resizing import Resizing
 
 
@@ -30,11 +34,7 @@ def load_model(run: run_folder.RunFolder) -> Any:
   # Registers the project's layers, without which Keras cannot read the file.
   import flexunet.network.model  # noqa: F401
 
-  if not run.model_keras.is_file():
-    raise InputError(
-        f"{run.model_keras} must hold the trained network. There is none: the run has not reached"
-        " its first validation. Train on, or name another --run_dir."
-    )
+  run.check_trained()
   try:
     return keras.saving.load_model(run.model_keras, compile=False)
   except (OSError, ValueError, KeyError, TypeError) as error:
@@ -68,12 +68,12 @@ class Predictor:
       mirror: Averages the answer with that for the mirrored slice; twice the time.
 
     Raises:
-      InputError: `mirror` with classes that mean sides.
+      InputError: `mirror` where the run decided against mirror images.
     """
     if batch_size < 1:
       raise InputError(f"--batch_size must be at least 1. Got: {batch_size}.")
     if mirror:
-      _refuse_sided_classes(run_config)
+      _require_mirroring(run_config.laterality)
     if run_config.model.image_size is None:
       raise InputError("config.json must hold model.image_size. Got: null.")
     self._model = model
@@ -81,10 +81,10 @@ class Predictor:
     self._batch_size = batch_size
     self._mirror = mirror
     self._channels = run_config.model.image_channels
-    self._context = getattr(run_config.data, "context_slices", 0) or 0
-    self._crops = getattr(run_config.data, "crop_foreground", False)
-    self._resizing = Resizing(run_config.model.image_size, run_config.data.resize_mode or "fit")
-    self.num_classes = max(2, run_config.model.num_classes or 2)
+    self._context = run_config.data.context_slices
+    self._crops = run_config.data.crop_foreground
+    self._resizing = Resizing(run_config.model.image_size, run_config.data.resize_mode)
+    self.num_classes = max(2, run_config.model.num_classes)
 
   def probabilities(self, slices: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
     """Yields float32 [H, W, classes] for each slice of one volume, in order.
@@ -177,6 +177,67 @@ class Predictor:
     return answers
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class VolumePrediction:
+  """What a network makes of a volume.
+
+  Attributes:
+    label: Class ids, uint8 [i, j, k] on the voxel grid of the volume.
+    probability: float16 [i, j, k, classes] on that grid; None where it was not asked for.
+    slices: The upright 8-bit slices on the scan's own grid, [row, column, slice].
+    label_slices: Class ids of these slices, uint8 [row, column, slice].
+    seen_spacing_mm: (row, column) spacing of the slices that the network saw; NaN where unknown.
+  """
+
+  label: np.ndarray
+  probability: np.ndarray | None
+  slices: Slices
+  label_slices: np.ndarray
+  seen_spacing_mm: tuple[float, float]
+
+
+def predict_volume(
+    predictor: Predictor,
+    recipe: SliceRecipe,
+    stored: Volume,
+    slope: float = 1.0,
+    inter: float = 0.0,
+    *,
+    probabilities: bool = False,
+    name: str = "",
+) -> VolumePrediction:
+  """Cuts a volume as in training, segments its slices, and puts the labels back on its grid.
+
+  Args:
+    predictor: The network.
+    recipe: How the training set was cut.
+    stored: The numbers as the file stores them.
+    slope, inter: Intensity is stored * slope + inter.
+    probabilities: Also keeps the probability of each class, 2 bytes per voxel and class.
+    name: Names the scan in errors.
+  """
+  cut = recipe.cut(stored, slope, inter, name=name)
+  seen = cut.slices.pixels
+  label = np.empty(seen.shape, np.uint8)
+  kept = np.empty((*seen.shape, predictor.num_classes), np.float16) if probabilities else None
+  for index, probability in enumerate(predictor.probabilities(list(np.moveaxis(seen, -1, 0)))):
+    label[..., index] = to_label(probability)
+    if kept is not None:
+      kept[..., index, :] = probability
+  label = slice_recipe.to_grid(label, cut.native.pixels.shape)
+  restored = None
+  if kept is not None:
+    channels = [recipe.restore(kept[..., n], stored) for n in range(predictor.num_classes)]
+    restored = np.stack(channels, axis=-1)
+  return VolumePrediction(
+      label=recipe.restore(label, stored),
+      probability=restored,
+      slices=cut.native,
+      label_slices=label,
+      seen_spacing_mm=cut.slices.spacing_mm,
+  )
+
+
 def _resized(pixels: np.ndarray, resizing: Resizing, channels: int) -> np.ndarray:
   """Returns a slice, [H, W] or [H, W, C], as uint8 [h, w, channels]."""
   import tensorflow as tf
@@ -196,23 +257,10 @@ def to_label(probability: np.ndarray) -> np.ndarray:
   return np.argmax(probability, axis=-1).astype(np.uint8)
 
 
-def scheme_of(run_config: config.RunConfig) -> label_scheme.LabelScheme:
-  """Returns the classes that the run was trained on."""
-  return label_scheme.LabelScheme.from_json(run_config.dataset_facts.label_scheme)
-
-
-def _refuse_sided_classes(run_config: config.RunConfig) -> None:
-  names = [entry["name"] for entry in run_config.dataset_facts.label_scheme[1:]]
-  words = {word for name in names for word in re.split(r"[\W_]+", name.lower())}
-  # Classes that are numbered apart, such as hippocampus_1 and hippocampus_2, are sides as well.
-  stems = [re.sub(r"[\W_]*\d+$", "", name) for name in names]
-  if words & {"left", "right", "l", "r"} or len(set(stems)) < len(stems):
+def _require_mirroring(decided: Laterality) -> None:
+  """Refuses to average over mirror images where the run decided against them."""
+  if not decided.mirroring:
     raise InputError(
-        f"--tta averages over mirrored slices, which exchanges the sides. The classes {names} tell"
-        " sides apart. Leave out --tta."
-    )
-  if found := run_config.dataset_facts.one_sided:
-    raise InputError(
-        f"--tta averages over mirrored slices, but {' and '.join(found)} lay on one side in every"
-        " subject looked at in training. Leave out --tta."
+        f"--tta averages over mirrored slices, which the run rules out: {decided.reason}. Leave out"
+        " --tta."
     )

@@ -1,4 +1,4 @@
-"""The report's part on results: summary tiles, caveats, tables, distributions, definitions."""
+"""The report's part on results: tiles, caveats, tables, distributions, cases, definitions."""
 
 from __future__ import annotations
 
@@ -8,38 +8,46 @@ from typing import Any
 
 import numpy as np
 
+from flexunet import config
 from flexunet.evaluation import summary
+from flexunet.evaluation.examples import Example
 from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.reporting import charts, overlay
 from flexunet.reporting import html_parts as page
 
 _HD95 = (
-    "95th percentile of the distances between the two surfaces, in millimetres, both ways. Not"
-    " defined where truth or prediction is empty, or the spacing is unknown."
+    "95th percentile of the distances between the two surfaces, in millimetres, the larger of both"
+    " directions. Not defined where truth or prediction is empty, or the spacing is unknown."
 )
 # How each score of `cases.csv` is written in a heading, and what it means.
 SCORES: dict[str, tuple[str, str]] = {
     "dice": ("Dice", summary.DICE_RULE),
     "dice_where_present": (
         "Dice where present",
-        "Dice over the volumes in which the class truly is; healthy volumes are left out.",
+        "Dice over the volumes in which the class is truly present; the others are left out.",
     ),
     "iou": ("IoU", "Intersection over union of hard labels; equals Dice / (2 - Dice)."),
-    "sensitivity": ("Sensitivity", "Share of the true pixels that were found."),
+    "sensitivity": ("Sensitivity", "Share of the true pixels that were predicted."),
     "precision": ("Precision", "Share of the predicted pixels that are true."),
-    "specificity": ("Specificity", "Share of the pixels of other classes that were left alone."),
+    "specificity": (
+        "Specificity",
+        "Share of the pixels outside the class that were not predicted as it.",
+    ),
     "hd95_mm": ("HD95 (mm)", _HD95),
-    "assd_mm": ("ASSD (mm)", "Average symmetric distance between the two surfaces, millimetres."),
+    "assd_mm": (
+        "ASSD (mm)",
+        "Average symmetric distance between the two surfaces, in millimetres.",
+    ),
     "nsd": (
         "Surface Dice",
         "Share of both surfaces that lies within the surface tolerance of the other one.",
     ),
 }
 _PRESENCE = {
-    "both_present": "there and found",
-    "missed": "missed wholly",
-    "false_alarm": "false alarm",
-    "both_empty": "both empty",
+    "both_present": "present and predicted",
+    "missed": "present, not predicted",
+    "false_alarm": "absent, predicted",
+    "both_empty": "absent, not predicted",
 }
 _FEW_SUBJECTS = 10
 _SUBJECTS_SHOWN = 60
@@ -51,23 +59,28 @@ def label_of(score: str) -> str:
 
 
 def tiles(split: str, figures: Mapping[str, Any]) -> str:
-  """Returns the headline figures of one split."""
+  """Returns the headline figures of one split as HTML.
+
+  Args:
+    split: Its name.
+    figures: Its entry in `metrics.json`.
+  """
   overall, evaluated = figures["foreground_dice"], figures["evaluated"]
   ci95 = overall["ci95"]
   spread = f"95 % interval {page.interval(ci95)}" if ci95 else "too few subjects for an interval"
   volumes = page.count(overall["n"], "volume")
   worst, best = page.number(overall["min"]), page.number(overall["max"])
   entries = [
-      ("Mean foreground Dice", page.number(overall["mean"]), f"{volumes}; {spread}"),
+      (f"Mean foreground Dice, {page.text(split)}", page.number(overall["mean"]),
+       f"{volumes}; {spread}"),
       ("Median Dice", page.number(overall["median"]), f"worst {worst}, best {best}"),
-  ]
+  ]  # fmt: skip
   medians = [entry["hd95_mm"]["median"] for entry in figures["per_class"].values()
              if "hd95_mm" in entry]  # fmt: skip
   if known := [value for value in medians if value is not None]:
-    what = "median of the volumes" + ("; of the worst class" if len(medians) > 1 else "")
+    what = "median over the volumes" + (", of the worst class" if len(medians) > 1 else "")
     entries.append(("HD95", f"{max(known):.1f} mm", what))
   counts = ", ".join(page.count(evaluated[f"{unit}s"], unit) for unit in ("volume", "slice"))
-  counts += f" in {page.text(split)}"
   entries.append(("Subjects", page.number(evaluated["subjects"]), counts))
   return '<div class="tiles">' + "".join(
       f'<div class="tile"><span class="what">{what}</span><b>{value}</b><span>{note}</span></div>'
@@ -77,15 +90,15 @@ def tiles(split: str, figures: Mapping[str, Any]) -> str:
 
 def caveats(
     evaluations: Mapping[str, Mapping[str, Any]],
-    config: Mapping[str, Any],
+    run_config: config.RunConfig,
     model_sha256: str | None,
 ) -> list[str]:
   """Returns what a reader must know before trusting the figures, one sentence (HTML) each.
 
   Args:
     evaluations: Split -> its entry in `metrics.json`.
-    config: `config.json`.
-    model_sha256: Of the run's present model, None where there is none.
+    run_config: What the run is.
+    model_sha256: Hash of the run's present model, None where there is none.
   """
   if not evaluations:
     unseen = (
@@ -96,46 +109,61 @@ def caveats(
   found = []
   for split, figures in evaluations.items():
     evaluated = figures["evaluated"]
-    volumes = page.count(evaluated["volumes"], "volume")
-    says = []
-    if evaluated["subjects"] < _FEW_SUBJECTS:
-      says.append(
-          f"only {page.count(evaluated['subjects'], 'subject')}. The figures can change much with"
-          " other people; of so few, even the interval is too narrow."
-      )
-    if split == config["data"]["validation_split"]:
-      says.append("it chose the best checkpoint, so its figures are optimistic.")
-    if split == config["data"]["train_split"]:
-      says.append("the network was trained on it. Its figures tell nothing about new people.")
-    elif shared := evaluated.get("subjects_also_trained_on"):
-      says.append(
-          f"{shared} of {page.count(evaluated['subjects'], 'subject')} trained on too, with other"
-          " slices. Its figures say little about new people: build the dataset with a split by"
-          " subject."
-      )
-    if empty := figures["foreground_dice"]["n_empty"]:
-      says.append(
-          f"{empty} of {volumes} empty in truth and prediction: no Dice, left out of its means."
-      )
-    if flat := evaluated.get("volumes_with_2d_distances"):
-      says.append(
-          f"{flat} of {volumes} with gaps between slices, or a single slice: surface distances are"
-          " measured within slices."
-      )
-    if unknown := evaluated.get("volumes_without_spacing"):
-      says.append(
-          f"{unknown} of {volumes} without a known spacing: no distances in millimetres."
-      )
-    if evaluated["fingerprint"] != config["dataset_facts"]["fingerprint"]:
-      says.append("evaluated on other records than those the run was trained on.")
+    sentences = _people_caveats(split, evaluated, run_config.data)
+    sentences += _volume_caveats(evaluated, figures["foreground_dice"]["n_empty"])
+    if evaluated["fingerprint"] != run_config.dataset_facts.fingerprint:
+      sentences.append("evaluated on other records than the run was trained on.")
     if model_sha256 and evaluated["model_sha256"] != model_sha256:
-      says.append("evaluated with an earlier checkpoint of this run. Evaluate again.")
-    found += [f"<b>{page.text(split)}</b>: {sentence}" for sentence in says]
+      sentences.append("evaluated with an earlier checkpoint of this run. Evaluate again.")
+    found += [f"<b>{page.text(split)}</b>: {sentence}" for sentence in sentences]
   return found
 
 
+def _people_caveats(
+    split: str, evaluated: Mapping[str, Any], data: config.DataConfig
+) -> list[str]:
+  """Returns what limits the figures as a statement about new people."""
+  subjects = page.count(evaluated["subjects"], "subject")
+  sentences = []
+  if evaluated["subjects"] < _FEW_SUBJECTS:
+    sentences.append(
+        f"only {subjects}. The figures may be quite different for other people; with so few, even"
+        " the interval is too narrow."
+    )
+  if split == data.validation_split:
+    sentences.append("it chose the best checkpoint, so its figures are optimistic.")
+  if split == data.train_split:
+    sentences.append("the network was trained on it. Its figures say nothing about new people.")
+  elif shared := evaluated.get("subjects_also_trained_on"):
+    sentences.append(
+        f"{shared} of {subjects} trained on too, with other slices. Its figures say little about"
+        " new people: build the dataset with a split by subject."
+    )
+  return sentences
+
+
+def _volume_caveats(evaluated: Mapping[str, Any], empty: int) -> list[str]:
+  """Returns which volumes have no Dice or no distances."""
+  volumes = page.count(evaluated["volumes"], "volume")
+  sentences = []
+  if empty:
+    sentences.append(
+        f"{empty} of {volumes} empty in truth and prediction: no Dice, not part of its means."
+    )
+  if flat := evaluated.get("volumes_with_2d_distances"):
+    sentences.append(
+        f"{flat} of {volumes} with gaps between slices, or with a single slice: surface distances"
+        " are measured within slices."
+    )
+  if unknown := evaluated.get("volumes_without_spacing"):
+    sentences.append(
+        f"{unknown} of {volumes} without a known spacing: no distances in millimetres."
+    )
+  return sentences
+
+
 def caveat_box(sentences: Sequence[str]) -> str:
-  """Returns the sentences in a box of their own."""
+  """Returns the sentences in a box of their own, as HTML; nothing where there are none."""
   if not sentences:
     return ""
   items = "".join(f"<li>{sentence}</li>" for sentence in sentences)
@@ -145,7 +173,7 @@ def caveat_box(sentences: Sequence[str]) -> str:
 def split_section(
     figures: Mapping[str, Any], cases: Sequence[Mapping[str, Any]], scheme: LabelScheme
 ) -> str:
-  """Returns tables and distributions of one evaluated split.
+  """Returns tables and distributions of one evaluated split as HTML.
 
   Args:
     figures: Its entry in `metrics.json`.
@@ -153,57 +181,78 @@ def split_section(
     scheme: Names and colours of the classes.
   """
   palette = dict(zip(scheme.names, overlay.display_palette(scheme.palette), strict=True))
-  groups = [
-      (name, [row["dice"] for row in cases if row["class"] == name], page.color(palette[name]))
-      for name in figures["per_class"]
-  ]
-  chart = charts.strip_chart(groups, title="Dice of each volume, per class")
-  figure = (
-      f'<figure class="strip">{chart}<figcaption class="note">One dot a volume; box: quartiles;'
-      " line and number: median. Dots are spread upright only to be told apart.</figcaption>"
-      "</figure>"
-  )
+  per_class = figures["per_class"]
+  named = {name: page.class_name(name, palette[name]) for name in per_class}
   return (
-      _class_tables(figures["per_class"], palette)
-      + (figure if chart else "")
-      + _subject_table(figures, palette)
+      "<h3>Per class</h3>"
+      + _dice_table(per_class, named)
+      + _score_table(per_class, named)
+      + _presence_table(per_class, named)
+      + _distribution(cases, {name: page.color(palette[name]) for name in per_class})
+      + _subject_table(figures["per_subject"], named)
       + _published(figures["published"])
   )
 
 
-def _class_tables(per_class: Mapping[str, Any], palette: Mapping[str, np.ndarray]) -> str:
-  named = {name: f"{page.swatch(palette[name])}{page.text(name)}" for name in per_class}
-  headers = ["Class", "mean Dice", "95 % interval", "median", "sd", "min", "max", "volumes"]
-  headers.append("empty")
+def _dice_table(per_class: Mapping[str, Any], named: Mapping[str, str]) -> str:
+  headers = ["Class", "Mean Dice", "95 % interval", "Median", "SD", "Min", "Max", "Volumes"]
   rows = []
   for name, entry in per_class.items():
     dice = entry["dice"]
     spread = [page.number(dice[key]) for key in ("median", "sd", "min", "max", "n", "n_empty")]
     mean = f"<b>{page.number(dice['mean'])}</b>"
     rows.append([named[name], mean, page.interval(dice["ci95"]), *spread])
-  parts = ["<h3>Per class</h3>", page.table(headers, rows)]
+  return page.table([*headers, "Empty"], rows)
 
+
+def _score_table(per_class: Mapping[str, Any], named: Mapping[str, str]) -> str:
+  """Returns the scores beside Dice that any class has."""
   entries = list(per_class.values())
-  others = [score for score in entries[0] if score not in ("dice", "presence")]
-  others = [score for score in others if any(entry[score]["n"] for entry in entries)]
+  scores = [
+      score for score in entries[0]
+      if score not in ("dice", "presence") and any(entry[score]["n"] for entry in entries)
+  ]  # fmt: skip
   if not any(entry["presence"]["false_alarm"] for entry in entries):
-    others.remove("dice_where_present")  # The same figures as above.
-  if others:
-    rows = [
-        [named[name], *(_mean_and_sd(entry[score], _digits(score)) for score in others)]
-        for name, entry in per_class.items()
-    ]
-    parts.append(page.table(["Class", *(page.text(label_of(score)) for score in others)], rows))
-    parts.append('<p class="note">Mean ± standard deviation of the volumes that have a value.</p>')
+    # The same figures as those of Dice.
+    scores = [score for score in scores if score != "dice_where_present"]
+  if not scores:
+    return ""
+  rows = [
+      [named[name], *(_mean_and_sd(entry[score], _digits(score)) for score in scores)]
+      for name, entry in per_class.items()
+  ]
+  table = page.table(["Class", *(page.text(label_of(score)) for score in scores)], rows)
+  note = "Mean ± standard deviation over the volumes that have a value."
+  return f'{table}<p class="note">{note}</p>'
 
-  if any(entry["presence"][kind] for entry in per_class.values()
-         for kind in ("missed", "false_alarm", "both_empty")):  # fmt: skip
-    rows = [
-        [named[name], *(page.number(entry["presence"][kind]) for kind in _PRESENCE)]
-        for name, entry in per_class.items()
-    ]
-    parts.append(page.table(["Volumes in which the class is …", *_PRESENCE.values()], rows))
-  return "".join(parts)
+
+def _presence_table(per_class: Mapping[str, Any], named: Mapping[str, str]) -> str:
+  """Returns in how many volumes each class is and was predicted; nothing where always both."""
+  noteworthy = ("missed", "false_alarm", "both_empty")
+  if not any(entry["presence"][kind] for entry in per_class.values() for kind in noteworthy):
+    return ""
+  rows = [
+      [named[name], *(page.number(entry["presence"][kind]) for kind in _PRESENCE)]
+      for name, entry in per_class.items()
+  ]
+  return page.table(["Volumes in which the class is …", *_PRESENCE.values()], rows)
+
+
+def _distribution(cases: Sequence[Mapping[str, Any]], colors: Mapping[str, str]) -> str:
+  groups = [
+      charts.Values(
+          name.replace("_", " "), [row["dice"] for row in cases if row["class"] == name], color
+      )
+      for name, color in colors.items()
+  ]
+  chart = charts.svg(charts.StripChart(title="Dice of each volume, per class", groups=groups))
+  if not chart:
+    return ""
+  return (
+      f'<figure class="strip">{chart}<figcaption class="note">One dot per volume; the box spans the'
+      " quartiles, line and number are the median. Dots are shifted up and down only to keep them"
+      " apart.</figcaption></figure>"
+  )
 
 
 def _mean_and_sd(entry: Mapping[str, Any], digits: int) -> str:
@@ -215,13 +264,11 @@ def _digits(score: str) -> int:
   return 2 if score.endswith("_mm") else 3
 
 
-def _subject_table(figures: Mapping[str, Any], palette: Mapping[str, np.ndarray]) -> str:
-  classes = list(figures["per_class"])
-  shown = classes if len(classes) > 1 else []
-  headers = ["Subject", "volumes", "foreground Dice"]
-  headers += [f"{page.swatch(palette[name])}{page.text(name)}" for name in shown]
+def _subject_table(per_subject: Sequence[Mapping[str, Any]], named: Mapping[str, str]) -> str:
+  classes = list(named) if len(named) > 1 else []
+  headers = ["Subject", "Volumes", "Foreground Dice", *(named[name] for name in classes)]
   entries = sorted(
-      figures["per_subject"],
+      per_subject,
       key=lambda entry: math.inf if entry["foreground_dice"] is None else entry["foreground_dice"],
   )
   rows = [
@@ -229,7 +276,7 @@ def _subject_table(figures: Mapping[str, Any], palette: Mapping[str, np.ndarray]
           page.text(entry["subject"]),
           page.number(entry["volumes"]),
           page.number(entry["foreground_dice"]),
-          *(page.number(entry["dice"][name]) for name in shown),
+          *(page.number(entry["dice"][name]) for name in classes),
       ]
       for entry in entries[:_SUBJECTS_SHOWN]
   ]
@@ -244,13 +291,73 @@ def _published(published: Mapping[str, Any]) -> str:
   return (
       "<h3>For comparison with published figures</h3>"
       f"<p>dice_coef_multiclass <b>{coefficient}</b>, pixel accuracy <b>{accuracy}</b>."
-      ' <span class="soft">Both count the background, which fills most of a slice: they are close'
+      ' <span class="soft">Both count the background, which fills most of a slice. They are close'
       " to 1 even where structures are missed, and are not the Dice above.</span></p>"
   )
 
 
+def case_section(examples: Sequence[Example], scheme: LabelScheme) -> str:
+  """Returns the examples as HTML, worst first; nothing where there are none.
+
+  Args:
+    examples: Slices, each on the side "worst" or "best".
+    scheme: Names and colours of the classes.
+  """
+  if not examples:
+    return ""
+  palette = overlay.display_palette(scheme.palette)
+  legend = " ".join(
+      page.class_name(name, palette[index]) for index, name in enumerate(scheme.names) if index
+  )
+  parts = [f'<div class="legend">{legend}</div>']
+  only = "The only case" if len(examples) == 1 else "Best cases"
+  for side, title in (("worst", "Worst cases"), ("best", only)):
+    if chosen := [example for example in examples if example.side == side]:
+      parts.append(f"<h3>{title}</h3>")
+      parts += [_case(example, palette) for example in chosen]
+  parts.append(
+      '<p class="note">Each volume is shown by the slice with most true foreground; the Dice is'
+      " that of the whole volume. A frame in the first image marks what the others enlarge.</p>"
+  )
+  return "".join(parts)
+
+
+def _case(example: Example, palette: np.ndarray) -> str:
+  box = overlay.crop_box([example.truth, example.prediction])
+  crop = example.image[box]
+  panels = [
+      ("image", crop),
+      ("truth", overlay.blend(crop, example.truth[box], palette)),
+      ("prediction", overlay.blend(crop, example.prediction[box], palette)),
+  ]
+  if crop.shape != example.image.shape:
+    panels.insert(0, ("slice", overlay.frame(example.image, box)))
+  figures = "".join(
+      f'<figure><div class="frame">'
+      f"{page.image(overlay.stretch(pixels, example.aspect), name)}</div>"
+      f"<figcaption>{name}</figcaption></figure>"
+      for name, pixels in panels
+  )
+  per_class = ", ".join(
+      f"{page.words(name)} {page.number(dice)}"
+      for name, dice in example.dice.items()
+      if dice is not None
+  )
+  detail = f"<span>{per_class}</span>" if len(example.dice) > 1 else ""
+  return (
+      f'<div class="case"><header><b>{page.text(example.subject)}</b>'
+      f'<span class="dice">Dice <b>{page.number(example.foreground_dice)}</b></span>{detail}'
+      f'<span class="soft">volume {page.text(example.volume)}, slice {example.slice_index}</span>'
+      f'</header><div class="panels of{len(panels)}">{figures}</div></div>'
+  )
+
+
 def figure_definitions(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
-  """Returns what each figure means, with its rules for empty cases."""
+  """Returns what each figure means as HTML, with its rules for empty cases.
+
+  Args:
+    evaluations: Split -> its entry in `metrics.json`.
+  """
   if not evaluations:
     return ""
   figures = next(iter(evaluations.values()))

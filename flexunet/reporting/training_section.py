@@ -1,17 +1,20 @@
-"""The report's part on the run itself: data, classes, curves, knobs with reasons, provenance."""
+"""The report's part on the run itself: data, curves, settings with their reasons, provenance."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flexunet import config
 from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.reporting import charts, overlay
 from flexunet.reporting import html_parts as page
 
-# Where files lie on one machine tells a reader nothing and may tell too much.
-_LOCAL_KNOBS = ("data_dir", "cache_dir", "init_from")
+# Where files lie on one machine helps no reader, and may be private.
+_LOCAL_SETTINGS = ("data_dir", "cache_dir", "init_from")
 # The column of history.csv by which the trainer picks the best epoch.
 VALIDATION_SCORE = "val_foreground_dice"
 _TITLES = {
@@ -20,165 +23,201 @@ _TITLES = {
 
 
 def data_section(
-    config: Mapping[str, Any],
+    run: Mapping[str, Any],
     split_counts: Mapping[str, Mapping[str, int]],
     scheme: LabelScheme,
 ) -> str:
-  """Returns what was trained on: dataset, splits by subject, classes.
+  """Returns what was trained on as HTML: dataset, splits by subject, classes.
 
   Args:
-    config: `config.json`.
+    run: `config.json`.
     split_counts: Split -> {"subjects", "volumes", "slices"}; empty where unknown.
     scheme: Classes.
   """
-  facts = config["dataset_facts"]
+  facts = run["dataset_facts"]
   entries = [("Dataset", page.text(facts["name"]))]
   entries.append(("Fingerprint", f"<code>{page.text(facts['fingerprint'] or 'none')}</code>"))
   if plan := facts["slice_plan"]:
-    entries.append(
-        ("Slices", f"{page.text(plan['plane'])}, of volumes stored as {page.text(plan['axes'])}")
-    )
+    entries.append(("Slices", page.slice_plan(plan)))
   if facts["intensity"]:
-    entries.append(("Intensities", _intensity(facts["intensity"])))
+    entries.append(("Intensities", page.intensity(facts["intensity"])))
   if facts["spacing_mm"]:
     spacing = " × ".join(f"{edge:.3g}" for edge in facts["spacing_mm"])
     entries.append(("Pixel size", f"{spacing} mm (rows × columns, median)"))
+  entries.append(("Classes", _classes(scheme)))
+  splits = _split_table(run["data"], split_counts) if split_counts else ""
+  return page.definitions(entries) + splits
+
+
+def _classes(scheme: LabelScheme) -> str:
   shown = overlay.display_palette(scheme.palette)
-  classes = " ".join(
-      f'<span class="item">{page.swatch(shown[index]) if index else ""}{index}'
-      f" {page.text(name)}</span>"
+  items = "".join(
+      f'<span class="item">{page.swatch(shown[index]) if index else ""}{index}:'
+      f" {page.words(name)}</span> "
       for index, name in enumerate(scheme.names)
   )
-  entries.append(("Classes", f'<span class="legend">{classes}</span>'))
-  parts = [page.definitions(entries)]
-  if split_counts:
-    roles = {
-        config["data"]["train_split"]: "weights are fitted to it",
-        config["data"]["validation_split"]: "chooses the best checkpoint",
-    }
-    rows = [
-        [
-            page.text(split),
-            *(page.number(counts.get(unit)) for unit in ("subjects", "volumes", "slices")),
-            roles.get(split, "not seen in training"),
-        ]
-        for split, counts in split_counts.items()
-    ]
-    headers = ["Split", "subjects", "volumes", "slices", "use"]
-    parts.append(page.table(headers, rows, texts=(0, 4)))
-    parts.append('<p class="note">Splits are by subject where the dataset states subjects.</p>')
-  return "".join(parts)
+  return f'<span class="legend">{items}</span>'
 
 
-def _intensity(intensity: Mapping[str, Any]) -> str:
-  low, high = f"{intensity['low']:g}", f"{intensity['high']:g}"
-  texts = {
-      "percentile": f"percentiles {low} to {high} of each volume become 0 to 255",
-      "window": f"{low} to {high} become 0 to 255",
+def _split_table(
+    data: Mapping[str, Any], split_counts: Mapping[str, Mapping[str, int]]
+) -> str:
+  uses = {
+      data["train_split"]: "the weights are fitted to it",
+      data["validation_split"]: "chooses the best checkpoint",
   }
-  return texts.get(intensity["kind"], "8 bits, as stored")
+  rows = [
+      [
+          page.text(split),
+          *(page.number(counts.get(unit)) for unit in ("subjects", "volumes", "slices")),
+          uses.get(split, "not seen in training"),
+      ]
+      for split, counts in split_counts.items()
+  ]
+  headers = ["Split", "Subjects", "Volumes", "Slices", "Use"]
+  return (
+      page.table(headers, rows, texts=(0, 4))
+      + '<p class="note">Splits are by subject where the dataset names its subjects.</p>'
+  )
 
 
 def curves_section(
     history: Sequence[Mapping[str, float]],
-    training: Mapping[str, Any] | None = None,
+    training: config.TrainingConfig,
     validated: Mapping[str, Any] | None = None,
 ) -> str:
-  """Returns the charts of loss, Dice and learning rate; nothing without a history.
+  """Returns the charts of loss, Dice and learning rate as HTML; nothing without a history.
 
   Args:
     history: Rows of history.csv.
-    training: Of `config.json`; what picks the best model.
+    training: Settings of the training; they decide which epoch's weights were kept.
     validated: What manifest.json says of a validation on a part of the slices; None: on all.
   """
   if not history:
     return ""
-  best = kept_epoch(history, training or {})
-
-  def line(caption: str, name: str):
-    # Epochs without a validation are no gaps: the line runs on to the next one.
-    rows = [row for row in history if name in row]
-    return caption, [row["epoch"] for row in rows], [row[name] for row in rows]
-
-  per_class = [
-      name for name in history[0]
-      if name.startswith("dice_") and name != "dice_coef_multiclass"
-  ]  # fmt: skip
-  drawn = [
-      ("Loss", [line("training", "loss"), line("validation", "val_loss")], None),
-      (
-          "Foreground Dice",
-          [line("training", "foreground_dice"), line("validation", VALIDATION_SCORE)],
-          (0.0, 1.0),
-      ),
-      ("Learning rate", [line("learning rate", "learning_rate")], None),
-  ]
-  if len(per_class) > 1:
-    shown = [line(name.removeprefix("dice_"), f"val_{name}") for name in per_class[:7]]
-    drawn.insert(2, ("Validation Dice per class", shown, (0.0, 1.0)))
-  drawn = [
-      charts.line_chart(
-          [entry for entry in series if any(math.isfinite(value) for value in entry[2])],
-          title=title,
-          x_label="epoch",
-          y_range=y_range,
-          mark_x=best,
-      )
-      for title, series, y_range in drawn
-  ]
-  mark = f" The dashed line marks epoch {best}, whose weights were kept." if best else ""
-  minutes = history[-1].get("seconds", math.nan) / 60
-  took = f" in {minutes:.1f} minutes" if math.isfinite(minutes) else ""
-  part = ""
+  kept = kept_epoch(history, training)
+  sentences = [f"{page.count(len(history), 'epoch')}{_duration(history)}."]
+  if kept:
+    sentences.append(f"The dashed line marks epoch {kept}, whose weights were kept.")
+  sentences.append(
+      "Scores during training are of slices at the network's size, not of volumes."
+  )
   if validated:
-    part = (
-        f" Validated on {validated['slices']} of {validated['of']} held-out slices:"
+    sentences.append(
+        f"Validated on {validated['slices']} of {validated['of']} held-out slices:"
         f" {validated['reason']}."
     )
+  drawn = [charts.svg(chart) for chart in history_charts(history, kept)]
   return (
-      f'<p class="note">{len(history)} epochs{took}.{mark} Scores while training are of slices at'
-      f" the network's size, not of volumes.{page.text(part)}</p>"
+      f'<p class="note">{page.text(" ".join(sentences))}</p>'
       f'<div class="charts">{"".join(f"<div>{chart}</div>" for chart in drawn if chart)}</div>'
   )
 
 
+def history_charts(
+    history: Sequence[Mapping[str, float]], kept: int | None = None
+) -> list[charts.LineChart]:
+  """Returns the charts of a history: those of the report and of curves.png.
+
+  Args:
+    history: Rows of history.csv, at least one.
+    kept: Epoch to be marked.
+  """
+
+  def line(caption: str, column: str) -> charts.Line:
+    # Epochs without a validation are no gaps: the line continues to the next one.
+    rows = [row for row in history if column in row]
+    return charts.Line(caption, [row["epoch"] for row in rows], [row[column] for row in rows])
+
+  def chart(title: str, *lines: charts.Line, dice: bool = False) -> charts.LineChart:
+    return charts.LineChart(
+        title=title,
+        lines=lines,
+        x_label="epoch",
+        x_range=(history[0]["epoch"], history[-1]["epoch"]),
+        y_range=(0.0, 1.0) if dice else None,
+        mark_x=kept,
+    )
+
+  per_class = [
+      column.removeprefix("dice_") for column in history[0]
+      if column.startswith("dice_") and column != "dice_coef_multiclass"
+  ]  # fmt: skip
+  drawn = [
+      chart("Loss", line("training", "loss"), line("validation", "val_loss")),
+      chart(
+          "Foreground Dice",
+          line("training", "foreground_dice"),
+          line("validation", VALIDATION_SCORE),
+          dice=True,
+      ),
+  ]
+  if len(per_class) > 1:
+    lines = [line(name.replace("_", " "), f"val_dice_{name}") for name in per_class]
+    drawn.append(chart("Validation Dice per class", *lines, dice=True))
+  return [*drawn, chart("Learning rate", line("learning rate", "learning_rate"))]
+
+
+def _duration(history: Sequence[Mapping[str, float]]) -> str:
+  minutes = history[-1].get("seconds", math.nan) / 60
+  return f" in {minutes:.1f} minutes" if math.isfinite(minutes) else ""
+
+
 def kept_epoch(
-    history: Sequence[Mapping[str, float]], training: Mapping[str, Any]
+    history: Sequence[Mapping[str, float]], training: config.TrainingConfig
 ) -> int | None:
   """Returns the epoch whose weights are in model.keras; None when nothing was validated.
 
   Args:
     history: Rows of history.csv.
-    training: Of `config.json`; what picks the best model.
+    training: Settings of the training; they decide which epoch's weights were kept.
   """
-  by_loss = training.get("monitor") == "loss"
+  by_loss = training.monitor == "loss"
   name = "val_loss" if by_loss else VALIDATION_SCORE
   scored = [row for row in history if math.isfinite(row.get(name, math.nan))]
   if not scored:
     return None
-  if not training.get("save_best", True):
+  if not training.save_best:
     return int(scored[-1]["epoch"])
-  # Of equals the later one, as the trainer keeps it.
+  # Among equals the later one, as the trainer keeps it.
   best = max(reversed(scored), key=lambda row: -row[name] if by_loss else row[name])
   return int(best["epoch"])
 
 
-def knobs_section(config: Mapping[str, Any]) -> str:
-  """Returns every knob of the run with the reason for its value."""
-  reasons = config["reasons"]
+def settings_section(run_config: config.RunConfig) -> str:
+  """Returns every setting of the run with the reason for its value, as HTML."""
+  stored = _as_stored(run_config.to_json())
   parts = []
   for group, title in _TITLES.items():
+    fields = dataclasses.fields(getattr(run_config, group))
+    defaults = _as_stored({
+        field.name: field.default for field in fields if field.default is not dataclasses.MISSING
+    })
     rows = [
-        [f"<code>{page.text(name)}</code>", _value(value), page.text(reasons.get(name, "default"))]
-        for name, value in config.get(group, {}).items()
-        if name not in _LOCAL_KNOBS and (group != "augmentation" or _is_on(name, value))
+        [f"<code>{page.text(name)}</code>", _value(value), page.text(why)]
+        for name, value in stored[group].items()
+        if name not in _LOCAL_SETTINGS and (group != "augmentation" or _is_on(name, value))
+        for why in [run_config.reasons.get(name) or _source(group, value == defaults.get(name))]
     ]
-    parts.append(f"<h3>{title}</h3>" + page.table(["Knob", "value", "why"], rows, texts=(0, 1, 2)))
+    table = page.table(["Setting", "Value", "Reason"], rows, texts=(0, 1, 2))
+    parts.append(f"<h3>{title}</h3>{table}")
   return "".join(parts)
 
 
+def _as_stored(values: dict[str, Any]) -> dict[str, Any]:
+  """Returns values as config.json holds them, where tuples are lists."""
+  return json.loads(json.dumps(values))
+
+
+def _source(group: str, is_default: bool) -> str:
+  """Returns where a value is from that planning has not chosen."""
+  if group == "augmentation":
+    return "of the preset, or given"
+  return "default" if is_default else "given"
+
+
 def _is_on(name: str, value: Any) -> bool:
-  """Leaves out of the many settings of the augmentation those of what never happens."""
+  """Returns whether a setting of the augmentation is shown: those that never act are not."""
   return name == "augmentation" or (name.endswith("_probability") and bool(value))
 
 
@@ -194,7 +233,12 @@ def _value(value: Any) -> str:
 
 
 def provenance_section(manifest: Mapping[str, Any], model_sha256: str | None) -> str:
-  """Returns versions, devices and hashes: what it takes to tell and to repeat the run."""
+  """Returns versions, devices and hashes as HTML: what identifies the run and repeats it.
+
+  Args:
+    manifest: `manifest.json`; empty where there is none.
+    model_sha256: Hash of model.keras; None where there is none.
+  """
   entries = []
   if model_sha256:
     entries.append(("model.keras", f"<code>sha256 {page.text(model_sha256)}</code>"))

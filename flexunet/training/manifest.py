@@ -12,6 +12,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import keras
+import tensorflow as tf
+
 from flexunet.core import files
 
 _PACKAGES = (
@@ -27,8 +30,6 @@ _SETTINGS = (
 
 def collect(argv: Sequence[str], fingerprint: str | None, devices: Sequence[str]) -> dict[str, Any]:
   """Returns versions, data fingerprint, revision of the code, command and devices."""
-  import keras
-
   return {
       "command": ["flexunet.train", *argv[1:]],
       "data_fingerprint": fingerprint,
@@ -47,35 +48,32 @@ def collect(argv: Sequence[str], fingerprint: str | None, devices: Sequence[str]
 
 def _gpu_libraries() -> dict[str, str]:
   """Returns the CUDA versions TensorFlow was built with; empty for a CPU build."""
-  import tensorflow as tf
-
   built = tf.sysconfig.get_build_info()
   return {
       name: str(built[name]) for name in ("cuda_version", "cudnn_version") if built.get(name)
   }
 
 
-def write(path: pathlib.Path, told: dict[str, Any], started: bool) -> None:
-  """Writes the manifest of a new run; a resumed one adds an entry under "resumed"."""
-  if started:
-    files.write_json(path, told)
+def write(path: pathlib.Path, entry: dict[str, Any], started: bool) -> None:
+  """Writes the manifest of a new run; a resumed one adds its entry under "resumed"."""
+  before = {} if started else _read(path)
+  if not before:
+    files.write_json(path, entry)
     return
-  try:
-    before = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError):  # Killed before it was written.
-    files.write_json(path, told)
-    return
-  before["resumed"] = [*before.get("resumed", []), told]
+  before["resumed"] = [*before.get("resumed", []), entry]
   files.write_json(path, before)
 
 
 def note(path: pathlib.Path, name: str, value: Any) -> None:
   """Adds an entry to the manifest of a run under way."""
+  files.write_json(path, {**_read(path), name: value})
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
   try:
-    told = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError):  # Nobody wrote one.
-    told = {}
-  files.write_json(path, {**told, name: value})
+    return json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError):  # Killed before it was written.
+    return {}
 
 
 def _version(name: str) -> str | None:

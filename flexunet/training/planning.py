@@ -1,8 +1,8 @@
-"""Fills in what the user left open, from the data, with a reason for each choice.
+"""Fills in what the user left open, from the data and the device, with a reason for each choice.
 
-The network that suits the slices and the device: stages, width, input size, batch size.
-
-How long a run will be: known where epochs are counted, estimated where time ends it.
+The network that suits the slices (stages, width, input size), the batch, how examples are drawn,
+how long the run will be (counted where epochs are given, estimated where time ends it), and the
+settings of the training that follow from it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,7 +19,10 @@ from flexunet.core.errors import InputError
 from flexunet.network import architecture, cost
 from flexunet.objectives import loss_settings
 from flexunet.pipelines.augmentation.config import AugmentationConfig
+from flexunet.pipelines.laterality import Laterality
 from flexunet.pipelines.record_table import RecordTable
+
+_Config = TypeVar("_Config", config.ModelConfig, config.DataConfig, config.TrainingConfig)
 
 _ENDLESS_EPOCHS = 10_000  # With --max_minutes the time decides.
 # A foreground class in fewer slices than this share of the commonest one is drawn in turns.
@@ -45,7 +48,7 @@ _GPU_SPEED = 10e12
 
 
 @dataclasses.dataclass(frozen=True)
-class Planned:
+class Plan:
   """Complete configs and the reason for each value the user did not give."""
 
   model: config.ModelConfig
@@ -61,7 +64,7 @@ def plan(
     training: config.TrainingConfig,
     augmentation: AugmentationConfig,
     facts: Facts,
-) -> Planned:
+) -> Plan:
   """Returns the configs with every None replaced.
 
   Raises:
@@ -75,9 +78,15 @@ def plan(
   _plan_training(made, facts)
   _plan_optimizer(made, facts)
   resolved = _plan_augmentation(made, augmentation, facts)
-  every, why = _validation_epochs(made.parts["training"], made.parts["data"], facts)
-  made.choose("training", "validation_epochs", every, why)
-  return Planned(**made.parts, augmentation=resolved, reasons=made.reasons)
+  every, why = _validation_epochs(made.training, made.data, facts)
+  made.choose_training("validation_epochs", every, why)
+  return Plan(
+      model=made.model,
+      data=made.data,
+      training=made.training,
+      augmentation=resolved,
+      reasons=made.reasons,
+  )
 
 
 def _plan_drawing(made: Choices, facts: Facts) -> None:
@@ -88,23 +97,22 @@ def _plan_drawing(made: Choices, facts: Facts) -> None:
     why = "the dataset has no record table to find foreground in"
   elif 0 < share < 0.5:
     fraction = 0.5
-  elif made.parts["data"].class_balance and share:
+  elif made.data.class_balance and share:
     fraction, why = 0.5, "--class_balance balances a share of each batch"
-  made.choose("data", "foreground_fraction", fraction, why)
+  made.choose_data("foreground_fraction", fraction, why)
   rare, why = _rarest_class(facts)
-  drawn = made.parts["data"].foreground_fraction > 0
-  if made.parts["data"].class_balance and not drawn:
+  drawn = made.data.foreground_fraction > 0
+  if made.data.class_balance and not drawn:
     raise InputError(
         "--class_balance needs --foreground_fraction above 0: the classes take turns in that"
-        f" share of each batch. Got: {made.parts['data'].foreground_fraction:g}."
+        f" share of each batch. Got: {made.data.foreground_fraction:g}."
     )
-  made.choose(
-      "data", "class_balance", rare and drawn, why if drawn else "no share of a batch is drawn"
+  made.choose_data("class_balance", rare and drawn, why if drawn else "no share of a batch is drawn"
   )
 
 
 def _rarest_class(facts: Facts) -> tuple[bool, str]:
-  """Tells whether some foreground class is in far fewer slices than another, and which."""
+  """Returns whether some foreground class is in far fewer slices than another, and which."""
   pixels = facts.train.pixels
   if pixels is None or pixels.shape[1] < 3:
     return False, "one foreground class"
@@ -113,30 +121,26 @@ def _rarest_class(facts: Facts) -> tuple[bool, str]:
   if len(there) < 2:
     return False, "one foreground class"
   least = there[slices[there].argmin()]
-  told = f"{facts.class_names[least + 1]} is in {slices[least]} slices, the commonest class in"
-  return bool(slices[least] < _RARE_CLASS * slices.max()), f"{told} {slices.max()}"
+  counted = f"{facts.class_names[least + 1]} is in {slices[least]} slices, the commonest class in"
+  return bool(slices[least] < _RARE_CLASS * slices.max()), f"{counted} {slices.max()}"
 
 
 def _plan_epoch(made: Choices, facts: Facts) -> None:
-  training = made.parts["training"]
-  once = steps_per_pass(training, made.parts["data"], facts)
+  training = made.training
+  once = steps_per_pass(training, made.data, facts)
   if training.epochs is not None:
     passes, why = 1, "--epochs counts passes over the training slices"
   else:
     passes = math.ceil(_EPOCH_STEPS / once)
     why = f"a pass over the training slices takes {once} steps"
-  made.choose("data", "epoch_passes", passes, why)
-
-
-def _parts(made: Choices) -> tuple[config.ModelConfig, config.DataConfig, config.TrainingConfig]:
-  return made.parts["model"], made.parts["data"], made.parts["training"]
+  made.choose_data("epoch_passes", passes, why)
 
 
 def _plan_training(made: Choices, facts: Facts) -> None:
-  timed = bool(made.parts["training"].max_minutes)
+  timed = bool(made.training.max_minutes)
 
   def choose(name: str, value: Any, why: str) -> None:
-    made.choose("training", name, value, why)
+    made.choose_training(name, value, why)
 
   choose(
       "epochs", _ENDLESS_EPOCHS if timed else 50,
@@ -144,7 +148,7 @@ def _plan_training(made: Choices, facts: Facts) -> None:
   )
   choose("schedule", "cosine", "ends at zero, so the last weights are calm")
   # A short run must not end before the learning rate has risen.
-  steps = expected_steps(*_parts(made), facts)
+  steps = expected_steps(made.model, made.data, made.training, facts)
   choose("warmup_steps", min(50, math.ceil(steps / 10)), "the first steps of Adam are noisy")
   long = steps >= _LONG_RUN
   why = "calmer than the last weights" if long else "the first weights would still count"
@@ -155,41 +159,41 @@ def _plan_training(made: Choices, facts: Facts) -> None:
       "the schedule is fitted to the time" if timed else "stops when nothing is gained",
   )
   choose("reduce_lr_patience", 0, "the schedule lowers the learning rate by itself")
-  if made.parts["training"].class_weights == "balanced":
+  if made.training.class_weights == "balanced":
     weights = loss_settings.balanced(facts.train.pixels)
-    made.parts["training"] = dataclasses.replace(made.parts["training"], class_weights=weights)
+    made.training = dataclasses.replace(made.training, class_weights=weights)
     made.reasons["class_weights"] = "balanced: inverse to the shares of the training pixels"
 
 
 def _plan_optimizer(made: Choices, facts: Facts) -> None:
-  normalized = made.parts["model"].normalization != "none"
+  normalized = made.model.normalization != "none"
 
   def choose(name: str, value: Any, why: str) -> None:
-    made.choose("training", name, value, why)
+    made.choose_training(name, value, why)
 
   choose("optimizer", "adamw", "decoupled weight decay")
-  optimizer = made.parts["training"].optimizer
+  optimizer = made.training.optimizer
   if optimizer == "sgd":
     choose("learning_rate", 0.01, "usual for sgd with momentum; not tried by us")
   elif normalized:
-    steps = expected_steps(*_parts(made), facts)
+    steps = expected_steps(made.model, made.data, made.training, facts)
     long = steps >= _LONG_RUN
     why = "better than 0.006 on tissue classes" if long else "better than 0.002 in 200 steps"
     choose("learning_rate", 3e-3 if long else 6e-3, f"about {steps:.2g} steps: {why}")
   else:
     choose("learning_rate", 3e-4, "careful, since nothing normalizes the activations")
   for name, owner, value in (("weight_decay", "adamw", 1e-4), ("momentum", "sgd", 0.99)):
-    given = getattr(made.parts["training"], name)
+    given = getattr(made.training, name)
     if given and optimizer != owner:
       raise InputError(f"--{name} is of --optimizer={owner}. Got: --optimizer={optimizer}.")
     used = optimizer == owner
     choose(name, value if used else 0.0, f"usual for {owner}" if used else f"only {owner} has it")
-  clipnorm = made.parts["training"].clipnorm
+  clipnorm = made.training.clipnorm
   choose(
       "clipvalue", 0.0 if clipnorm else 0.5,
       "--clipnorm clips already" if clipnorm else "a rare large gradient cannot throw the weights",
   )
-  if clipnorm and made.parts["training"].clipvalue:
+  if clipnorm and made.training.clipvalue:
     raise InputError("--clipvalue and --clipnorm cannot both be above 0. Set one of them to 0.")
 
 
@@ -197,11 +201,10 @@ def _plan_augmentation(
     made: Choices, augmentation: AugmentationConfig, facts: Facts
 ) -> AugmentationConfig:
   augmentation, why = _preset(made, augmentation, facts)
-  resolved, unmirrored = augmentation.resolve_for(
-      facts.class_names, facts.plane, facts.one_sided
-  )
-  made.reasons["augmentation"] = f"{why}; {unmirrored}" if unmirrored else why
-  return resolved
+  if not facts.laterality.mirroring:
+    why += f"; no mirror images, since {facts.laterality.reason}"
+  made.reasons["augmentation"] = why
+  return augmentation.resolve(mirroring=facts.laterality.mirroring)
 
 
 def _preset(
@@ -210,10 +213,10 @@ def _preset(
   """Decides what "auto" stands for, and why."""
   if augmentation.augmentation != "auto":
     return augmentation, f"preset {augmentation.augmentation}"
-  passes, told = expected_passes(*_parts(made), facts)
+  passes, basis = expected_passes(made.model, made.data, made.training, facts)
   few = passes < _FEW_PASSES and not augmentation.given
   name = "none" if few else "default"
-  why = f"preset {name}: {told}"
+  why = f"preset {name}: {basis}"
   if few:
     why += ", too few to learn slices by heart"
   return dataclasses.replace(augmentation, augmentation=name), why
@@ -241,9 +244,8 @@ class Facts:
     cpu_cores: That training may use.
     memory_bytes: Free memory of the device; None where unknown.
     spacing_mm: Median (row, column) spacing of the slices; None where unknown.
-    plane: Of the slices; None for pictures.
     start: The network that training starts from, if any.
-    one_sided: Classes that are labelled on one side of the picture in every subject.
+    laterality: Whether images may be mirrored.
   """
 
   train: RecordTable
@@ -253,42 +255,58 @@ class Facts:
   cpu_cores: int = 1
   memory_bytes: int | None = None
   spacing_mm: Sequence[float] | None = None
-  plane: str | None = None
-  start: architecture.Knobs | None = None
-  one_sided: Sequence[str] = ()
+  start: config.ModelConfig | None = None
+  laterality: Laterality = dataclasses.field(default_factory=Laterality)
 
 
 class Choices:
-  """Configs in the making: `choose` fills in a field that is None and notes why."""
+  """Configs being planned: `choose_...` fills in a field that is None and notes why."""
 
-  def __init__(self, **parts):
-    self.parts = parts
+  def __init__(
+      self,
+      model: config.ModelConfig,
+      data: config.DataConfig,
+      training: config.TrainingConfig,
+  ):
+    self.model, self.data, self.training = model, data, training
     self.reasons: dict[str, str] = {}
 
-  def choose(self, part: str, name: str, value: Any, why: str) -> None:
-    if getattr(self.parts[part], name) is not None:
+  def choose_model(self, name: str, value: Any, why: str) -> None:
+    """Fills in a field of the network's config."""
+    self.model = self._chosen(self.model, name, value, why)
+
+  def choose_data(self, name: str, value: Any, why: str) -> None:
+    """Fills in a field of the data's config."""
+    self.data = self._chosen(self.data, name, value, why)
+
+  def choose_training(self, name: str, value: Any, why: str) -> None:
+    """Fills in a field of the training's config."""
+    self.training = self._chosen(self.training, name, value, why)
+
+  def _chosen(self, part: _Config, name: str, value: Any, why: str) -> _Config:
+    if getattr(part, name) is not None:
       self.reasons.setdefault(name, "given")
-      return
+      return part
     self.reasons[name] = why
-    self.parts[part] = dataclasses.replace(self.parts[part], **{name: value})
+    return dataclasses.replace(part, **{name: value})  # type: ignore[type-var]
 
 
 def plan_network(made: Choices, facts: Facts) -> None:
+  """Chooses the shape of the network, its input size and the resize mode."""
   device = facts.device
-  made.choose(
-      "model", "num_classes", len(facts.class_names), "classes of the dataset, background included"
+  made.choose_model(
+      "num_classes", len(facts.class_names), "classes of the dataset, background included"
   )
   if facts.start is not None:
     for name in _FROM_START:
-      made.choose("model", name, getattr(facts.start, name), "as in the network to start from")
-  layers, why = _num_layers(made.parts["model"], facts)
-  made.choose("model", "num_layers", layers, why)
-  made.choose(
-      "model", "base_filters", 16 if device == "cpu" else 32, f"affordable on a {device}"
+      made.choose_model(name, getattr(facts.start, name), "as in the network to start from")
+  layers, why = _num_layers(made.model, facts)
+  made.choose_model("num_layers", layers, why)
+  made.choose_model("base_filters", 16 if device == "cpu" else 32, f"affordable on a {device}"
   )
-  made.choose("model", "base_kernels", 3, "the usual small kernel; others were not compared")
-  made.choose("model", "dropout_rate", 0.02, "light: patients, not pixels, are scarce")
-  made.choose("model", "normalization", "batch", "usual for batches; others were not compared")
+  made.choose_model("base_kernels", 3, "the usual small kernel; others were not compared")
+  made.choose_model("dropout_rate", 0.02, "light: patients, not pixels, are scarce")
+  made.choose_model("normalization", "batch", "usual for batches; others were not compared")
   _plan_size(made, facts)
 
 
@@ -308,9 +326,10 @@ def _num_layers(model: config.ModelConfig, facts: Facts) -> tuple[int, str]:
   if layers < 5:
     return max(2, layers), f"more stages would leave nothing of an edge of {round(edge)} pixels"
   shape = dataclasses.replace(
-      architecture.Knobs(
-          base_kernels=model.base_kernels or 3, dilation=model.dilation, num_layers=5
-      ),
+      architecture.PUBLISHED,
+      base_kernels=model.base_kernels or 3,
+      dilation=model.dilation,
+      num_layers=5,
       dropout_rate=0.0,
   )
   seen = cost.receptive_fields(shape)[0].decoder
@@ -318,7 +337,7 @@ def _num_layers(model: config.ModelConfig, facts: Facts) -> tuple[int, str]:
 
 
 def _plan_size(made: Choices, facts: Facts) -> None:
-  multiple = 2 ** (made.parts["model"].num_layers - 1)
+  multiple = 2 ** (made.model.num_layers - 1)
   largest = _LARGEST_EDGE[facts.device]
   height, width = _largest_slice(facts) or (largest, largest)
   known = _largest_slice(facts) is not None
@@ -335,25 +354,24 @@ def _plan_size(made: Choices, facts: Facts) -> None:
     if facts.spacing_mm is not None and known:
       coarse = max(facts.spacing_mm)
       why += f", a pixel of {coarse:.2f} mm becoming {coarse / scale:.2f}"
-  made.choose("model", "image_size", size, why)
-  image_size = made.parts["model"].image_size
+  made.choose_model("image_size", size, why)
+  image_size = made.model.image_size
   holds = known and height <= image_size[0] and width <= image_size[1]
-  made.choose(
-      "data", "resize_mode", "pad" if holds else "fit",
+  made.choose_data("resize_mode", "pad" if holds else "fit",
       "every slice fits as it is" if holds else "slices are larger than the input; aspect kept",
   )
 
 
 def plan_batch(made: Choices, facts: Facts) -> None:
-  shape = architecture.Knobs(**dataclasses.asdict(made.parts["model"]))
+  """Chooses the batch size that fits the memory."""
   size, why = _BATCH_SIZE, "smooth gradients at an affordable step"
   if facts.memory_bytes is not None:
-    while size > 1 and cost.training_bytes(shape, size) > _MEMORY_SHARE * facts.memory_bytes:
+    while size > 1 and cost.training_bytes(made.model, size) > _MEMORY_SHARE * facts.memory_bytes:
       size //= 2
     if size < _BATCH_SIZE:
-      needed, there = cost.training_bytes(shape, 2 * size) / 1e9, facts.memory_bytes / 1e9
+      needed, there = cost.training_bytes(made.model, 2 * size) / 1e9, facts.memory_bytes / 1e9
       why = f"{2 * size} would need about {needed:.1f} GB, and {there:.1f} GB are free"
-  made.choose("training", "batch_size", size, why)
+  made.choose_training("batch_size", size, why)
 
 
 def memory_warning(
@@ -371,7 +389,7 @@ def memory_warning(
     memory_bytes: Free on each device; None where unknown.
     num_sharing: Devices that share a batch.
   """
-  shape = architecture.Knobs(**dataclasses.asdict(model))
+  shape = model
   number = 2 if training.precision.startswith("mixed") else 4
 
   def needed(batch_size: int) -> int:
@@ -415,7 +433,7 @@ def expected_steps(
   steps = training.epochs * data.epoch_passes * steps_per_pass(training, data, facts)
   if not training.max_minutes:
     return steps
-  shape = architecture.Knobs(**dataclasses.asdict(model))
+  shape = model
   # A training step computes about three times what a prediction does, twice a multiply-add.
   work = 6 * sum(row.multiply_adds for row in cost.rows(shape)) * training.batch_size
   speed = _GPU_SPEED if facts.device == "gpu" else _CPU_CORE_SPEED * facts.cpu_cores

@@ -1,4 +1,4 @@
-"""From what the user gave to a complete `RunConfig`: planned, then checked as a whole.
+"""From what the user gave to a complete `RunConfig`: plan, then checked as a whole.
 
 Everything that can be refused from flags, dataset and starting point is refused here, before
 anything is decoded, built or written.
@@ -6,19 +6,20 @@ anything is decoded, built or written.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from flexunet import config
 from flexunet.core import machine, progress
 from flexunet.core.errors import InputError, unknown_name
+from flexunet.imaging.intensity import IntensityWindow
+from flexunet.imaging.slicing import SlicePlan
 from flexunet.network import architecture, pretrained
 from flexunet.objectives import loss_settings, metrics
 from flexunet.pipelines import laterality, readers
 from flexunet.pipelines.augmentation.config import AugmentationConfig
-from flexunet.pipelines.laterality import names_sides
 from flexunet.training import devices, input_pipeline, monitoring, planning
 
 _DEFAULT_AUGMENTATION = AugmentationConfig()
@@ -40,14 +41,11 @@ def complete(
   for key in (data.image_key, data.label_key):
     if key not in source.info.features:
       raise unknown_name(f"feature of {source.name}", key, source.info.features)
-  scheme = source.label_scheme(data.label_key, model.num_classes)
-  spacing = np.asarray(readers.median_spacing_mm(source, opened.train), float)
-  spacing_mm = spacing.tolist() if np.isfinite(spacing).all() else None
+  facts = _dataset_facts(opened, data.label_key, model.num_classes)
+  mirroring = _laterality(opened, data, augmentation, facts.label_scheme.names)
   start = pretrained.open_start(training.init_from) if training.init_from else None
-  device = "gpu" if devices.has_gpu() else "cpu"
-  memory_bytes = devices.free_memory()
-  one_sided = _one_sided(opened, data, augmentation, scheme.names)
-  planned = planning.plan(
+  machine_facts = _machine_facts(opened.free_device_bytes)
+  plan = planning.plan(
       model,
       data,
       training,
@@ -55,87 +53,145 @@ def complete(
       planning.Facts(
           train=opened.train,
           validation=opened.validation,
-          class_names=scheme.names,
-          device=device,
-          cpu_cores=machine.available_cpus(),
-          memory_bytes=memory_bytes,
-          spacing_mm=spacing_mm,
-          plane=(source.slice_plan or {}).get("plane"),
-          start=start.knobs if start else None,
-          one_sided=one_sided,
+          class_names=facts.label_scheme.names,
+          spacing_mm=facts.spacing_mm,
+          laterality=mirroring,
+          start=start.config if start else None,
+          **machine_facts,
       ),
   )
-  _check(planned, scheme.num_classes, source.name)
+  _check(plan, facts.label_scheme.num_classes, source.name)
   if start:
-    pretrained.check_same_kind(start, _knobs(planned.model))
+    pretrained.check_same_kind(start, plan.model)
   settings, reasons = devices.complete(
-      planned.training, cache=planned.data.cache, augmented=planned.augmentation.enabled
+      plan.training, cache=plan.data.cache, augmented=plan.augmentation.enabled
   )
-  sharing = devices.num_sharing(settings.num_devices)
-  if warning := planning.memory_warning(planned.model, settings, memory_bytes, sharing):
+  warning = planning.memory_warning(
+      plan.model,
+      settings,
+      machine_facts["memory_bytes"],
+      devices.num_sharing(settings.num_devices),
+  )
+  if warning:
     progress.say(warning)
   return config.RunConfig(
-      model=planned.model,
-      data=planned.data,
+      model=plan.model,
+      data=plan.data,
       training=settings,
-      augmentation=planned.augmentation,
-      dataset_facts=config.DatasetFacts(
-          name=source.name,
-          fingerprint=source.fingerprint,
-          label_scheme=scheme.to_json(),
-          slice_plan=source.slice_plan,
-          intensity=source.intensity,
-          spacing_mm=spacing_mm,
-          isotropic_mm=(source.report.get("options") or {}).get("isotropic_mm"),
-          one_sided=list(one_sided),
-      ),
-      reasons={**planned.reasons, **reasons},
+      augmentation=plan.augmentation,
+      dataset_facts=facts,
+      laterality=mirroring,
+      reasons={**plan.reasons, **reasons},
   )
 
 
-def _one_sided(
+def _dataset_facts(
+    opened: input_pipeline.TrainingData, label_key: str, num_classes: int | None
+) -> config.DatasetFacts:
+  source = opened.source
+  spacing = readers.median_spacing_mm(source, opened.train)
+  plan, window = source.slice_plan, source.intensity
+  return config.DatasetFacts(
+      name=source.name,
+      fingerprint=source.fingerprint,
+      label_scheme=source.label_scheme(label_key, num_classes),
+      slice_plan=SlicePlan(**plan) if plan else None,
+      intensity=IntensityWindow(**window) if window else None,
+      spacing_mm=spacing if np.isfinite(spacing).all() else None,
+      isotropic_mm=(source.report.get("options") or {}).get("isotropic_mm"),
+  )
+
+
+def _machine_facts(free_device_bytes: int | None) -> dict[str, Any]:
+  return {
+      "device": "gpu" if devices.has_gpu() else "cpu",
+      "cpu_cores": machine.available_cpus(),
+      "memory_bytes": free_device_bytes,
+  }
+
+
+def _laterality(
     opened: input_pipeline.TrainingData,
     data: config.DataConfig,
     augmentation: AugmentationConfig,
     class_names: Sequence[str],
-) -> tuple[str, ...]:
-  """Returns the classes that forbid mirror images, in training and when answers are averaged."""
-  if augmentation.flip_horizontal_probability is not None or names_sides(class_names):
-    return ()
-  found = laterality.one_sided_classes(
-      opened.source, opened.train, class_names, data.image_key, data.label_key
+) -> laterality.Laterality:
+  """Decides on mirror images, and says so where the user would expect some."""
+  decided = laterality.decide_for(
+      opened.source,
+      opened.train,
+      class_names,
+      requested=augmentation.flip_horizontal_probability,
+      image_key=data.image_key,
+      label_key=data.label_key,
   )
-  if found and (augmentation.augmentation != "none" or augmentation.given):
+  augments = augmentation.augmentation != "none" or augmentation.given
+  if decided.reason and decided.mirroring:
+    progress.say(f"Warning: images are mirrored as asked for, although {decided.reason}.")
+  elif decided.reason and augments:
     progress.say(
-        f"No mirror images: {' and '.join(found)} lies on one side of the picture in every subject"
-        " looked at. Pass --flip_horizontal_probability=0.5 if that is chance."
+        f"No mirror images: {decided.reason}. --flip_horizontal_probability=0.5 overrules this."
     )
-  return found
+  return decided
 
 
-def _check(planned: planning.Planned, in_dataset: int, name: str) -> None:
-  num_classes = planned.model.num_classes
+def _check(plan: planning.Plan, in_dataset: int, name: str) -> None:
+  num_classes = plan.model.num_classes
   if num_classes not in (in_dataset, 1 if in_dataset == 2 else in_dataset):
     raise InputError(
         f"--num_classes must be {in_dataset}, the classes of {name} with background"
         f"{' (or 1 for a sigmoid)' if in_dataset == 2 else ''}. Got: {num_classes}."
     )
-  _knobs(planned.model)
-  loss_settings.check(planned.training, num_classes)
-  metrics.training_metrics(planned.training.metrics, num_classes)
-  monitoring.check(planned.training)
-  context = planned.data.context_slices
+  plan.model.require_complete()
+  loss_settings.check(plan.training, num_classes)
+  metrics.training_metrics(plan.training.metrics, num_classes)
+  monitoring.check(plan.training)
+  context = plan.data.context_slices
   wanted = 2 * context + 1
-  if context and planned.model.image_channels != wanted:
+  if context and plan.model.image_channels != wanted:
     raise InputError(
         f"--context_slices={context} makes {wanted} channels: --image_channels must be {wanted}."
-        f" Got: {planned.model.image_channels}."
+        f" Got: {plan.model.image_channels}."
     )
-  if planned.data.cache_dir and planned.data.cache not in ("auto", "disk"):
+  if plan.data.cache_dir and plan.data.cache not in ("auto", "disk"):
     raise InputError(
-        f"--cache_dir is of --cache=disk or auto. Got: --cache={planned.data.cache}."
+        f"--cache_dir is of --cache=disk or auto. Got: --cache={plan.data.cache}."
     )
 
 
-def _knobs(model: config.ModelConfig) -> architecture.Knobs:
-  return architecture.Knobs(**dataclasses.asdict(model))
+def data_line(opened: input_pipeline.TrainingData) -> str:
+  """Returns the line that says what is trained and validated on."""
+  parts = []
+  for what, table in (("train", opened.train), ("validate", opened.validation)):
+    subjects = len(set(table.subject.tolist()) - {""})
+    people = f"{subjects} subject{'s' if subjects > 1 else ''}, " if subjects else ""
+    parts.append(f"{what} on {people}{len(table)} slices")
+  return f"Data     {opened.source.name}\n         {'; '.join(parts)}"
+
+
+def plan_lines(run_config: config.RunConfig, device_names: Sequence[str]) -> list[str]:
+  """Returns what a run will do, in lines for the terminal.
+
+  Args:
+    run_config: Complete.
+    device_names: Those it may train on, e.g. ["CPU"].
+  """
+  model, settings = run_config.model, run_config.training
+  parameters = architecture.count_parameters(model)
+  size = "x".join(map(str, [*model.image_size, model.image_channels]))
+  deepest = model.base_filters * 2 ** (model.num_layers - 1)
+  filters = f"{model.base_filters}..{deepest}" if model.num_layers > 1 else f"{deepest}"
+  length = f"{settings.epochs} epochs"
+  if settings.max_minutes:
+    length = f"{settings.max_minutes:g} minutes"
+  device = ", ".join(sorted(set(device_names)))
+  device += f" x {len(device_names)}" if len(device_names) > 1 else ""
+  if device == "CPU":
+    device += f" ({machine.available_cpus()} cores)"
+  precision = settings.precision.removeprefix("mixed_")
+  return [
+      f"Network  {size} pixels, {model.num_layers} stages of {filters} filters,"
+      f" {parameters / 1e6:.2f} M parameters",
+      f"Device   {device}, {precision}, batches of {settings.batch_size} slices",
+      f"Training {length}, {settings.loss}, {settings.optimizer} {settings.learning_rate:g}",
+  ]

@@ -8,13 +8,10 @@ is computed for all, which a GPU does not mind.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import tensorflow as tf
 
 from flexunet.pipelines.augmentation import draws, intensity, spatial
 from flexunet.pipelines.augmentation.config import AugmentationConfig
-
-if TYPE_CHECKING:
-  import tensorflow as tf
 
 
 def augment_example(
@@ -31,8 +28,6 @@ def augment_example(
   Returns:
     (image, label) of the same dtypes and shapes.
   """
-  import tensorflow as tf
-
   batch = (tf.convert_to_tensor(x)[None] for x in (image, label, seed))
   images, labels = augment_batch(config, *batch)
   return images[0], labels[0]
@@ -41,7 +36,7 @@ def augment_example(
 def augment_batch(
     config: AugmentationConfig, images: tf.Tensor, labels: tf.Tensor, seeds: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Changes a batch: each example as its own seed says.
+  """Changes a batch: each example by its own seed.
 
   Args:
     config: A resolved config (`config.resolve()`).
@@ -52,8 +47,6 @@ def augment_batch(
   Returns:
     (images, labels) of the same dtypes and shapes.
   """
-  import tensorflow as tf
-
   def changed(images, labels, seeds):
     images, labels, seeds = (tf.convert_to_tensor(x) for x in (images, labels, seeds))
     _check(images, labels)
@@ -81,8 +74,6 @@ def apply(
     draw: From `draws.draw`, or `draws.by_hand`.
     images, labels, seeds: As of `augment_batch`; the seeds decide the random fields.
   """
-  import tensorflow as tf
-
   images, labels, seeds = (tf.convert_to_tensor(x) for x in (images, labels, seeds))
   _check(images, labels)
   images, labels = spatial.turn_and_flip(config, draw, images, labels)

@@ -12,15 +12,13 @@ holds for brightness, contrast and gamma. Barrel excludes pincushion, blur exclu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 from flexunet.core.config_fields import Checked, knob
 from flexunet.core.errors import InputError
-from flexunet.pipelines import laterality
 
 PRESETS = ("none", "default", "strong")
-_UNSET = "that of the --augmentation preset"
+_UNSET = ""  # The help of --augmentation says it for all of them.
 
 
 def _probability(what: str) -> Any:
@@ -40,8 +38,8 @@ class AugmentationConfig(Checked):
 
   augmentation: str = knob(
       "auto",
-      "Preset that gives every augmentation setting its default. The trainer's 'auto' is 'default',"
-      " or 'none' in a run so short that it sees each slice a few times only.",
+      "Preset that every setting below takes its default from. 'auto' is 'default', or 'none' in a"
+      " run so short that it sees each slice only a few times.",
       choices=("auto", *PRESETS),
   )
   flip_horizontal_probability: float = _probability("a mirror image, left to right")
@@ -67,7 +65,7 @@ class AugmentationConfig(Checked):
       5000,
   )
   elastic_sigma: float = _strength(
-      "Width of that Gaussian, in pixels of an image of 512: small is wavy, large is smooth.",
+      "Width of that Gaussian, in pixels of an image of 512; larger is smoother.",
       4,
       200,
   )
@@ -93,16 +91,18 @@ class AugmentationConfig(Checked):
       3,
   )
   lens_center_range: float = _strength(
-      "Their centre lies up to this share of height and width off the middle.", 0, 0.5
+      "Largest distance of their centre from the middle, as a share of height and width.", 0, 0.5
   )
-  brightness_change: float = _strength("Brightness is multiplied by up to 1 +- this.", 0, 1)
+  brightness_change: float = _strength(
+      "Largest change of brightness, which is multiplied by 1 +- this.", 0, 1
+  )
   brightness_probability: float = _probability("a change of brightness")
   contrast_change: float = _strength(
-      "The distance from the mean grey is multiplied by up to 1 +- this.", 0, 1
+      "Largest change of contrast: distances from the mean grey are multiplied by 1 +- this.", 0, 1
   )
   contrast_probability: float = _probability("a change of contrast")
   gamma_max: float = _strength(
-      "Largest exponent of the grey values; 1/this the least.", 1, 5
+      "Largest exponent of the grey values; 1/this is the smallest.", 1, 5
   )
   gamma_probability: float = _probability("a gamma correction")
   sharpening_amount: float = _strength(
@@ -124,28 +124,22 @@ class AugmentationConfig(Checked):
   )
   bias_field_probability: float = _probability("a bias field")
 
-  def resolve(self, *, sided: bool = False) -> AugmentationConfig:
+  def resolve(self, *, mirroring: bool = True) -> AugmentationConfig:
     """Returns the config with every field given.
 
     Args:
-      sided: The classes tell left from right (`names_sides`): mirror images and turns by right
-        angles would teach wrong labels, so the presets leave them out.
+      mirroring: Whether images may be mirrored (`laterality`). Where they may not, flips and turns
+        by right angles are left out unless they were given.
 
     Raises:
-      InputError: A flip or right angle is asked for although the classes are sided, or barrel
-        and pincushion (blur and sharpening), which exclude each other, add up to more than 1.
+      InputError: Barrel and pincushion (or blur and sharpening), which exclude each other, add up
+        to more than 1.
     """
     if self.augmentation == "auto":
-      return dataclasses.replace(self, augmentation="default").resolve(sided=sided)
+      return dataclasses.replace(self, augmentation="default").resolve(mirroring=mirroring)
     preset = _preset(self.augmentation)
-    if sided:
-      for name in _CHANGES_SIDES:
-        if getattr(self, name):
-          raise InputError(
-              f"--{name} must be 0 for classes that tell left from right: a mirrored or turned"
-              f" image would get wrong labels. Got: {getattr(self, name):g}."
-          )
-        preset[name] = 0.0
+    if not mirroring:
+      preset.update(dict.fromkeys(_CHANGES_SIDES, 0.0))
     given = {n: v for n, v in dataclasses.asdict(self).items() if v is not None}
     complete = dataclasses.replace(self, **{**preset, **given})
     for first, second in _EXCLUSIVE:
@@ -161,31 +155,6 @@ class AugmentationConfig(Checked):
   def given(self) -> bool:
     """Whether any setting was given beside the preset."""
     return any(v is not None for n, v in dataclasses.asdict(self).items() if n != "augmentation")
-
-  def resolve_for(
-      self, class_names: Sequence[str], plane: str | None, one_sided: Sequence[str] = ()
-  ) -> tuple[AugmentationConfig, str]:
-    """Returns the config resolved for a dataset, and why it has no mirror images ("" if it may).
-
-    Args:
-      class_names: Of the label scheme.
-      plane: Of the slices; None where it is not known.
-      one_sided: Classes that are labelled on one side in every subject (`sides`).
-
-    Raises:
-      InputError: As `resolve`.
-    """
-    if laterality.names_sides(class_names):
-      return self.resolve(sided=True), "no mirror images, since the classes tell sides"
-    if plane == "sagittal" and self.flip_horizontal_probability is None:
-      # Across a sagittal slice lie front and back, which no body has the other way round.
-      config = dataclasses.replace(self, flip_horizontal_probability=0.0)
-      return config.resolve(), "no mirror images, since slices are sagittal"
-    if one_sided and self.flip_horizontal_probability is None:
-      config = dataclasses.replace(self, flip_horizontal_probability=0.0)
-      names = " and ".join(one_sided)
-      return config.resolve(), f"no mirror images, since {names} is on one side in all subjects"
-    return self.resolve(), ""
 
   @property
   def enabled(self) -> bool:

@@ -2,8 +2,7 @@
 
 A draw holds one float32 number per example and parameter; 0 always means "leave it". It is a
 function of (config, image size, seed) alone, and the same on every device and in every batch.
-
-Says in a few letters what a draw did, for names of files and records: rot+07_flipx_noise0.03.
+`describe` abbreviates it for names of files and records: rot+07_flipx_noise0.03.
 """
 
 from __future__ import annotations
@@ -12,15 +11,12 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.special
+import tensorflow as tf
 
 from flexunet.pipelines.augmentation.config import AugmentationConfig
-
-if TYPE_CHECKING:
-  import tensorflow as tf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,8 +121,6 @@ class Draw:
 
   def stages(self) -> dict[str, tf.Tensor]:
     """Returns {stage: bool [B], whether anything of it was drawn}."""
-    import tensorflow as tf
-
     belongs = np.array([[n in stage for stage in STAGES.values()] for n in self.names], np.float32)
     drawn = tf.matmul(tf.cast(tf.not_equal(self.values, 0), tf.float32), belongs) > 0
     return dict(zip(STAGES, tf.unstack(drawn, axis=1), strict=True))
@@ -137,11 +131,12 @@ def draw(config: AugmentationConfig, size_hw: tuple[int, int], seeds: tf.Tensor)
 
   Args:
     config: A resolved config.
-    size_hw: Height and width; a turn by 90 degrees keeps the shape of squares only.
+    size_hw: (height, width) in pixels; a turn by 90 degrees keeps the shape of squares only.
     seeds: int32 [B, 2].
-  """
-  import tensorflow as tf
 
+  Returns:
+    The numbers of B examples.
+  """
   table = parameters(config, square=size_hw[0] == size_hw[1])
   values = table.values()
   low = np.array([v.low for v in values], np.float32)
@@ -159,10 +154,6 @@ def draw(config: AugmentationConfig, size_hw: tuple[int, int], seeds: tf.Tensor)
 
 def by_hand(**amounts: float) -> Draw:
   """Returns the draw of one example with the given parameters; the others are left."""
-  import tensorflow as tf
-
-  from flexunet.pipelines.augmentation.config import AugmentationConfig
-
   names = list(parameters(AugmentationConfig(augmentation="none").resolve()))
   if unknown := sorted(amounts.keys() - set(names)):
     raise ValueError(f"A draw has the parameters {names}. Got: {unknown}.")
@@ -179,8 +170,6 @@ NOISE_SALT = 0x4F1BBCDC
 
 def uniform_numbers(seeds: tf.Tensor, salt: int, shape: Sequence[int]) -> tf.Tensor:
   """Returns float32 [B, *shape], uniform in [0, 1), of each seed alone."""
-  import tensorflow as tf
-
   # 24 bits: as many as float32 holds.
   bits = tf.bitwise.right_shift(_random_bits(seeds, salt, shape), tf.constant(8, tf.uint32))
   return tf.cast(bits, tf.float32) * 2.0**-24
@@ -192,8 +181,6 @@ def normal_numbers(seeds: tf.Tensor, salt: int, shape: Sequence[int]) -> tf.Tens
   Looked up in a table of 65,536 quantiles, two for each random whole number: a fraction of the
   cost of logarithms and cosines, and to the last bit the same on every device. The largest is 4.3.
   """
-  import tensorflow as tf
-
   count = math.prod(shape)
   bits = _random_bits(seeds, salt, [-(-count // 2)])
   low = tf.bitwise.bitwise_and(bits, tf.constant(0xFFFF, tf.uint32))
@@ -210,8 +197,6 @@ def _normal_quantiles() -> np.ndarray:
 
 def _random_bits(seeds: tf.Tensor, salt: int, shape: Sequence[int]) -> tf.Tensor:
   """Returns uint32 [B, *shape] of each seed alone."""
-  import tensorflow as tf
-
   salted = tf.bitwise.bitwise_xor(tf.cast(seeds, tf.int32), tf.constant([0, salt], tf.int32))
 
   def bits(seed):
@@ -276,5 +261,5 @@ def describe(amounts: Mapping[str, float]) -> str:
 
 
 def is_same(amounts: Mapping[str, float]) -> bool:
-  """Tells whether the draw changes nothing; where a lens would stand is no change by itself."""
+  """Returns whether the draw changes nothing; where a lens would stand is no change by itself."""
   return describe(amounts) == "same"

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-  import tensorflow as tf
+import tensorflow as tf
 
 # Elastic strength and width are stated for images of this edge and scale with the image.
 REFERENCE_EDGE = 512
@@ -52,6 +49,4 @@ def smoothed_noise_deviation(sigma: float) -> float:
 
 def field(rows: np.ndarray, numbers: tf.Tensor, columns: np.ndarray) -> tf.Tensor:
   """[H, n], [..., n, m], [W, m] -> [..., H, W]."""
-  import tensorflow as tf
-
   return tf.matmul(tf.matmul(rows, numbers), columns, transpose_b=True)

@@ -7,15 +7,13 @@ a grey image repeated over three channels stays grey.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+
+import tensorflow as tf
 
 from flexunet.pipelines import tf_data
 from flexunet.pipelines.augmentation import draws, fields
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.pipelines.augmentation.spatial import where_drawn
-
-if TYPE_CHECKING:
-  import tensorflow as tf
 
 # Control points of the bias field along each axis: it varies as slowly as a coil's sensitivity.
 _BIAS_POINTS = 5
@@ -28,8 +26,6 @@ def change(
     config: AugmentationConfig, draw: draws.Draw, seeds: tf.Tensor, image: tf.Tensor
 ) -> tf.Tensor:
   """Applies the drawn changes in the order in which a scanner makes them; noise comes last."""
-  import tensorflow as tf
-
   def fused(change):
     return tf_data.fused(change, image)
 
@@ -59,22 +55,16 @@ def change(
 
 
 def _floats(image: tf.Tensor) -> tf.Tensor:
-  import tensorflow as tf
-
   return tf.cast(image, tf.float32)
 
 
 def _bytes(values: tf.Tensor) -> tf.Tensor:
   """Rounds to the nearest grey value and saturates."""
-  import tensorflow as tf
-
   return tf.cast(tf.clip_by_value(values + 0.5, 0.0, 255.0), tf.uint8)
 
 
 def _mean(image: tf.Tensor) -> tf.Tensor:
   """uint8 [B, H, W, C] -> float32 [B, 1, 1, 1]; not fused: XLA adds up one number at a time."""
-  import tensorflow as tf
-
   return tf.reduce_mean(_floats(image), axis=[1, 2, 3], keepdims=True)
 
 
@@ -85,8 +75,6 @@ def _each(values: tf.Tensor) -> tf.Tensor:
 
 def _tone(draw: draws.Draw, image: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
   """Brightness, then contrast about the mean grey, then gamma."""
-  import tensorflow as tf
-
   brightness, contrast = _each(1 + draw["brightness"]), _each(1 + draw["contrast"])
   slope, shift = brightness * contrast, mean * brightness * (1 - contrast)
   # The logarithm of 0 is no number; that of 1e-6 ends as black as 0 for every exponent allowed.
@@ -96,8 +84,6 @@ def _tone(draw: draws.Draw, image: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
 
 def _bias_field(strength: tf.Tensor, seeds: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
   """Multiplies by a smooth gain between exp(-strength) and exp(strength)."""
-  import tensorflow as tf
-
   rows, columns = (fields.spline_basis(edge, _BIAS_POINTS) for edge in image.shape[1:3])
   shape = [_BIAS_POINTS, _BIAS_POINTS]
   noise = 2 * draws.uniform_numbers(seeds, draws.BIAS_SALT, shape) - 1
@@ -107,8 +93,6 @@ def _bias_field(strength: tf.Tensor, seeds: tf.Tensor, image: tf.Tensor) -> tf.T
 
 def _gaussian_smoothed(values: tf.Tensor, sigma: tf.Tensor, largest: float) -> tf.Tensor:
   """float32 [B, H, W, C] smoothed by sigma [B] <= largest; the border is a mirror."""
-  import tensorflow as tf
-
   reach = max(1, math.ceil(_REACH * largest))
   offsets = tf.range(-reach, reach + 1, dtype=tf.float32)
   # A width of 0 gives the weights 0 .. 1 .. 0.
@@ -127,8 +111,6 @@ def _gaussian_smoothed(values: tf.Tensor, sigma: tf.Tensor, largest: float) -> t
 
 def _mirrored(values: tf.Tensor, axis: int, reach: int) -> tf.Tensor:
   """Adds `reach` pixels on both sides of an axis; a mirror image cannot exceed what it mirrors."""
-  import tensorflow as tf
-
   while reach:
     more = min(reach, values.shape[axis])
     values = tf.pad(values, [[more * (dim == axis)] * 2 for dim in range(4)], "SYMMETRIC")
@@ -142,8 +124,6 @@ def _blurred(sigma: tf.Tensor, largest: float, image: tf.Tensor) -> tf.Tensor:
 
 def _sharper(amount: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
   """Adds the detail that a blur of one pixel would take away (unsharp masking)."""
-  import tensorflow as tf
-
   values = _floats(image)
   sigma = tf.fill(tf.shape(amount), _SHARPENING_SIGMA)
   detail = values - _gaussian_smoothed(values, sigma, _SHARPENING_SIGMA)
@@ -152,8 +132,6 @@ def _sharper(amount: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
 
 def _coarser(factor: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
   """Picks every factor-th pixel and interpolates between them, along both axes."""
-  import tensorflow as tf
-
   values = _floats(image)
   # Rows are fetched whole, so columns are made rows meanwhile.
   values = tf.transpose(_coarser_rows(factor, values), [0, 2, 1, 3])
@@ -161,8 +139,6 @@ def _coarser(factor: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
 
 
 def _coarser_rows(factor: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-  import tensorflow as tf
-
   length = values.shape[1]
   factor = factor[:, None]
   place = (tf.range(length, dtype=tf.float32)[None] + 0.5) / factor - 0.5

@@ -1,6 +1,6 @@
 """Pixels at places between pixels: images are interpolated, labels are picked.
 
-`places` works out which pixels, `sample_linear` and `sample_nearest` fetch them from images that
+`places` computes which pixels, `sample_linear` and `sample_nearest` fetch them from images that
 `with_border` has prepared. The three are compiled apart, on purpose: joined, XLA does the
 arithmetic of the former pixel by pixel between the fetches instead of many pixels at once, which
 costs more than the fetches.
@@ -8,10 +8,9 @@ costs more than the fetches.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-  import tensorflow as tf
+import tensorflow as tf
 
 _BORDER = 1  # Pixels of 0 around the image: whatever lies outside is clipped to there.
 
@@ -33,8 +32,6 @@ class Places(NamedTuple):
 
 def places(rows: tf.Tensor, columns: tf.Tensor, size_hw: tuple[int, int]) -> Places:
   """Takes float32 [B, H, W] rows and columns in pixel centres of an image of `size_hw`."""
-  import tensorflow as tf
-
   height, width = size_hw
   stride = width + 2 * _BORDER + 1  # One more, for the neighbour of the last.
   rows = tf.clip_by_value(rows, -1.0, float(height))
@@ -51,16 +48,12 @@ def places(rows: tf.Tensor, columns: tf.Tensor, size_hw: tuple[int, int]) -> Pla
 
 def with_border(pixels: tf.Tensor) -> tf.Tensor:
   """uint8 [B, H, W, C] -> what is sampled from, with the zeros that lie outside."""
-  import tensorflow as tf
-
   around = [_BORDER, _BORDER + 1]
   return tf.pad(pixels, [[0, 0], around, around, [0, 0]])
 
 
 def sample_linear(bordered: tf.Tensor, where: Places) -> tf.Tensor:
   """Result of `with_border` -> uint8 [B, H, W, C], rounded; outside is 0."""
-  import tensorflow as tf
-
   stride = bordered.shape[2]
   down, right = where.down[..., None], where.right[..., None]
 
@@ -84,20 +77,16 @@ def _flat_index(rows: tf.Tensor, columns: tf.Tensor, stride: int, height: int) -
 
   Args:
     stride: Width of the padded image.
-    height: Of the image itself.
+    height: That of the image itself.
   """
-  import tensorflow as tf
-
   if (height + 3) * stride >= 1 << 24:  # Above it float32 skips whole numbers.
     rows, columns = tf.cast(rows, tf.float64), tf.cast(columns, tf.float64)
-  # Reckoned in floating point: int32 arithmetic has no kernel on a GPU.
+  # Computed in floating point: int32 arithmetic has no kernel on a GPU.
   return tf.cast(rows * stride + (columns + (stride + 1)), tf.int32)
 
 
 def _gather(pixels: tf.Tensor, index: tf.Tensor, offset: int = 0) -> tf.Tensor:
   """[B, h, w, C], int32 [B, H, W] -> the pixels `offset` places behind, [B, H, W, C]."""
-  import tensorflow as tf
-
   _, height, width, channels = pixels.shape
   if pixels.shape[0] == 1:
     # Half the cost on a CPU: a lookup of single numbers without a batch to keep apart.

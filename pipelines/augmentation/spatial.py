@@ -8,22 +8,19 @@ pixel, both by one grid; what comes from outside is 0, the background.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+
+import tensorflow as tf
 
 from flexunet.pipelines import tf_data
 from flexunet.pipelines.augmentation import draws, fields, sampling
 from flexunet.pipelines.augmentation.config import AugmentationConfig
-
-if TYPE_CHECKING:
-  import tensorflow as tf
 
 
 def turn_and_flip(
     config: AugmentationConfig, draw: draws.Draw, image: tf.Tensor, label: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Turns counter-clockwise by right angles, then mirrors: pixels move, none is interpolated."""
-  import tensorflow as tf
-
   stages, pair = draw.stages(), (image, label)
   flip_x, flip_y = stages["flip_horizontal"], stages["flip_vertical"]
   if config.right_angle_probability:
@@ -42,7 +39,9 @@ def turn_and_flip(
   return pair
 
 
-def where_drawn(drawn: tf.Tensor, change, pixels: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
+def where_drawn(
+    drawn: tf.Tensor, change: Callable, pixels: tuple[tf.Tensor, ...]
+) -> tuple[tf.Tensor, ...]:
   """Applies `change` to those examples of the batch for which `drawn` [B] is true.
 
   Costs nothing where no example of the batch is.
@@ -52,8 +51,6 @@ def where_drawn(drawn: tf.Tensor, change, pixels: tuple[tf.Tensor, ...]) -> tupl
     change: Takes and returns as many tensors [B, ...] as `pixels` has.
     pixels: Tensors [B, ...].
   """
-  import tensorflow as tf
-
   if drawn.shape[0] == 1:
     return tf.cond(tf.reshape(drawn, []), lambda: tuple(change(*pixels)), lambda: pixels)
 
@@ -65,8 +62,6 @@ def where_drawn(drawn: tf.Tensor, change, pixels: tuple[tf.Tensor, ...]) -> tupl
 
 
 def _transposed(image: tf.Tensor, label: tf.Tensor) -> list[tf.Tensor]:
-  import tensorflow as tf
-
   # By way of float32: for bytes oneDNN writes a line on standard error that it has no kernel.
   image, label = tf.cast(image, tf.float32), tf.cast(label, tf.float32)
   image, label = tf.transpose(image, [0, 2, 1, 3]), tf.transpose(label, [0, 2, 1])
@@ -74,8 +69,6 @@ def _transposed(image: tf.Tensor, label: tf.Tensor) -> list[tf.Tensor]:
 
 
 def _reverse(pixels: tf.Tensor, axis: int) -> tf.Tensor:
-  import tensorflow as tf
-
   if pixels.shape[-1] == 1 and pixels.shape.rank == 4:
     # Without the last axis TensorFlow takes its fast path.
     return tf.reverse(pixels[..., 0], [axis])[..., None]
@@ -90,8 +83,6 @@ def warp(
     label: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Applies all other geometry of the draw in one resampling."""
-  import tensorflow as tf
-
   if not any(_warps(config)):
     return image, label
 
@@ -148,8 +139,6 @@ def source_grid(
 
   `bends` False leaves out elastic, distortion and lens, for draws that have none.
   """
-  import tensorflow as tf
-
   height, width = size_hw
   # Offsets from the middle; broadcast until something bends them.
   y = tf.range(height, dtype=tf.float32)[None, :, None] - (height - 1) / 2
@@ -183,8 +172,6 @@ def _inverse_affine(draw: draws.Draw, size_hw: tuple[int, int]):
 
   Forwards a pixel is sheared, rotated counter-clockwise as seen on the screen, scaled, shifted.
   """
-  import tensorflow as tf
-
   cos, sin = tf.cos(draw["rotation"]), tf.sin(draw["rotation"])
   shear_y, shear_x = draw["shear_y"], draw["shear_x"]
   # Rows grow downwards, so counter-clockwise is y' = cos y - sin x, x' = sin y + cos x; the
@@ -221,8 +208,6 @@ def _distortion(config, draw, seeds, size_hw, y, x):
 
 def _lens(config, draw, seeds, size_hw, y, x):
   """Pulls the source towards a centre (barrel) or pushes it away (pincushion) within a circle."""
-  import tensorflow as tf
-
   del seeds
   radius = config.lens_radius * min(size_hw) / 2
   center_y, center_x = _column(draw["lens_y"] * size_hw[0]), _column(draw["lens_x"] * size_hw[1])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import run_samples
 
 from flexunet import config
 from flexunet.core import config_fields, flags
@@ -24,7 +25,8 @@ def run_config(**training) -> config.RunConfig:
       data=config.DataConfig(dataset="toy"),
       training=config.TrainingConfig(**training),
       dataset_facts=config.DatasetFacts(
-          name="toy/1.0.0", fingerprint="f", label_scheme=[], slice_plan=None, intensity=None
+          name="toy/1.0.0", fingerprint="f", label_scheme=run_samples.SCHEME,
+          slice_plan=None, intensity=None,
       ),
       reasons={"num_classes": "two"},
   )

@@ -94,13 +94,14 @@ def test_a_class_labelled_on_one_side_is_not_mirrored_unless_asked_for(tmp_path,
 
   run = flagged.setup(folder, "--augmentation=default").config
   assert run.augmentation.flip_horizontal_probability == 0
-  assert run.dataset_facts.one_sided == ["dim"]
+  assert not run.laterality.mirroring
   assert "No mirror images: dim lies on one side" in capsys.readouterr().err
 
   asked = flagged.setup(folder, "--augmentation=default", "--flip_horizontal_probability=0.5")
   assert asked.config.augmentation.flip_horizontal_probability == 0.5
-  assert asked.config.dataset_facts.one_sided == [] and not capsys.readouterr().err
+  assert asked.config.laterality.mirroring
+  assert "mirrored as asked for, although dim lies on one side" in capsys.readouterr().err
 
   # Nothing is mirrored in such a run, but its answers could be.
   plain = flagged.setup(folder, "--augmentation=none").config
-  assert plain.dataset_facts.one_sided == ["dim"] and not capsys.readouterr().err
+  assert not plain.laterality.mirroring and not capsys.readouterr().err

@@ -7,9 +7,10 @@ import sys
 import flagged
 import pytest
 
-from flexunet import config, run_folder
+from flexunet import run_folder
 from flexunet.core.errors import InputError
 from flexunet.evaluation import evaluate
+from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.network import model
 
 CONFLICTS = [
@@ -113,21 +114,26 @@ def with_classes(start, folder, names):
   run = run_folder.RunFolder.create(folder)
   before = start.read_config()
   scheme = [{"name": name, "color": [n, n, n]} for n, name in enumerate(names)]
-  facts = dataclasses.replace(before.dataset_facts, label_scheme=scheme)
+  facts = dataclasses.replace(
+      before.dataset_facts, label_scheme=LabelScheme.from_json(scheme)
+  )
   run.write_config(dataclasses.replace(before, dataset_facts=facts))
   run.model_keras.write_bytes(start.model_keras.read_bytes())
   return run
 
 
-def test_a_head_of_other_classes_is_made_anew_and_that_is_said(data_dir, start, tmp_path, capsys):
+def test_a_head_of_other_classes_is_reinitialized_and_that_is_said(
+    data_dir, start, tmp_path, capsys
+):
   other = with_classes(start, tmp_path / "other", ["background", "lesion", "edema"])
   _ = flagged.setup(data_dir, f"--init_from={other.path}").prepared
   said = "".join(capsys.readouterr())
-  assert "head made anew" in said
-  assert "It tells background, lesion, edema; this dataset has background, dim, bright." in said
+  assert "head reinitialized" in said
+  assert "It has the classes background, lesion, edema;" in said
+  assert "this dataset has background, dim, bright." in said
 
 
-def test_a_head_of_another_number_of_classes_is_made_anew(data_dir, start, tmp_path, capsys):
+def test_a_head_of_another_number_of_classes_is_reinitialized(data_dir, start, tmp_path, capsys):
   run = with_classes(start, tmp_path / "other", ["background", "lesion"])
   made = model.build_model(
       image_size=None, image_channels=1, num_classes=2, base_filters=4, base_kernels=3,
@@ -135,20 +141,13 @@ def test_a_head_of_another_number_of_classes_is_made_anew(data_dir, start, tmp_p
   )  # fmt: skip
   made.save(run.model_keras)
   _ = flagged.setup(data_dir, f"--init_from={run.path}").prepared
-  assert "head made anew" in "".join(capsys.readouterr())
+  assert "head reinitialized" in "".join(capsys.readouterr())
 
 
 def test_a_dataset_of_another_palette_is_not_evaluated(data_dir, start, tmp_path):
   run = with_classes(start, tmp_path / "other", ["background", "lesion", "edema"])
   with pytest.raises(InputError, match="must have the classes of the run"):
     evaluate.evaluate(run, ["test"], show_progress=False)
-
-
-def test_old_config_files_without_augmentation_still_read():
-  values = {"model": {}, "data": {}, "training": {}, "reasons": {},
-            "dataset_facts": {"name": "n", "fingerprint": None, "label_scheme": [],
-                              "slice_plan": None, "intensity": None}}  # fmt: skip
-  assert config.RunConfig.from_json(values).augmentation.augmentation == "none"
 
 
 @pytest.mark.slow

@@ -67,7 +67,7 @@ KEYS = {"image_key": "scan", "label_key": "mask"}
 def test_another_dataset_trains_and_is_scored_under_its_own_names(foreign, tmp_path):
   model = {"num_classes": 3, "image_size": (24, 32), "image_channels": 3}
   made = run(foreign, tmp_path / "run", model, resize_mode="pad", **KEYS)
-  names = [entry["name"] for entry in made.read_config().dataset_facts.label_scheme]
+  names = made.read_config().dataset_facts.label_scheme.names
   assert names == ["background", "class_1", "class_2"]
   figures = evaluate.evaluate(made, ["validation"], tolerance_mm=1.0, show_progress=False)
   assert figures["validation"]["evaluated"]["volumes"] == 6  # Every record is one alone.

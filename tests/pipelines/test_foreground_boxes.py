@@ -73,7 +73,7 @@ def test_every_slice_of_a_volume_has_the_box_of_all_of_them(cropped):
       assert box.tolist() == [top - 2, left - 2, 24, 28]
     assert (table.height == 24).all() and (table.width == 28).all()
   assert cropped.frame_pixels == 9 * 40 * 60 and cropped.kept_pixels == 9 * 24 * 28
-  assert cropped.told() == ["--crop_foreground keeps 28 % of the pixels."]
+  assert cropped.messages() == ["--crop_foreground keeps 28 % of the pixels."]
 
 
 def test_prediction_finds_the_box_that_training_found(source, cropped):
@@ -151,9 +151,9 @@ def test_labelled_pixels_outside_a_box_are_told_by_volume(tmp_path, monkeypatch)
   # Nine labelled pixels in each of nine slices, and those in the air.
   assert found.lost == {"a/a_one": 7} and found.labelled_pixels == 9 * 9 + 7
   with pytest.raises(InputError, match=r"all but 0.1 % .* 7 of 88 .* a/a_one \(7 pixels\)"):
-    found.told()
+    found.messages()
   monkeypatch.setattr(foreground_boxes, "MAX_LOST_SHARE", 0.1)
-  _, warning = found.told()
+  _, warning = found.messages()
   assert "Warning" in warning and "7 of 88 labelled pixels (8 %): a/a_one" in warning
   table = found.tables[0]
   row = np.flatnonzero((table.volume == "a_one") & (table.slice_index == 1))
@@ -168,7 +168,7 @@ def test_slices_that_the_build_left_out_are_told(source):
     sparse, [readers.slice_table(sparse, "train"), readers.slice_table(sparse, "test")]
   )
   # There are no slices of c_one in these tables.
-  _, warning = found.told()
+  _, warning = found.messages()
   assert "4 slices were left out" in warning and "--empty_slices=keep" in warning
 
 
@@ -185,7 +185,7 @@ def test_a_record_that_cannot_be_read_takes_nothing_from_the_others(tmp_path):
   assert (table.boxes[:, 2:] == (24, 28)).all()  # The largest slices are whole.
 
 
-def test_pictures_without_a_volume_are_volumes_of_their_own(tmp_path):
+def test_images_without_a_volume_are_volumes_of_their_own(tmp_path):
   features = tfds.features.FeaturesDict(
     {
       "scan": tfds.features.Image(shape=(None, None, 3)),
@@ -202,10 +202,10 @@ def test_pictures_without_a_volume_are_volumes_of_their_own(tmp_path):
     "scan": tf.TensorSpec((None, None, 3), tf.uint8),
     "mask": tf.TensorSpec((None, None, 1), tf.uint8),
   }
-  pictures = tf.data.Dataset.from_generator(generate, output_signature=signature)
+  images = tf.data.Dataset.from_generator(generate, output_signature=signature)
   builder = tfds.dataset_builders.store_as_tfds_dataset(
-      name="pictures", version="1.0.0", data_dir=tmp_path, features=features,
-      split_datasets={"train": pictures}, disable_shuffling=True,
+      name="images", version="1.0.0", data_dir=tmp_path, features=features,
+      split_datasets={"train": images}, disable_shuffling=True,
   )  # fmt: skip
   other = open_dataset(None, builder.data_dir)
   (table,) = foreground_boxes.crop_tables(
@@ -215,7 +215,7 @@ def test_pictures_without_a_volume_are_volumes_of_their_own(tmp_path):
   assert table.boxes.tolist() == [
       [top + 2, left + 2, 16, 20], [top - 2, left - 2, 24, 28], [top + 2, left + 2, 16, 20]
   ]  # fmt: skip
-  # Sizes, which nothing had told before, are known now.
+  # Sizes, which nothing had stated before, are known now.
   assert table.height.tolist() == [16, 24, 16] and table.pixels is None
   with pytest.raises(InputError, match="scan"):
     foreground_boxes.crop_tables(other, [readers.slice_table(other, "train")], "scans", "mask")

@@ -68,3 +68,57 @@ def test_each_class_is_judged_by_its_own_pixels(tmp_path):
 def test_many_slices_are_sampled_evenly():
   assert laterality._spread(list(range(100)), 4) == [0, 33, 66, 99]
   assert laterality._spread([7, 8], 4) == [7, 8]
+
+
+@pytest.mark.parametrize(
+    "names, sided",
+    [
+        (["background", "hippocampus"], False),
+        (["background", "hippocampus_1", "hippocampus_2"], True),
+        (["background", "left_lung", "right_lung"], True),
+        (["background", "Hippocampus L", "Hippocampus R"], True),
+        (["background", "lh_hippocampus", "rh_hippocampus"], True),
+        (["background", "hemorrhagic", "ischemic"], False),
+        (["background", "csf", "grey_matter", "bone"], False),
+        (["background", "phase_1"], False),
+        (["background", "bright", "cleft"], False),
+        # What a foreign dataset that names no classes gets.
+        (["background", "class_1", "class_2"], False),
+    ],
+)
+def test_names_of_sides_are_recognised(names, sided):
+  assert laterality.names_sides(names) == sided
+
+
+LESION = ["background", "lesion"]
+
+
+@pytest.mark.parametrize(
+    "names, plane, one_sided, reason",
+    [
+        (LESION, "axial", (), ""),
+        (LESION, None, (), ""),
+        (LESION, "sagittal", (), "slices are sagittal"),
+        (["background", "lh_hippocampus", "rh_hippocampus"], "coronal", (), "the class names"),
+        (LESION, "axial", ("lesion",), "lesion lies on one side"),
+    ],
+)
+def test_one_decision_is_made_and_the_user_may_overrule_it(names, plane, one_sided, reason):
+  def decide(requested):
+    return laterality.decide(
+        names, plane=plane, requested=requested, find_one_sided=lambda: one_sided
+    )
+
+  for requested in (None, 0.0):
+    decided = decide(requested)
+    assert decided.mirroring == (not reason) and decided.reason.startswith(reason)
+  overruled = decide(0.5)
+  assert overruled.mirroring and overruled.reason.startswith(reason)
+
+
+def test_labels_are_examined_only_where_names_and_plane_leave_it_open():
+  def examine():
+    raise AssertionError("examined")
+
+  assert not laterality.decide(["background", "left"], find_one_sided=examine).mirroring
+  assert not laterality.decide(LESION, plane="sagittal", find_one_sided=examine).mirroring

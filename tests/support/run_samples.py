@@ -10,13 +10,23 @@ from flexunet import config, run_folder
 from flexunet.core import files
 from flexunet.evaluation import examples, summary
 from flexunet.evaluation.scores import case_status
+from flexunet.imaging.intensity import IntensityWindow
+from flexunet.imaging.label_scheme import LabelScheme
+from flexunet.imaging.slicing import SlicePlan
+from flexunet.network import architecture
 
 CLASSES = [
     {"name": "background", "color": [0, 0, 0]},
     {"name": "grey_matter", "color": [128, 128, 128]},
     {"name": "lesion <b>", "color": [255, 0, 0]},
 ]
-NAMES = [entry["name"] for entry in CLASSES[1:]]
+SCHEME = LabelScheme.from_json(CLASSES)
+NAMES = SCHEME.names[1:]
+
+
+def published(**changes) -> architecture.ModelConfig:
+  """Returns the published network with some knobs changed."""
+  return dataclasses.replace(architecture.PUBLISHED, **changes)
 
 
 def run_config(image_size=(32, 32), resize_mode="pad", **model) -> config.RunConfig:
@@ -43,10 +53,10 @@ def run_config(image_size=(32, 32), resize_mode="pad", **model) -> config.RunCon
       dataset_facts=config.DatasetFacts(
           name="blobs/slices/1.0.0",
           fingerprint="f" * 16,
-          label_scheme=CLASSES,
-          slice_plan={"axes": "LAS", "plane": "axial"},
-          intensity={"kind": "percentile", "low": 1.0, "high": 99.0},
-          spacing_mm=[1.0, 1.0],
+          label_scheme=SCHEME,
+          slice_plan=SlicePlan("LAS", "axial"),
+          intensity=IntensityWindow("percentile", 1.0, 99.0),
+          spacing_mm=(1.0, 1.0),
       ),
       reasons={"foreground_fraction": "31 % of the training slices hold foreground"},
   )
@@ -129,8 +139,8 @@ def write_json(path, values) -> None:
 
 
 def with_facts(run_config: config.RunConfig, **facts) -> config.RunConfig:
-  """Returns the config with some of its dataset facts replaced."""
-  replaced = dataclasses.replace(run_config.dataset_facts, **facts)
+  """Returns the config with some of its dataset facts replaced, given as JSON holds them."""
+  replaced = config.DatasetFacts.from_json({**run_config.dataset_facts.to_json(), **facts})
   return dataclasses.replace(run_config, dataset_facts=replaced)
 
 

@@ -20,7 +20,10 @@ def started(*arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.slow
 def test_a_model_file_becomes_a_folder_that_tells_its_checks(tmp_path):
-  network = model.build_model((12, 20), 1, 3, 4, 3, 2)
+  network = model.build_model(
+      image_size=(12, 20), image_channels=1, num_classes=3, base_filters=4, base_kernels=3,
+      num_layers=2,
+  )
   network.save(tmp_path / "model.keras")
   done = started(f"--model={tmp_path / 'model.keras'}", f"--output_dir={tmp_path / 'out'}",
                  "--formats=weights,saved_model")  # fmt: skip
@@ -54,7 +57,7 @@ def test_bad_input_is_one_line_and_exit_code_one(arguments, said, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["--formats=tflite"], "--formats must be of"), ([], "must be a model saved as .keras")],
+    [(["--formats=tflite"], "Did you mean 'litert'?"), ([], "must be a model saved as .keras")],
 )
 def test_bad_input_found_late_leaves_nothing(arguments, said, tmp_path):
   damaged = tmp_path / "model.keras"

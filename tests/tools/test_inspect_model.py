@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
+import run_samples
 
 from flexunet.core.errors import InputError
-from flexunet.network import architecture
 from flexunet.tools import inspect_model
 
 
@@ -49,13 +49,13 @@ def test_bad_input_is_one_line_and_exit_code_one(arguments, said):
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
 def test_the_drawing_is_of_the_format_asked_for(suffix, tmp_path):
   path = tmp_path / f"network.{suffix}"
-  inspect_model.draw(architecture.Knobs(num_layers=3), path)
+  inspect_model.draw(run_samples.published(num_layers=3), path)
   start = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix]
   assert path.read_bytes().startswith(start)
 
 
 def test_the_drawing_names_every_stage(tmp_path):
-  shape = architecture.Knobs(image_size=(100, 60), num_layers=3, base_filters=6)
+  shape = run_samples.published(image_size=(100, 60), num_layers=3, base_filters=6)
   inspect_model.draw(shape, tmp_path / "network.svg")
   text = (tmp_path / "network.svg").read_text()
   # Text is drawn as paths; Matplotlib keeps the words as comments. 100 is padded to 100, 60 to 60.
@@ -65,4 +65,4 @@ def test_the_drawing_names_every_stage(tmp_path):
 
 def test_an_unknown_format_is_refused(tmp_path):
   with pytest.raises(InputError, match=".png, .svg, .pdf"):
-    inspect_model.draw(architecture.Knobs(num_layers=2), tmp_path / "network.bmp")
+    inspect_model.draw(run_samples.published(num_layers=2), tmp_path / "network.bmp")

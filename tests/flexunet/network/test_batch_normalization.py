@@ -86,7 +86,9 @@ def test_what_the_operation_does_not_cover_is_left_to_keras(arguments):
 
 
 def test_the_training_graph_holds_one_operation_a_layer():
-  network = model.build_model((16, 16), 1, 3, 4, 3, 2, dropout_rate=0.0, normalization="batch")
+  network = model.build_model(
+      image_size=(16, 16), image_channels=1, num_classes=3, base_filters=4, base_kernels=3,
+      num_layers=2, dropout_rate=0.0, normalization="batch")
   step = tf.function(lambda images: network(images, training=True))
   graph = step.get_concrete_function(tf.TensorSpec((2, 16, 16, 1), tf.float32)).graph
   operations = [operation.type for operation in graph.get_operations()]
@@ -95,7 +97,9 @@ def test_the_training_graph_holds_one_operation_a_layer():
 
 
 def test_a_saved_network_is_read_back_with_the_layer(tmp_path):
-  network = model.build_model((16, 16), 1, 3, 4, 3, 2, normalization="batch")
+  network = model.build_model(
+      image_size=(16, 16), image_channels=1, num_classes=3, base_filters=4, base_kernels=3,
+      num_layers=2, normalization="batch")
   network.save(tmp_path / "model.keras")
   again = keras.saving.load_model(tmp_path / "model.keras", compile=False)
   kinds = {type(one) for one in again.layers if "norm" in one.name}

@@ -8,6 +8,7 @@ import zipfile
 import keras
 import numpy as np
 import pytest
+import run_samples
 
 from flexunet.core.errors import InputError
 from flexunet.network import architecture, cost, model
@@ -22,13 +23,13 @@ VARIANTS = [
 ]
 
 
-def small(**changes) -> architecture.Knobs:
+def small(**changes) -> architecture.ModelConfig:
   defaults = dict(image_size=(24, 40), image_channels=2, num_classes=3, base_filters=4,
                   base_kernels=5, num_layers=3)  # fmt: skip
-  return architecture.Knobs(**{**defaults, **changes})
+  return run_samples.published(**{**defaults, **changes})
 
 
-def built(shape: architecture.Knobs):
+def built(shape: architecture.ModelConfig):
   return model.build_model(**{name: getattr(shape, name) for name in shape.__dataclass_fields__})
 
 
@@ -59,8 +60,10 @@ def test_multiply_adds_of_a_single_stage_by_hand():
 )
 def test_receptive_field_is_what_moves_an_output_pixel(layers, kernel, dilation):
   size = 96
-  shape = architecture.Knobs(image_size=(4, size), image_channels=1, num_classes=1, base_filters=1,
-                      base_kernels=kernel, num_layers=layers, dilation=dilation)  # fmt: skip
+  shape = run_samples.published(
+      image_size=(4, size), image_channels=1, num_classes=1, base_filters=1, base_kernels=kernel,
+      num_layers=layers, dilation=dilation,
+  )  # fmt: skip
   network = built(shape)
   # All weights positive and no bias: nothing in, nothing out, and each pixel that can raise a
   # feature does. The features before the head, since a sigmoid would round the rim away.
@@ -96,7 +99,7 @@ def test_memory_grows_by_the_same_amount_with_each_image():
 def test_knobs_come_back_from_a_saved_model(changes, tmp_path):
   shape = small(**changes)
   built(shape).save(tmp_path / "model.keras")
-  found = cost.knobs_of_keras_file(tmp_path / "model.keras")
+  found = cost.config_of_keras_file(tmp_path / "model.keras")
   if shape.num_layers == 1:  # Without a second stage there is no dropout to read.
     found = small(**{**changes, "dropout_rate": found.dropout_rate or 0.05})
   assert found == shape
@@ -104,12 +107,12 @@ def test_knobs_come_back_from_a_saved_model(changes, tmp_path):
 
 def test_files_that_are_no_flexunet_are_refused(tmp_path):
   with pytest.raises(InputError, match="does not exist"):
-    cost.knobs_of_keras_file(tmp_path / "none.keras")
+    cost.config_of_keras_file(tmp_path / "none.keras")
   (tmp_path / "text.keras").write_text("no archive")
   with pytest.raises(InputError, match="saved as .keras"):
-    cost.knobs_of_keras_file(tmp_path / "text.keras")
+    cost.config_of_keras_file(tmp_path / "text.keras")
   other = {"config": {"layers": [{"config": {"name": "dense"}, "class_name": "Dense"}]}}
   with zipfile.ZipFile(tmp_path / "other.keras", "w") as archive:
     archive.writestr("config.json", json.dumps(other))
   with pytest.raises(InputError, match="must hold a FlexUNet"):
-    cost.knobs_of_keras_file(tmp_path / "other.keras")
+    cost.config_of_keras_file(tmp_path / "other.keras")

@@ -78,12 +78,12 @@ def test_the_twin_is_float32_with_one_output_and_the_same_weights():
 
 
 @pytest.mark.parametrize("fault", [0.01, float("nan")])
-def test_an_export_that_answers_otherwise_is_an_error(fault, tmp_path, monkeypatch):
+def test_an_export_that_differs_is_an_error(fault, tmp_path, monkeypatch):
   def wrong(twin, folder):
-    return folder / "wrong", lambda picture: twin(picture).numpy() + fault
+    return folder / "wrong", lambda image: twin(image).numpy() + fault
 
   monkeypatch.setitem(export.FORMATS, "wrong", wrong)
-  with pytest.raises(RuntimeError, match="answers otherwise"):
+  with pytest.raises(RuntimeError, match="differs from the Keras network"):
     export.export(small(), ["wrong"], tmp_path)
 
 

@@ -46,7 +46,7 @@ def test_other_classes_get_a_new_head_alone():
       source.get_layer("decoder0_conv1").get_weights()[0],
       target.get_layer("decoder0_conv1").get_weights()[0],
   )
-  assert "head, head_2 made anew" in done.sentence()
+  assert "head, head_2 reinitialized" in done.sentence()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from PIL import Image
 
 from flexunet.core.errors import InputError
 from flexunet.imaging import nifti
-from flexunet.prediction import files
+from flexunet.prediction import files, scans
 from flexunet.prediction.predictor import Predictor
 from flexunet.reporting import overlay
 
@@ -33,7 +33,7 @@ def make_config(**facts):
 
 def predict(path, output_dir, run_config=None, **options):
   run_config = run_config or make_config()
-  found = files.find(path, output_dir, volumes_first=True)
+  found = scans.find(path, output_dir, volumes_first=True)
   predictor = Predictor(run_samples.BrightnessNetwork(), run_config)
   return files.predict_all(
       found.scans, predictor, run_config,
@@ -139,7 +139,7 @@ def test_a_dataset_of_another_spacing_is_met_on_its_grid_and_left_again(tmp_path
 
   run_config = make_config()
   object.__setattr__(run_config, "dataset_facts", Isotropic())
-  (scan,) = files.find(tmp_path / "a.nii", tmp_path, volumes_first=True).scans
+  (scan,) = scans.find(tmp_path / "a.nii", tmp_path, volumes_first=True).scans
   outputs = files.Outputs(folder=tmp_path / "out", overlay=False)
   files.predict_one(scan, Predictor(Watching(), make_config()), run_config, outputs)
   assert seen == [6 * 8]  # Five slices in one batch, at 2 mm.
@@ -229,13 +229,13 @@ def test_labels_and_strangers_in_a_folder_are_not_scans(tmp_path, name):
   for path in (tmp_path / name, tmp_path / "scan.nii"):
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"")
-  found = files.find(tmp_path, tmp_path / "out", volumes_first=False)
+  found = scans.find(tmp_path, tmp_path / "out", volumes_first=False)
   assert [scan.path.name for scan in found.scans] == ["scan.nii"]
 
 
 def test_a_label_that_is_named_directly_is_predicted(tmp_path):
   (tmp_path / "a_mask.png").write_bytes(b"")
-  found = files.find(tmp_path / "a_mask.png", tmp_path, volumes_first=False)
+  found = scans.find(tmp_path / "a_mask.png", tmp_path, volumes_first=False)
   assert len(found.scans) == 1
 
 
@@ -243,7 +243,7 @@ def test_folders_are_mirrored_and_pairs_taken_once(tmp_path):
   for name in ("049/1.png", "050/1.png", "x/a.hdr", "x/a.img", "out/b_scan.png"):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(b"")
-  found = files.find(tmp_path, tmp_path / "out", volumes_first=False)
+  found = scans.find(tmp_path, tmp_path / "out", volumes_first=False)
   targets = [str(scan.label_path(tmp_path / "out").relative_to(tmp_path)) for scan in found.scans]
   assert targets == ["out/049/1_label.png", "out/050/1_label.png", "out/x/a_label.hdr"]
 
@@ -251,7 +251,7 @@ def test_folders_are_mirrored_and_pairs_taken_once(tmp_path):
 def test_a_run_on_volumes_leaves_pictures_beside_volumes_alone(tmp_path):
   for name in ("a.nii", "screenshot.png"):
     (tmp_path / name).write_bytes(b"")
-  found = files.find(tmp_path, tmp_path / "out", volumes_first=True)
+  found = scans.find(tmp_path, tmp_path / "out", volumes_first=True)
   assert [scan.path.name for scan in found.scans] == ["a.nii"] and found.pictures_skipped == 1
 
 
@@ -259,14 +259,14 @@ def test_two_inputs_for_one_output_are_refused(tmp_path):
   for name in ("a.png", "a.jpg"):
     (tmp_path / name).write_bytes(b"")
   with pytest.raises(InputError, match="both be written to"):
-    files.find(tmp_path, tmp_path / "out", volumes_first=False)
+    scans.find(tmp_path, tmp_path / "out", volumes_first=False)
 
 
 def test_an_output_folder_that_is_a_file_is_refused(tmp_path):
   for name in ("a.nii", "out"):
     (tmp_path / name).write_bytes(b"")
   with pytest.raises(InputError, match="--output_dir"):
-    files.find(tmp_path / "a.nii", tmp_path / "out", volumes_first=True)
+    scans.find(tmp_path / "a.nii", tmp_path / "out", volumes_first=True)
 
 
 def test_a_label_that_cannot_be_written_names_its_scan(tmp_path):
@@ -283,4 +283,4 @@ def test_nothing_to_predict_is_an_error(tmp_path, name):
   (tmp_path / "notes.txt").write_bytes(b"")
   (tmp_path / "empty").mkdir()
   with pytest.raises(InputError, match="--input"):
-    files.find(tmp_path / name, tmp_path / "out", volumes_first=True)
+    scans.find(tmp_path / name, tmp_path / "out", volumes_first=True)

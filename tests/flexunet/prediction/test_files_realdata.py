@@ -6,7 +6,7 @@ import pytest
 import run_samples
 
 from flexunet.imaging import intensity
-from flexunet.prediction import files
+from flexunet.prediction import files, scans
 from flexunet.prediction.predictor import Predictor
 
 
@@ -21,7 +21,7 @@ def test_a_label_of_a_real_scan_has_its_grid_and_header_geometry(realdata, tmp_p
       slice_plan={"axes": "LAS", "plane": plane}, intensity=window, spacing_mm=[1.0, 1.0],
   )  # fmt: skip
   network = run_samples.BrightnessNetwork()
-  found = files.find(scan_path, tmp_path, volumes_first=True)
+  found = scans.find(scan_path, tmp_path, volumes_first=True)
   outcome = files.predict_all(
       found.scans, Predictor(network, run_config, batch_size=32), run_config,
       files.Outputs(folder=tmp_path, overlay=False), show_progress=False,

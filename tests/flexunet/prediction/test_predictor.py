@@ -8,6 +8,7 @@ import run_samples
 
 from flexunet import run_folder
 from flexunet.core.errors import InputError
+from flexunet.pipelines.laterality import Laterality
 from flexunet.prediction.predictor import Predictor, load_model, to_label
 
 # Grey values of the three classes, as `BrightnessNetwork` tells them apart.
@@ -114,19 +115,14 @@ def test_mirroring_averages_with_the_mirrored_answer():
   assert np.allclose(probability[..., 0], 0.55) and np.allclose(probability[..., 1], 0.4)
 
 
-@pytest.mark.parametrize("names", [("left_x", "right_x"), ("hippocampus_1", "hippocampus_2")])
-def test_mirroring_is_refused_where_classes_are_sides(names):
-  scheme = [{"name": name, "color": [0, 0, 0]} for name in ("background", *names)]
-  sided = run_samples.with_facts(run_samples.run_config(), label_scheme=scheme)
-  with pytest.raises(InputError, match="exchanges the sides"):
+def test_mirroring_is_refused_where_the_run_decided_against_it():
+  run_config = run_samples.run_config()
+  reason = "the class names tell left from right"
+  sided = dataclasses.replace(run_config, laterality=Laterality(False, reason))
+  with pytest.raises(InputError, match=f"rules out: {reason}"):
     Predictor(None, sided, mirror=True)
+  assert Predictor(None, sided).num_classes == 3
 
-
-def test_mirroring_is_refused_where_a_class_was_found_on_one_side():
-  found = run_samples.with_facts(run_samples.run_config(), one_sided=["hippocampus"])
-  with pytest.raises(InputError, match="hippocampus lay on one side in every subject"):
-    Predictor(None, found, mirror=True)
-  assert Predictor(None, found).num_classes == 3
 
 
 def test_neighbours_become_channels_and_ends_repeat():

@@ -25,7 +25,8 @@ random = np.random.default_rng(0)
 images = random.integers(0, 256, (2, 13, 18, 1)).astype("float32")
 label = random.integers(0, 3, (2, 13, 18))
 network = model.build_model(
-    None, 1, 3, 4, 5, 3, dropout_rate=0.0, normalization=sys.argv[1],
+      image_size=None, image_channels=1, num_classes=3, base_filters=4, base_kernels=5,
+      num_layers=3, dropout_rate=0.0, normalization=sys.argv[1],
     input_normalization="per_image", activation="mish",
 )
 # Kernels as they start, the rest positive: a running variance has to be.
@@ -85,7 +86,9 @@ def test_a_compiled_step_gives_the_same_loss_and_scores():
   logs = []
   for compiled in (False, True):
     keras.utils.set_random_seed(0)
-    network = model.build_model(None, 1, 3, 4, 5, 3, dropout_rate=0.0, normalization="batch")
+    network = model.build_model(
+      image_size=None, image_channels=1, num_classes=3, base_filters=4, base_kernels=5,
+      num_layers=3, dropout_rate=0.0, normalization="batch")
     network.compile(
         "sgd", losses.make("dice_cross_entropy", 3), jit_compile=compiled,
         weighted_metrics=metrics.training_metrics(["dice_coef_multiclass", "dice"], 3),
@@ -110,7 +113,9 @@ logs = []
 for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
   keras.utils.set_random_seed(0)
   with strategy.scope():
-    network = model.build_model((16, 24), 1, 3, 4, 5, 3, dropout_rate=0.0)
+    network = model.build_model(
+      image_size=(16, 24), image_channels=1, num_classes=3, base_filters=4, base_kernels=5,
+      num_layers=3, dropout_rate=0.0)
     watched = metrics.training_metrics(["dice_coef_multiclass", "dice"], 3)
     network.compile("sgd", losses.make("cross_entropy", 3), weighted_metrics=watched)
   data = tf.data.Dataset.from_tensor_slices((images, label, np.ones(8, "float32"))).batch(4)

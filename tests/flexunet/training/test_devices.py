@@ -34,10 +34,10 @@ OTHER_BACKENDS = [
 def test_a_cpu_computes_in_bfloat16_where_it_has_instructions_for_it(
     monkeypatch, tmp_path, flags, precision
 ):
-  told = tmp_path / "cpuinfo"
-  told.write_text(f"processor : 0\nflags\t\t: {flags}\n")
+  file = tmp_path / "cpuinfo"
+  file.write_text(f"processor : 0\nflags\t\t: {flags}\n")
   monkeypatch.setattr(devices, "device_names", lambda: ["CPU"])
-  monkeypatch.setattr(devices, "_CPU_INFO", told)
+  monkeypatch.setattr(devices, "_CPU_INFO", file)
   assert devices.default_precision()[0] == precision
 
 
@@ -74,7 +74,9 @@ def test_the_precision_of_the_process_is_put_back():
 
 
 def first_weights(seed):
-  network = model.build_model((16, 16), 1, 3, 4, 3, 2, normalization="batch")
+  network = model.build_model(
+      image_size=(16, 16), image_channels=1, num_classes=3, base_filters=4, base_kernels=3,
+      num_layers=2, normalization="batch")
   weights.set_from_seed(network, seed)
   return network.get_weights()
 
@@ -108,7 +110,9 @@ def test_half_precision_follows_the_losses_of_float32(policy):
   for precision in ("float32", policy):
     keras.utils.set_random_seed(0)
     with devices.precision(precision):
-      network = model.build_model((16, 16), 1, 2, 8, 3, 2, dropout_rate=0.0, normalization="batch")
+      network = model.build_model(
+      image_size=(16, 16), image_channels=1, num_classes=2, base_filters=8, base_kernels=3,
+      num_layers=2, dropout_rate=0.0, normalization="batch")
     weights.set_from_seed(network, 0)
     network.compile(keras.optimizers.Adam(1e-2), losses.make("dice_cross_entropy", 2))
     curves.append([float(network.train_on_batch(images, label)) for _ in range(12)])
@@ -148,8 +152,8 @@ def test_two_devices_share_a_batch_and_resume_exactly(blob_data, tmp_path, ema_m
   )  # fmt: skip
   assert killed.returncode == 128 + 15
   assert train(blob_data, tmp_path / "run", *both, "--resume", **knobs) == whole
-  told = json.loads((tmp_path / "run" / "manifest.json").read_text())
-  assert told["devices_sharing_a_batch"] == 2
+  manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+  assert manifest["devices_sharing_a_batch"] == 2
   # One device sees other statistics per batch normalization, and else the same.
   alone = json.loads(train(blob_data, tmp_path / "alone", epochs=2, num_devices=1)["history"])
   assert json.loads(whole["history"])[0]["loss"] == pytest.approx(alone[0]["loss"], rel=0.1)

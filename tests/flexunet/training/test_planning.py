@@ -4,10 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+import run_samples
 
 from flexunet import config
-from flexunet.network import architecture, cost
+from flexunet.network import cost
 from flexunet.pipelines.augmentation.config import AugmentationConfig
+from flexunet.pipelines.laterality import Laterality
 from flexunet.pipelines.record_table import RecordTable
 from flexunet.training import planning
 
@@ -47,7 +49,7 @@ def test_stages_end_where_the_slice_has_no_edge_left(size, layers):
 
 def test_the_reason_tells_how_far_the_network_sees():
   made = planned()
-  seen = cost.receptive_fields(architecture.Knobs(**vars(made.model)))[0].decoder
+  seen = cost.receptive_fields(run_samples.published(**vars(made.model)))[0].decoder
   assert f"see {seen} pixels" in made.reasons["num_layers"]
 
 
@@ -90,34 +92,19 @@ def test_a_rare_class_is_drawn_in_turns_where_a_share_is_drawn():
   assert everywhere.data.foreground_fraction == 0 and not everywhere.data.class_balance
 
 
-@pytest.mark.parametrize(
-    ("names", "plane", "share"),
-    [
-        (["background", "lesion"], "axial", 0.5),
-        (["background", "lesion"], "sagittal", 0.0),
-        (["background", "left_hippocampus"], "coronal", 0.0),
-    ],
-)
-def test_only_slices_that_may_be_mirrored_are(names, plane, share):
-  made = planned(class_names=names, plane=plane)
-  assert made.augmentation.flip_horizontal_probability == share
-  assert ("no mirror images" in made.reasons["augmentation"]) == (share == 0)
-
-
-def test_classes_labelled_on_one_side_are_not_mirrored_and_the_reason_is_told():
-  made = planned(one_sided=["class_1"])
+def test_images_are_mirrored_where_they_may_be_and_the_reason_is_given():
+  made = planned(laterality=Laterality(False, "slices are sagittal"))
   assert made.augmentation.flip_horizontal_probability == 0
   assert made.augmentation.rotation_probability > 0
-  assert "class_1 is on one side in all subjects" in made.reasons["augmentation"]
+  assert "no mirror images, since slices are sagittal" in made.reasons["augmentation"]
+  made = planned(laterality=Laterality())
+  assert made.augmentation.flip_horizontal_probability == 0.5
+  assert "mirror" not in made.reasons["augmentation"]
 
-
-def test_a_mirror_image_asked_for_across_a_sagittal_slice_is_made():
-  made = planned(plane="sagittal", augmentation={"flip_horizontal_probability": 0.25})
-  assert made.augmentation.flip_horizontal_probability == 0.25
 
 
 def test_the_network_to_start_from_gives_what_is_left_open():
-  start = architecture.Knobs(base_filters=8, base_kernels=7, num_layers=3, normalization="group")
+  start = run_samples.published(base_filters=8, base_kernels=7, num_layers=3, normalization="group")
   made = planned(start=start, model={"base_kernels": 5})
   assert (made.model.base_filters, made.model.num_layers) == (8, 3)
   assert made.model.normalization == "group" and made.model.base_kernels == 5
@@ -185,7 +172,7 @@ def test_the_passes_that_a_time_limit_allows_grow_with_time_and_cores():
     reason = planned(table(times=2000), training={"max_minutes": 20.0}, **facts).reasons
     return float(reason["augmentation"].split("about ")[1].split()[0])
 
-  shape = architecture.Knobs(
+  shape = run_samples.published(
       image_size=(176, 176), image_channels=1, num_classes=2, base_filters=16, base_kernels=3,
       num_layers=5, dropout_rate=0.02, normalization="batch",
   )  # fmt: skip
@@ -219,7 +206,7 @@ def warned(memory_bytes, num_sharing=1, **training):
 
 
 def test_a_given_batch_that_does_not_fit_is_told_with_its_flags_and_figures():
-  shape = architecture.Knobs(
+  shape = run_samples.published(
       image_size=(64, 96), image_channels=1, num_classes=2, base_filters=8, base_kernels=3,
       num_layers=3, dropout_rate=0.0,
   )  # fmt: skip

@@ -7,7 +7,6 @@ from flexunet import config as run_config
 from flexunet.core.config_fields import from_mapping
 from flexunet.core.errors import InputError
 from flexunet.pipelines.augmentation.config import PRESETS, PROBABILITIES, AugmentationConfig
-from flexunet.pipelines.laterality import names_sides
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -43,52 +42,15 @@ def test_strong_is_nowhere_weaker_than_default():
   assert strong["scale_min"] < default["scale_min"]
 
 
-def test_sided_classes_are_never_mirrored():
+def test_where_images_may_not_be_mirrored_only_what_was_given_mirrors():
   for preset in PRESETS:
-    config = AugmentationConfig(augmentation=preset).resolve(sided=True)
+    config = AugmentationConfig(augmentation=preset).resolve(mirroring=False)
     assert config.flip_horizontal_probability == 0
     assert config.flip_vertical_probability == 0
     assert config.right_angle_probability == 0
   assert AugmentationConfig().resolve().flip_horizontal_probability > 0
-  with pytest.raises(InputError, match=r"--flip_horizontal_probability must be 0 .* Got: 0\.5"):
-    AugmentationConfig(flip_horizontal_probability=0.5).resolve(sided=True)
-
-
-def test_a_dataset_decides_whether_mirror_images_are_safe():
-  config = AugmentationConfig()
-  for names, plane, may in [
-      (["background", "lesion"], "axial", True),
-      (["background", "lesion"], None, True),
-      (["background", "lesion"], "sagittal", False),
-      (["background", "left", "right"], "coronal", False),
-  ]:
-    resolved, why = config.resolve_for(names, plane)
-    assert (resolved.flip_horizontal_probability > 0) == may
-    assert bool(why) != may
-  resolved, why = config.resolve_for(["background", "hippocampus"], "coronal", ["hippocampus"])
-  assert resolved.flip_horizontal_probability == 0
-  assert "hippocampus is on one side" in why
-  asked = AugmentationConfig(flip_horizontal_probability=0.5)
-  for plane, one_sided in (("sagittal", ()), ("axial", ["lesion"])):
-    resolved, _ = asked.resolve_for(["background", "lesion"], plane, one_sided)
-    assert resolved.flip_horizontal_probability == 0.5
-
-
-@pytest.mark.parametrize(
-    "names, sided",
-    [
-        (["background", "hippocampus"], False),
-        (["background", "hippocampus_1", "hippocampus_2"], True),
-        (["background", "left_lung", "right_lung"], True),
-        (["background", "Hippocampus L", "Hippocampus R"], True),
-        (["background", "hemorrhagic", "ischemic"], False),
-        (["background", "csf", "grey_matter", "bone"], False),
-        (["background", "phase_1"], False),
-        (["background", "bright", "cleft"], False),
-    ],
-)
-def test_names_of_sides_are_recognised(names, sided):
-  assert names_sides(names) == sided
+  given = AugmentationConfig(flip_vertical_probability=0.5).resolve(mirroring=False)
+  assert (given.flip_vertical_probability, given.flip_horizontal_probability) == (0.5, 0)
 
 
 @pytest.mark.parametrize(

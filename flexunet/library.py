@@ -1,0 +1,315 @@
+"""What `import flexunet` offers: datasets, runs, and the calls that the programs make.
+
+Every call here is what a program does after it has read its flags; settings carry the names of the
+flags. Bad input is an `flexunet.core.errors.InputError` with one line that says what to do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from flexunet import config, run_folder
+from flexunet.core import config_fields, progress
+from flexunet.core.errors import InputError, unknown_name
+from flexunet.evaluation import evaluate, labelled_volumes
+from flexunet.evaluation.labelled_volumes import LabelledVolume
+from flexunet.imaging import nifti, pictures
+from flexunet.pipelines import batches, dataset_source, order, readers
+from flexunet.pipelines.augmentation import augment
+from flexunet.pipelines.augmentation.config import AugmentationConfig
+from flexunet.pipelines.dataset_source import DatasetSource
+from flexunet.pipelines.resizing import Resizing
+from flexunet.prediction import files as prediction_files
+from flexunet.prediction import predictor as predictors
+from flexunet.training import devices, input_pipeline, resuming, run_setup, trainer
+
+_PARTS = {
+    "model": config.ModelConfig,
+    "data": config.DataConfig,
+    "training": config.TrainingConfig,
+    "augmentation": AugmentationConfig,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """A built dataset, opened by `open_dataset`.
+
+  Attributes:
+    source: What the pipeline reads: features, build report, shards.
+  """
+
+  source: DatasetSource
+
+  @property
+  def name(self) -> str:
+    """dataset/config/version."""
+    return self.source.name
+
+  @property
+  def splits(self) -> dict[str, dict[str, int]]:
+    """Split -> how many subjects, volumes and slices it has; 0 where unknown."""
+    return dataset_source.split_counts(self.source)
+
+  @property
+  def class_names(self) -> list[str]:
+    """Names by class id, background first."""
+    return self.source.label_scheme().names
+
+  def volumes(self, split: str) -> Iterator[LabelledVolume]:
+    """Yields the volumes of a split at native resolution, slices in order, one at a time."""
+    return labelled_volumes.read_volumes(self.source, readers.slice_table(self.source, split))
+
+  def batches(
+      self,
+      split: str = "train",
+      *,
+      image_size: int | tuple[int, int],
+      batch_size: int = 8,
+      resize_mode: str = "pad",
+      image_channels: int = 1,
+      shuffle: bool = True,
+      augmentation: str = "none",
+      seed: int = 1,
+      num_steps: int | None = None,
+  ) -> tf.data.Dataset:
+    """Returns a stream of batches {"image": uint8 [B, h, w, C], "label": uint8 [B, h, w], ...}.
+
+    "record" is the row of the split's table, "valid" false where the last batch is filled up.
+
+    Args:
+      split: Name of the split.
+      image_size: (height, width), or the edge of a square, to which slices are brought.
+      batch_size: Slices per batch.
+      resize_mode: "pad", "fit" or "stretch".
+      image_channels: 1, or 3 to repeat grey images.
+      shuffle: Draws epochs in random order, whole batches only; otherwise every slice once, in the
+        order of the records.
+      augmentation: Preset, with `shuffle`: "none", "default", "strong". Images are not mirrored.
+      seed: Decides order and augmentation.
+      num_steps: Batches of a shuffled stream; by default one epoch.
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    spec = readers.ExampleSpec(
+        resizing=Resizing(size, resize_mode), image_channels=image_channels
+    )
+    table = readers.slice_table(self.source, split)
+    batches.check_sizes(table, spec.resizing)
+    loader = batches.open_loader(self.source, table, spec)
+    if not shuffle:
+      return batches.evaluation_batches(loader, batch_size)
+    settings = AugmentationConfig(augmentation=augmentation).resolve(mirroring=False)
+    change = functools.partial(augment.augment_example, settings) if settings.enabled else None
+    drawn = order.EpochOrder(num_records=loader.num_rows, batch_size=batch_size, seed=seed)
+    return batches.training_batches(loader, drawn, num_steps=num_steps, augment=change)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A trained run, opened by `load` or returned by `fit`.
+
+  Attributes:
+    folder: Names of its files.
+    config: What it was trained with, complete.
+  """
+
+  folder: run_folder.RunFolder
+  config: config.RunConfig
+
+  @property
+  def path(self) -> pathlib.Path:
+    """The run folder."""
+    return self.folder.path
+
+  @property
+  def class_names(self) -> list[str]:
+    """Names by class id, background first."""
+    return self.config.dataset_facts.label_scheme.names
+
+  @functools.cached_property
+  def model(self) -> keras.Model:
+    """The kept network: [B, h, w, channels] in 0..255 -> [B, h, w, classes] probabilities."""
+    return predictors.load_model(self.folder)
+
+  def predictor(self, *, tta: bool = False, batch_size: int = 8) -> predictors.Predictor:
+    """Returns what predicts slices at their own size, with their probabilities."""
+    return predictors.Predictor(self.model, self.config, batch_size=batch_size, mirror=tta)
+
+  def predict(
+      self, scan: str | os.PathLike | np.ndarray, *, tta: bool = False, batch_size: int = 8
+  ) -> np.ndarray:
+    """Segments a scan.
+
+    Args:
+      scan: File of a volume (NIfTI, ANALYZE) or of an image; or an array: uint8 [H, W], one upright
+        slice as the dataset's records hold it, or uint8 [slices, H, W], all slices of a volume.
+      tta: Averages over mirrored slices, where the run allows mirroring.
+      batch_size: Slices per step.
+
+    Returns:
+      Class ids, uint8: [i, j, k] on the voxel grid of the volume, or in the shape of the array.
+    """
+    segmenter = self.predictor(tta=tta, batch_size=batch_size)
+    if not isinstance(scan, np.ndarray):
+      path = pathlib.Path(scan).expanduser()
+      if nifti.suffix_of(path):
+        recipe = prediction_files.require_recipe(self.config, path)
+        stored, slope, inter = nifti.read_stored(path)
+        return predictors.predict_volume(
+            segmenter, recipe, stored, slope, inter, name=path.name
+        ).label
+      return segmenter.labels([pictures.read_gray(path)])[0]
+    if scan.dtype != np.uint8 or scan.ndim not in (2, 3):
+      raise InputError(
+          "An array to predict must be uint8 [H, W] or [slices, H, W]. Got"
+          f" {scan.dtype} {list(scan.shape)}. Pass the file of the scan to have it windowed and cut"
+          " as in training."
+      )
+    labels = segmenter.labels(list(scan) if scan.ndim == 3 else [scan])
+    return np.stack(labels) if scan.ndim == 3 else labels[0]
+
+  def predict_files(
+      self,
+      input_path: str | os.PathLike,
+      output_dir: str | os.PathLike,
+      *,
+      tta: bool = False,
+      batch_size: int = 8,
+      **outputs: bool,
+  ) -> prediction_files.Outcome:
+    """Segments a scan or a folder of scans into files, as `flexunet predict` does.
+
+    Args:
+      input_path: Scan, or folder of scans.
+      output_dir: Where labels are written.
+      tta, batch_size: As in `predict`.
+      **outputs: overlay, color_masks, probabilities, overwrite, as in `prediction.files.Outputs`.
+    """
+    wanted = prediction_files.Outputs(folder=pathlib.Path(output_dir).expanduser(), **outputs)
+    return prediction_files.predict_path(
+        pathlib.Path(input_path).expanduser(),
+        self.predictor(tta=tta, batch_size=batch_size),
+        self.config,
+        wanted,
+    )
+
+  def evaluate(
+      self, splits: str | Sequence[str] = "test", **options: Any
+  ) -> dict[str, dict[str, Any]]:
+    """Scores the run on splits of its dataset and writes its evaluation and report.
+
+    Args:
+      splits: Names of splits.
+      **options: As in `evaluation.evaluate.evaluate`: data_dir, allow_other_data, tolerance_mm,
+        batch_size, mirror, show_progress.
+
+    Returns:
+      Split -> its entry in `metrics.json`.
+    """
+    names = [splits] if isinstance(splits, str) else list(splits)
+    return evaluate.evaluate(self.folder, names, **options)
+
+
+def open_dataset(dataset: str | None = None, data_dir: str | os.PathLike = ".") -> Dataset:
+  """Opens a built dataset.
+
+  Args:
+    dataset: name[/config[/version]] below `data_dir`; None where that is the version folder.
+    data_dir: Folder of built datasets, or the version folder of one.
+  """
+  return Dataset(dataset_source.open_dataset(dataset, data_dir))
+
+
+def load(run_dir: str | os.PathLike) -> Run:
+  """Opens a run folder; the network is read when it is first needed."""
+  folder = run_folder.RunFolder.open(run_dir)
+  return Run(folder, folder.read_config())
+
+
+def plan(**settings: Any) -> config.RunConfig:
+  """Returns the complete config that `fit` would train with, and the reason for each choice.
+
+  Args:
+    **settings: By the names of the trainer's flags: dataset="hippocampus_t1w", data_dir="DATA",
+      max_minutes=5.0, base_filters=16, ...
+  """
+  parts = settings_of(settings)
+  return complete(parts, input_pipeline.open_data(parts.data))
+
+
+def fit(run_dir: str | os.PathLike, *, resume: bool = False, **settings: Any) -> Run:
+  """Trains a network into a run folder and returns the run.
+
+  Args:
+    run_dir: New folder for everything of this run.
+    resume: Continues the run in the folder exactly as if it had not stopped.
+    **settings: As in `plan`.
+  """
+  folder, _ = train(settings_of(settings), run_dir, resume=resume)
+  return Run(folder, folder.read_config())
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What a user gave: the configs with open fields."""
+
+  model: config.ModelConfig
+  data: config.DataConfig
+  training: config.TrainingConfig
+  augmentation: AugmentationConfig
+
+
+def settings_of(values: Mapping[str, Any]) -> Settings:
+  """Sorts settings by name into their configs; an unknown name is an InputError."""
+  names = {part: [f.name for f in dataclasses.fields(cls)] for part, cls in _PARTS.items()}
+  known = [name for own in names.values() for name in own]
+  for name in values:
+    if name not in known:
+      raise unknown_name("setting", name, known)
+  return Settings(**{
+      part: config_fields.from_mapping(
+          cls, {name: values[name] for name in names[part] if name in values}
+      )
+      for part, cls in _PARTS.items()
+  })
+
+
+def complete(given: Settings, opened: input_pipeline.TrainingData) -> config.RunConfig:
+  """Plans what was left open."""
+  return run_setup.complete(
+      given.model, given.data, given.training, opened, given.augmentation
+  )
+
+
+def train(
+    given: Settings,
+    run_dir: str | os.PathLike,
+    *,
+    resume: bool = False,
+    command: Sequence[str] = (),
+) -> tuple[run_folder.RunFolder, list[dict[str, Any]]]:
+  """Trains, saying what is done on standard error.
+
+  Returns:
+    (the run folder, its history with one row per epoch).
+
+  Raises:
+    checkpointing.Interrupted: SIGTERM or SIGINT came; everything is saved.
+  """
+  started = resuming.check_paths(given.data, given.training, run_dir, resume=resume)
+  opened = input_pipeline.open_data(given.data)
+  progress.say(run_setup.data_line(opened))
+  run_config = complete(given, opened)
+  shown = resuming.merge(started.read_config(), run_config) if started else run_config
+  for line in run_setup.plan_lines(shown, devices.device_names()):
+    progress.say(line)
+  return trainer.fit(run_config, run_dir, opened, command, resume=resume)
