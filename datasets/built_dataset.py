@@ -1,17 +1,32 @@
-"""Finds built datasets below a folder and reads their tables and records, for the record tools."""
+"""Where a built dataset lies, and how its report, its table and its records read.
+
+A dataset lies in DATA_DIR/NAME/CONFIG/VERSION. Beside the shards stand the metadata of TFDS,
+`build_report.json` and `records.csv`; a TFDS dataset built elsewhere has the first alone.
+"""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import difflib
 import functools
+import json
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flexunet.core.errors import InputError
-from flexunet.datasets.builder import build_report
+from flexunet.datasets.builder import tfrecord
 from flexunet.imaging.label_scheme import LabelScheme
+
+if TYPE_CHECKING:
+  import tensorflow_datasets as tfds
+
+REPORT_NAME = "build_report.json"
+RECORDS_NAME = "records.csv"
+INFO_NAME = "dataset_info.json"
+_BUILD = "flexunet build DATASET --manual_dir=RAW --data_dir=DATA"
+_SPLIT_ORDER = ("train", "validation", "test", "unlabeled")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +36,7 @@ class BuiltDataset:
   Attributes:
     path: The folder.
     report: `build_report.json`.
-    rows: `records.csv`, one dict a record, all values as text.
+    rows: `records.csv`, a dict per record, all values as text.
   """
 
   path: pathlib.Path
@@ -30,18 +45,18 @@ class BuiltDataset:
 
   @property
   def scheme(self) -> LabelScheme:
+    """Names and colours of the classes."""
     return LabelScheme.from_json(self.report["label_scheme"])
 
   @property
   def name(self) -> str:
-    """dataset/config/version; the folders a data_dir is made of."""
+    """dataset/config/version, the folders a data_dir is made of."""
     return "/".join(self.path.resolve().parts[-3:])
 
   @property
   def splits(self) -> dict[str, dict[str, Any]]:
-    """The report's entry of each split, in the order people expect."""
-    order = ("train", "validation", "test", "unlabeled")
-    return {name: self.report["splits"][name] for name in order if name in self.report["splits"]}
+    """The report's entry of each split, in the usual order."""
+    return {name: self.report["splits"][name] for name in ordered_splits(self.report["splits"])}
 
   @functools.cached_property
   def rows_of_shard(self) -> dict[str, list[dict[str, str]]]:
@@ -52,20 +67,12 @@ class BuiltDataset:
     return by_shard
 
   @functools.cached_property
-  def info(self):
-    """The `tfds.core.DatasetInfo`."""
-    import tensorflow_datasets as tfds
-
-    try:
-      return tfds.builder_from_directory(self.path).info
-    except Exception as error:  # TFDS raises many kinds for a damaged metadata file.
-      raise InputError(
-          f"{self.path}: dataset_info.json and features.json must describe a dataset built by TFDS:"
-          f" {str(error).splitlines()[0]}. Build it again with flexunet-build."
-      ) from error
+  def info(self) -> tfds.core.DatasetInfo:
+    """What TFDS knows of the dataset."""
+    return read_info(self.path)
 
   def decode(self, payload: bytes) -> dict[str, Any]:
-    """A record's bytes -> its features as NumPy arrays, text as str."""
+    """Returns the features of a record as NumPy arrays, text as str."""
     example = self.info.features.deserialize_example_np(payload)
     return {
         name: value.decode("utf-8") if isinstance(value, bytes) else value
@@ -76,16 +83,23 @@ class BuiltDataset:
     """Yields (row, decoded record) in file order.
 
     Raises:
-      InputError: When a record is not where the table says; `verify_records` tells more.
+      InputError: A record is not where the table says; `verify_records` says more.
     """
     for shard in self.report["shards"]:
       rows = self.rows_of_shard[shard["file"]]
       for row, payload in zip(rows, self._payloads(shard["file"], rows), strict=True):
         yield row, self.decode(payload)
 
-  def _payloads(self, file: str, rows: list[dict[str, str]]) -> Iterator[bytes]:
-    from flexunet.datasets.builder import tfrecord
+  def payload(self, row: dict[str, str]) -> bytes:
+    """Returns the bytes of a record of a TFRecord shard.
 
+    Raises:
+      InputError: They are damaged.
+    """
+    with open(self.path / row["shard"], "rb") as stream:
+      return self._payload_at(row, stream)
+
+  def _payloads(self, file: str, rows: list[dict[str, str]]) -> Iterator[bytes]:
     path = self.path / file
     if not path.is_file():
       raise InputError(f"{path}: the shard is missing. Build or copy the dataset again.")
@@ -94,20 +108,29 @@ class BuiltDataset:
       return
     with open(path, "rb") as stream:
       for row in rows:
-        stream.seek(int(row["offset"]) + tfrecord.HEADER_BYTES)
-        length = int(row["length"])
-        payload = stream.read(length)
-        stored = int.from_bytes(stream.read(4), "little")
-        if len(payload) < length or tfrecord.masked_crc(payload) != stored:
-          raise InputError(
-              f"{path}: record {row['record']} ({row['key']}) is damaged. Run python -m"
-              f" flexunet.tools.verify_records {self.path}."
-          )
-        yield payload
+        yield self._payload_at(row, stream)
+
+  def _payload_at(self, row: dict[str, str], stream: Any) -> bytes:
+    stream.seek(int(row["offset"]) + tfrecord.HEADER_BYTES)
+    length = int(row["length"])
+    payload = stream.read(length)
+    stored = int.from_bytes(stream.read(4), "little")
+    if len(payload) < length or tfrecord.masked_crc(payload) != stored:
+      raise InputError(
+          f"{self.path / row['shard']}: record {row['record']} ({row['key']}) is damaged. Run"
+          f" flexunet verify {self.path}."
+      )
+    return payload
+
+
+def ordered_splits(splits: Any) -> list[str]:
+  """Returns the names of our splits in the usual order."""
+  return [name for name in _SPLIT_ORDER if name in splits]
 
 
 def array_record_payloads(path: pathlib.Path) -> Iterator[bytes]:
   """Yields the records of an array_record shard in order."""
+  # Needed for this container alone; the reader of a TFRecord dataset must not load it.
   from array_record.python import array_record_module
 
   reader = array_record_module.ArrayRecordReader(str(path))
@@ -115,14 +138,66 @@ def array_record_payloads(path: pathlib.Path) -> Iterator[bytes]:
     yield reader.read()
 
 
-def open_folder(path: pathlib.Path) -> BuiltDataset:
-  """Opens a version folder."""
-  for name in (build_report.REPORT_NAME, build_report.RECORDS_NAME, "dataset_info.json"):
-    if not (path / name).is_file():
-      raise InputError(f"{path}: {name} is missing. Build the dataset with flexunet-build.")
+def read_info(path: pathlib.Path) -> tfds.core.DatasetInfo:
+  """Returns the metadata of TFDS in a version folder.
+
+  Raises:
+    InputError: It cannot be read.
+  """
+  # Finding datasets and reading their reports must not load TFDS.
+  import tensorflow_datasets as tfds
+
   try:
-    report = build_report.read(path)
-    with open(path / build_report.RECORDS_NAME, newline="", encoding="utf-8") as stream:
+    return tfds.builder_from_directory(path).info
+  except Exception as error:  # TFDS raises many kinds for a damaged metadata file.
+    raise _bad_metadata(path, error) from error
+
+
+def read_summary(path: pathlib.Path) -> tuple[str, str, list[str]]:
+  """Returns (name, container of the records, splits) of a version folder, without TFDS.
+
+  Raises:
+    InputError: The metadata cannot be read.
+  """
+  try:
+    info = json.loads((path / INFO_NAME).read_text(encoding="utf-8"))
+    parts = [info.get(key) for key in ("name", "configName", "version")]
+    splits = [split["name"] for split in info.get("splits", ())]
+    return "/".join(part for part in parts if part), info.get("fileFormat", "tfrecord"), splits
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise _bad_metadata(path, error) from error
+
+
+def read_report(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the build report of a version folder; empty where TFDS alone built the dataset.
+
+  Raises:
+    InputError: It cannot be read.
+  """
+  file = pathlib.Path(path) / REPORT_NAME
+  if not file.is_file():
+    return {}
+  try:
+    report = json.loads(file.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise _damaged(path, error) from error
+  if not isinstance(report, dict):
+    raise _damaged(path, "no mapping")
+  return report
+
+
+def open_folder(path: pathlib.Path) -> BuiltDataset:
+  """Opens a version folder.
+
+  Raises:
+    InputError: A file of the build is missing or damaged.
+  """
+  for name in (REPORT_NAME, RECORDS_NAME, INFO_NAME):
+    if not (path / name).is_file():
+      raise InputError(f"{path}: {name} is missing. Build the dataset: {_BUILD}.")
+  report = read_report(path)
+  try:
+    with open(path / RECORDS_NAME, newline="", encoding="utf-8") as stream:
       rows = list(csv.DictReader(stream))
     names = LabelScheme.from_json(report["label_scheme"]).names
     [(shard["file"], shard["records"], shard["sha256"]) for shard in report["shards"]]
@@ -130,37 +205,37 @@ def open_folder(path: pathlib.Path) -> BuiltDataset:
      for row in rows]  # fmt: skip
     [int(row[f"pixels_{name}"]) for row in rows for name in names]
   except (ValueError, KeyError, TypeError) as error:
-    raise InputError(
-        f"{path}: {build_report.REPORT_NAME} and {build_report.RECORDS_NAME} must be as the build"
-        f" wrote them; one of them is damaged ({error!r}). Build the dataset again."
-    ) from error
+    raise _damaged(path, error) from error
   return BuiltDataset(path, report, rows)
 
 
 def find(folder: pathlib.Path) -> list[BuiltDataset]:
-  """Opens `folder` itself, or every built dataset below it."""
-  folder = pathlib.Path(folder).expanduser()
-  if not folder.is_dir():
-    raise InputError(f"{folder}: there is no such folder. Name a built dataset, or a data_dir.")
-  reports = sorted(folder.rglob(build_report.REPORT_NAME))
+  """Opens `folder` itself, or every dataset of this project below it.
+
+  Raises:
+    InputError: There is none.
+  """
+  folder = existing_folder(folder)
+  reports = sorted(folder.rglob(REPORT_NAME))
   # A build that was interrupted leaves a folder whose name begins so.
   found = [
       path.parent
       for path in reports
       if not any(p.startswith((".", "incomplete.")) for p in path.relative_to(folder).parts)
   ]
-  if not found and (folder / "dataset_info.json").is_file():
+  if not found and is_version(folder):
     found = [folder]
   if not found:
-    raise InputError(
-        f"{folder}: no built dataset was found (no {build_report.REPORT_NAME}). Build one: python"
-        " -m flexunet.tools.build DATASET --manual_dir=RAW --data_dir=OUT."
-    )
+    raise _nothing_in(folder)
   return [open_folder(path) for path in found]
 
 
 def find_one(folder: pathlib.Path) -> BuiltDataset:
-  """Opens the only built dataset at or below `folder`."""
+  """Opens the only dataset of this project at or below `folder`.
+
+  Raises:
+    InputError: There is none, or more than one.
+  """
   found = find(folder)
   if len(found) > 1:
     names = ", ".join(dataset.name for dataset in found[:8])
@@ -168,3 +243,111 @@ def find_one(folder: pathlib.Path) -> BuiltDataset:
         f"{folder}: holds {len(found)} built datasets: {names}. Name the folder of one of them."
     )
   return found[0]
+
+
+def locate(dataset: str | None, data_dir: pathlib.Path) -> pathlib.Path:
+  """Returns the version folder of a dataset of any origin.
+
+  Args:
+    dataset: NAME, NAME/CONFIG or NAME/CONFIG/VERSION; None where `data_dir` is a version folder.
+    data_dir: Folder of built datasets, or a version folder.
+
+  Raises:
+    InputError: There is no such dataset; says what is there.
+  """
+  data_dir = existing_folder(data_dir)
+  if is_version(data_dir):
+    if dataset and not set(dataset.split("/")) <= set(data_dir.resolve().parts):
+      raise InputError(f"{data_dir}: is a built dataset, but not {dataset}.")
+    return data_dir
+  if not dataset:
+    raise InputError(
+        f"{data_dir}: is no dataset itself. It holds: {_listing(data_dir)}. Pass one as --dataset."
+    )
+  path = data_dir
+  for part in dataset.split("/"):
+    if not (path / part).is_dir():
+      near = difflib.get_close_matches(part, _folders(path), n=1)
+      hint = f" Did you mean {near[0]!r}?" if near else ""
+      raise InputError(
+          f"--dataset={dataset}: {path} has no {part!r}. It holds: {_listing(path)}.{hint}"
+      )
+    path = path / part
+  return _descend(path, dataset)
+
+
+def existing_folder(folder: pathlib.Path) -> pathlib.Path:
+  """Returns a folder of built datasets with ~ expanded.
+
+  Raises:
+    InputError: There is no such folder.
+  """
+  folder = pathlib.Path(folder).expanduser()
+  if not folder.is_dir():
+    raise InputError(
+        f"{folder}: there is no such folder. Name a built dataset or a folder of them; build one:"
+        f" {_BUILD}."
+    )
+  return folder
+
+
+def is_version(path: pathlib.Path) -> bool:
+  """Returns whether a folder is a built dataset: TFDS moves it into place at the end."""
+  return (path / INFO_NAME).is_file()
+
+
+def _descend(path: pathlib.Path, dataset: str) -> pathlib.Path:
+  """Goes down to the version: config `slices` where there is a choice, the newest version."""
+  for _ in range(3):
+    if is_version(path):
+      return path
+    names = [name for name in _folders(path) if any((path / name).rglob(INFO_NAME))]
+    versions = [name for name in names if _version_key(name)]
+    if versions:
+      path = path / max(versions, key=lambda name: _version_key(name) or ())
+    elif "slices" in names:
+      path = path / "slices"
+    elif len(names) == 1:
+      path = path / names[0]
+    elif names:
+      raise InputError(
+          f"--dataset={dataset} has several configs: {', '.join(names)}. Name one:"
+          f" --dataset={dataset}/{names[0]}."
+      )
+    else:
+      break
+  raise _nothing_in(path)
+
+
+def _version_key(name: str) -> tuple[int, ...] | None:
+  parts = name.split(".")
+  is_number = len(parts) == 3 and all(part.isdigit() for part in parts)
+  return tuple(int(part) for part in parts) if is_number else None
+
+
+def _folders(path: pathlib.Path) -> list[str]:
+  return sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _listing(path: pathlib.Path) -> str:
+  names = [name for name in _folders(path) if name != "downloads"]
+  return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "") if names else "nothing"
+
+
+def _nothing_in(folder: pathlib.Path) -> InputError:
+  return InputError(f"{folder}: holds no built dataset. Build one: {_BUILD}.")
+
+
+def _damaged(path: pathlib.Path, reason: object) -> InputError:
+  return InputError(
+      f"{path}: {REPORT_NAME} and {RECORDS_NAME} must be as the build wrote them; one of them is"
+      f" damaged ({reason!r}). Build the dataset again: {_BUILD}."
+  )
+
+
+def _bad_metadata(path: pathlib.Path, error: Exception) -> InputError:
+  first_line = (str(error).splitlines() or [type(error).__name__])[0]
+  return InputError(
+      f"{path}: {INFO_NAME} and features.json must be the metadata of a dataset built by TFDS, but"
+      f" cannot be read: {first_line}. Build it again: {_BUILD}."
+  )

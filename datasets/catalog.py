@@ -1,4 +1,4 @@
-"""The datasets by name; a builder is imported when it is asked for."""
+"""The datasets by name, with their options; a builder, and TFDS, is imported when asked for."""
 
 from __future__ import annotations
 
@@ -8,31 +8,58 @@ import hashlib
 import importlib
 import os
 import pathlib
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from flexunet.core.errors import InputError, unknown_name
 from flexunet.datasets.builder.raw_folder import Findings
-from flexunet.datasets.builder.segmentation_builder import BrainBuilder
+from flexunet.datasets.builder.record_options import RecordOptions, VolumeOptions
+from flexunet.datasets.hippocampus_t1w.options import HippocampusOptions
+from flexunet.datasets.image_mask.options import ImageMaskOptions
+from flexunet.datasets.ms_lesion_mri.options import MsOptions
 
-NAMES = (
-    "brain_ich_ct",
-    "brain_stroke_ct",
-    "full_head_t1w",
-    "hippocampus_t1w",
-    "image_mask",
-    "ms_lesion_mri",
-)
+if TYPE_CHECKING:
+  from flexunet.datasets.builder.segmentation_builder import RecordConfig, SegmentationBuilder
+
+OPTIONS: Mapping[str, type[RecordOptions]] = {
+    "brain_ich_ct": VolumeOptions,
+    "brain_stroke_ct": RecordOptions,
+    "full_head_t1w": VolumeOptions,
+    "hippocampus_t1w": HippocampusOptions,
+    "image_mask": ImageMaskOptions,
+    "ms_lesion_mri": MsOptions,
+}
+NAMES = tuple(OPTIONS)
 _MOST_LETTERS = 40
 
 
-def builder_class(name: str) -> type[BrainBuilder]:
+def options_class(name: str) -> type[RecordOptions]:
+  """Returns the class of the options of a dataset, without its builder.
+
+  Raises:
+    InputError: For an unknown name, with its nearest spelling.
+  """
+  if name not in OPTIONS:
+    raise unknown_name("dataset", name, NAMES)
+  return OPTIONS[name]
+
+
+def datasets_with(option: str) -> list[str]:
+  """Returns the datasets that have an option."""
+  return [
+      name
+      for name, cls in OPTIONS.items()
+      if option in {field.name for field in dataclasses.fields(cls)}
+  ]
+
+
+def builder_class(name: str) -> type[SegmentationBuilder]:
   """Returns the builder class of a dataset.
 
   Raises:
     InputError: For an unknown name, with its nearest spelling.
   """
-  if name not in NAMES:
-    raise unknown_name("dataset", name, NAMES)
+  options_class(name)
   module = importlib.import_module(f"flexunet.datasets.{name}.{name}_dataset_builder")
   return module.Builder
 
@@ -41,60 +68,56 @@ def builder(
     name: str,
     data_dir: str | os.PathLike | None = None,
     config: str | None = None,
-    options: dict[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
     file_format: str | None = None,
-) -> BrainBuilder:
+    config_name: str | None = None,
+) -> SegmentationBuilder:
   """Returns a builder; `name` may carry the config, as in "hippocampus_t1w/left_right".
 
   Args:
     name: Dataset, or dataset/config.
     data_dir: Where datasets are built.
-    config: Config name, when `name` has none.
-    options: Values of the config's fields that replace its own; the config then gets a name of
-      its own, so that both can lie side by side.
+    config: Name of a config, when `name` has none.
+    options: Values that replace those of the config. The config is then the one that has just
+      these options, or gets a name of its own, so that both can lie side by side.
     file_format: "tfrecord" (default) or "array_record".
+    config_name: Names the config otherwise.
 
   Raises:
     InputError: For an unknown dataset, config or option, with its nearest spelling.
   """
   name, _, named = name.partition("/")
   chosen = builder_class(name)
-  configs = chosen.builder_configs
+  configs = chosen.named_configs()
   config = named or config or chosen.DEFAULT_BUILDER_CONFIG_NAME
   if config not in configs:
     raise unknown_name(f"config of {name}", config, configs)
-  selected = configs[config]
-  if options:
-    selected = with_options(selected, options)
+  selected = with_options(configs[config], options or {}, configs)
+  if config_name is not None:
+    selected = selected.renamed(_folder_name(config_name))
   kwargs = {"file_format": file_format} if file_format else {}
   return chosen(
       data_dir=None if data_dir is None else os.fspath(data_dir), config=selected, **kwargs
   )
 
 
-def with_options(config, options: dict[str, Any]):
-  """Returns a config with some fields replaced, named after them; itself when nothing changes.
-
-  The option "name" names it otherwise.
-  """
-  fields = {field.name for field in dataclasses.fields(config)}
-  options = dict(options)
-  title = options.pop("name", None)
+def with_options(
+    config: RecordConfig, options: Mapping[str, Any], configs: Mapping[str, RecordConfig]
+) -> RecordConfig:
+  """Returns a config with some options replaced: itself, a known one, or one named after them."""
+  known = [field.name for field in dataclasses.fields(config.options)]
   for name in options:
-    if name not in fields:
-      raise unknown_name("option", name, fields)
-  changed = dataclasses.replace(config, **options)
-  differing = {
-      name: getattr(changed, name)
-      for name in sorted(options)
-      if getattr(changed, name) != getattr(config, name)
-  }
-  if title is not None:
-    return dataclasses.replace(changed, name=_folder_name(title))
-  if not differing:
-    return config
-  parts = [f"{name}_{_plain(value)}" for name, value in differing.items()]
-  return dataclasses.replace(changed, name="-".join([config.name, *parts]))
+    if name not in known:
+      raise unknown_name("option", name, known)
+  changed = dataclasses.replace(config.options, **options)
+  if found := [one for one in (config, *configs.values()) if one.options == changed]:
+    return found[0]
+  parts = [
+      f"{name}_{_plain(getattr(changed, name))}"
+      for name in sorted(known)
+      if getattr(changed, name) != getattr(config.options, name)
+  ]
+  return config.renamed("-".join([config.name, *parts]), changed)
 
 
 def recognise(root: str | os.PathLike) -> list[str]:
@@ -113,15 +136,23 @@ def recognise(root: str | os.PathLike) -> list[str]:
   return found
 
 
-def register_all() -> None:
-  """Imports all builders, so that `tfds.builder(name)` finds them."""
-  for name in NAMES:
-    builder_class(name)
+class Provider:
+  """Gives TFDS the builders by their names; each is imported when it is asked for."""
+
+  def has_dataset(self, name: str) -> bool:
+    """Returns whether this is one of our datasets."""
+    return name in NAMES
+
+  def get_builder_cls(self, name: str) -> type[SegmentationBuilder]:
+    """Returns its builder class."""
+    return builder_class(name)
 
 
 def _folder_name(title: str) -> str:
   if not title or title[0] == "." or not all(c.isalnum() or c in "._+-" for c in title):
-    raise InputError(f"A config name is a folder name of letters, digits and ._+-, got {title!r}.")
+    raise InputError(
+        f"A config name must be a folder name of letters, digits and ._+-. Got: {title!r}."
+    )
   return title
 
 
@@ -133,6 +164,3 @@ def _plain(value: Any) -> str:
   if len(text) > _MOST_LETTERS or not all(c.isalnum() or c in "._+-" for c in text):
     return hashlib.sha256(text.encode()).hexdigest()[:8]  # A pattern or a palette is no file name.
   return text
-
-
-__all__ = ["NAMES", "builder", "builder_class", "recognise", "register_all", "with_options"]

@@ -18,6 +18,7 @@ from flexunet.core.config_fields import Checked, from_mapping, knob, refuse_unkn
 from flexunet.core.errors import InputError
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.label_scheme import LabelScheme
+from flexunet.imaging.slice_recipe import SliceRecipe
 from flexunet.imaging.slicing import SlicePlan
 from flexunet.network.architecture import ModelConfig
 from flexunet.objectives import names
@@ -237,6 +238,13 @@ class DatasetFacts:
   intensity: IntensityWindow | None
   spacing_mm: tuple[float, float] | None = None
   isotropic_mm: float | None = None
+
+  @property
+  def recipe(self) -> SliceRecipe | None:
+    """How volumes become slices; None for a run trained on images."""
+    if self.slice_plan is None or self.intensity is None:
+      return None
+    return SliceRecipe(self.slice_plan, self.intensity, self.isotropic_mm)
 
   def to_json(self) -> dict[str, Any]:
     """Returns the facts as JSON holds them."""

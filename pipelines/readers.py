@@ -11,37 +11,38 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
 
 from flexunet.core import machine, progress
 from flexunet.core.errors import InputError
-from flexunet.imaging.intensity import IntensityWindow
-from flexunet.imaging.slicing import SlicePlan
-from flexunet.imaging.volume import Volume
+from flexunet.imaging.slice_recipe import SliceRecipe
 from flexunet.pipelines import foreground_crop, tf_data
 from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.record_table import DecodedSlice, RecordTable
 from flexunet.pipelines.resizing import Resizing
 
-if TYPE_CHECKING:
-  import tensorflow as tf
-
 # One read call for most slices; a longer record costs further calls, a shorter one wasted bytes.
 _READ_BYTES = 1 << 16
 _MEMORY_SHARE = 0.5
 # row int64 -> {"image": uint8 [H, W, C], "label": uint8 [H, W, 1]} at native resolution
-NativeReader = Callable[["tf.Tensor"], "dict[str, tf.Tensor]"]
+NativeReader = Callable[[tf.Tensor], dict[str, tf.Tensor]]
 
 
 class RecordReader:
   """Maps a record row to its decoded image and label."""
 
-  def __init__(self, features, table: RecordTable, image_key: str, label_key: str | None):
+  def __init__(
+      self,
+      features: tfds.features.FeaturesDict,
+      table: RecordTable,
+      image_key: str,
+      label_key: str | None,
+  ):
     """Takes the TFDS features of the dataset and the table of one split."""
-    import tensorflow as tf
-
     for key in (image_key, label_key):
       if key is not None and key not in features:
         raise InputError(f"The dataset has the features {', '.join(features)}. Got: {key!r}.")
@@ -53,8 +54,6 @@ class RecordReader:
 
   def serialized(self, row: tf.Tensor) -> tf.Tensor:
     """Row int64 -> the record's bytes; a wrong checksum is a DataLossError."""
-    import tensorflow as tf
-
     file = tf.gather(self._files, tf.gather(self._shard, row))
     variant = tf.raw_ops.TFRecordDatasetV2(
         filenames=[file],
@@ -79,8 +78,6 @@ class RecordReader:
     return decoded
 
   def _decoded(self, serialized: tf.Tensor, keys: list[str]) -> dict[str, tf.Tensor]:
-    import tensorflow_datasets as tfds
-
     partial = tfds.decode.PartialDecoding(dict.fromkeys(keys, True))
     return partial.extract_features(self._features).deserialize_example(serialized)
 
@@ -134,8 +131,6 @@ class ExampleLoader:
   """Row of a table -> {"image": uint8 [h, w, C], "label": uint8 [h, w]}, inside a tf.data graph."""
 
   def __init__(self, source: DatasetSource, table: RecordTable, spec: ExampleSpec):
-    import tensorflow as tf
-
     self.spec, self.num_rows, self.boxes = spec, len(table), table.boxes
     self._reader = RecordReader(source.info.features, table, spec.image_key, spec.label_key)
     check_slices(source, spec.image_key)
@@ -159,8 +154,6 @@ class ExampleLoader:
 
   def example(self, serialized: tf.Tensor, row: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
     """The bytes of a record -> the example; the row is needed for neighbours and boxes alone."""
-    import tensorflow as tf
-
     decoded = self._reader.decode(serialized)
     if self._neighbours is None:
       image = to_channels(decoded["image"], self.channels)
@@ -175,16 +168,14 @@ class ExampleLoader:
     label = decoded["label"]
     # A label of another size would be shifted silently by the resizing.
     same = tf.reduce_all(tf.shape(image)[:2] == tf.shape(label)[:2])
-    told = ["image and label differ in size", tf.shape(image), tf.shape(label)]
-    with tf.control_dependencies([tf.debugging.Assert(same, told)]):
+    shown = ["image and label differ in size", tf.shape(image), tf.shape(label)]
+    with tf.control_dependencies([tf.debugging.Assert(same, shown)]):
       image = tf.identity(image)
     image, label = resized_pair(self.spec, self.boxes, row, image, label)
     return {"image": image, "label": tf.cast(label, tf.uint8)}
 
   def find_corrupt(self) -> list[int]:
     """Reads and decodes every record; returns the rows that cannot be."""
-    import tensorflow as tf
-
     readable = tf_data.untuned(
         tf.data.Dataset.range(self.num_rows)
         .map(lambda row: (row, self(row)), num_parallel_calls=tf_data.default_threads())
@@ -209,8 +200,6 @@ def resized_pair(
     spec: ExampleSpec, boxes: np.ndarray | None, row: tf.Tensor, image: tf.Tensor, label: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """[H, W, C] and [H, W, 1] of a row -> its box of both, [h, w, C] and [h, w]."""
-  import tensorflow as tf
-
   if boxes is not None:
     box = tf.gather(tf.constant(boxes, tf.int32), row)
     image, label = foreground_crop.crop(image, box), foreground_crop.crop(label, box)
@@ -238,8 +227,6 @@ def neighbour_rows(table: RecordTable, reach: int) -> np.ndarray:
 
 def to_channels(image: tf.Tensor, channels: int) -> tf.Tensor:
   """[..., C] -> [..., channels]: equal stays, grey is repeated, colour becomes grey first."""
-  import tensorflow as tf
-
   have = image.shape[-1]
   if have == channels:
     return image
@@ -265,8 +252,12 @@ def _cut_volumes(source: DatasetSource, split: str, records: RecordTable) -> Rec
   Args:
     records: One row per volume.
   """
-  if source.slice_plan is None or source.intensity is None:
-    raise InputError(f"{source.name}: its build_report.json must tell slice_plan and intensity.")
+  recipe = source.recipe
+  if recipe is None:
+    raise InputError(
+        f"{source.name}: its build_report.json must state slice_plan and intensity. Build the"
+        " dataset again."
+    )
   reader = RecordReader(source.info.features, records, "image", "label")
   limit, used = _MEMORY_SHARE * machine.free_main_memory(), 0
   volume_of: list[int] = []
@@ -275,7 +266,7 @@ def _cut_volumes(source: DatasetSource, split: str, records: RecordTable) -> Rec
   for row in progress.bar(
       range(len(records)), desc=f"volumes of {split}", unit="volume", delay=3.0, leave=False
   ):
-    slices = _slices_of_volume(source, reader, row)
+    slices = _slices_of_volume(source, recipe, reader, row)
     used += sum(2 * one.image.size for one in slices)
     if used > limit:
       raise InputError(
@@ -300,29 +291,23 @@ def _cut_volumes(source: DatasetSource, split: str, records: RecordTable) -> Rec
 
 
 def _slices_of_volume(
-    source: DatasetSource, reader: RecordReader, row: int
+    source: DatasetSource, recipe: SliceRecipe, reader: RecordReader, row: int
 ) -> list[DecodedSlice]:
   """Returns the slices of one record of config `volumes`, first to last."""
-  import tensorflow as tf
-
-  plan, window = SlicePlan(**source.slice_plan), IntensityWindow(**source.intensity)
   serialized = reader.serialized(tf.constant(row, tf.int64)).numpy()
   record = source.info.features.deserialize_example_np(serialized)
-  oriented = bool(record["oriented"])
-  scaled = record["image"] * record["scale_slope"] + record["scale_inter"]
-  cut = plan.extract(Volume(window.to_uint8(scaled), record["affine"], oriented))
-  label = plan.extract(Volume(record["label"], record["affine"], oriented)).pixels
-  # A source without a stated spacing has unit steps in its affine; the record says NaN.
-  known = np.isfinite(record["spacing_mm"]).all()
-  row_mm, column_mm = cut.spacing_mm if known else (np.nan, np.nan)
+  cut = recipe.cut_record(record)
+  if cut.label is None:
+    raise ValueError(f"{source.name}: a record of whole volumes has a label.")
+  row_mm, column_mm = cut.slices.spacing_mm
   return [
       DecodedSlice(
-          image=np.ascontiguousarray(cut.pixels[..., index]),
-          label=np.ascontiguousarray(label[..., index]),
+          image=np.ascontiguousarray(cut.slices.pixels[..., index]),
+          label=np.ascontiguousarray(cut.label[..., index]),
           spacing_mm=(float(row_mm), float(column_mm)),
-          slice_spacing_mm=float(cut.slice_spacing_mm) if known else float("nan"),
+          slice_spacing_mm=float(cut.slices.slice_spacing_mm),
       )
-      for index in range(cut.pixels.shape[-1])
+      for index in range(cut.slices.pixels.shape[-1])
   ]
 
 
@@ -333,8 +318,6 @@ def median_spacing_mm(
 
   Unreadable records are skipped here; training reports them.
   """
-  import tensorflow as tf
-
   unknown = (float("nan"), float("nan"))
   if table.decoded is not None:
     found = [one.spacing_mm for one in table.decoded]
@@ -353,7 +336,7 @@ def median_spacing_mm(
 
 
 class VolumeSliceLoader:
-  """What `loading.ExampleLoader` is for slices: row -> example at the network's size."""
+  """Row of a table of cut volumes -> example, as `ExampleLoader` is for records of slices."""
 
   def __init__(self, table: RecordTable, spec: ExampleSpec):
     self._slices = table.decoded
@@ -363,8 +346,6 @@ class VolumeSliceLoader:
     self._neighbours = neighbour_rows(table, reach) if reach else None
 
   def __call__(self, row: tf.Tensor) -> dict[str, tf.Tensor]:
-    import tensorflow as tf
-
     image, label = tf.numpy_function(self._slice, [row], (tf.uint8, tf.uint8))
     image.set_shape((None, None, self.channels))
     label.set_shape((None, None, 1))
@@ -383,8 +364,6 @@ class VolumeSliceLoader:
 
 def _decoded_reader(table: RecordTable) -> NativeReader:
   """Returns row -> {"image", "label"}, uint8 [H, W, 1] each, inside a tf.data graph."""
-  import tensorflow as tf
-
   def stored(row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     one = table.decoded[row]
     return one.image[..., None], one.label[..., None]

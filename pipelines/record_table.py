@@ -1,6 +1,6 @@
-"""Where each record lies and whose it is, as NumPy columns: what order, balance and folds need.
+"""Where each record lies and whose it is, as NumPy columns for order, balance and folds.
 
-A row number ("record") names a record of one split everywhere in the pipeline.
+The number of a row names a slice of one split everywhere in the pipeline.
 """
 
 from __future__ import annotations
@@ -9,17 +9,13 @@ import csv
 import dataclasses
 import os
 import pathlib
-import struct
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from flexunet.core.errors import InputError
-
-# A TFRecord is: length (8 bytes, little endian), its crc (4), the payload, the payload's crc (4).
-_HEADER = struct.Struct("<Q4x")
-_FRAME_BYTES = 16
+from flexunet.datasets.builder import tfrecord
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,18 +111,27 @@ def concatenate(tables: Sequence[RecordTable]) -> RecordTable:
 
 
 def read(listing: pathlib.Path, split: str, files: Sequence[str]) -> RecordTable:
-  """Reads one split of `records.csv`."""
+  """Reads the rows of one split of `records.csv`.
+
+  Args:
+    listing: The file.
+    split: Name of the split.
+    files: Its shards.
+
+  Raises:
+    InputError: It is damaged, or names other shards.
+  """
   with open(listing, newline="", encoding="utf-8") as stream:
     reader = csv.DictReader(stream)
     pixel_columns = [name for name in reader.fieldnames or [] if name.startswith("pixels_")]
     rows = [row for row in reader if row["split"] == split]
   shard_of = {os.path.basename(file): index for index, file in enumerate(files)}
 
-  def integers(name: str, dtype=np.int32) -> np.ndarray:
+  def integers(name: str, dtype: type = np.int32) -> np.ndarray:
     return np.array([int(row[name] or -1) for row in rows], dtype)
 
   try:
-    shard = np.array([_shard_index(row["shard"], shard_of) for row in rows], np.int32)
+    shard = np.array([shard_of[row["shard"]] for row in rows], np.int32)
     return RecordTable(
         files=list(files),
         shard=shard,
@@ -148,10 +153,6 @@ def read(listing: pathlib.Path, split: str, files: Sequence[str]) -> RecordTable
     ) from error
 
 
-def _shard_index(name: str, shard_of: dict[str, int]) -> int:
-  return int(name) if name.isdigit() else shard_of[name]
-
-
 def scan(files: Sequence[str]) -> RecordTable:
   """Finds the records of TFRecord shards by their frame headers alone; payloads are not read."""
   shard: list[int] = []
@@ -162,10 +163,9 @@ def scan(files: Sequence[str]) -> RecordTable:
     with open(file, "rb") as stream:
       while position < size:
         stream.seek(position)
-        header = stream.read(_HEADER.size)
-        if len(header) == _HEADER.size:
-          end = position + _FRAME_BYTES + _HEADER.unpack(header)[0]
-        if len(header) < _HEADER.size or end > size:
+        header = stream.read(tfrecord.HEADER_BYTES)
+        end = position + tfrecord.FRAME_BYTES + tfrecord.payload_length(header)
+        if len(header) < tfrecord.HEADER_BYTES or end > size:
           raise InputError(
               f"{file} must be whole TFRecords; record {shard.count(index)} at byte {position} runs"
               f" past the file's end of {size} bytes. Build or copy the dataset again."

@@ -186,10 +186,6 @@ def run() -> None:
   command_line.run(main, _PROGRAM)
 
 
-if __name__ == "__main__":
-  run()
-
-
 @dataclasses.dataclass(frozen=True)
 class Frame:
   """One record as the file holds it.
@@ -329,3 +325,7 @@ def content_problems(
       yield (f"has {int(count)} pixels of {name} where records.csv says"
              f" {row[f'pixels_{name}']}.")  # fmt: skip
       return
+
+
+if __name__ == "__main__":
+  run()

@@ -21,7 +21,7 @@ _MASK = re.compile(r"(\d+)_HGE_Seg\.jpe?g", re.IGNORECASE)
 
 
 def find_cases(findings: Findings) -> None:
-  """Adds a case per patient folder; its details are the (slice number, table row) to be read."""
+  """Adds a case per patient folder; its details are the (slice number, table row) to read."""
   folder = raw_folder.find_folder(findings.root, "Patients_CT")
   if folder is None:
     return
@@ -29,7 +29,7 @@ def find_cases(findings: Findings) -> None:
   if table_file is None:
     findings.problem(
         f"{findings.root}: hemorrhage_diagnosis.csv is missing; without it a slice that has no"
-        " mask cannot be told from one without haemorrhage."
+        " mask is the same as one without haemorrhage."
     )
     return
   table = ct_ich_table.read(table_file)
@@ -56,7 +56,7 @@ def read_slices(
       mask = pictures.read_gray(mask_file)
       if mask.shape != image.shape:
         raise InputError(
-            f"{mask_file}: a mask has the size of its picture {image.shape}, got {mask.shape}."
+            f"{mask_file}: a mask has the size of its image {image.shape}, got {mask.shape}."
         )
       notes.count_values("mask_jpeg", *np.unique(mask, return_counts=True))
       label = (mask > threshold).astype(np.uint8)
@@ -78,9 +78,9 @@ def _find_patient(
     if other != brain:
       findings.leave_out(other, "only the brain window is used")
   patient = int(folder.name)
-  images, masks = _pictures(findings, brain)
+  images, masks = _images(findings, brain)
   for number in sorted(masks.keys() - images.keys()):
-    findings.problem(f"{findings.relative(masks[number])}: has no picture {number}.jpg beside it.")
+    findings.problem(f"{findings.relative(masks[number])}: has no image {number}.jpg beside it.")
   files, details = {}, []
   for number in sorted(images):
     row, mask = table.get((patient, number)), masks.get(number)
@@ -111,10 +111,10 @@ def _find_patient(
     )
 
 
-def _pictures(
+def _images(
     findings: Findings, brain: pathlib.Path
 ) -> tuple[dict[int, pathlib.Path], dict[int, pathlib.Path]]:
-  """Returns ({slice number: picture}, {slice number: mask}); 1.jpg is not 10.jpg nor a mask."""
+  """Returns ({slice number: image}, {slice number: mask}); 1.jpg is not 10.jpg nor a mask."""
   images: dict[int, pathlib.Path] = {}
   masks: dict[int, pathlib.Path] = {}
   for path in raw_folder.children(brain):

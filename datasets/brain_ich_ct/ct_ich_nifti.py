@@ -1,8 +1,4 @@
-"""CT-ICH v1.3.1: whole scans as NIfTI, and how their slices map to the JPEG form.
-
-In the NIfTI form a slice is addressed by its 0-based index, in the JPEG form by a number from 1.
-For most patients index = number - 1. In seven scans slices precede the first published JPEG.
-"""
+"""CT-ICH v1.3.1: whole scans as NIfTI, with a table of the slices of each."""
 
 from __future__ import annotations
 
@@ -14,21 +10,8 @@ from flexunet.core.errors import InputError
 from flexunet.datasets.brain_ich_ct import ct_ich_patients, ct_ich_table
 from flexunet.datasets.builder import raw_folder
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
+from flexunet.datasets.builder.volume_builder import Scan, check_same_grid
 from flexunet.imaging import nifti
-
-# {patient: slices of the NIfTI scan that lie below the first JPEG slice}.
-_FIRST_JPEG_INDEX = {51: 8, 76: 17, 79: 4, 81: 17, 84: 12, 85: 8, 86: 3}
-
-
-def nifti_index(patient: int, jpeg_number: int) -> int:
-  """Returns the 0-based NIfTI slice of a JPEG slice (numbered from 1)."""
-  return jpeg_number - 1 + _FIRST_JPEG_INDEX.get(patient, 0)
-
-
-def jpeg_number(patient: int, index: int) -> int | None:
-  """Returns the JPEG number of a NIfTI slice; None for slices below the first JPEG one."""
-  number = index + 1 - _FIRST_JPEG_INDEX.get(patient, 0)
-  return number if number >= 1 else None
 
 
 def find_cases(findings: Findings) -> None:
@@ -61,13 +44,11 @@ def find_cases(findings: Findings) -> None:
   raw_folder.note(findings)
 
 
-def read_scan(case: Case, notes: Notes, threshold: float):
+def read_scan(case: Case, notes: Notes, threshold: float) -> Scan:
   """Reads one scan; its mask is 0 or 255 with rounding noise, hence a threshold."""
-  from flexunet.datasets.builder import volume_builder
-
   stored, slope, inter = nifti.read_stored(case.files["image"])
   mask = nifti.read(case.files["label"])
-  volume_builder.check_same_grid(stored, mask, case.files["label"])
+  check_same_grid(stored, mask, case.files["label"])
   values = np.nan_to_num(mask.voxels, nan=-1.0) if mask.voxels.dtype.kind == "f" else mask.voxels
   if values.min() < -1 or values.max() > 256:
     raise InputError(
@@ -75,7 +56,7 @@ def read_scan(case: Case, notes: Notes, threshold: float):
         f" {values.min():g}..{values.max():g}. Is this the scan?"
     )
   notes.count_values("mask_nifti", *np.unique(np.round(values), return_counts=True))
-  return volume_builder.Scan(stored, slope, inter, (values > threshold).astype(np.uint8))
+  return Scan(stored, slope, inter, (values > threshold).astype(np.uint8))
 
 
 def _by_patient(findings: Findings, folder: pathlib.Path) -> dict[int, pathlib.Path]:
@@ -98,7 +79,7 @@ def _rows_by_patient(
   rows: dict[int, dict[int, ct_ich_table.SliceRow]] = {}
   for (patient, number), row in ct_ich_table.read(table_file).items():
     rows.setdefault(patient, {})[number] = row
-  # Numbered from 0 or from 1: the first slice of the patient tells.
+  # Numbered from 0 or from 1: the first slice of the patient shows which.
   return {
       patient: {number - min(found): row for number, row in found.items()}
       for patient, found in rows.items()

@@ -1,7 +1,7 @@
-"""Published facts about the 82 patients of CT-ICH, and on which side of the split each stands.
+"""Published facts about the 82 patients of CT-ICH, and the split of each.
 
 Two datasets hold these patients (`brain_ich_ct`, and the haemorrhagic half of `brain_stroke_ct`),
-in three forms. The side is decided over the whole published list, so it does not depend on the
+in three forms. The split is decided over the whole published list, so it does not depend on the
 form or on which patients are there, and nobody is trained on in one set and tested on in another.
 """
 
@@ -25,7 +25,7 @@ _AUTHORS_ORDER = (
 )
 _FOLD_SIZE, _NUM_FOLDS = 16, 5
 # One of the salts for which the four patients with masks that small shared subsets hold (077 to
-# 080) stand on all three sides; the published list of 82 is split 58, 12 and 12 by any salt.
+# 080) fall into all three splits; the published list of 82 is split 58, 12 and 12 by any salt.
 SALT = "ct-ich-1021"
 
 
@@ -35,6 +35,7 @@ def subject_name(patient: int) -> str:
 
 
 def is_patient(number: int) -> bool:
+  """Returns whether a patient of CT-ICH has this number."""
   return FIRST_PATIENT <= number <= LAST_PATIENT
 
 
@@ -50,7 +51,7 @@ def fold(patient: int) -> int:
 
 
 @functools.cache
-def sides() -> dict[str, str]:
+def splits() -> dict[str, str]:
   """Returns {subject name: split} of all 82 patients."""
   patients = range(FIRST_PATIENT, LAST_PATIENT + 1)
   return subject_splits.assign({subject_name(p): stratum(p) for p in patients}, SALT)

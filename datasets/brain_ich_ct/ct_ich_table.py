@@ -33,6 +33,7 @@ class SliceRow:
 
   @classmethod
   def from_plain(cls, values: list) -> SliceRow:
+    """Reads what `plain` wrote."""
     subtypes, hemorrhage, fracture = values
     return cls(tuple(subtypes), hemorrhage, fracture)
 

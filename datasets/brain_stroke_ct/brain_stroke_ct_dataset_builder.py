@@ -1,10 +1,8 @@
-"""Haemorrhagic and ischaemic stroke in head CT (pictures in folders of subjects).
+"""Haemorrhagic and ischaemic stroke in head CT (images in folders of subjects).
 
-What the values of a stroke mask mean: its files come in several forms.
-
-Bleeding: 0 and 255, with grey noise where the file is a JPEG. Infarcts descend from AISD, whose
-values are 1 remote, 2 clear acute, 3 blurred acute, 4 invisible, 5 whole infarct; files hold these
-numbers, or 0 and 251..255, or 0 and 255.
+Mask files come in several forms. Bleeding: 0 and 255, with grey noise where the file is a JPEG.
+Infarcts descend from AISD, whose values are 1 remote, 2 clear acute, 3 blurred acute, 4 invisible,
+5 whole infarct; files hold these numbers, or 0 and 251..255, or 0 and 255.
 """
 
 from __future__ import annotations
@@ -21,9 +19,9 @@ import tensorflow_datasets as tfds
 from flexunet.core.errors import InputError
 from flexunet.datasets import published_palettes, subject_splits
 from flexunet.datasets.brain_ich_ct import ct_ich_patients
-from flexunet.datasets.builder import raw_folder, segmentation_builder
+from flexunet.datasets.builder import croissant, raw_folder
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
-from flexunet.datasets.builder.record_config import RecordConfig
+from flexunet.datasets.builder.segmentation_builder import RecordConfig, SegmentationBuilder, Slice
 from flexunet.imaging import pictures
 from flexunet.imaging.label_scheme import LabelScheme
 
@@ -47,7 +45,7 @@ class _Subject:
   masks: dict[int, pathlib.Path] = dataclasses.field(default_factory=dict)
 
 
-class Builder(segmentation_builder.BrainBuilder):
+class Builder(SegmentationBuilder):
   """Builds CT slices with two classes of stroke."""
 
   VERSION = tfds.core.Version("1.0.0")
@@ -55,6 +53,10 @@ class Builder(segmentation_builder.BrainBuilder):
   HOMEPAGE = (
       "https://www.kaggle.com/datasets/programmer3/"
       "real-time-stroke-detection-in-mri-ct-pet-images"
+  )
+  LICENSES: ClassVar = (
+      croissant.CC_BY,
+      croissant.License("Non-commercial use (AISD)", "https://github.com/GriffinLiang/AISD"),
   )
   LAYOUT = (
       "CT Images/data/{Training,Testing}/{Hemorrhagic,Ischemic}/{images,mask}/SUBJECT/SLICE.png"
@@ -70,16 +72,19 @@ class Builder(segmentation_builder.BrainBuilder):
   DEFAULT_BUILDER_CONFIG_NAME = "slices"
 
   def label_scheme(self) -> LabelScheme:
+    """Returns the classes."""
     return published_palettes.BRAIN_STROKE
 
   def split_subjects(self, strata: Mapping[str, str]) -> dict[str, str]:
+    """Returns {subject: split} for the labelled subjects {subject: stratum}."""
     # Patients of CT-ICH stand where they stand in `brain_ich_ct`.
-    shared = ct_ich_patients.sides()
+    shared = ct_ich_patients.splits()
     own = {subject: stratum for subject, stratum in strata.items() if subject not in shared}
-    sides = subject_splits.assign(own, self.SPLIT_SALT) if own else {}
-    return sides | {subject: shared[subject] for subject in strata if subject in shared}
+    splits = subject_splits.assign(own, self.SPLIT_SALT) if own else {}
+    return splits | {subject: shared[subject] for subject in strata if subject in shared}
 
   def find_cases(self, findings: Findings) -> None:
+    """Looks through `findings.root`; reads headers only."""
     data = _data_folder(findings)
     if data is None:
       return
@@ -94,7 +99,8 @@ class Builder(segmentation_builder.BrainBuilder):
       _add(findings, name, subjects[name])
     raw_folder.note(findings)
 
-  def slices_of(self, case: Case, notes: Notes) -> Iterator[segmentation_builder.Slice]:
+  def slices_of(self, case: Case, notes: Notes) -> Iterator[Slice]:
+    """Reads one case, in a worker process."""
     ischemic = case.stratum == "ischemic"
     for number in case.details:
       image = pictures.read_gray(case.files[f"image_{number:04d}"])
@@ -102,11 +108,11 @@ class Builder(segmentation_builder.BrainBuilder):
       mask = pictures.read_gray(path)
       if mask.shape != image.shape:
         raise InputError(
-            f"{path}: a mask has the size of its picture {image.shape}, got {mask.shape}."
+            f"{path}: a mask has the size of its image {image.shape}, got {mask.shape}."
         )
       notes.count_values(f"{case.stratum}_mask", *np.unique(mask, return_counts=True))
       label = lesion(mask, path, ischemic) * np.uint8(2 if ischemic else 1)
-      yield segmentation_builder.Slice(number, image, label)
+      yield Slice(number, image, label)
 
 
 def _data_folder(findings: Findings) -> pathlib.Path | None:
@@ -138,7 +144,7 @@ def _collect(
       subject = subjects.setdefault(name, _Subject(stroke_type))
       subject.parts[part] = subject_folder
       found = subject.images if kind == "images" else subject.masks
-      for number, path in _pictures(findings, subject_folder):
+      for number, path in _images(findings, subject_folder):
         if number in found:
           findings.problem(
               f"{findings.relative(path)}: duplicate of {findings.relative(found[number])}: both"
@@ -159,7 +165,7 @@ def _subject_name(folder: pathlib.Path, stroke_type: str) -> str | None:
   return f"hemorrhagic_{number:03d}"
 
 
-def _pictures(findings: Findings, folder: pathlib.Path) -> Iterator[tuple[int, pathlib.Path]]:
+def _images(findings: Findings, folder: pathlib.Path) -> Iterator[tuple[int, pathlib.Path]]:
   for path in raw_folder.children(folder):
     match = _SLICE.fullmatch(path.stem)
     if match is None or not pictures.is_picture(path):
@@ -176,7 +182,7 @@ def _add(findings: Findings, name: str, subject: _Subject) -> None:
   if len(subject.parts) > 1:
     findings.warn(f"Subject {name} stands in Training and in Testing; here it is on one side.")
   alone = [subject.masks[n] for n in sorted(subject.masks.keys() - subject.images.keys())]
-  raw_folder.unpaired(findings, alone, "picture of its number")
+  raw_folder.unpaired(findings, alone, "image of its number")
   reason = "no mask of this slice: unlabelled" if subject.masks else (
       "no mask folder of this subject: unlabelled"
   )  # fmt: skip
@@ -202,7 +208,7 @@ def lesion(mask: np.ndarray, path: pathlib.Path, ischemic: bool) -> np.ndarray:
 
   Args:
     mask: uint8 [H, W], as stored.
-    path: Its file; tells whether values are exact, and names it in errors.
+    path: Its file; the suffix says whether values are exact, and errors name it.
     ischemic: Whether small numbers are AISD's codes.
 
   Raises:

@@ -11,15 +11,14 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flexunet.datasets.builder.raw_folder import Notes
 from flexunet.datasets.builder.shard_writer import PlacedRecord, Shard
+from flexunet.datasets.built_dataset import RECORDS_NAME, REPORT_NAME
 from flexunet.imaging.label_scheme import LabelScheme
 
-REPORT_NAME = "build_report.json"
-RECORDS_NAME = "records.csv"
 _COLUMNS = (
     "split", "shard", "record", "offset", "length", "key", "subject", "volume", "slice_index",
     "fold", "height", "width",
@@ -34,36 +33,21 @@ class BuiltSplit:
   shards: Sequence[Shard]
 
 
-def write(
-    folder: pathlib.Path,
-    about: Mapping[str, Any],
-    scheme: LabelScheme,
-    splits: Mapping[str, BuiltSplit],
-    notes: Mapping[str, Notes],
-    left_out: Mapping[str, str],
-    warnings: Sequence[str],
+def of_source(
+    notes: Mapping[str, Notes], left_out: Mapping[str, str], warnings: Sequence[str]
 ) -> dict[str, Any]:
-  """Writes both files and returns the report.
+  """Returns the entries of the report that come from reading the source.
 
   Args:
-    folder: Where the shards lie.
-    about: What the builder says of itself: names, version, config, slice plan, ...
-    scheme: The classes.
-    splits: In the order they are to be listed.
     notes: {volume: notes of its case}.
     left_out: {file name relative to the raw folder: reason}.
     warnings: Lines for the user.
   """
-  left_out = dict(left_out)
-  warnings = list(warnings)
+  left_out, warnings = dict(left_out), list(warnings)
   for note in notes.values():
     left_out.update(note.left_out)
     warnings.extend(note.warnings)
-  report = {
-      **about,
-      "label_scheme": scheme.to_json(),
-      "splits": {name: _split_entry(split, scheme) for name, split in splits.items()},
-      "split_realised": _shares(splits),
+  return {
       "mask_values": _merge_histograms(notes.values()),
       "volume_facts": {volume: note.facts for volume, note in notes.items() if note.facts},
       "left_out": [{"file": file, "reason": left_out[file]} for file in sorted(left_out)],
@@ -71,6 +55,28 @@ def write(
           volume: note.slices_left_out for volume, note in notes.items() if note.slices_left_out
       },
       "warnings": sorted(set(warnings)),
+  }
+
+
+def write(
+    folder: pathlib.Path,
+    about: Mapping[str, Any],
+    scheme: LabelScheme,
+    splits: Mapping[str, BuiltSplit],
+) -> dict[str, Any]:
+  """Writes both files and returns the report.
+
+  Args:
+    folder: Where the shards lie.
+    about: All entries that do not follow from the records; others of it are replaced.
+    scheme: The classes.
+    splits: In the order they are to be listed.
+  """
+  report = {
+      **about,
+      "label_scheme": scheme.to_json(),
+      "splits": {name: _split_entry(split, scheme) for name, split in splits.items()},
+      "split_realised": _shares(splits),
       "shards": [
           {"split": name, **dataclasses.asdict(shard)}
           for name, split in splits.items()
@@ -82,11 +88,6 @@ def write(
   (folder / REPORT_NAME).write_text(text + "\n", encoding="utf-8")
   _write_records(folder / RECORDS_NAME, scheme, splits)
   return report
-
-
-def read(folder: pathlib.Path) -> dict[str, Any]:
-  """Reads the report of a built dataset."""
-  return json.loads((pathlib.Path(folder) / REPORT_NAME).read_text(encoding="utf-8"))
 
 
 def _split_entry(split: BuiltSplit, scheme: LabelScheme) -> dict[str, Any]:
@@ -111,7 +112,7 @@ def _shares(splits: Mapping[str, BuiltSplit]) -> dict[str, float]:
   return {name: round(count / total, 4) for name, count in counts.items() if total and count}
 
 
-def _merge_histograms(notes) -> dict[str, dict[str, int]]:
+def _merge_histograms(notes: Iterable[Notes]) -> dict[str, dict[str, int]]:
   merged: dict[str, collections.Counter] = {}
   for note in notes:
     for kind, histogram in note.histograms.items():

@@ -1,7 +1,7 @@
 """One build: look, read the cases into work files, assemble the shards, report.
 
-The work folder survives an interrupted build, so that the next one goes on from the finished
-cases. It is named by all that decides what a case becomes, and removed at success.
+The work folder survives an interrupted build, so that the next one continues after the finished
+cases. It is named by everything that decides what a case becomes, and removed at success.
 """
 
 from __future__ import annotations
@@ -14,30 +14,91 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any, Protocol
 
+import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
 from flexunet.core import errors, machine
 from flexunet.datasets import subject_splits
 from flexunet.datasets.builder import build_report, case_records, croissant, shard_writer, workers
-from flexunet.datasets.builder.raw_folder import Case, Notes
+from flexunet.datasets.builder.case_records import CaseReader, CaseTask
+from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
 from flexunet.datasets.builder.shard_writer import PlacedRecord
+from flexunet.imaging.intensity import IntensityWindow
+from flexunet.imaging.label_scheme import LabelScheme
+from flexunet.imaging.slicing import SlicePlan
+
+try:
+  import fcntl
+except ImportError:  # Windows: two builds of one dataset at once are not kept apart there.
+  fcntl = None  # type: ignore[assignment]
 
 # Part of the work folder's name: work files of an older form are not picked up.
 _WORK_FORM = 1
 _SPLITS = ("train", "validation", "test", subject_splits.UNLABELED)
 
 
-def build(builder, root: pathlib.Path, download_config) -> None:
+class RunBuilder(CaseReader, Protocol):
+  """What a build needs of a dataset builder: see `SegmentationBuilder`, which is one."""
+
+  name: str
+  version: Any
+  data_dir: str
+  data_path: Any
+  SPLIT_SALT: str
+  num_workers: int | None
+  release: str
+  voxel_dtype: np.dtype
+
+  @property
+  def builder_config(self) -> Any:
+    """The `RecordConfig`."""
+
+  @property
+  def builder_configs(self) -> Mapping[str, Any]:
+    """The configs of the class by name."""
+
+  def inspect_source(self, root: str | os.PathLike) -> Findings:
+    """Looks through a raw folder."""
+
+  def voxel_dtype_of(self, findings: Findings) -> np.dtype:
+    """Returns the dtype that holds the voxels of all cases without loss."""
+
+  def set_source(self, release: str, voxel_dtype: np.dtype) -> None:
+    """Takes what the raw folder decides."""
+
+  def split_subjects(self, strata: Mapping[str, str]) -> dict[str, str]:
+    """Returns {subject: split}."""
+
+  def label_scheme(self) -> LabelScheme:
+    """Returns the classes."""
+
+  def licenses(self) -> Sequence[croissant.License]:
+    """Returns the licences of the source."""
+
+  def active_plan(self) -> SlicePlan | None:
+    """Returns how volumes are cut."""
+
+  def active_intensity(self) -> IntensityWindow:
+    """Returns how intensities become 8 bits."""
+
+
+def build(builder: RunBuilder, root: pathlib.Path, download_config: Any) -> None:
   """Writes shards, report and table into the builder's (temporary) folder, and sets its splits.
+
+  Args:
+    builder: Of the dataset.
+    root: The raw folder.
+    download_config: A `tfds.download.DownloadConfig`, for its limits on shards and examples.
 
   Raises:
     InputError: All problems of the raw folder; nothing is left behind then.
   """
   findings = builder.inspect_source(root)
-  builder.set_voxel_dtype(builder.voxel_dtype_of(findings))
+  builder.set_source(findings.release, builder.voxel_dtype_of(findings))
   folder = pathlib.Path(builder.data_dir)
   with _work_folder(builder, folder) as work:
     folds = _folds(builder, findings.cases)
@@ -45,7 +106,7 @@ def build(builder, root: pathlib.Path, download_config) -> None:
     for case in findings.cases:
       fold = folds[case.subject]
       name = hashlib.sha256(f"{case.state(findings.root)}:{fold}".encode()).hexdigest()[:24]
-      tasks.append(case_records.CaseTask(case, fold, work / name))
+      tasks.append(CaseTask(case, fold, work / name))
     missing = [task for task in tasks if not case_records.is_finished(task.stem)]
     # The longest first, so that no worker is left alone with one at the end.
     missing.sort(key=lambda task: task.case.num_bytes, reverse=True)
@@ -57,8 +118,8 @@ def build(builder, root: pathlib.Path, download_config) -> None:
     _assemble(builder, folder, findings, tasks, download_config)
 
 
-def address_of(builder) -> workers.BuilderAddress:
-  """Returns how a worker process makes the same builder."""
+def address_of(builder: RunBuilder) -> workers.BuilderAddress:
+  """Returns how a worker process gets the same builder."""
   config = builder.builder_config
   known = builder.builder_configs.get(config.name) is config
   module = type(builder).__module__
@@ -67,14 +128,17 @@ def address_of(builder) -> workers.BuilderAddress:
       module=module,
       class_name=type(builder).__name__,
       module_root=os.fspath(source.parents[module.count(".")]),
-      config=config.name if known else dataclasses.asdict(config),
+      config=config.name
+      if known
+      else {"name": config.name, **dataclasses.asdict(config.options)},
+      release=builder.release,
       voxel_dtype=builder.voxel_dtype.str,
   )
 
 
 @contextlib.contextmanager
-def _work_folder(builder, folder: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Locks and gives the work folder of this build; removes it when all went well."""
+def _work_folder(builder: RunBuilder, folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Locks and yields the work folder of this build; removes it when all went well."""
   identity = json.dumps(_about(builder), sort_keys=True) + f"{_WORK_FORM}{builder.voxel_dtype.str}"
   digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
   work = folder.parent / f".work-{builder.version}-{digest}"
@@ -108,16 +172,13 @@ def _remove_abandoned(folder: pathlib.Path, pattern: str) -> None:
       shutil.rmtree(work)
 
 
-def _lock(stream) -> None:
+def _lock(stream: IO[str]) -> None:
   """Takes a lock that ends with this process; raises OSError where another one holds it."""
-  try:
-    import fcntl
-  except ImportError:
-    return  # Windows: two builds of one dataset at once are not kept apart there.
-  fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  if fcntl is not None:
+    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _folds(builder, cases: list[Case]) -> dict[str, int]:
+def _folds(builder: RunBuilder, cases: list[Case]) -> dict[str, int]:
   """Returns {subject: fold}: the publisher's where there is one."""
   strata = {case.subject: case.stratum for case in cases if case.labelled}
   folds = subject_splits.folds(strata, builder.SPLIT_SALT)
@@ -127,21 +188,14 @@ def _folds(builder, cases: list[Case]) -> dict[str, int]:
   return folds
 
 
-def _assemble(builder, folder, findings, tasks, download_config) -> None:
-  records: dict[str, list[PlacedRecord]] = {name: [] for name in _SPLITS}
-  notes: dict[str, Notes] = {}
-  labelled = [case for case in findings.cases if case.labelled]
-  sides = builder.split_subjects({case.subject: case.stratum for case in labelled})
-  for task in tasks:
-    rows, notes[task.case.key] = case_records.read_index(task.stem)
-    side = subject_splits.UNLABELED
-    if task.case.labelled:
-      side = task.case.side or sides[task.case.subject]
-    work_file = task.stem.with_suffix(".records")
-    records[side].extend(PlacedRecord(task.case, task.fold, row, work_file) for row in rows)
-  for name in _SPLITS[:3]:
-    if labelled and not records[name]:
-      findings.warn(f"Split {name} is empty: none of the {len(sides)} subjects here falls to it.")
+def _assemble(
+    builder: RunBuilder,
+    folder: pathlib.Path,
+    findings: Findings,
+    tasks: Sequence[CaseTask],
+    download_config: Any,
+) -> None:
+  records, notes = _placed(builder, findings, tasks)
   splits, infos = {}, []
   for name, found in records.items():
     if found:
@@ -149,17 +203,49 @@ def _assemble(builder, folder, findings, tasks, download_config) -> None:
       infos.append(_split_info(builder, name, splits[name]))
   if not infos:
     raise errors.InputError("The options leave no slice to write. Loosen them.")
+  licenses = builder.licenses()
+  if not licenses:
+    findings.warn("The builder states no licence of the source (LICENSES): none is claimed.")
+  source = build_report.of_source(notes, findings.left_out, findings.warnings)
   report = build_report.write(
-      folder, _about(builder), builder.label_scheme(), splits, notes, findings.left_out,
-      findings.warnings,
+      folder, {**_about(builder), **source}, builder.label_scheme(), splits
   )
-  croissant.write(folder, report, builder.info)
+  info = builder.info
+  croissant.write(
+      folder, report,
+      croissant.prose_of(info.description, info.citation, info.homepage, licenses),
+  )  # fmt: skip
   for line in report["warnings"]:
     logging.warning("%s", line)
-  builder.info.set_splits(tfds.core.SplitDict(infos))
+  info.set_splits(tfds.core.SplitDict(infos))
 
 
-def _write_split(builder, name, records, download_config) -> build_report.BuiltSplit:
+def _placed(
+    builder: RunBuilder, findings: Findings, tasks: Sequence[CaseTask]
+) -> tuple[dict[str, list[PlacedRecord]], dict[str, Notes]]:
+  """Returns the records of each split, and {volume: notes}; warns of empty splits."""
+  records: dict[str, list[PlacedRecord]] = {name: [] for name in _SPLITS}
+  notes: dict[str, Notes] = {}
+  labelled = [case for case in findings.cases if case.labelled]
+  split_of = builder.split_subjects({case.subject: case.stratum for case in labelled})
+  for task in tasks:
+    rows, notes[task.case.key] = case_records.read_index(task.stem)
+    split = subject_splits.UNLABELED
+    if task.case.labelled:
+      split = task.case.split or split_of[task.case.subject]
+    work_file = task.stem.with_suffix(".records")
+    records[split].extend(PlacedRecord(task.case, task.fold, row, work_file) for row in rows)
+  for name in _SPLITS[:3]:
+    if labelled and not records[name]:
+      findings.warn(
+          f"Split {name} is empty: none of the {len(split_of)} subjects here falls to it."
+      )
+  return records, notes
+
+
+def _write_split(
+    builder: RunBuilder, name: str, records: list[PlacedRecord], download_config: Any
+) -> build_report.BuiltSplit:
   """Orders the records by a salted hash of their keys and writes them."""
   salt = f"{builder.SPLIT_SALT}:order"
   records.sort(key=lambda record: subject_splits.salted_hash(salt, record.row.key))
@@ -168,10 +254,10 @@ def _write_split(builder, name, records, download_config) -> build_report.BuiltS
   count = shard_writer.num_shards(
       sum(record.row.length for record in records),
       len(records),
-      getattr(download_config, "num_shards", None),
-      getattr(download_config, "max_shard_size", None),
+      download_config.num_shards,
+      download_config.max_shard_size,
   )
-  template = builder._get_filename_template(name)
+  template = _template(builder, name)
   paths = [
       pathlib.Path(template.sharded_filepath(shard_index=index, num_shards=count))
       for index in range(count)
@@ -180,24 +266,37 @@ def _write_split(builder, name, records, download_config) -> build_report.BuiltS
   return build_report.BuiltSplit(placed, shards)
 
 
-def _split_info(builder, name: str, split: build_report.BuiltSplit) -> tfds.core.SplitInfo:
+def _split_info(
+    builder: RunBuilder, name: str, split: build_report.BuiltSplit
+) -> tfds.core.SplitInfo:
   return tfds.core.SplitInfo(
       name=name,
       shard_lengths=[shard.records for shard in split.shards],
       num_bytes=sum(record.row.length for record in split.records),
-      filename_template=builder._get_filename_template(name),
+      filename_template=_template(builder, name),
   )
 
 
-def _about(builder) -> Mapping[str, object]:
+def _template(builder: RunBuilder, split: str) -> tfds.core.ShardedFileTemplate:
+  """Returns how TFDS names the shards of a split."""
+  return tfds.core.ShardedFileTemplate(
+      dataset_name=builder.name,
+      data_dir=builder.data_path,
+      split=split,
+      filetype_suffix=builder.info.file_format.file_suffix,
+  )
+
+
+def _about(builder: RunBuilder) -> dict[str, Any]:
   """Returns what the report says of the build itself; it also names the work folder."""
   plan = builder.active_plan()
+  config = builder.builder_config
   return {
       "dataset": builder.name,
-      "config": builder.builder_config.name,
+      "config": config.name,
       "version": str(builder.version),
-      "form": builder.builder_config.form,
-      "options": builder.builder_config.options(),
+      "form": config.options.changed().get("form", "slices"),
+      "options": config.options.changed(),
       "slice_plan": dataclasses.asdict(plan) if plan else None,
       "intensity": dataclasses.asdict(builder.active_intensity()),
       "file_format": builder.info.file_format.value,

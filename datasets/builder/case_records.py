@@ -1,6 +1,6 @@
 """Turns one case into serialized records in a work file of its own; runs in worker processes.
 
-Workers never import TensorFlow: pictures are encoded by Pillow and the container is NumPy.
+Workers never import TensorFlow: images are encoded by Pillow and the container is NumPy.
 """
 
 from __future__ import annotations
@@ -11,16 +11,31 @@ import json
 import os
 import pathlib
 import zlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import numpy as np
+from PIL import Image
 
 from flexunet.core.errors import InputError
+from flexunet.datasets.builder import tfrecord
 from flexunet.datasets.builder.raw_folder import Case, Notes
 
 # Half the time of zlib's default effort (6) on CT slices, for less than 1 % more bytes.
 _PNG_LEVEL = 4
+
+
+class CaseReader(Protocol):
+  """What reading cases needs of a dataset builder."""
+
+  @property
+  def info(self) -> Any:
+    """The `tfds.core.DatasetInfo`, for its features."""
+
+  def records_of(
+      self, case: Case, fold: int, notes: Notes
+  ) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Yields (key, example, columns of the record table) of one case."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +47,7 @@ class CaseTask:
   stem: pathlib.Path
 
   def to_json(self) -> dict[str, Any]:
+    """Returns it as JSON, for a worker process."""
     return {"case": self.case.to_json(), "fold": self.fold, "stem": os.fspath(self.stem)}
 
   @classmethod
@@ -54,15 +70,14 @@ class RecordRow:
   pixels: tuple[int, ...]
 
 
-def write_case(builder, task: CaseTask) -> str | None:
+def write_case(builder: CaseReader, task: CaseTask) -> str | None:
   """Writes `<stem>.records` and `<stem>.json`; the latter appears last and makes both count.
 
   Returns:
     None, or the message of the `InputError` that reading the case raised.
   """
+  # Read only where records are written: what needs a row or a PNG must not load TFDS.
   from tensorflow_datasets.core import example_serializer
-
-  from flexunet.datasets.builder import tfrecord
 
   features = builder.info.features
   serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
@@ -97,7 +112,7 @@ def write_case(builder, task: CaseTask) -> str | None:
 
 
 def is_finished(stem: pathlib.Path) -> bool:
-  """Tells whether an earlier build wrote this case whole."""
+  """Returns whether an earlier build wrote this case whole."""
   try:
     index = json.loads(stem.with_suffix(".json").read_text())
     checksum, size = 0, 0
@@ -120,8 +135,6 @@ def read_index(stem: pathlib.Path) -> tuple[list[RecordRow], Notes]:
 
 def encode_png(pixels: np.ndarray) -> bytes:
   """Returns uint8 [H, W] or [H, W, 3] as PNG."""
-  from PIL import Image
-
   buffer = io.BytesIO()
   Image.fromarray(pixels).save(buffer, "PNG", compress_level=_PNG_LEVEL)
   return buffer.getvalue()

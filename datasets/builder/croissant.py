@@ -8,12 +8,14 @@ build; a test reads it back with that package.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from flexunet.core import files
-from flexunet.datasets.builder import build_report
+from flexunet.datasets.built_dataset import RECORDS_NAME
 
 NAME = "croissant.json"
 _FORMATS = {"tfrecord": "application/x-tfrecord", "array_record": "application/x-array-record"}
@@ -26,17 +28,6 @@ _DESCRIPTIONS = {
     "subject": "Stable pseudonym of the person; nobody stands in two splits.",
     "fold": "Cross-validation fold of the subject.",
 }
-_BY = "https://creativecommons.org/licenses/by/4.0/"
-# The licences of the sources. A copy of the records is under the licence of what they show.
-_LICENSES: dict[str, list[str]] = {
-    "brain_ich_ct": [_BY],
-    "brain_stroke_ct": [_BY, "Non-commercial use (AISD): https://github.com/GriffinLiang/AISD"],
-    "full_head_t1w": ["https://creativecommons.org/licenses/by-nc-sa/4.0/"],
-    "hippocampus_t1w": ["Research and education: https://www.nitrc.org/projects/hippseg_2011/"],
-    "ms_lesion_mri": [_BY],
-}
-_RESTRICTED_ICH = ["PhysioNet restricted licence, not to be passed on"]
-_UNKNOWN = ["The licence of the pictures"]
 # The context that the specification asks for.
 _TERMS = (
     "citeAs column conformsTo equivalentProperty extract field fileProperty fileObject fileSet"
@@ -58,15 +49,39 @@ _CONTEXT: dict[str, Any] = {
 }
 
 
-def write(folder: pathlib.Path, report: dict[str, Any], info) -> None:
+@dataclasses.dataclass(frozen=True)
+class License:
+  """A licence of a source: its name, and where its text is.
+
+  Attributes:
+    standard: The address alone names the licence, as with Creative Commons.
+  """
+
+  name: str
+  url: str = ""
+  standard: bool = False
+
+  def __str__(self) -> str:
+    if self.standard or not self.url:
+      return self.url if self.standard else self.name
+    return f"{self.name}: {self.url}"
+
+
+CC_BY = License("CC BY 4.0", "https://creativecommons.org/licenses/by/4.0/", standard=True)
+CC_BY_NC_SA = License(
+    "CC BY-NC-SA 4.0", "https://creativecommons.org/licenses/by-nc-sa/4.0/", standard=True
+)
+
+
+def write(folder: pathlib.Path, report: dict[str, Any], prose: dict[str, Any]) -> None:
   """Writes `croissant.json` beside the shards.
 
   Args:
     folder: Holds the shards and `records.csv` already.
     report: The build report.
-    info: The `tfds.core.DatasetInfo`; gives description, citation and homepage.
+    prose: What no table says, from `prose_of` or `read_prose`.
   """
-  table = folder / build_report.RECORDS_NAME
+  table = folder / RECORDS_NAME
   with open(table, newline="", encoding="utf-8") as stream:
     columns = next(csv.reader(stream))
   media_type = _FORMATS[report["file_format"]]
@@ -75,10 +90,7 @@ def write(folder: pathlib.Path, report: dict[str, Any], info) -> None:
       "@type": "sc:Dataset",
       "conformsTo": "http://mlcommons.org/croissant/1.0",
       "name": f"{report['dataset']}-{report['config']}",
-      "description": info.description,
-      **({"citeAs": info.citation} if info.citation else {}),
-      "license": _license(report),
-      "url": info.homepage or "https://www.tensorflow.org/datasets",
+      **prose,
       "version": report["version"],
       "distribution": [
           _file(table.name, "text/csv", files.sha256_of(table), table.stat().st_size),
@@ -98,10 +110,24 @@ def write(folder: pathlib.Path, report: dict[str, Any], info) -> None:
   (folder / NAME).write_text(text + "\n", encoding="utf-8")
 
 
-def _license(report: dict[str, Any]) -> list[str]:
-  if report["dataset"] == "brain_ich_ct" and report["slice_plan"] is not None:
-    return _RESTRICTED_ICH  # Only the restricted form has volumes to slice.
-  return _LICENSES.get(report["dataset"], _UNKNOWN)
+def prose_of(
+    description: str, citation: str, homepage: str, licenses: Sequence[License]
+) -> dict[str, Any]:
+  """Returns the entries that describe a dataset; without a stated licence, none is claimed."""
+  return {
+      "description": description,
+      **({"citeAs": citation} if citation else {}),
+      **({"license": [str(one) for one in licenses]} if licenses else {}),
+      "url": homepage or "https://www.tensorflow.org/datasets",
+  }
+
+
+def read_prose(folder: pathlib.Path) -> dict[str, Any]:
+  """Returns the same entries of a built dataset; empty where it has no `croissant.json`."""
+  path = folder / NAME
+  content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+  return {name: content[name] for name in ("description", "citeAs", "license", "url")
+          if name in content}  # fmt: skip
 
 
 def _file(name: str, media_type: str, sha256: str, num_bytes: int) -> dict[str, Any]:
@@ -123,7 +149,7 @@ def _field(column: str) -> dict[str, Any]:
       "name": column,
       "dataType": "sc:Text" if column in _TEXT_COLUMNS else "sc:Integer",
       "source": {
-          "fileObject": {"@id": build_report.RECORDS_NAME},
+          "fileObject": {"@id": RECORDS_NAME},
           "extract": {"column": column},
       },
   }

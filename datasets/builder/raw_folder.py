@@ -1,10 +1,8 @@
 """What a raw folder holds, found before anything is written: cases, problems, what is left out.
 
-A case is what is read in one go: a scan with its label, or the series of pictures of one person.
-
-Checks of raw folders that need headers only: finding, pairing, shapes, whatever the case.
-
-Names every file of a raw folder that no record comes from: nothing is left out silently.
+A case is what is read in one go: a scan with its label, or the series of images of one person.
+All that is checked here needs headers only. Names are found in any case, and every file that no
+record comes from is listed: nothing is left out silently.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ _LITTER = {".ds_store", "thumbs.db", "desktop.ini", "__macosx"}
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """One scan, or one series of pictures.
+  """One scan, or one series of images.
 
   Attributes:
     key: Unique and stable; record keys begin with it. No path, no free text of the source.
@@ -38,8 +36,8 @@ class Case:
     labelled: False puts the case into the split `unlabeled`.
     stratum: Subjects of one stratum are spread over the splits in the split's ratios.
     fold: Cross-validation fold where the publisher fixed one; None lets the builder decide.
-    side: Split of this case alone, whatever its subject's: only for published splits that put one
-      subject on two sides, which the build then warns of by name.
+    split: Split of this case alone, whatever that of its subject: only for published splits that
+      divide a subject, which the build then warns of by name.
     details: Whatever else the dataset's `slices_of` needs: numbers, strings, None, lists and
       dicts of them, for it travels to worker processes as JSON.
   """
@@ -51,7 +49,7 @@ class Case:
   labelled: bool = True
   stratum: str = ""
   fold: int | None = None
-  side: str | None = None
+  split: str | None = None
   details: Any = None
 
   @property
@@ -60,6 +58,7 @@ class Case:
     return sum(path.stat().st_size for path in self.files.values())
 
   def to_json(self) -> dict[str, Any]:
+    """Returns it as JSON, for a worker process."""
     files = {role: os.fspath(path) for role, path in self.files.items()}
     fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
     return {**fields, "files": files}
@@ -85,7 +84,7 @@ class NothingFoundError(errors.InputError):
 
 
 class Findings:
-  """Collects what a look through a raw folder brings up.
+  """Collects what a look through a raw folder finds.
 
   Attributes:
     root: The raw folder.
@@ -93,6 +92,7 @@ class Findings:
     left_out: {file name relative to the root: reason}; goes into the build report.
     warnings: Lines that the build report and the user get.
     problems: One line each; a single one prevents the build.
+    release: Which of several published forms the folder holds; "" where there is one only.
   """
 
   def __init__(self, root: pathlib.Path):
@@ -101,8 +101,10 @@ class Findings:
     self.left_out: dict[str, str] = {}
     self.warnings: list[str] = []
     self.problems: list[str] = []
+    self.release = ""
 
   def add(self, case: Case) -> None:
+    """Notes a case to be built."""
     self.cases.append(case)
 
   def leave_out(self, path: pathlib.Path, reason: str) -> None:
@@ -110,6 +112,7 @@ class Findings:
     self.left_out[self.relative(path)] = reason
 
   def warn(self, text: str) -> None:
+    """Notes a line for the build report and the user."""
     self.warnings.append(text)
 
   def problem(self, text: str) -> None:
@@ -171,7 +174,7 @@ class Findings:
 
 @dataclasses.dataclass
 class Notes:
-  """What reading one case brings up, for the build report; JSON-able.
+  """What reading one case found, for the build report; of JSON types.
 
   Attributes:
     histograms: {mask file kind: {stored value: voxels}}.
@@ -187,8 +190,8 @@ class Notes:
   warnings: list[str] = dataclasses.field(default_factory=list)
   slices_left_out: dict[str, int] = dataclasses.field(default_factory=dict)
 
-  def count_values(self, kind: str, values, counts) -> None:
-    """Adds the values of a mask file to the histogram of its kind."""
+  def count_values(self, kind: str, values: Iterable[Any], counts: Iterable[Any]) -> None:
+    """Adds the values of a mask file, and how often each occurs, to the histogram of its kind."""
     histogram = self.histograms.setdefault(kind, {})
     for value, count in zip(values, counts, strict=True):
       name = f"{value:g}"
@@ -270,7 +273,7 @@ def volume_files(role: str, path: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def check_volumes(findings: Findings, image: pathlib.Path, label: pathlib.Path | None) -> bool:
-  """Reads the headers of a scan and its label; notes what is wrong and tells if all is well."""
+  """Reads the headers of a scan and its label; notes what is wrong, returns whether all is well."""
   shapes = []
   paths = [image] if label is None else [image, label]
   for path in paths:
@@ -297,7 +300,7 @@ def _plain(name: str) -> str:
 
 
 def note(findings: Findings, reason: str = "no part of the dataset's layout") -> None:
-  """Leaves out, with a reason, all files that neither a case nor a line accounts for."""
+  """Leaves out, with a reason, all files that neither a case nor a line names."""
   used = {path for case in findings.cases for path in case.files.values()}
   _walk(findings, findings.root, used, reason)
 

@@ -2,46 +2,70 @@
 
 To add a dataset:
 1. Make the folder `datasets/<name>/` with an empty `__init__.py`, `README.md` (source, licence,
-   what was dropped or changed, class table, commands), `CITATIONS.bib`, `TAGS.txt`.
-2. In `<name>_dataset_builder.py` write `class Builder(volume_builder.VolumeBuilder)` for scans, or
-   `class Builder(base_builder.BrainBuilder)` for pictures, with VERSION, RELEASE_NOTES, HOMEPAGE,
-   LAYOUT, SPLIT_SALT, MANUAL_DOWNLOAD_INSTRUCTIONS and BUILDER_CONFIGS (`RecordConfig`s).
+   what was left out or changed, class table, commands), `CITATIONS.bib`, `TAGS.txt`.
+2. In `<name>_dataset_builder.py` write `class Builder(VolumeBuilder)` for scans, or
+   `class Builder(SegmentationBuilder)` for images, with VERSION, RELEASE_NOTES, HOMEPAGE, LICENSES,
+   LAYOUT, SPLIT_SALT, MANUAL_DOWNLOAD_INSTRUCTIONS, BUILDER_CONFIGS: `RecordConfig`s that every raw
+   folder can give, for `tfds build` builds them all. EXTRA_CONFIGS are built by name only.
 3. Give it `label_scheme`, `intensity` and, for scans, `slice_plan` and `label_map`.
 4. Write `find_cases(findings)`: walk `findings.root`, pair files, look at headers, and call
    `findings.add(Case(...))`, `.leave_out(file, why)` or `.problem(line)`. It writes nothing and
-   reads no voxel. `integrity.py` has the checks; `leftovers.note(findings)`, called last, names
-   every file that nothing accounts for.
-5. For pictures write `slices_of(case, notes)`, a generator of `Slice`. It runs in a worker.
-6. Add the name to `catalog.NAMES` and the folder to `packages` in setup.cfg; test it with
+   reads no voxel. `raw_folder` has the checks; `raw_folder.note(findings)`, called last, names
+   every file that no case uses.
+5. For images write `slices_of(case, notes)`, a generator of `Slice`. It runs in a worker.
+6. Add name and options to `catalog.OPTIONS`, the folder to `packages` in setup.cfg, and a test with
    `tfds.testing.DatasetBuilderTestCase` on a phantom.
-What else a dataset may override: `extra_features`, `split_subjects`, `read_scan`.
-
-The schema of a record, shared by all datasets.
+A dataset may override also `extra_features`, `split_subjects`, `licenses` and `read_scan`. Options
+of its own go into `datasets/<name>/options.py`.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
+import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from flexunet.core import config_fields
 from flexunet.core.errors import InputError
 from flexunet.datasets import subject_splits
 from flexunet.datasets.builder import build_run, case_records
+from flexunet.datasets.builder.croissant import License
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
+from flexunet.datasets.builder.record_options import RecordOptions
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.imaging.slicing import SlicePlan
 
-# {builder name: source file}: the same file may be imported under two module names, by the
-# package and by `tfds build datasets/<name>`; TFDS would refuse the second.
-_REGISTERED_FROM: dict[str, pathlib.Path] = {}
+Config = TypeVar("Config", bound="RecordConfig")
+
+
+class RecordConfig(tfds.core.BuilderConfig):
+  """A config as TFDS knows it: a name for a set of options.
+
+  Attributes:
+    OPTIONS: The class of its options; a dataset with options of its own has a subclass.
+    options: Their values.
+  """
+
+  OPTIONS: ClassVar[type[RecordOptions]] = RecordOptions
+
+  def __init__(self, name: str, description: str | None = None, **options: Any):
+    super().__init__(name=name, description=description)
+    self.options = config_fields.from_mapping(self.OPTIONS, options)
+
+  def renamed(self: Config, name: str, options: RecordOptions | None = None) -> Config:
+    """Returns a copy with another name, and other options where they are given."""
+    other = copy.copy(self)
+    other.name, other.options = name, options or self.options
+    return other
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,7 +74,7 @@ class Slice:
 
   Attributes:
     index: Position in the volume; unique within the case.
-    image: uint8 [H, W], or [H, W, 3] for colour pictures.
+    image: uint8 [H, W], or [H, W, 3] for colour images.
     label: Class ids uint8 [H, W]; None when the case is unlabelled.
     spacing_mm: (row, column); NaN where unknown.
     slice_spacing_mm: NaN where unknown.
@@ -65,28 +89,40 @@ class Slice:
   extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-class BrainBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore
-  """Builds 2-D slices; see the head of this file for what a dataset must give."""
+class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore
+  """Builds 2-D slices; see the head of this file for what a dataset must give.
+
+  Attributes:
+    num_workers: Processes that read cases; None takes all CPUs this process may use.
+    release: Which of several published forms the raw folder holds; "" where there is one only.
+    voxel_dtype: What the volumes of this build store.
+  """
 
   HOMEPAGE: ClassVar[str] = ""
+  LICENSES: ClassVar[tuple[License, ...]] = ()  # Of the source: the records are under them too.
   LAYOUT: ClassVar[str] = ""  # One line: what the raw folder must look like.
   SPLIT_SALT: ClassVar[str] = "flexunet"
-  IMAGE_CHANNELS: ClassVar[int] = 1
+  EXTRA_CONFIGS: ClassVar[list[RecordConfig]] = []
 
-  # Processes that read cases; None takes all CPUs this process may use.
   num_workers: int | None = None
-  # What the volumes of this build store; found from the headers before the first is read.
+  release: str = ""
   voxel_dtype: np.dtype = np.dtype(np.int16)
 
   def __init_subclass__(cls, skip_registration: bool = False, **kwargs):
-    source = pathlib.Path(inspect.getfile(cls)).resolve()
-    name = source.stem.removesuffix("_dataset_builder")
-    again = not skip_registration and _REGISTERED_FROM.setdefault(name, source) == source
-    again = again and name in tfds.core.registered._DATASET_REGISTRY
-    super().__init_subclass__(skip_registration=skip_registration or again, **kwargs)
+    super().__init_subclass__(skip_registration=skip_registration, **kwargs)
     # TFDS derives these from the module's dotted name, which a remapped package breaks.
-    cls.pkg_dir_path = epath.Path(source.parent)
-    cls.code_path = epath.Path(source)
+    source = epath.Path(inspect.getfile(cls)).resolve()
+    cls.pkg_dir_path, cls.code_path = source.parent, source
+
+  @classmethod
+  def named_configs(cls) -> dict[str, RecordConfig]:
+    """Returns {name: config} of all configs, also those that not every raw folder can give."""
+    return {config.name: config for config in (*cls.BUILDER_CONFIGS, *cls.EXTRA_CONFIGS)}
+
+  @property
+  def options(self) -> Any:
+    """The options of the config: an instance of its OPTIONS class."""
+    return self.builder_config.options
 
   # What a dataset gives.
 
@@ -99,8 +135,16 @@ class BrainBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
     return IntensityWindow("none")
 
   def slice_plan(self) -> SlicePlan | None:
-    """Returns how volumes are cut, when the config has no plane of its own; None: pictures."""
+    """Returns how volumes are cut, when the config has no plane of its own; None for images."""
     return None
+
+  def image_channels(self) -> int:
+    """Returns 1 for grey images, 3 for colour."""
+    return 1
+
+  def licenses(self) -> tuple[License, ...]:
+    """Returns the licences of what is built from the raw folder."""
+    return self.LICENSES
 
   def extra_features(self) -> dict[str, Any]:
     """Returns features beyond the shared schema."""
@@ -121,19 +165,14 @@ class BrainBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
   # What follows from it.
 
   def active_plan(self) -> SlicePlan | None:
-    """Returns the slice plan with the config's plane."""
-    plan = self.slice_plan()
-    if plan is None or self.builder_config.plane is None:
-      return plan
-    return dataclasses.replace(plan, plane=self.builder_config.plane)
+    """Returns how volumes are cut, by the plane of the config first."""
+    return self.slice_plan()
 
   def active_intensity(self) -> IntensityWindow:
-    """Returns the intensity window, the config's own first."""
-    if self.builder_config.window is not None:
-      return IntensityWindow("window", *self.builder_config.window)
+    """Returns how intensities become 8 bits, by the window of the config first."""
     return self.intensity()
 
-  def inspect_source(self, root) -> Findings:
+  def inspect_source(self, root: str | os.PathLike) -> Findings:
     """Looks through a raw folder and raises all its problems at once; writes nothing.
 
     Raises:
@@ -179,14 +218,14 @@ class BrainBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
       yield key, example, row
 
   def _reason_to_drop(self, key: str, foreground_pixels: int) -> str:
-    """Returns under which name a slice is counted that the config leaves out; "" keeps it."""
-    config = self.builder_config
-    if 0 < foreground_pixels < config.min_foreground_pixels:
+    """Returns why the options leave a slice out; "" keeps it."""
+    options = self.options
+    if 0 < foreground_pixels < options.min_foreground_pixels:
       return "fewer labelled pixels than min_foreground_pixels"
-    if foreground_pixels == 0 and config.empty_share < 1:
+    if foreground_pixels == 0 and options.empty_share < 1:
       # The hash decides, not a random draw: the same slices stay in every build.
       draw = int(subject_splits.salted_hash(f"{self.SPLIT_SALT}:empty", key)[:8], 16) / 2**32
-      if draw >= config.empty_share:
+      if draw >= options.empty_share:
         return "no labelled pixel, by empty_slices"
     return ""
 
@@ -202,23 +241,28 @@ class BrainBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
     return info
 
   def _make_features(self) -> tfds.features.FeaturesDict:
-    return slice_features(
-        self.label_scheme(), self.extra_features(), self.IMAGE_CHANNELS
-    )
+    return slice_features(self.label_scheme(), self.extra_features(), self.image_channels())
 
   @classmethod
-  def for_reading(cls, config: str | Mapping[str, Any], voxel_dtype: str) -> BrainBuilder:
-    """Makes a builder that only reads cases, for a worker process."""
+  def for_reading(
+      cls, config: str | Mapping[str, Any], release: str, voxel_dtype: str
+  ) -> SegmentationBuilder:
+    """Returns a builder that only reads cases, for a worker process.
+
+    Args:
+      config: Name of a config of the class, or name and options of another one.
+      release, voxel_dtype: As in `set_source`.
+    """
     if not isinstance(config, str):
       config = cls.builder_config_cls(**config)
-    # The folder does not exist and is never made.
+    # The folder does not exist and is never created.
     builder = cls(data_dir=pathlib.Path(__file__).with_name("none"), config=config)
-    builder.set_voxel_dtype(np.dtype(voxel_dtype))
+    builder.set_source(release, np.dtype(voxel_dtype))
     return builder
 
-  def set_voxel_dtype(self, dtype: np.dtype) -> None:
-    """Tells what the volumes of this build store."""
-    self.voxel_dtype = dtype
+  def set_source(self, release: str, voxel_dtype: np.dtype) -> None:
+    """Takes what the raw folder decides for the whole build, before any case is read."""
+    self.release, self.voxel_dtype = release, voxel_dtype
 
   def voxel_dtype_of(self, findings: Findings) -> np.dtype:
     """Returns the dtype that holds the voxels of all cases without loss."""
@@ -231,7 +275,7 @@ class BrainBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
       return
     try:
       root = pathlib.Path(dl_manager.manual_dir)
-    except AssertionError as error:  # TFDS's way to say that it is missing or empty.
+    except AssertionError as error:  # So TFDS says that it is missing or empty.
       raise InputError(" ".join(str(error).split("\n"))) from error
     build_run.build(self, root, download_config)
 
@@ -250,7 +294,7 @@ def slice_features(
   Args:
     scheme: Gives the label its class names.
     extras: Further features of the dataset.
-    image_channels: 1, or 3 for colour pictures.
+    image_channels: 1, or 3 for colour images.
   """
   return tfds.features.FeaturesDict({
       "image": tfds.features.Image(

@@ -108,3 +108,8 @@ def frame(payload: bytes, payload_crc: int) -> bytes:
   return b"".join(
       (length, struct.pack("<I", masked_crc(length)), payload, struct.pack("<I", payload_crc))
   )
+
+
+def payload_length(header: bytes) -> int:
+  """Returns the length that the header of a record states."""
+  return int.from_bytes(header[:8], "little")

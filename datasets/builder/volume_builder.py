@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -13,7 +14,12 @@ import tensorflow_datasets as tfds
 from flexunet.core.errors import InputError
 from flexunet.datasets.builder import segmentation_builder
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
-from flexunet.imaging import nifti, slicing
+from flexunet.datasets.builder.record_options import RecordOptions, VolumeOptions
+from flexunet.datasets.builder.segmentation_builder import RecordConfig, Slice
+from flexunet.imaging import nifti
+from flexunet.imaging.intensity import IntensityWindow
+from flexunet.imaging.slice_recipe import SliceRecipe
+from flexunet.imaging.slicing import SlicePlan
 from flexunet.imaging.volume import Volume
 
 _ROUNDING = 1e-3  # Labels saved as floats come back this near to whole numbers.
@@ -37,13 +43,14 @@ class Scan:
   spacing_mm: np.ndarray | None = None
   extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-  @property
-  def volume(self) -> Volume:
-    """The scan in intensities."""
-    return nifti.scaled(self.stored, self.slope, self.inter)
+
+class VolumeConfig(RecordConfig):
+  """A config of a dataset of scans."""
+
+  OPTIONS: ClassVar[type[RecordOptions]] = VolumeOptions
 
 
-class VolumeBuilder(segmentation_builder.BrainBuilder, skip_registration=True):
+class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=True):
   """Builder of scans whose cases have the files "image" and, when labelled, "label"."""
 
   def label_map(self) -> dict[int, int]:
@@ -61,36 +68,49 @@ class VolumeBuilder(segmentation_builder.BrainBuilder, skip_registration=True):
       label = map_label(raw.voxels, self.label_map(), path, notes)
     return Scan(stored, slope, inter, label)
 
-  def slices_of(self, case: Case, notes: Notes) -> Iterator[segmentation_builder.Slice]:
-    plan, scan = self.active_plan(), self.read_scan(case, notes)
+  def active_plan(self) -> SlicePlan | None:
+    """Returns how volumes are cut, by the plane of the config first."""
+    plan = self.slice_plan()
+    if plan is None or self.options.plane is None:
+      return plan
+    return dataclasses.replace(plan, plane=self.options.plane)
+
+  def active_intensity(self) -> IntensityWindow:
+    """Returns how intensities become 8 bits, by the window of the config first."""
+    if self.options.window is not None:
+      return IntensityWindow("window", *self.options.window)
+    return self.intensity()
+
+  def recipe(self) -> SliceRecipe:
+    """Returns how volumes become slices."""
+    plan = self.active_plan()
     if plan is None:
       raise ValueError(f"{self.name} cuts volumes, so it must give a slice plan.")
-    volume = scan.volume
-    if scan.spacing_mm is not None:
-      volume = with_spacing(volume, scan.spacing_mm)
-    cut, label = plan.extract(volume), None
-    if scan.label is not None:
-      label = plan.extract(Volume(scan.label, volume.affine, volume.oriented)).pixels
-    # The window belongs to the scan, not to the grid it is put on.
-    pixels = self.active_intensity().to_uint8(cut.pixels)
-    cut = dataclasses.replace(cut, pixels=pixels)
-    if self.builder_config.isotropic_mm is not None:
-      cut, label = slicing.isotropic(
-          cut, label, float(self.builder_config.isotropic_mm), case.files["image"].name
-      )
-      cut = dataclasses.replace(cut, pixels=np.round(cut.pixels).astype(np.uint8))
-    for index in range(cut.pixels.shape[2]):
-      yield segmentation_builder.Slice(
+    return SliceRecipe(plan, self.active_intensity(), self.options.isotropic_mm)
+
+  def slices_of(self, case: Case, notes: Notes) -> Iterator[Slice]:
+    """Reads one case, in a worker process, and cuts it."""
+    scan = self.read_scan(case, notes)
+    cut = self.recipe().cut(
+        scan.stored, scan.slope, scan.inter,
+        label=scan.label, spacing_mm=scan.spacing_mm, name=case.files["image"].name,
+    )  # fmt: skip
+    slices, label = cut.slices, cut.label
+    for index in range(slices.pixels.shape[2]):
+      yield Slice(
           index=index,
-          image=np.ascontiguousarray(cut.pixels[:, :, index]),
+          image=np.ascontiguousarray(slices.pixels[:, :, index]),
           label=None if label is None else np.ascontiguousarray(label[:, :, index]),
-          spacing_mm=cut.spacing_mm,
-          slice_spacing_mm=cut.slice_spacing_mm,
+          spacing_mm=slices.spacing_mm,
+          slice_spacing_mm=slices.slice_spacing_mm,
           extras=scan.extras,
       )
 
-  def records_of(self, case: Case, fold: int, notes: Notes):
-    if self.builder_config.form != "volumes":
+  def records_of(
+      self, case: Case, fold: int, notes: Notes
+  ) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Yields (key, example, columns of the record table) of one case."""
+    if self.options.form != "volumes":
       yield from super().records_of(case, fold, notes)
       return
     scan = self.read_scan(case, notes)
@@ -116,7 +136,7 @@ class VolumeBuilder(segmentation_builder.BrainBuilder, skip_registration=True):
     yield case.key, example, row
 
   def _make_features(self) -> tfds.features.FeaturesDict:
-    if self.builder_config.form != "volumes":
+    if self.options.form != "volumes":
       return super()._make_features()
     return segmentation_builder.volume_features(
         self.label_scheme(), self._stored_dtype(), self.extra_features()
@@ -129,19 +149,21 @@ class VolumeBuilder(segmentation_builder.BrainBuilder, skip_registration=True):
       return np.dtype(built["image"].np_dtype)
     return self.voxel_dtype
 
-  def set_voxel_dtype(self, dtype: np.dtype) -> None:
-    super().set_voxel_dtype(dtype)
-    if self.builder_config.form == "volumes":
+  def set_source(self, release: str, voxel_dtype: np.dtype) -> None:
+    """Takes what the raw folder decides; whole scans are stored in a dtype that holds them all."""
+    super().set_source(release, voxel_dtype)
+    if self.options.form == "volumes":
       self.info._features = self._make_features()
 
   def voxel_dtype_of(self, findings: Findings) -> np.dtype:
-    if self.builder_config.form != "volumes":
+    """Returns the dtype that holds the voxels of all cases without loss."""
+    if self.options.form != "volumes":
       return self.voxel_dtype
     dtypes = {nifti.read_header(case.files["image"]).dtype for case in findings.cases}
     return functools.reduce(np.promote_types, sorted(dtypes, key=str))
 
 
-def check_same_grid(image: Volume, label: Volume, path) -> None:
+def check_same_grid(image: Volume, label: Volume, path: str | os.PathLike) -> None:
   """Refuses a label that does not lie voxel by voxel on its scan."""
   if image.voxels.shape != label.voxels.shape:
     raise InputError(
@@ -160,7 +182,11 @@ def check_same_grid(image: Volume, label: Volume, path) -> None:
 
 
 def map_label(
-    values: np.ndarray, label_map: Mapping[int, int], path, notes: Notes, kind: str = "label"
+    values: np.ndarray,
+    label_map: Mapping[int, int],
+    path: str | os.PathLike,
+    notes: Notes,
+    kind: str = "label",
 ) -> np.ndarray:
   """Returns class ids uint8 of the values of a label file, and notes their histogram.
 
@@ -205,15 +231,3 @@ def _distinct(stored: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
       return np.arange(low, high + 1), positions, counts
   found, positions, counts = np.unique(stored, return_inverse=True, return_counts=True)
   return found, positions.reshape(stored.shape), counts
-
-
-def with_spacing(volume: Volume, spacing_mm: np.ndarray) -> Volume:
-  """Returns the volume with other voxel edges along its axes (its directions are kept)."""
-  affine = volume.affine.copy()
-  current = np.where(np.isfinite(volume.spacing_mm), volume.spacing_mm, 1.0)
-  directions = np.where(np.isfinite(affine[:3, :3]), affine[:3, :3], np.eye(3)) / current
-  affine[:3, :3] = directions * np.asarray(spacing_mm, np.float64)
-  return Volume(volume.voxels, affine, volume.oriented)
-
-
-__all__ = ["Scan", "VolumeBuilder", "check_same_grid", "map_label", "with_spacing"]

@@ -1,12 +1,9 @@
 """Reads cases in this process and in worker processes beside it, one case each at a time.
 
-A worker process of the build: reads tasks from a pipe until that is closed.
-
-Not a `multiprocessing` worker on purpose: those import the main program again, which costs many
-seconds below `tfds build` and makes a script without a main guard start itself over and over.
-When the parent is killed its end of the pipe closes, so no worker stays behind.
-
-The building process's handle on one worker process: start, ask, kill, close.
+A worker reads tasks from a pipe until that is closed. It is not a `multiprocessing` worker on
+purpose: those import the main program again, which costs many seconds below `tfds build` and makes
+a script without a main guard start itself over and over. When the parent is killed its end of the
+pipe closes, so no worker stays behind.
 
 A worker is either a new interpreter, or a fork of this process. A fork starts at once, since all
 is imported; it is safe only while this process has a single thread, and never with TensorFlow,
@@ -28,11 +25,11 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from flexunet.core import progress
 from flexunet.datasets.builder import case_records
-from flexunet.datasets.builder.case_records import CaseTask
+from flexunet.datasets.builder.case_records import CaseReader, CaseTask
 
 # Below this many cases the start of the processes costs more than they save.
 _FEW_CASES = 4
@@ -43,7 +40,11 @@ _PROGRAM = (
 
 
 def read_cases(
-    builder, address: BuilderAddress, tasks: list[CaseTask], num_workers: int, done: int = 0
+    builder: CaseReader,
+    address: BuilderAddress,
+    tasks: list[CaseTask],
+    num_workers: int,
+    done: int = 0,
 ) -> list[str]:
   """Writes the work files of all tasks; returns the messages of the cases that are bad input.
 
@@ -76,7 +77,7 @@ def read_cases(
 
 
 def _answers(
-    builder, workers: list[WorkerProcess], tasks: list[CaseTask]
+    builder: CaseReader, workers: list[WorkerProcess], tasks: list[CaseTask]
 ) -> Iterator[str | None]:
   """Yields the answers as they come; this process is one of the workers.
 
@@ -127,30 +128,32 @@ def _answers(
 
 @dataclasses.dataclass(frozen=True)
 class BuilderAddress:
-  """How a worker makes the builder anew: builders themselves do not travel.
+  """How a worker gets the same builder: builders themselves cannot be sent.
 
   Attributes:
     module, class_name: Where its class is.
     module_root: Folder that must be on the path for it (a builder may be loaded by its file).
-    config: Name of a config of the class, or all fields of one made up by the user.
-    voxel_dtype: What the volumes of this build store.
+    config: Name of a config of the class, or name and options of one the user composed.
+    release, voxel_dtype: What the raw folder decided, as in `SegmentationBuilder.set_source`.
   """
 
   module: str
   class_name: str
   module_root: str
   config: str | dict[str, Any]
+  release: str
   voxel_dtype: str
 
-  def load(self):
-    """Imports and makes the builder in this process."""
+  def load(self) -> CaseReader:
+    """Returns the builder, imported in this process."""
     try:
       module = importlib.import_module(self.module)
     except ModuleNotFoundError:
       sys.path.append(self.module_root)
       module = importlib.import_module(self.module)
     builder_class = getattr(module, self.class_name)
-    return builder_class.for_reading(self.config, self.voxel_dtype)
+    reader = builder_class.for_reading(self.config, self.release, self.voxel_dtype)
+    return cast(CaseReader, reader)
 
 
 def main() -> None:
@@ -161,7 +164,7 @@ def main() -> None:
   serve(sys.stdin.buffer, answers, None)
 
 
-def serve(messages: IO[bytes], answers: IO[str], builder: Any) -> None:
+def serve(messages: IO[bytes], answers: IO[str], builder: CaseReader | None) -> None:
   """Answers each line of JSON, a task or the address of the builder, with one line of JSON.
 
   The answer is {"problem": message of bad input, or None} or {"fault": trace}.
@@ -172,7 +175,7 @@ def serve(messages: IO[bytes], answers: IO[str], builder: Any) -> None:
       message = json.loads(line)
       if "address" in message:
         builder = BuilderAddress(**message["address"]).load()
-      else:
+      elif builder is not None:
         task = case_records.CaseTask.from_json(message["task"])
         answer = {"problem": case_records.write_case(builder, task)}
     except Exception:
@@ -183,7 +186,7 @@ def serve(messages: IO[bytes], answers: IO[str], builder: Any) -> None:
 class WorkerProcess:
   """One worker process; `ask` blocks until it answers."""
 
-  def __init__(self, builder, address: BuilderAddress):
+  def __init__(self, builder: CaseReader, address: BuilderAddress):
     self._process: subprocess.Popen | None = None
     self._address: BuilderAddress | None = None
     if _may_fork():
@@ -222,6 +225,7 @@ class WorkerProcess:
     return answer["problem"]
 
   def kill(self) -> None:
+    """Ends the process at once."""
     with contextlib.suppress(ProcessLookupError):
       os.kill(self._pid, signal.SIGKILL)
 
@@ -258,7 +262,7 @@ def _start() -> tuple[subprocess.Popen, IO[bytes], IO[bytes]]:
   return process, process.stdin, process.stdout
 
 
-def _fork(builder) -> tuple[int, IO[bytes], IO[bytes]]:
+def _fork(builder: CaseReader) -> tuple[int, IO[bytes], IO[bytes]]:
   task_source, task_sink = os.pipe()
   answer_source, answer_sink = os.pipe()
   sys.stdout.flush()

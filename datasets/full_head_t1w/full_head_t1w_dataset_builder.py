@@ -11,14 +11,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from flexunet.datasets import published_palettes
-from flexunet.datasets.builder import raw_folder, volume_builder
+from flexunet.datasets.builder import croissant, raw_folder, volume_builder
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
-from flexunet.datasets.builder.record_config import RecordConfig
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.imaging.slicing import SlicePlan
 
-# Which folder tells which group a subject is of.
+# The folder of each group of subjects.
 _GROUPS = {"Anonymized_Subjects": "stroke", "Control_Subjects": "control"}
 _SCANS, _LABELS = "T1-Weighted MRI", "Full-Head Segmentation"
 _MARKS = re.compile(r"_(label|deface)(?=_|$)", re.IGNORECASE)
@@ -34,6 +33,7 @@ class Builder(volume_builder.VolumeBuilder):
       "https://www.kaggle.com/datasets/andrewbirnbaum/"
       "full-head-mri-and-segmentation-of-stroke-patients"
   )
+  LICENSES: ClassVar = (croissant.CC_BY_NC_SA,)
   LAYOUT = (
       "Data/{Anonymized_Subjects,Control_Subjects}/{T1-Weighted MRI/ID[_deface].nii, Full-Head"
       " Segmentation/ID_label[_deface].nii}"
@@ -45,24 +45,31 @@ class Builder(volume_builder.VolumeBuilder):
       f" the folder holds {LAYOUT}."
   )
   BUILDER_CONFIGS: ClassVar = [
-      RecordConfig(name="slices", description="Axial slices, seven classes."),
-      RecordConfig(name="volumes", form="volumes", description="Whole scans, seven classes."),
+      volume_builder.VolumeConfig(name="slices", description="Axial slices, seven classes."),
+      volume_builder.VolumeConfig(
+          name="volumes", form="volumes", description="Whole scans, seven classes."
+      ),
   ]
   DEFAULT_BUILDER_CONFIG_NAME = "slices"
 
   def label_scheme(self) -> LabelScheme:
+    """Returns the classes."""
     return published_palettes.FULL_HEAD
 
   def label_map(self) -> dict[int, int]:
+    """Returns {value in the label file: class id}."""
     return {value: value for value in range(7)}
 
   def slice_plan(self) -> SlicePlan:
+    """Returns how volumes are cut."""
     return SlicePlan(axes="LAS", plane="axial")
 
   def intensity(self) -> IntensityWindow:
+    """Returns how intensities become 8 bits."""
     return IntensityWindow("percentile", 0.5, 99.5)
 
   def find_cases(self, findings: Findings) -> None:
+    """Looks through `findings.root`; reads headers only."""
     folder = raw_folder.find_folder(findings.root, *_GROUPS)
     if folder is None:
       return
@@ -77,16 +84,17 @@ class Builder(volume_builder.VolumeBuilder):
     raw_folder.note(findings)
 
   def read_scan(self, case: Case, notes: Notes) -> volume_builder.Scan:
+    """Reads one case, in a worker process."""
     scan = super().read_scan(case, notes)
     if scan.label is not None:
-      _check_contrast(case, scan.volume.voxels, scan.label, notes)
+      _check_contrast(case, scan.stored.scaled(scan.slope, scan.inter).voxels, scan.label, notes)
     return scan
 
 
 def _find_group(findings: Findings, folder: pathlib.Path, group: str) -> None:
   scans = _by_subject(findings, raw_folder.child(folder, _SCANS))
   labels = _by_subject(findings, raw_folder.child(folder, _LABELS))
-  # Publications count 54 to 72 subjects of this set, so what has no twin is told, not refused.
+  # Publications count 54 to 72 subjects of this set, so what has no twin is warned of.
   for subject in sorted(labels.keys() - scans.keys()):
     findings.leave_out(labels[subject], "label without a scan")
     findings.warn(f"{findings.relative(labels[subject])}: has no scan; left out.")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 import re
 from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
+from flexunet.datasets import published_palettes
 from flexunet.datasets.builder import raw_folder, volume_builder
+from flexunet.datasets.builder.croissant import License
 from flexunet.datasets.builder.raw_folder import Case, Findings
-from flexunet.datasets.builder.record_config import RecordConfig
+from flexunet.datasets.hippocampus_t1w.options import HippocampusOptions
 from flexunet.imaging import nifti
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.label_scheme import LabelClass, LabelScheme
@@ -22,11 +23,10 @@ _LABEL = re.compile(r"HFH_(\d+)_Hipp_Labels", re.IGNORECASE)
 _BACKGROUND = LabelClass("background", (0, 0, 0))
 
 
-@dataclasses.dataclass(kw_only=True)
-class HippocampusConfig(RecordConfig):
-  """Adds whether the two hippocampi stay two classes."""
+class HippocampusConfig(volume_builder.VolumeConfig):
+  """A config of one or two classes."""
 
-  two_classes: bool = False
+  OPTIONS = HippocampusOptions
 
 
 class Builder(volume_builder.VolumeBuilder):
@@ -35,6 +35,7 @@ class Builder(volume_builder.VolumeBuilder):
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES: ClassVar = {"1.0.0": "Initial release."}
   HOMEPAGE = "https://www.nitrc.org/projects/hippseg_2011/"
+  LICENSES: ClassVar = (License("Research and education", HOMEPAGE),)
   LAYOUT = "Train/HFH_NNN.hdr + .img, Train/Labels/HFH_NNN_Hipp_Labels.hdr + .img, Test/HFH_NNN.*"
   SPLIT_SALT = "hippocampus_t1w"
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
@@ -53,24 +54,29 @@ class Builder(volume_builder.VolumeBuilder):
   DEFAULT_BUILDER_CONFIG_NAME = "slices"
 
   def label_scheme(self) -> LabelScheme:
-    if self.builder_config.two_classes:
+    """Returns the classes."""
+    if self.options.two_classes:
       # Which of the two is the left one is not documented by the publisher: no claim is made.
       sides = LabelClass("hippocampus_1", (255, 0, 0)), LabelClass("hippocampus_2", (0, 255, 0))
       return LabelScheme((_BACKGROUND, *sides))
-    return LabelScheme((_BACKGROUND, LabelClass("hippocampus", (255, 0, 0))))
+    return published_palettes.HIPPOCAMPUS
 
   def label_map(self) -> dict[int, int]:
-    return {0: 0, 1: 1, 2: 2 if self.builder_config.two_classes else 1}
+    """Returns {value in the label file: class id}."""
+    return {0: 0, 1: 1, 2: 2 if self.options.two_classes else 1}
 
   def slice_plan(self) -> SlicePlan:
+    """Returns how volumes are cut."""
     # ANALYZE states no orientation. The stored axes run across, forward and up; "L" is its
     # convention for the first one, not a fact about these scans.
     return SlicePlan(axes="LAS", plane="coronal")
 
   def intensity(self) -> IntensityWindow:
+    """Returns how intensities become 8 bits."""
     return IntensityWindow("percentile", 0.5, 99.5)
 
   def find_cases(self, findings: Findings) -> None:
+    """Looks through `findings.root`; reads headers only."""
     folder = raw_folder.find_folder(findings.root, "Train")
     if folder is None:
       return
@@ -119,7 +125,7 @@ def _add(
   if label is not None:
     files |= raw_folder.volume_files("label", label)
   name = f"hfh_{number}"
-  # One scan a subject, so the scan's name is the subject's. The two matrices (256 and 512) come
+  # One scan per subject, so the scan's name is the subject's. The two matrices (256 and 512) come
   # with 0.39 and 0.78 mm pixels; each split gets its share of both.
   fine = min(nifti.read_header(scan).spacing_mm) < 0.6
   findings.add(

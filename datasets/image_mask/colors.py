@@ -1,8 +1,8 @@
 """From colour masks to class ids: the palette, and whether a mask was painted with it.
 
-Two shares tell how far a mask is from its palette. Pixels *between* two palette colours come from
-interpolation and decode well to the nearer one. Pixels that are *foreign* lie near no mix of two
-palette colours: they mean that the palette is not the mask's.
+Two shares measure how far a mask is from its palette. Pixels *between* two palette colours come
+from interpolation and decode well to the nearer one. Pixels that are *foreign* lie near no mix of
+two palette colours: they mean that the palette is not the mask's.
 """
 
 from __future__ import annotations

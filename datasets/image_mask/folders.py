@@ -1,4 +1,4 @@
-"""Finds the pictures and masks of a ready-made folder, and pairs them by stem."""
+"""Finds the images and masks of a ready-made folder, and pairs them by stem."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flexunet.datasets.builder import raw_folder
 from flexunet.datasets.builder.raw_folder import Findings
 from flexunet.imaging import pictures
 
-_SIDES = {
+_SPLITS = {
     "train": ("train", "training"),
     "validation": ("valid", "val", "validation"),
     "test": ("test", "testing"),
@@ -22,10 +22,10 @@ _SEARCH_DEPTH = 2
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-  """A picture and its mask; `side` is "" for folders without sides."""
+  """An image and its mask; `split` is "" for folders without splits."""
 
   stem: str
-  side: str
+  split: str
   image: pathlib.Path
   mask: pathlib.Path
 
@@ -39,27 +39,27 @@ def find_pairs(findings: Findings) -> list[Pair]:
   if len(roots) != 1:
     return []
   pairs = []
-  for side, folder in _sides(roots[0]).items():
-    pairs += _pairs_of(findings, side, folder)
+  for split, folder in _splits(roots[0]).items():
+    pairs += _pairs_of(findings, split, folder)
   return pairs
 
 
 def _roots(root: pathlib.Path) -> list[pathlib.Path]:
-  """Returns the folders nearest to `root` that have sides or images and masks."""
+  """Returns the folders nearest to `root` that have splits, or images and masks."""
   level = [root]
   for _ in range(_SEARCH_DEPTH + 1):
-    if found := [folder for folder in level if _sides(folder)]:
+    if found := [folder for folder in level if _splits(folder)]:
       return found
     level = [path for folder in level for path in raw_folder.children(folder) if path.is_dir()]
   return []
 
 
-def _sides(root: pathlib.Path) -> dict[str, pathlib.Path]:
-  """Returns {side: folder with images and masks}; {"": root} for a plain folder."""
+def _splits(root: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Returns {split: folder with images and masks}; {"": root} for a plain folder."""
   if _has_both(root):
     return {"": root}
-  sides = {side: raw_folder.child(root, *names) for side, names in _SIDES.items()}
-  return {side: folder for side, folder in sides.items() if folder and _has_both(folder)}
+  folders = {split: raw_folder.child(root, *names) for split, names in _SPLITS.items()}
+  return {split: folder for split, folder in folders.items() if folder and _has_both(folder)}
 
 
 def _has_both(folder: pathlib.Path) -> bool:
@@ -69,7 +69,7 @@ def _has_both(folder: pathlib.Path) -> bool:
   return images is not None and masks is not None and images.is_dir() and masks.is_dir()
 
 
-def _pairs_of(findings: Findings, side: str, folder: pathlib.Path) -> list[Pair]:
+def _pairs_of(findings: Findings, split: str, folder: pathlib.Path) -> list[Pair]:
   images = _by_stem(findings, raw_folder.child(folder, *_IMAGES))
   masks = _by_stem(findings, raw_folder.child(folder, *_MASKS))
   raw_folder.unpaired(
@@ -81,7 +81,7 @@ def _pairs_of(findings: Findings, side: str, folder: pathlib.Path) -> list[Pair]
   pairs = []
   for stem in sorted(images.keys() & masks.keys()):
     if _same_size(findings, images[stem], masks[stem]):
-      pairs.append(Pair(stem, side, images[stem], masks[stem]))
+      pairs.append(Pair(stem, split, images[stem], masks[stem]))
   return pairs
 
 

@@ -1,6 +1,6 @@
-"""Whose slice a picture is, read from its file name.
+"""Whose slice an image is, read from its file name.
 
-A rule is a regular expression with a group `subject` and, where the name tells it, `slice`.
+A rule is a regular expression with a group `subject` and, where the name states it, `slice`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import re
 
 from flexunet.core.errors import InputError
 
-# The names the published preparations gave, the most telling first. An augmented copy, such as
-# barrdistorted_1001_0.3_0.3_Hemorrhagic_075_16, belongs to the subject of its original.
+# The names the published preparations gave, the most specific first. An augmented copy, such as
+# barrdistorted_1001_0.3_0.3_Hemorrhagic_075_16, belongs to the subject of its original. A number
+# alone (10185) counts slices over all subjects: it names nobody.
 PUBLISHED_RULES = (
     r"(?:^|_)(?P<slice>\d+)_(?P<subject>HFH_\d+)$",  # 10040_HFH_017, axial_10084_HFH_010
     r"(?:^|_)(?P<subject>(?:Hemorrhagic|Ischemic)_\d+)_(?P<slice>\d+)$",
@@ -19,12 +20,9 @@ PUBLISHED_RULES = (
 )
 
 
-# A number alone (10185) counts slices over all subjects: it tells nobody's name.
-
-
 @dataclasses.dataclass(frozen=True)
 class SliceName:
-  """What a file name tells: the subject (None where it does not) and the position."""
+  """What a file name states: subject and position; None where it does not."""
 
   subject: str | None
   slice_index: int | None
@@ -60,7 +58,7 @@ def parse(stem: str, rules: list[re.Pattern[str]]) -> SliceName:
 
 
 def parse_all(stems: list[str], pattern: str) -> dict[str, SliceName]:
-  """Returns {stem: what it tells}."""
+  """Returns {stem: what it states}."""
   rules = compile_rules(pattern)
   return {stem: parse(stem, rules) for stem in stems}
 
@@ -72,7 +70,7 @@ def natural(stem: str) -> list[tuple[int, int, str]]:
 
 
 def rule_problem(pattern: str, unmatched: list[str]) -> str:
-  """Says which names a given pattern does not match."""
+  """Returns the line about names that a given pattern does not match."""
   shown = ", ".join(unmatched[:5])
   return (
       f"subject_pattern {pattern!r} must match every file name; it does not match {len(unmatched)},"

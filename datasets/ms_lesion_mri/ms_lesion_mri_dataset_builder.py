@@ -11,40 +11,28 @@ from typing import ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from flexunet.core.errors import unknown_name
 from flexunet.datasets import published_palettes
-from flexunet.datasets.builder import raw_folder, volume_builder
+from flexunet.datasets.builder import croissant, raw_folder, volume_builder
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
-from flexunet.datasets.builder.record_config import RecordConfig
 from flexunet.datasets.ms_lesion_mri import sequence_table
+from flexunet.datasets.ms_lesion_mri.options import MODALITIES, MsOptions
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.imaging.slicing import SlicePlan
 
-MODALITIES = ("t1", "t2", "flair")
 _PATIENT = re.compile(r"Patient-(\d+)", re.IGNORECASE)
 _FILE = re.compile(r"(\d+)-(LesionSeg-)?(T1|T2|Flair)", re.IGNORECASE)
 
 
-@dataclasses.dataclass(kw_only=True)
-class MsConfig(RecordConfig):
-  """Which of the three scans of a patient is built.
+class MsConfig(volume_builder.VolumeConfig):
+  """A config of one of the three scans of a patient."""
 
-  Attributes:
-    modality: "t1", "t2" or "flair". They are not co-registered and differ in shape.
-  """
-
-  modality: str = "t2"
-
-  def __post_init__(self):
-    super().__post_init__()
-    if self.modality not in MODALITIES:
-      raise unknown_name("modality", self.modality, MODALITIES)
+  OPTIONS = MsOptions
 
 
 def _configs() -> list[MsConfig]:
   configs = []
-  for modality in ("t2", "t1", "flair"):
+  for modality in MODALITIES:
     name = modality.upper()
     configs.append(MsConfig(name=modality, modality=modality, description=f"Axial {name} slices."))
     configs.append(
@@ -62,6 +50,7 @@ class Builder(volume_builder.VolumeBuilder):
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES: ClassVar = {"1.0.0": "Initial release."}
   HOMEPAGE = "https://data.mendeley.com/datasets/8bctsm8jz7/1"
+  LICENSES: ClassVar = (croissant.CC_BY,)
   LAYOUT = "Patient-N/{N-T1,N-T2,N-Flair,N-LesionSeg-T1,N-LesionSeg-T2,N-LesionSeg-Flair}.nii"
   SPLIT_SALT = "ms_lesion_mri"
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
@@ -72,21 +61,26 @@ class Builder(volume_builder.VolumeBuilder):
   DEFAULT_BUILDER_CONFIG_NAME = "t2"
 
   def label_scheme(self) -> LabelScheme:
+    """Returns the classes."""
     return published_palettes.MS_LESION
 
   def label_map(self) -> dict[int, int]:
+    """Returns {value in the label file: class id}."""
     return {0: 0, 1: 1}
 
   def slice_plan(self) -> SlicePlan:
+    """Returns how volumes are cut."""
     # The files state no orientation. The arrays run to posterior, right and superior; which side
     # is the right one cannot be verified.
     return SlicePlan(axes="PRS", plane="axial")
 
   def intensity(self) -> IntensityWindow:
+    """Returns how intensities become 8 bits."""
     return IntensityWindow("percentile", 0.5, 99.5)
 
   def find_cases(self, findings: Findings) -> None:
-    modality = self.builder_config.modality
+    """Looks through `findings.root`; reads headers only."""
+    modality = self.options.modality
     folders = list(_patient_folders(findings.root))
     spacing = sequence_table.slice_spacing_mm(findings, modality) if folders else {}
     for folder in folders:
@@ -96,6 +90,7 @@ class Builder(volume_builder.VolumeBuilder):
       raw_folder.note(findings)
 
   def read_scan(self, case: Case, notes: Notes) -> volume_builder.Scan:
+    """Reads one case, in a worker process."""
     scan = super().read_scan(case, notes)
     # The headers say 1 mm, which is true of none of these scans.
     spacing_mm = np.array([np.nan, np.nan, case.details["slice_spacing_mm"]])

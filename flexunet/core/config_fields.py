@@ -90,6 +90,8 @@ def _checked_value(field: dataclasses.Field, hint: Any, value: Any) -> Any:
   if typing.get_origin(base) is tuple:
     if typing.get_args(base)[-1] is Ellipsis:
       return _checked_names(field, value)
+    if typing.get_args(base)[0] is float:
+      return _checked_pair(field.name, value)
     return _checked_size(field.name, value)
   if base is int and not isinstance(value, bool) and hasattr(value, "__index__"):
     value = int(value)  # NumPy's integers are none of Python's.
@@ -133,3 +135,10 @@ def _checked_size(name: str, value: Any) -> tuple[int, int]:
   if len(size) != 2 or not whole or min(size) < 1:
     raise InputError(f"{name} must be one or two positive whole numbers. Got: {value!r}.")
   return int(size[0]), int(size[1])
+
+
+def _checked_pair(name: str, value: Any) -> tuple[float, float]:
+  pair = tuple(value) if isinstance(value, (tuple, list)) else ()
+  if len(pair) != 2 or not all(isinstance(number, (int, float)) for number in pair):
+    raise InputError(f"{name} must be two numbers. Got: {value!r}.")
+  return float(pair[0]), float(pair[1])

@@ -34,7 +34,12 @@ class _LogLines:
 
 
 def bar(iterable: Iterable | None = None, **options: Any) -> tqdm.tqdm:
-  """Returns a `tqdm.tqdm` on standard error; `options` are its own."""
+  """Returns a `tqdm.tqdm` on standard error: alive in a terminal, a line now and then in a log.
+
+  Args:
+    iterable: What is gone through; None where `total` is given and `update` is called.
+    **options: Those of tqdm.
+  """
   if sys.stderr.isatty():
     settings = {"file": sys.stderr, "dynamic_ncols": True, "mininterval": _TERMINAL_SECONDS}
   else:

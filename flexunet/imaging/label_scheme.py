@@ -33,9 +33,15 @@ class LabelClass:
 
 @dataclasses.dataclass(frozen=True)
 class LabelScheme:
-  """The classes of a dataset, in the order of their ids."""
+  """The classes of a dataset, in the order of their ids.
+
+  Attributes:
+    classes: The first one is the background.
+    named: Whether the names come from the dataset. Made-up ones, class_1 and class_2, mean nothing.
+  """
 
   classes: tuple[LabelClass, ...]
+  named: bool = True
 
   def __post_init__(self):
     object.__setattr__(self, "classes", tuple(self.classes))
@@ -49,6 +55,7 @@ class LabelScheme:
 
   @property
   def names(self) -> list[str]:
+    """Names of the classes."""
     return [label_class.name for label_class in self.classes]
 
   @property
@@ -129,3 +136,13 @@ class LabelScheme:
             for name, color in zip(names, colors)
         )
     )
+
+  @classmethod
+  def numbered(cls, num_classes: int) -> LabelScheme:
+    """Makes up names for the classes of a dataset that names none: background, class_1, ...
+
+    Args:
+      num_classes: The background included; 1 counts as 2.
+    """
+    names = ["background", *(f"class_{index}" for index in range(1, max(2, num_classes)))]
+    return dataclasses.replace(cls.from_names(names), named=False)

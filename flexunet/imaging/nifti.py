@@ -1,14 +1,10 @@
-"""Opens the header of a NIfTI or ANALYZE file and checks what it promises, before any voxel.
+"""Reads and writes NIfTI (.nii, .nii.gz, .hdr + .img) and ANALYZE 7.5 (.hdr + .img) volumes.
 
 nibabel parses the header blocks; what surrounds them (twins, compression, sizes, suffixes in any
-case) is done here, so that a bad file ends in one clear line.
-
-Reads and writes NIfTI (.nii, .nii.gz, .hdr + .img) and ANALYZE 7.5 (.hdr + .img) volumes.
-
-Every file is distrusted: sizes are checked before memory is taken, and a compressed stream is
-read to its end, where its checksum stands (other readers stop at the last voxel and never see it).
-
-Writes a label volume in the format, on the grid and with the header geometry of its scan.
+case) is done here, so that a bad file ends in one clear line. Every file is distrusted: sizes are
+checked before memory is taken, and a compressed stream is read to its end, where its checksum
+stands (other readers stop at the last voxel and never see it). A label volume is written in the
+format, on the grid and with the header geometry of its scan.
 """
 
 from __future__ import annotations
@@ -23,6 +19,7 @@ import pathlib
 import struct
 import tempfile
 import zlib
+from typing import BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
@@ -86,18 +83,21 @@ class OpenedHeader:
 
   @property
   def num_bytes(self) -> int:
+    """Bytes of all voxels."""
     return math.prod(self.shape) * self.dtype.itemsize
 
   @property
   def spacing_mm(self) -> np.ndarray:
+    """float64 [3]; NaN where the file states none."""
     return spacing_of(self.affine)
 
   @property
   def axis_codes(self) -> str:
+    """Which way the axes point; "" where the file states no orientation."""
     return axis_codes_of(self.affine) if self.oriented else ""
 
 
-def suffix_of(path) -> str:
+def suffix_of(path: str | os.PathLike) -> str:
   """Returns ".nii", ".hdr" or ".img", with ".gz" where compressed, in lower case; "" otherwise."""
   name = pathlib.PurePath(path).name.lower()
   compressed = ".gz" if name.endswith(".gz") else ""
@@ -107,34 +107,35 @@ def suffix_of(path) -> str:
   return ""
 
 
-def stem_of(path) -> str:
+def stem_of(path: str | os.PathLike) -> str:
   """Returns the file name without its volume suffix."""
   path = pathlib.PurePath(path)
   suffix = suffix_of(path)
   return path.name[: -len(suffix)] if suffix else path.stem
 
 
-def is_volume(path) -> bool:
-  """Tells by its suffix whether a file is a volume this package reads."""
+def is_volume(path: str | os.PathLike) -> bool:
+  """Returns by its suffix whether a file is a volume this package reads."""
   return bool(suffix_of(path))
 
 
-def is_compressed(path) -> bool:
+def is_compressed(path: str | os.PathLike) -> bool:
+  """Returns by its suffix whether a file is compressed."""
   return pathlib.PurePath(path).name.lower().endswith(".gz")
 
 
-def open_stream(path: pathlib.Path):
+def open_stream(path: pathlib.Path) -> BinaryIO:
   """Opens for reading, through gzip where the name ends in .gz."""
-  return gzip.open(path, "rb") if is_compressed(path) else open(path, "rb")
+  return cast(BinaryIO, gzip.open(path, "rb") if is_compressed(path) else open(path, "rb"))
 
 
-def unreadable(path, error: Exception) -> InputError:
+def unreadable(path: str | os.PathLike, error: Exception) -> InputError:
   """Returns the error for a stream that breaks off or fails its checksum."""
   what = str(error).split("\n")[0] or type(error).__name__
   return InputError(f"{path}: cannot be read ({what}). Fetch the file again.")
 
 
-def files_of(path) -> tuple[pathlib.Path, pathlib.Path]:
+def files_of(path: str | os.PathLike) -> tuple[pathlib.Path, pathlib.Path]:
   """Returns (header file, voxel file): one and the same for `.nii`, the twins of a pair."""
   path = pathlib.Path(path)
   suffix = suffix_of(path)
@@ -151,7 +152,7 @@ def files_of(path) -> tuple[pathlib.Path, pathlib.Path]:
   return (path, twin) if kind == ".hdr" else (twin, path)
 
 
-def open_header(path) -> OpenedHeader:
+def open_header(path: str | os.PathLike) -> OpenedHeader:
   """Parses and checks a header.
 
   Raises:
@@ -282,7 +283,7 @@ def _affine_of(path: pathlib.Path, header, oriented: bool, pixdim: np.ndarray) -
       raise InputError(f"{path}: the header's affine is singular or not finite. Repair the header.")
     return affine
   zooms = np.abs(pixdim)
-  # A zero means that nobody filled it in: the spacing is unknown, not zero.
+  # A zero means that it was not filled in: the spacing is unknown, not zero.
   zooms = np.where(np.isfinite(zooms) & (zooms > 0), zooms, np.nan)
   affine = np.zeros((4, 4))
   affine[[0, 1, 2, 3], [0, 1, 2, 3]] = [*zooms, 1.0]
@@ -294,7 +295,7 @@ def _bad_header(path: pathlib.Path, error: Exception) -> InputError:
   return InputError(f"{path}: the header cannot be used ({what}). Fetch the file again.")
 
 
-def read_header(path) -> VolumeHeader:
+def read_header(path: str | os.PathLike) -> VolumeHeader:
   """Returns shape, stored dtype, spacing and axis codes; reads no voxel.
 
   Raises:
@@ -310,30 +311,19 @@ def read_header(path) -> VolumeHeader:
   )
 
 
-def read(path) -> Volume:
-  """Reads a volume with the scale factors of its header applied.
+def read(path: str | os.PathLike) -> Volume:
+  """Reads a volume with the scale factors of its header applied, see `Volume.scaled`.
 
-  Without scale factors the voxels keep the dtype of the file (in native byte order); with them
-  they are float32, or float64 where the stored numbers have more than 24 bits.
+  Without scale factors the voxels keep the dtype of the file, in native byte order.
 
   Raises:
     InputError: When the file is unreadable, truncated, corrupt, larger than the limit or not 3-D.
   """
-  return scaled(*read_stored(path))
+  stored, slope, inter = read_stored(path)
+  return stored.scaled(slope, inter)
 
 
-def scaled(volume: Volume, slope: float, inter: float) -> Volume:
-  """Applies scale factors to stored numbers; without any the volume comes back as it is."""
-  if (slope, inter) == (1.0, 0.0):
-    return volume
-  stored = volume.voxels.dtype
-  few_bits = stored == np.float32 or stored.itemsize <= 2
-  target = np.float32 if few_bits else np.float64
-  voxels = (volume.voxels.astype(np.float64) * slope + inter).astype(target)
-  return Volume(voxels, volume.affine, volume.oriented)
-
-
-def read_stored(path) -> tuple[Volume, float, float]:
+def read_stored(path: str | os.PathLike) -> tuple[Volume, float, float]:
   """Reads the numbers as they are stored: (volume, slope, inter).
 
   What they stand for is `stored * slope + inter`. Without scale factors these are 1 and 0.
@@ -391,7 +381,9 @@ def _truncated(path: pathlib.Path, expected: int, found: int) -> InputError:
   )
 
 
-def write_like(source_path, label: np.ndarray, target_path) -> None:
+def write_like(
+    source_path: str | os.PathLike, label: np.ndarray, target_path: str | os.PathLike
+) -> None:
   """Writes `label` as uint8 into a file that lies voxel by voxel on the source.
 
   Shape (trailing axes of length 1 included), affine, codes and byte order are the source's; free

@@ -1,9 +1,10 @@
-"""Reads 8-bit pictures (PNG, JPEG, BMP) with distrust: size, depth and wholeness are checked."""
+"""Reads 8-bit images (PNG, JPEG, BMP) with distrust: size, depth and wholeness are checked."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import struct
 import warnings
@@ -20,13 +21,13 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 MAX_PIXELS = 64 << 20
 _FORMATS = ("PNG", "JPEG", "BMP")
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
-# Grey pictures saved as colour JPEG come back with channels this far apart, by rounding.
+# Grey images saved as colour JPEG come back with channels this far apart, by rounding.
 _GREY_TOLERANCE = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class PictureHeader:
-  """What a picture tells before it is decoded: size, Pillow's mode, format."""
+  """What an image file states before it is decoded: size, Pillow's mode, format."""
 
   height: int
   width: int
@@ -34,37 +35,37 @@ class PictureHeader:
   format: str
 
 
-def is_picture(path) -> bool:
-  """Tells by its suffix, in any case, whether a file is a picture this package reads."""
+def is_picture(path: str | os.PathLike) -> bool:
+  """Returns by its suffix, in any case, whether a file is an image this package reads."""
   return pathlib.PurePath(path).suffix.lower() in SUFFIXES
 
 
-def read_header(path) -> PictureHeader:
+def read_header(path: str | os.PathLike) -> PictureHeader:
   """Returns size and mode; decodes nothing.
 
   Raises:
-    InputError: When the file is no picture, too large, or has a mode that is not 8-bit.
+    InputError: When the file is no image, too large, or has a mode that is not 8-bit.
   """
   with _opened(path) as picture:
     return PictureHeader(picture.height, picture.width, picture.mode, picture.format or "")
 
 
-def read_gray(path) -> np.ndarray:
-  """Reads a grey picture as uint8 [H, W]; grey stored as RGB is accepted, colour is not."""
+def read_gray(path: str | os.PathLike) -> np.ndarray:
+  """Reads a grey image as uint8 [H, W]; grey stored as RGB is accepted, colour is not."""
   pixels = _decode(path)
   if pixels.ndim == 2:
     return pixels
   spread = int((pixels.max(-1).astype(np.int16) - pixels.min(-1)).max())
   if spread > _GREY_TOLERANCE:
     raise InputError(
-        f"{path}: must be a grey picture, but its colour channels differ by up to {spread}."
+        f"{path}: must be a grey image, but its colour channels differ by up to {spread}."
         " Convert it to grey first."
     )
   return np.round(pixels.mean(-1)).astype(np.uint8)
 
 
-def read_rgb(path) -> np.ndarray:
-  """Reads a picture as uint8 [H, W, 3]; grey is repeated."""
+def read_rgb(path: str | os.PathLike) -> np.ndarray:
+  """Reads an image as uint8 [H, W, 3]; grey is repeated."""
   pixels = _decode(path)
   return np.repeat(pixels[..., None], 3, axis=-1) if pixels.ndim == 2 else pixels
 
@@ -92,7 +93,7 @@ def _opened(path) -> Iterator[Image.Image]:
       picture = Image.open(path, formats=_FORMATS)
   except Image.DecompressionBombError as error:
     raise InputError(
-        f"{path}: the picture declares more than {MAX_PIXELS} pixels, which no slice has. Remove"
+        f"{path}: the image declares more than {MAX_PIXELS} pixels, which no slice has. Remove"
         " the file."
     ) from error
   except _DECODE_ERRORS as error:
@@ -105,7 +106,7 @@ def _opened(path) -> Iterator[Image.Image]:
 def _check(path: pathlib.Path, picture: Image.Image) -> None:
   if picture.width * picture.height > MAX_PIXELS:
     raise InputError(
-        f"{path}: the picture declares {picture.width} x {picture.height} pixels; the limit is"
+        f"{path}: the image declares {picture.width} x {picture.height} pixels; the limit is"
         f" {MAX_PIXELS}. Remove the file."
     )
   if picture.mode not in ("1", "L", "P", "RGB") or (
@@ -120,4 +121,4 @@ def _check(path: pathlib.Path, picture: Image.Image) -> None:
 def _unreadable(path, error: Exception) -> InputError:
   # Pillow's message may repeat the whole path.
   what = str(error).split("\n")[0].replace(f" {str(path)!r}", "") or type(error).__name__
-  return InputError(f"{path}: the picture is damaged or of another kind ({what}). Fetch it again.")
+  return InputError(f"{path}: the image is damaged or of another kind ({what}). Fetch it again.")

@@ -2,9 +2,8 @@
 
 Slices come as [row, column, slice]. Rows run from anterior to posterior (axial) or from superior
 to inferior (coronal, sagittal). Columns keep the direction the dataset stores, and slices ascend
-as stored, so nothing is claimed about left and right that the source does not say.
-
-Brings slices to an isotropic spacing: images are averaged, labels are picked.
+as stored, so nothing is claimed about left and right that the source does not say. Slices brought
+to an isotropic spacing are interpolated; their labels are picked.
 """
 
 from __future__ import annotations
@@ -66,19 +65,23 @@ class SlicePlan:
     row, column_axis, slice_axis = _FRAMES[self.plane]
     return row + stored[column_axis] + stored[slice_axis]
 
-  def extract(self, volume: Volume) -> Slices:
-    """Cuts a volume into upright slices; every voxel appears once, unchanged."""
+  def extract(self, volume: Volume, spacing_mm: np.ndarray | None = None) -> Slices:
+    """Cuts a volume into upright slices; every voxel appears once, unchanged.
+
+    Args:
+      volume: Voxels [i, j, k].
+      spacing_mm: Voxel edges [3] where they are better known than from the volume; NaN unknown.
+    """
     turn = self._turn(volume)
     pixels = nib.orientations.apply_orientation(volume.voxels, turn)
-    # turn[i] tells where stored axis i goes.
+    # turn[i] is where stored axis i goes.
     spacing = np.empty(3)
-    spacing[turn[:, 0].astype(int)] = volume.spacing_mm
+    spacing[turn[:, 0].astype(int)] = volume.spacing_mm if spacing_mm is None else spacing_mm
     return Slices(pixels, (float(spacing[0]), float(spacing[1])), float(spacing[2]))
 
   def restore(self, pixels: np.ndarray, like: Volume) -> np.ndarray:
     """Puts [row, column, slice] back on the grid of `like`: the exact inverse of `extract`."""
-    turn = self._turn(like)
-    expected = tuple(like.voxels.shape[axis] for axis in np.argsort(turn[:, 0]))
+    turn, expected = self._turn(like), self.shape(like)
     if pixels.shape != expected:
       raise ValueError(
           f"Slices of a volume {like.voxels.shape} have the shape {expected}, got"
@@ -88,6 +91,12 @@ class SlicePlan:
     for stored_axis, (display_axis, flip) in enumerate(turn):
       back[int(display_axis)] = (stored_axis, flip)
     return nib.orientations.apply_orientation(pixels, back)
+
+  def shape(self, volume: Volume) -> tuple[int, int, int]:
+    """Returns the shape [row, column, slice] of the slices of a volume."""
+    row, column, through = np.argsort(self._turn(volume)[:, 0])
+    size = volume.voxels.shape
+    return size[row], size[column], size[through]
 
   def _turn(self, volume: Volume) -> np.ndarray:
     """Returns the axis permutation and flips [3, 2] from the stored axes to the display axes."""
@@ -99,7 +108,9 @@ class SlicePlan:
     return nib.orientations.ornt_transform(stored, display)
 
 
-def isotropic(slices: Slices, label: np.ndarray | None, spacing_mm: float, name: str):
+def isotropic(
+    slices: Slices, label: np.ndarray | None, spacing_mm: float, name: str
+) -> tuple[Slices, np.ndarray | None]:
   """Returns (slices, label) with one spacing along rows, columns and slices.
 
   The field of view is kept: n voxels of s mm become round(n * s / spacing_mm) voxels, and the
@@ -114,6 +125,7 @@ def isotropic(slices: Slices, label: np.ndarray | None, spacing_mm: float, name:
   Raises:
     InputError: When the scan states no spacing.
   """
+  # Few datasets are resampled, and programs import this module for the names of the planes.
   from scipy import ndimage
 
   spacing = np.array([*slices.spacing_mm, slices.slice_spacing_mm])

@@ -58,9 +58,24 @@ class Volume:
     return axis_codes_of(self.affine)
 
 
+  def scaled(self, slope: float, inter: float) -> Volume:
+    """Returns the intensities of stored numbers, voxels * slope + inter.
+
+    Without scale factors (1 and 0) this is the volume itself. Otherwise the voxels are float32, or
+    float64 where the stored numbers have more than 24 bits.
+    """
+    if (slope, inter) == (1.0, 0.0):
+      return self
+    stored = self.voxels.dtype
+    few_bits = stored == np.float32 or stored.itemsize <= 2
+    target = np.float32 if few_bits else np.float64
+    voxels = (self.voxels.astype(np.float64) * slope + inter).astype(target)
+    return Volume(voxels, self.affine, self.oriented)
+
+
 @dataclasses.dataclass(frozen=True)
 class VolumeHeader:
-  """What a header tells before any voxel is read.
+  """What a header states before any voxel is read.
 
   Attributes:
     shape: Voxels along [i, j, k].

@@ -8,7 +8,9 @@ import pathlib
 from typing import Any
 
 from flexunet import config, run_folder
+from flexunet.core import files
 from flexunet.core.errors import InputError
+from flexunet.pipelines import dataset_source
 
 # May change when a run is resumed: how long it lasts, where the data lie, what is shown and kept.
 _FREE = (
@@ -88,3 +90,26 @@ def _check_facts(saved: config.DatasetFacts, now: config.DatasetFacts) -> None:
 
 def _shown(value: Any) -> str:
   return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+
+
+def check_paths(
+    data: config.DataConfig,
+    training: config.TrainingConfig,
+    run_dir: str | os.PathLike,
+    *,
+    resume: bool,
+) -> run_folder.RunFolder | None:
+  """Refuses what folders and small files alone show to be wrong, loading no library.
+
+  Returns:
+    The run to resume; None where a new one is to be started.
+  """
+  started = existing_run(run_dir) if resume else None
+  if not resume:
+    run_folder.check_new(run_dir)
+  files.check_writable(run_dir, "--run_dir")
+  splits = (data.train_split, data.validation_split)
+  dataset_source.check_folder(data.dataset, data.data_dir, splits, data.fold)
+  if training.init_from:
+    run_folder.network_file(training.init_from, "--init_from")
+  return started

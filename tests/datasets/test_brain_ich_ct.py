@@ -1,7 +1,12 @@
 """The CT-ICH builder, on phantoms with the traps of the real files."""
 
 import csv
+import json
+import os
+import pathlib
 import shutil
+import subprocess
+import sys
 import tempfile
 from typing import ClassVar
 
@@ -12,12 +17,13 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from flexunet.core.errors import InputError
+from flexunet.datasets import catalog
 from flexunet.datasets.brain_ich_ct import (
   brain_ich_ct_dataset_builder,
-  ct_ich_nifti,
   ct_ich_patients,
   ct_ich_table,
 )
+from flexunet.datasets.builder import croissant
 
 HEADER = (
     "PatientNumber,SliceNumber,Intraventricular,Intraparenchymal,Subarachnoid,Epidural,Subdural,"
@@ -56,8 +62,6 @@ class BrainIchTest(tfds.testing.DatasetBuilderTestCase):
 
   @classmethod
   def setUpClass(cls):
-    import pathlib
-
     cls._folder = tempfile.TemporaryDirectory()
     cls.EXAMPLE_DIR = str(write_tree(pathlib.Path(cls._folder.name)))
     super().setUpClass()
@@ -116,7 +120,7 @@ def test_an_empty_split_is_warned_about(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "message"), [
         (lambda raw: (raw / "hemorrhage_diagnosis.csv").unlink(), "hemorrhage_diagnosis.csv"),
-        (lambda raw: (raw / "Patients_CT/078/brain/2.jpg").unlink(), "has no picture 2.jpg"),
+        (lambda raw: (raw / "Patients_CT/078/brain/2.jpg").unlink(), "has no image 2.jpg"),
         (lambda raw: (raw / "Patients_CT/078/brain/1.jpg").write_bytes(b"no jpeg"), "damaged"),
         (lambda raw: shutil.rmtree(raw / "Patients_CT/078/brain"), "no folder brain"),
         (lambda raw: (raw / "hemorrhage_diagnosis.csv").write_text("a,b\n1,2\n"), "columns"),
@@ -139,19 +143,9 @@ def test_the_table_is_read_through_its_byte_order_mark(tmp_path):
   assert not rows[(TRAIN, 1)].hemorrhage
 
 
-def test_the_two_forms_map_onto_each_other():
-  assert ct_ich_nifti.nifti_index(49, 1) == 0
-  assert ct_ich_nifti.nifti_index(51, 1) == 8
-  assert ct_ich_nifti.jpeg_number(51, 7) is None
-  for patient in range(49, 131):
-    for number in (1, 2, 30):
-      index = ct_ich_nifti.nifti_index(patient, number)
-      assert ct_ich_nifti.jpeg_number(patient, index) == number
-
-
 def test_the_nifti_form_builds_windowed_slices_with_known_spacing(tmp_path):
   raw = build_samples.raw_folder("brain_ich_ct/nifti", tmp_path / "raw", subjects=3)
-  builder = build_samples.build("brain_ich_ct/nifti", raw, tmp_path / "out")
+  builder = build_samples.build("brain_ich_ct", raw, tmp_path / "out")
   report = build_samples.report_of(builder)
   assert report["slice_plan"] == {"axes": "LAS", "plane": "axial"}
   assert report["intensity"] == {"kind": "window", "low": -20.0, "high": 100.0}
@@ -163,9 +157,53 @@ def test_the_nifti_form_builds_windowed_slices_with_known_spacing(tmp_path):
   assert 0 < found <= positive
 
 
-def test_the_jpeg_form_takes_no_option_of_volumes():
-  with pytest.raises(InputError, match="JPEG form"):
-    brain_ich_ct_dataset_builder.IchConfig(name="x", plane="coronal")
+@pytest.mark.parametrize(
+    "options", [{"plane": "coronal"}, {"window": (0, 80)}, {"isotropic_mm": 1.0},
+                {"form": "volumes"}])  # fmt: skip
+def test_the_jpeg_form_takes_no_option_of_scans(tmp_path, options):
+  raw = write_tree(tmp_path / "raw", slices=3)
+  builder = catalog.builder("brain_ich_ct", tmp_path / "out", options=options)
+  with pytest.raises(InputError, match=f"{next(iter(options))}.* needs the NIfTI scans"):
+    builder.inspect_source(raw)
+
+
+def test_a_folder_of_both_forms_gives_the_jpeg_slices_and_whole_scans_on_request(tmp_path):
+  raw = build_samples.raw_folder("brain_ich_ct/nifti", tmp_path / "raw", subjects=3)
+  write_tree(raw, slices=3)
+  slices = build_samples.report_of(build_samples.build("brain_ich_ct", raw, tmp_path / "out"))
+  assert slices["slice_plan"] is None and any("v1.3.1 too" in w for w in slices["warnings"])
+  scans = build_samples.build("brain_ich_ct/volumes", raw, tmp_path / "out")
+  assert build_samples.report_of(scans)["form"] == "volumes"
+
+
+def test_the_restricted_form_is_not_called_open(tmp_path):
+  for layout, phrase in (("brain_ich_ct", "by/4.0"), ("brain_ich_ct/nifti", "not to be passed")):
+    out = tmp_path / layout
+    raw = build_samples.raw_folder(layout, out / "raw", subjects=3)
+    builder = build_samples.build("brain_ich_ct", raw, out / "data")
+    path = pathlib.Path(builder.data_path) / croissant.NAME
+    assert phrase in json.loads(path.read_text(encoding="utf-8"))["license"][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["brain_ich_ct", "brain_ich_ct/nifti"])
+def test_tfds_build_takes_either_form_and_tfds_reads_the_result(tmp_path, layout):
+  raw = build_samples.raw_folder(layout, tmp_path / "raw", subjects=3)
+  checkout = pathlib.Path(__file__).resolve().parents[2]
+  program = pathlib.Path(sys.executable).with_name("tfds")
+  subprocess.run(
+      [program, "build", "datasets/brain_ich_ct", f"--manual_dir={raw}",
+       f"--data_dir={tmp_path / 'data'}"],
+      cwd=checkout, env={**os.environ, "PYTHONPATH": str(checkout)}, check=True,
+      capture_output=True,
+  )  # fmt: skip
+  built = tfds.builder_from_directory(tmp_path / "data" / "brain_ich_ct" / "slices" / "1.0.0")
+  found = [example for split in built.info.splits for example in
+           tfds.as_numpy(built.as_dataset(split))]  # fmt: skip
+  patients = {example["subject"] for example in found}
+  assert len(patients) == 3 and all(example["image"].dtype == np.uint8 for example in found)
+  ours = build_samples.build("brain_ich_ct", raw, tmp_path / "ours")
+  assert build_samples.digests(built.data_path) == build_samples.digests(ours.data_path)
 
 
 @pytest.mark.realdata

@@ -91,7 +91,7 @@ def test_bleedings_and_infarcts_are_two_classes_and_empty_masks_are_negatives(tm
 def test_patients_of_ct_ich_stand_where_they_stand_there(tmp_path):
   report = build_samples.report_of(
       build_samples.build(NAME, write_tree(tmp_path / "raw"), tmp_path / "out"))
-  sides = ct_ich_patients.sides()
+  sides = ct_ich_patients.splits()
   for split, entry in report["splits"].items():
     for subject in entry["subjects"]:
       if subject.startswith("ctich_"):
@@ -170,11 +170,11 @@ def _twice(raw):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda raw: next(raw.rglob("images/078/8.png")).unlink(), "has no picture of its number"),
+        (lambda raw: next(raw.rglob("images/078/8.png")).unlink(), "has no image of its number"),
         (lambda raw: next(raw.rglob("images/078/8.png")).write_bytes(b"no png"), "8.png"),
         (_sixteen_bit, "8.png: must be 8-bit"),
         (_twice, "both are slice 8 of one subject"),
-        (_other_size, "a mask has the size of its picture"),
+        (_other_size, "a mask has the size of its image"),
     ],
 )
 def test_a_folder_with_a_fault_is_refused_and_nothing_is_built(tmp_path, spoil, message):

@@ -1,7 +1,6 @@
 """The builder of ready-made folders: palettes, pairing, subjects by name, published sides."""
 
 import json
-import os
 import pathlib
 import tempfile
 
@@ -14,6 +13,7 @@ from PIL import Image
 from flexunet.core.errors import InputError
 from flexunet.datasets import catalog
 from flexunet.datasets.image_mask import colors, image_mask_dataset_builder, naming
+from flexunet.datasets.image_mask.options import ImageMaskOptions
 from flexunet.datasets.published_palettes import PRESETS
 
 NAME = "image_mask"
@@ -33,35 +33,25 @@ def write_pair(folder, stem, color=RED, image_suffix="png", mask_suffix="png", s
   Image.fromarray(mask).save(folder / "masks" / f"{stem}.{mask_suffix}")
 
 
-def write_tree(root):
+def write_tree(root, color=RED):
   for side, subjects in (("train", (1001, 1002)), ("valid", (1003,)), ("test", (1004,))):
     for subject in subjects:
       for number in (9, 10):
-        write_pair(root / side, f"{subject}_{number}")
+        write_pair(root / side, f"{subject}_{number}", color)
   return root
-
-
-@pytest.fixture
-def realdata():
-  """The folder of real pictures, or the test is skipped."""
-  default = pathlib.Path(__file__).resolve().parents[3] / "shared" / "realdata"
-  folder = pathlib.Path(os.environ.get("FLEXUNET_REALDATA", default))
-  if not (folder / "image_mask").is_dir():
-    pytest.skip("needs the folder of real scans (FLEXUNET_REALDATA or ../shared/realdata)")
-  return folder
 
 
 class ImageMaskTest(tfds.testing.DatasetBuilderTestCase):
   """TFDS's own checks."""
 
   DATASET_CLASS = image_mask_dataset_builder.Builder
-  BUILDER_CONFIG_NAMES_TO_TEST = ("hippocampus_t1w",)
+  BUILDER_CONFIG_NAMES_TO_TEST = ("binary",)
   SPLITS = {"train": 4, "validation": 2, "test": 2}  # noqa: RUF012
 
   @classmethod
   def setUpClass(cls):
     cls._folder = tempfile.TemporaryDirectory()
-    cls.EXAMPLE_DIR = str(write_tree(pathlib.Path(cls._folder.name)))
+    cls.EXAMPLE_DIR = str(write_tree(pathlib.Path(cls._folder.name), (255, 255, 255)))
     super().setUpClass()
 
   @classmethod
@@ -70,8 +60,9 @@ class ImageMaskTest(tfds.testing.DatasetBuilderTestCase):
     cls._folder.cleanup()
 
 
-def build(raw, out, config="hippocampus_t1w", **options):
-  return build_samples.build(f"{NAME}/{config}", raw, out, options=options or None)
+def build(raw, out, config="hippocampus_t1w", config_name=None, **options):
+  return build_samples.build(
+      f"{NAME}/{config}", raw, out, options=options or None, config_name=config_name)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +87,7 @@ def test_the_published_names_tell_subject_and_slice(stem, subject, position):
 @pytest.mark.parametrize("pattern", ["(", "no group", "(?P<slice>.)"])
 def test_a_pattern_must_name_the_subject(pattern):
   with pytest.raises(InputError, match="subject_pattern must"):
-    image_mask_dataset_builder.ImageMaskConfig(name="x", subject_pattern=pattern)
+    ImageMaskOptions(subject_pattern=pattern)
 
 
 def test_published_sides_are_kept_and_slices_are_in_numeric_order(tmp_path):
@@ -208,8 +199,7 @@ def test_a_palette_file_gives_names_and_colours_and_leaves_no_path(tmp_path):
   palette = tmp_path / "colours.json"
   palette.write_text(json.dumps({"background": [0, 0, 0], "tumour": [10, 200, 30]}))
   write_pair(tmp_path / "raw" / "train", "1_1", color=(10, 200, 30))
-  options = image_mask_dataset_builder.options_of(str(palette))
-  builder = build(tmp_path / "raw", tmp_path / "out", config="binary", **options)
+  builder = build(tmp_path / "raw", tmp_path / "out", config="binary", palette=str(palette))
   report = build_samples.report_of(builder)
   assert report["label_scheme"][1] == {"name": "tumour", "color": [10, 200, 30]}
   assert str(tmp_path) not in json.dumps(report)
@@ -249,10 +239,10 @@ def test_two_configs_of_different_colours_do_not_share_a_folder():
 
 def test_a_config_can_be_named_so_that_two_folders_lie_side_by_side(tmp_path):
   write_pair(tmp_path / "raw" / "train", "1_1")
-  builder = build(tmp_path / "raw", tmp_path / "out", name="mine")
+  builder = build(tmp_path / "raw", tmp_path / "out", config_name="mine")
   assert pathlib.Path(builder.data_path).parts[-2] == "mine"
   with pytest.raises(InputError, match="folder name"):
-    catalog.builder(f"{NAME}/binary", tmp_path, options={"name": "../mine"})
+    catalog.builder(f"{NAME}/binary", tmp_path, config_name="../mine")
 
 
 def test_colour_pictures_need_to_be_asked_for(tmp_path):
@@ -261,7 +251,7 @@ def test_colour_pictures_need_to_be_asked_for(tmp_path):
   picture = np.array(Image.open(path))
   picture[..., 0] = 255 - picture[..., 0]
   Image.fromarray(picture).save(path)
-  with pytest.raises(InputError, match="must be a grey picture"):
+  with pytest.raises(InputError, match="must be a grey image"):
     build(tmp_path / "raw", tmp_path / "out")
   builder = build(tmp_path / "raw", tmp_path / "again", image_channels=3)
   [example] = tfds.as_numpy(builder.as_dataset("train"))

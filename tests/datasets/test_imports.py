@@ -23,6 +23,13 @@ def test_reading_a_volume_loads_neither_tfds_nor_tensorflow():
   assert not loaded & {"tensorflow_datasets", "tensorflow", "keras"}
 
 
+def test_a_built_dataset_and_the_options_of_a_build_are_read_without_tfds():
+  loaded = loaded_after("from flexunet.datasets import built_dataset, catalog")
+  assert not loaded & {"tensorflow_datasets", "tensorflow", "keras"}
+  loaded = loaded_after("from flexunet.tools import build\nbuild._PROGRAM.help()")
+  assert not loaded & {"tensorflow_datasets", "tensorflow", "keras"}
+
+
 @pytest.mark.slow
 def test_a_build_loads_no_tensorflow(tmp_path):
   raw = build_samples.raw_folder("hippocampus_t1w", tmp_path / "raw", subjects=3)
@@ -37,13 +44,12 @@ def test_a_build_loads_no_tensorflow(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", ["tensorflow_datasets", "flexunet.datasets.catalog"])
-def test_builders_are_found_by_their_names(first):
+@pytest.mark.parametrize("first", ["tensorflow_datasets", "flexunet.datasets"])
+def test_tfds_finds_the_builders_whichever_was_imported_first(first):
   program = (
       f"import {first}\n"
+      "import flexunet.datasets\n"
       "import tensorflow_datasets as tfds\n"
-      "from flexunet.datasets import catalog\n"
-      "catalog.register_all()\n"
       "print(tfds.builder_cls('hippocampus_t1w').__module__)"
   )
   result = subprocess.run(

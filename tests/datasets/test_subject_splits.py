@@ -61,10 +61,10 @@ def test_the_published_patients_are_82_of_whom_36_bleed():
   patients = range(49, 131)
   assert sum(ct_ich_patients.is_patient(number) for number in range(200)) == len(patients) == 82
   assert len(ct_ich_patients.HEMORRHAGE_PATIENTS) == 36
-  found = collections.Counter(ct_ich_patients.sides().values())
+  found = collections.Counter(ct_ich_patients.splits().values())
   assert found == {"train": 58, "validation": 12, "test": 12}
   bleeding = collections.Counter(
-      ct_ich_patients.sides()[ct_ich_patients.subject_name(patient)]
+      ct_ich_patients.splits()[ct_ich_patients.subject_name(patient)]
       for patient in ct_ich_patients.HEMORRHAGE_PATIENTS
   )
   assert bleeding == {"train": 26, "validation": 5, "test": 5}

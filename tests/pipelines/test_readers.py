@@ -1,14 +1,15 @@
 """A dataset of whole volumes trains as its slices do."""
 
+import build_samples
+import nibabel as nib
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from flexunet.datasets import catalog
 from flexunet.pipelines import batches, readers, resizing, selection
 from flexunet.pipelines.dataset_source import open_dataset
 from flexunet.tools.phantom import layouts
-
-tfds = pytest.importorskip("tensorflow_datasets")
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +92,22 @@ def test_folds_over_two_splits_find_their_slices(sources):
   loader = batches.open_loader(source, train, spec)
   last = len(train) - 1
   assert (loader(last)["label"].numpy() > 0).any() == (train.pixels[last, 1:].sum() > 0)
+
+
+def test_fractional_scale_factors_give_the_slices_of_the_build(tmp_path):
+  # Whole scans were once windowed in float64, slices in float32: grey levels at .5 differed.
+  (tmp_path / "raw" / "Train" / "Labels").mkdir(parents=True)
+  for number in range(1, 4):
+    voxels = np.random.default_rng(number).integers(0, 4000, (40, 12, 40)).astype(np.int16)
+    scan = nib.Nifti1Image(voxels, np.diag([1.0, 2, 1, 1]))
+    scan.header.set_slope_inter(0.3 + 0.01 * number, 0.7)
+    scan.to_filename(tmp_path / "raw" / "Train" / f"HFH_00{number}.nii")
+    label = nib.Nifti1Image((voxels > 3000).astype(np.uint8), scan.affine)
+    label.to_filename(tmp_path / "raw" / "Train" / "Labels" / f"HFH_00{number}_Hipp_Labels.nii")
+  found = []
+  for config in ("left_right", "volumes"):
+    build_samples.build(f"hippocampus_t1w/{config}", tmp_path / "raw", tmp_path / "data")
+    found.append(by_place(open_dataset(f"hippocampus_t1w/{config}", tmp_path / "data"), "train"))
+  assert found[0].keys() == found[1].keys() and found[0]
+  for place, (image, _) in found[0].items():
+    np.testing.assert_array_equal(found[1][place][0], image)

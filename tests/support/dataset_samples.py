@@ -101,7 +101,7 @@ def _write_listing(version: pathlib.Path, infos, splits: dict[str, list[dict]]) 
         counts = np.bincount(record["label"].ravel(), minlength=len(NAMES))
         writer.writerow({
             "split": split,
-            "shard": int(places.shard[number]),
+            "shard": pathlib.Path(places.files[places.shard[number]]).name,
             "record": number,
             "offset": int(places.offset[number]),
             **{key: record[key] for key in ("subject", "volume", "slice_index")},

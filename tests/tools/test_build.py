@@ -23,9 +23,6 @@ SIZES = {HIPPOCAMPUS: (24, 12, 20), ICH: (40, 4)}
 
 def run(*arguments):
   """Runs the tool in this process; bad input comes as `InputError`."""
-  build._PROGRAM.values.unparse_flags()
-  for name in build._PROGRAM.values:
-    build._PROGRAM.values[name].unparse()
   build.main(build._PROGRAM.parse(["build", "--num_workers=1", *map(str, arguments)]))
 
 
@@ -163,7 +160,7 @@ def save_mask_of_another_size(raw):
         (HIPPOCAMPUS, declare_8_gb, "declares 8000000000 bytes"),
         (ICH, lambda raw: cut(first(raw, "brain/1.jpg"), 100), "damaged"),
         (ICH, lambda raw: first(raw, "brain/1.jpg").write_bytes(b"no picture"), "damaged"),
-        (ICH, save_mask_of_another_size, "size of its picture"),
+        (ICH, save_mask_of_another_size, "size of its image"),
         (ICH, lambda raw: save_picture(raw, np.zeros((9, 9), np.uint16)), "8-bit"),
         (ICH, lambda raw: save_picture(raw, np.zeros((9, 9, 4), np.uint8)), "8-bit"),
         (ICH, lambda raw: save_picture(raw, np.zeros((9000, 9000), np.uint8)), "pixels"),
@@ -217,7 +214,9 @@ def test_an_overwrite_of_bad_input_keeps_what_was_built(pristine, tmp_path):
         ([HIPPOCAMPUS, "--window=5"], "window"),
         ([HIPPOCAMPUS, "--window=a,b"], "window"),
         ([f"{HIPPOCAMPUS}/volumes", "--plane=axial"], "volumes"),
-        ([ICH, "--isotropic_mm=1"], "NIfTI"),
+        (["brain_stroke_ct", "--two_classes"], "--two_classes is an option of hippocampus_t1w;"),
+        (["image_mask", "--plane=axial"], "brain_ich_ct, full_head_t1w, hippocampus_t1w, ms_les"),
+        (["ms_lesion_mri", "--modality=t3"], "t2"),
     ],
 )
 def test_a_bad_flag_value_is_refused(pristine, tmp_path, arguments, message):
@@ -252,7 +251,7 @@ def test_ctrl_c_says_how_to_go_on_and_keeps_the_work_done(
   command = [HIPPOCAMPUS, f"--manual_dir={pristine[HIPPOCAMPUS]}", f"--data_dir={tmp_path}"]
   with pytest.raises(SystemExit) as caught:
     run(*command)
-  assert caught.value.code == 130 and "same command" in capsys.readouterr().err
+  assert caught.value.code == 130 and "same command continues" in capsys.readouterr().err
   assert len(list(tmp_path.rglob("*.records"))) == 4
   assert not list(tmp_path.rglob("dataset_info.json"))
 

@@ -98,7 +98,7 @@ def test_haemorrhage_table_and_masks_tell_the_same_but_for_the_planned_gaps(tmp_
 
 def test_six_haemorrhage_subjects_cover_the_three_sides_of_the_split_with_masks():
   patients = ct.ich_patients(6)
-  sides = [ct_ich_patients.sides()[ct_ich_patients.subject_name(n)] for n in patients]
+  sides = [ct_ich_patients.splits()[ct_ich_patients.subject_name(n)] for n in patients]
   # Of three subjects the third is healthy.
   bleeding = [side for index, side in enumerate(sides) if index % 3 != 2]
   assert set(bleeding) == {"train", "validation", "test"}

@@ -1,4 +1,4 @@
-"""Figures about a built dataset: what the tables tell, and what one pass over the records adds."""
+"""Figures of a built dataset: from its table, and from one pass over its records."""
 
 from __future__ import annotations
 
@@ -8,19 +8,25 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import tqdm
 
+from flexunet.core import progress
+from flexunet.core.errors import InputError
 from flexunet.datasets.built_dataset import BuiltDataset
-from flexunet.imaging.intensity import IntensityWindow
-from flexunet.imaging.slicing import SlicePlan
-from flexunet.imaging.volume import Volume
+from flexunet.imaging.slice_recipe import SliceRecipe
 
 SHEET_COLUMNS = 6
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """One upright slice: image uint8 [H, W] or [H, W, 3], label uint8 [H, W], pixel height/width."""
+  """One upright slice.
+
+  Attributes:
+    row: Its record's row of the table.
+    image: uint8 [H, W] or [H, W, 3].
+    label: uint8 [H, W].
+    aspect: Height of a pixel over its width; 1 where unknown.
+  """
 
   row: dict[str, str]
   image: np.ndarray
@@ -34,9 +40,9 @@ class Statistics:
 
   Attributes:
     intensities: int64 [classes, 256], pixels of each class by 8-bit intensity.
-    sizes: (height, width) -> records.
-    spacing_mm: float [N, 2 or 3], one row a volume; NaN where unknown.
-    samples: {class name, "negative" or "unlabeled": slices of it}.
+    sizes: (height, width) -> slices.
+    spacing_mm: float64 [volumes, 2 or 3] of (row, column, slice); NaN where unknown.
+    samples: Class name, "negative" or "unlabeled" -> slices of it.
   """
 
   intensities: np.ndarray
@@ -46,11 +52,15 @@ class Statistics:
 
 
 def pixels(row: dict[str, str], names: list[str]) -> list[int]:
+  """Returns how many pixels of a record each of the classes has."""
   return [int(row[f"pixels_{name}"]) for name in names]
 
 
 def chosen_rows(dataset: BuiltDataset) -> dict[str, list[dict[str, str]]]:
-  """Picks rows for the sheet: per class the fullest slices, of as many subjects as there are."""
+  """Returns the rows for the contact sheets: class name, "negative" or "unlabeled" -> rows.
+
+  Per class they are those with most of it, of as many subjects as there are.
+  """
   names = dataset.scheme.names
   labelled = [row for row in dataset.rows if row["split"] != "unlabeled"]
   groups = {}
@@ -88,8 +98,13 @@ def _spread(ranked: list[dict[str, str]]) -> list[dict[str, str]]:
   return spread[:SHEET_COLUMNS]
 
 
-def gather(dataset: BuiltDataset, progress: bool = False) -> Statistics:
-  """Reads every record once."""
+def gather(dataset: BuiltDataset, show_progress: bool = False) -> Statistics:
+  """Returns the figures of a dataset; reads every record once.
+
+  Args:
+    dataset: A dataset of slices or of volumes.
+    show_progress: Draws a bar on standard error.
+  """
   num_classes = dataset.scheme.num_classes
   groups = chosen_rows(dataset)
   wanted = {row["key"] for rows in groups.values() for row in rows}
@@ -97,9 +112,10 @@ def gather(dataset: BuiltDataset, progress: bool = False) -> Statistics:
   sizes: dict[tuple[int, int], int] = {}
   spacing: dict[str, np.ndarray] = {}
   kept: dict[str, tuple[tuple[int, float], Sample]] = {}
-  records = tqdm.tqdm(
-      dataset.records(), total=len(dataset.rows), unit=" record", disable=not progress, leave=False
-  )
+  records = progress.bar(
+      dataset.records(), total=len(dataset.rows), unit="record", disable=not show_progress,
+      leave=False,
+  )  # fmt: skip
   for row, example in records:
     spacing[row["volume"]] = _spacing(example)
     slices = list(_slices(dataset, example))
@@ -110,7 +126,7 @@ def gather(dataset: BuiltDataset, progress: bool = False) -> Statistics:
         intensities += np.bincount(joint, minlength=num_classes * 256).reshape(num_classes, 256)
       sizes[label.shape] = sizes.get(label.shape, 0) + 1
       if row["key"] in wanted:
-        # Of a whole volume the slice with most foreground; without any, the middle one.
+        # A whole volume is shown by its slice with most foreground; without any, the middle one.
         rank = (int(np.count_nonzero(label)), -abs(position - len(slices) / 2))
         if row["key"] not in kept or rank > kept[row["key"]][0]:
           kept[row["key"]] = (rank, Sample(row, image, label, aspect))
@@ -130,7 +146,9 @@ def _spacing(example: dict[str, Any]) -> np.ndarray:
   return mm
 
 
-def _slices(dataset: BuiltDataset, example) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
+def _slices(
+    dataset: BuiltDataset, example: dict[str, Any]
+) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
   """Yields (image, label, pixel height over width) of each slice of a record."""
   image, label = np.asarray(example["image"]), np.asarray(example["label"])
   if "affine" not in example:
@@ -138,17 +156,18 @@ def _slices(dataset: BuiltDataset, example) -> Iterator[tuple[np.ndarray, np.nda
     aspect = float(mm[0] / mm[1]) if np.isfinite(mm).all() and (mm > 0).all() else 1.0
     yield (image[..., 0] if image.shape[-1] == 1 else image), label[..., 0], aspect
     return
-  plan = SlicePlan(**dataset.report["slice_plan"])
-  window = IntensityWindow(**dataset.report["intensity"])
-  affine, oriented = example["affine"], bool(example["oriented"])
-  voxels = image * float(example["scale_slope"]) + float(example["scale_inter"])
-  images = plan.extract(Volume(window.to_uint8(voxels), affine, oriented))
-  labels = plan.extract(Volume(label, affine, oriented))
-  row_mm, column_mm = images.spacing_mm
+  recipe = SliceRecipe.of_report(dataset.report)
+  if recipe is None:
+    raise InputError(f"{dataset.path}: build_report.json must state slice_plan and intensity.")
+  cut = recipe.cut_record(example)
+  row_mm, column_mm = cut.slices.spacing_mm
   aspect = row_mm / column_mm if np.isfinite([row_mm, column_mm]).all() else 1.0
-  for k in range(labels.pixels.shape[-1]):
-    yield images.pixels[..., k], labels.pixels[..., k], float(aspect)
+  if cut.label is None:
+    raise ValueError("A record of whole volumes has a label.")
+  for k in range(cut.label.shape[-1]):
+    yield cut.slices.pixels[..., k], cut.label[..., k], float(aspect)
 
 
 def shows_progress() -> bool:
+  """Returns whether someone watches: standard error is a terminal."""
   return sys.stderr.isatty()

@@ -91,32 +91,32 @@ def png(pixels: np.ndarray, path: pathlib.Path) -> None:
 
 
 def bleeding_patients(absent: Container[int] = ()) -> list[int]:
-  """Numbers of patients with a haemorrhage by the published list, so that phantoms agree with it.
+  """Returns patients with a haemorrhage by the published list, so that phantoms agree with it.
 
-  The first is on the side train of the split, then validation, test, train, train, and so on.
+  The first falls into train, the next into validation, test, train, train, and so on.
   """
-  return _by_side([n for n in ct_ich_patients.HEMORRHAGE_PATIENTS if n not in absent])
+  return _by_split([n for n in ct_ich_patients.HEMORRHAGE_PATIENTS if n not in absent])
 
 
-def _by_side(numbers: Iterable[int]) -> list[int]:
-  sides = ct_ich_patients.sides()
+def _by_split(numbers: Iterable[int]) -> list[int]:
+  split_of = ct_ich_patients.splits()
   waiting: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
   for number in sorted(numbers):
-    waiting[sides[ct_ich_patients.subject_name(number)]].append(number)
+    waiting[split_of[ct_ich_patients.subject_name(number)]].append(number)
   order = []
   while any(waiting.values()):
-    for side in ("train", "validation", "test", "train", "train"):
-      if waiting[side]:
-        order.append(waiting[side].pop(0))
+    for split in ("train", "validation", "test", "train", "train"):
+      if waiting[split]:
+        order.append(waiting[split].pop(0))
   return order
 
 
 def ich_patients(count: int, absent: Container[int] = ()) -> list[int]:
-  """Numbers of the first `count` phantom patients: each third one is without haemorrhage."""
+  """Returns the first `count` phantom patients: every third one is without haemorrhage."""
   every = range(ct_ich_patients.FIRST_PATIENT, ct_ich_patients.LAST_PATIENT + 1)
   bleeding = iter(bleeding_patients(absent))
   others = set(every) - ct_ich_patients.HEMORRHAGE_PATIENTS
-  healthy = iter(_by_side(n for n in others if n not in absent))
+  healthy = iter(_by_split(n for n in others if n not in absent))
   return [next(healthy if index % 3 == 2 else bleeding) for index in range(count)]
 
 

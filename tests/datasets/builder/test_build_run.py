@@ -41,7 +41,9 @@ def two_sides(listing: pathlib.Path) -> dict:
 @pytest.mark.parametrize("dataset", sorted(build_samples.SIZES))
 def test_no_subject_stands_on_two_sides(dataset, tmp_path):
   raw = build_samples.raw_folder(dataset, tmp_path / "raw", subjects=6)
-  config = {"image_mask": "image_mask/full_head_t1w"}.get(dataset, dataset)  # Its palette.
+  # The palette of the phantom; the layout of the NIfTI form.
+  names = {"image_mask": "image_mask/full_head_t1w", "brain_ich_ct/nifti": "brain_ich_ct"}
+  config = names.get(dataset, dataset)
   builder = build_samples.build(config, raw, tmp_path / "out")
   assert len({row["subject"] for row in build_samples.rows_of(builder)}) >= 4
   listing = pathlib.Path(builder.data_path) / "records.csv"
@@ -72,10 +74,10 @@ def test_building_again_gives_the_same_bytes(raw, built, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [2, 3])
-def test_any_number_of_workers_gives_the_same_bytes(raw, built, tmp_path, monkeypatch, workers):
+@pytest.mark.parametrize("count", [2, 3])
+def test_any_number_of_workers_gives_the_same_bytes(raw, built, tmp_path, monkeypatch, count):
   monkeypatch.setattr(workers, "_may_fork", lambda: False)
-  parallel = build_samples.build(HIPPOCAMPUS, raw, tmp_path, workers=workers)
+  parallel = build_samples.build(HIPPOCAMPUS, raw, tmp_path, workers=count)
   assert build_samples.digests(parallel.data_path) == build_samples.digests(built.data_path)
 
 
@@ -84,10 +86,11 @@ def test_forked_workers_give_the_same_bytes(raw, built, tmp_path):
   # A process of its own: this one may hold TensorFlow, and then nothing is forked.
   program = (
       "import sys, tensorflow_datasets as tfds\n"
-      "from flexunet.datasets import catalog, worker_process\n"
+      "from flexunet.datasets import catalog\n"
+      "from flexunet.datasets.builder import workers\n"
       "raw, out = sys.argv[1:]\n"
-      "fork, forked = worker_process._fork, []\n"
-      "worker_process._fork = lambda builder: forked.append(1) or fork(builder)\n"
+      "fork, forked = workers._fork, []\n"
+      "workers._fork = lambda builder: forked.append(1) or fork(builder)\n"
       f"builder = catalog.builder({HIPPOCAMPUS!r}, out)\n"
       "builder.num_workers = 3\n"
       "config = tfds.download.DownloadConfig(manual_dir=raw)\n"
@@ -209,7 +212,7 @@ def test_two_builds_of_one_dataset_do_not_mix(raw, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_killed_build_resumes_to_the_same_bytes(tmp_path):
-  raw = build_samples.phantom.write(HIPPOCAMPUS, tmp_path / "raw", subjects=12, size=(96, 96, 96))
+  raw = build_samples.layouts.write(HIPPOCAMPUS, tmp_path / "raw", subjects=12, size=(96, 96, 96))
   whole = build_samples.build(HIPPOCAMPUS, raw, tmp_path / "whole")
   out = tmp_path / "killed"
   command = [

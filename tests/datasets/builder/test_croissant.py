@@ -4,9 +4,11 @@ import json
 import pathlib
 
 import build_samples
+import mlcroissant
 import pytest
 
 from flexunet.core import files
+from flexunet.datasets import catalog
 from flexunet.datasets.builder import croissant
 
 
@@ -33,15 +35,24 @@ def test_it_holds_no_local_path_and_no_date(built):
   assert "date" not in json.loads(text) and "datePublished" not in json.loads(text)
 
 
-def test_the_restricted_form_of_ct_ich_is_not_called_open():
-  report = {"dataset": "brain_ich_ct", "slice_plan": {"axes": "LAS", "plane": "axial"}}
-  assert "not to be passed on" in croissant._license(report)[0]
-  assert "creativecommons" in croissant._license({**report, "slice_plan": None})[0]
+def test_without_a_stated_licence_none_is_claimed():
+  assert "license" not in croissant.prose_of("Scans.", "", "", ())
+  cc_by = croissant.prose_of("Scans.", "", "", (croissant.CC_BY,))
+  assert cc_by["license"] == ["https://creativecommons.org/licenses/by/4.0/"]
+  own = croissant.License("Research", "https://a.b/c")
+  assert croissant.prose_of("", "", "", (own,))["license"] == ["Research: https://a.b/c"]
+
+
+def test_a_build_without_a_stated_licence_warns(tmp_path, monkeypatch):
+  raw = build_samples.raw_folder("hippocampus_t1w", tmp_path / "raw", subjects=3)
+  monkeypatch.setattr(catalog.builder_class("hippocampus_t1w"), "LICENSES", ())
+  builder = build_samples.build("hippocampus_t1w", raw, tmp_path / "out")
+  [warning] = build_samples.report_of(builder)["warnings"]
+  assert "states no licence" in warning
 
 
 @pytest.mark.slow
 def test_the_reference_reader_loads_it_without_errors(built):
-  mlcroissant = pytest.importorskip("mlcroissant")
   folder = pathlib.Path(built.data_path)
   dataset = mlcroissant.Dataset(jsonld=str(folder / croissant.NAME))
   assert not dataset.metadata.issues.errors

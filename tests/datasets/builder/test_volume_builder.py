@@ -154,13 +154,6 @@ def test_a_label_placed_elsewhere_than_its_scan_is_refused():
   volume_builder.check_same_grid(scan, Volume(voxels, shifted, oriented=False), "label.nii")
 
 
-def test_a_better_known_spacing_replaces_the_one_of_the_file():
-  for affine in (np.diag([1.0, 1, 1, 1]), np.diag([np.nan, np.nan, np.nan, 1])):
-    volume = volume_builder.with_spacing(
-        Volume(np.zeros(SHAPE), affine, oriented=False), np.array([0.4, 0.5, 6.0]))
-    np.testing.assert_allclose(volume.spacing_mm, [0.4, 0.5, 6.0])
-
-
 def test_a_case_changes_its_state_with_its_files(tmp_path):
   file = tmp_path / "a.nii"
   file.write_bytes(b"1")

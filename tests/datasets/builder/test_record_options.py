@@ -6,7 +6,7 @@ import pytest
 
 from flexunet.core.errors import InputError
 from flexunet.datasets import catalog
-from flexunet.datasets.builder import record_config
+from flexunet.datasets.builder.record_options import RecordOptions, VolumeOptions
 from flexunet.imaging import nifti, slicing
 from flexunet.imaging.slicing import Slices
 
@@ -119,6 +119,28 @@ def test_a_name_tells_the_options_and_an_option_without_effect_changes_nothing()
   assert same.builder_config.name == "slices"
 
 
+def test_options_of_a_known_config_are_that_config(tmp_path):
+  for dataset, options, config in (
+      (HIPPOCAMPUS, {"two_classes": True}, "left_right"),
+      ("ms_lesion_mri", {"modality": "flair", "form": "volumes"}, "flair_volumes"),
+      ("brain_ich_ct", {"form": "volumes"}, "volumes"),
+  ):
+    builder = catalog.builder(dataset, tmp_path, options=options)
+    assert builder.builder_config.name == config
+
+
+def test_a_share_is_a_number_in_the_report_however_it_was_given():
+  for given in (0.5, "0.5", "0.50"):
+    assert RecordOptions(empty_slices=given).changed() == {"empty_slices": 0.5}
+  assert RecordOptions(empty_slices="drop").changed() == {"empty_slices": "drop"}
+  assert RecordOptions().changed() == {}
+
+
+@pytest.mark.parametrize("name", catalog.NAMES)
+def test_the_catalog_knows_the_options_of_each_builder(name):
+  assert catalog.builder_class(name).builder_config_cls.OPTIONS is catalog.OPTIONS[name]
+
+
 def test_an_unknown_option_gets_its_nearest_spelling():
   with pytest.raises(InputError, match="empty_slices"):
     catalog.builder(HIPPOCAMPUS, "/none", options={"empty_slice": "drop"})
@@ -133,7 +155,7 @@ def test_an_unknown_option_gets_its_nearest_spelling():
 )
 def test_options_that_make_no_sense_are_refused(options):
   with pytest.raises(InputError):
-    record_config.RecordConfig(name="x", **options)
+    VolumeOptions(**options)
 
 
 def test_a_config_can_be_given_as_json_as_the_tfds_command_does():

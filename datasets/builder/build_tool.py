@@ -1,0 +1,180 @@
+"""Builds a dataset in one call, and cleans up after a failure."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from flexunet.core.errors import InputError
+from flexunet.datasets import built_dataset, catalog
+from flexunet.datasets.builder.raw_folder import NothingFoundError
+from flexunet.datasets.builder.segmentation_builder import SegmentationBuilder
+
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
+
+
+def build_dataset(
+    dataset: str,
+    manual_dir: str | os.PathLike,
+    data_dir: str | os.PathLike,
+    *,
+    overwrite: bool = False,
+    num_workers: int | None = None,
+    file_format: str | None = None,
+    config_name: str | None = None,
+    **options: Any,
+) -> pathlib.Path:
+  """Builds a dataset from the folder that its publisher ships, as `flexunet build` does.
+
+  Args:
+    dataset: Name, or name/config, such as "hippocampus_t1w/left_right".
+    manual_dir: Raw folder: the unpacked download. Nothing in it is changed.
+    data_dir: Folder of built datasets; it is created where there is none.
+    overwrite: Builds again what is built already.
+    num_workers: Processes that read scans; by default as many as there are CPUs.
+    file_format: "tfrecord" (default) or "array_record".
+    config_name: Names the built config, so that two of equal options can lie side by side.
+    **options: Those of the dataset, by the names of their flags, such as plane="axial".
+
+  Returns:
+    The version folder: data_dir/NAME/CONFIG/VERSION.
+
+  Raises:
+    InputError: An unknown dataset or option, or all problems of the raw folder.
+  """
+  make_builder = maker(
+      dataset,
+      data_dir=pathlib.Path(data_dir).expanduser(),
+      num_workers=num_workers,
+      options=options,
+      config_name=config_name,
+      file_format=file_format,
+  )
+  folder = pathlib.Path(make_builder().data_path)
+  if overwrite or not built_dataset.is_version(folder):
+    build(make_builder, pathlib.Path(manual_dir).expanduser())
+  return folder
+
+
+def maker(
+    dataset: str,
+    *,
+    data_dir: pathlib.Path,
+    num_workers: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    config_name: str | None = None,
+    file_format: str | None = None,
+) -> Callable[[], SegmentationBuilder]:
+  """Returns a function that returns a new builder; for the arguments see `build_dataset`."""
+
+  def make_builder() -> SegmentationBuilder:
+    builder = catalog.builder(
+        dataset, data_dir, options=options, config_name=config_name, file_format=file_format
+    )
+    builder.num_workers = num_workers
+    return builder
+
+  return make_builder
+
+
+def build(
+    make_builder: Callable[[], SegmentationBuilder], manual_dir: pathlib.Path
+) -> SegmentationBuilder:
+  """Builds a dataset, also where it is built already, and returns its builder.
+
+  After a failure nothing is left but what was there before.
+
+  Raises:
+    InputError: All problems of the raw folder, or which dataset it is instead.
+  """
+  version_folder = pathlib.Path(make_builder().data_path)
+  with recognising(manual_dir), _set_aside(version_folder):
+    # The builder from before would still hold the splits of the old dataset.
+    builder = make_builder()
+    _build_new(builder, manual_dir)
+  return builder
+
+
+@contextlib.contextmanager
+def recognising(manual_dir: pathlib.Path) -> Iterator[None]:
+  """Adds to the error about a raw folder of another dataset which one it looks like."""
+  try:
+    yield
+  except NothingFoundError as error:
+    fitting = catalog.recognise(manual_dir)
+    hint = f" The folder looks like {' or '.join(fitting)}." if fitting else ""
+    raise InputError(f"{error}{hint}") from error
+
+
+@contextlib.contextmanager
+def _set_aside(version_folder: pathlib.Path) -> Iterator[None]:
+  """Puts an existing dataset out of the way, and back when the new one fails."""
+  aside = version_folder.with_name(f".replaced-{version_folder.name}")
+  if version_folder.exists():
+    shutil.rmtree(aside, ignore_errors=True)
+    version_folder.rename(aside)
+  try:
+    yield
+  except BaseException:
+    if aside.exists() and not version_folder.exists():
+      aside.rename(version_folder)
+    raise
+  shutil.rmtree(aside, ignore_errors=True)
+
+
+def _build_new(builder: SegmentationBuilder, manual_dir: pathlib.Path) -> None:
+  config = tfds.download.DownloadConfig(manual_dir=manual_dir)
+  version_folder = pathlib.Path(builder.data_path)
+  data_dir = version_folder
+  while data_dir.name != builder.name:
+    data_dir = data_dir.parent
+  data_dir = data_dir.parent
+  created = [folder for folder in (data_dir, *data_dir.parents) if not folder.exists()]
+  _quiet(builder)
+  try:
+    builder.download_and_prepare(download_config=config)
+  except OSError as error:
+    if error.errno in _NOT_WRITABLE:
+      raise InputError(
+          f"--data_dir {data_dir}: cannot be written ({error.strerror}). Make room, or name another"
+          " folder."
+      ) from error
+    raise
+  finally:
+    _remove_empty(data_dir / "downloads")
+    if not version_folder.exists():
+      _remove_leftovers(data_dir / builder.name)
+      for folder in created:
+        _remove_empty(folder)
+
+
+def _quiet(builder: Any) -> None:
+  """Silences TFDS's own announcement, which speaks of downloads."""
+  builder._log_download_bytes = lambda: None
+  builder._log_download_done = lambda: None
+
+
+def _remove_empty(folder: pathlib.Path) -> None:
+  """Removes a folder and its subfolders where they hold no file."""
+  if not folder.is_dir():
+    return
+  for child in list(folder.iterdir()):
+    if child.is_dir():
+      _remove_empty(child)
+  if not any(folder.iterdir()):
+    folder.rmdir()
+
+
+def _remove_leftovers(folder: pathlib.Path) -> None:
+  """Removes TFDS's note of the default config when no config was built, and empty folders."""
+  if not folder.is_dir():
+    return
+  if {child.name for child in folder.rglob("*") if child.is_file()} <= {"metadata.json"}:
+    shutil.rmtree(folder)
