@@ -83,7 +83,8 @@ def outcome_text(counts: dict[str, int], target: pathlib.Path) -> str:
     counts: predicted, failed, labels_skipped, pictures_skipped.
     target: Where the labels lie.
   """
-  lines = [f"\n{counts['predicted']} scans predicted, {counts['failed']} failed"]
+  scans = progress.count(counts["predicted"], "scan")
+  lines = [f"\n{scans} predicted, {counts['failed']} failed"]
   if counts["labels_skipped"]:
     lines.append(f"{counts['labels_skipped']} files skipped, which are named like labels")
   if counts["pictures_skipped"]:
