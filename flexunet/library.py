@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from flexunet import config, run_folder
-from flexunet.core import config_fields, files, progress
+from flexunet.core import config_fields, progress
 from flexunet.core.errors import InputError, unknown_name
 from flexunet.evaluation import evaluate, labelled_volumes
 from flexunet.evaluation.labelled_volumes import LabelledVolume
@@ -162,8 +162,11 @@ class Run:
     if not isinstance(scan, np.ndarray):
       path = pathlib.Path(scan).expanduser()
       if nifti.suffix_of(path):
-        volume = nifti.read(path)
-        return predictors.predict_volume(segmenter, volume, self.config, name=path.name).label
+        recipe = prediction_files.require_recipe(self.config, path)
+        stored, slope, inter = nifti.read_stored(path)
+        return predictors.predict_volume(
+            segmenter, recipe, stored, slope, inter, name=path.name
+        ).label
       return segmenter.labels([pictures.read_gray(path)])[0]
     if scan.dtype != np.uint8 or scan.ndim not in (2, 3):
       raise InputError(
@@ -302,10 +305,7 @@ def train(
   Raises:
     checkpointing.Interrupted: SIGTERM or SIGINT came; everything is saved.
   """
-  started = resuming.existing_run(run_dir) if resume else None
-  if started is None:
-    run_folder.check_new(run_dir)
-  files.check_writable(run_dir, "--run_dir")
+  started = resuming.check_paths(given.data, given.training, run_dir, resume=resume)
   opened = input_pipeline.open_data(given.data)
   progress.say(run_setup.data_line(opened))
   run_config = complete(given, opened)

@@ -20,30 +20,37 @@ class RunFolder:
 
   @property
   def config_json(self) -> pathlib.Path:
+    """Everything the run was told and planned (`config.RunConfig`)."""
     return self.path / "config.json"
 
   @property
   def manifest_json(self) -> pathlib.Path:
+    """Versions, data fingerprint, command, machine."""
     return self.path / "manifest.json"
 
   @property
   def checkpoints(self) -> pathlib.Path:
+    """Folder of checkpoints."""
     return self.path / "checkpoints"
 
   @property
   def model_keras(self) -> pathlib.Path:
+    """The kept network."""
     return self.path / "model.keras"
 
   @property
   def history_csv(self) -> pathlib.Path:
+    """One row per epoch."""
     return self.path / "history.csv"
 
   @property
   def curves_png(self) -> pathlib.Path:
+    """The history as a chart."""
     return self.path / "curves.png"
 
   @property
   def previews(self) -> pathlib.Path:
+    """Folder of sheets of validation slices."""
     return self.path / "previews"
 
   def preview_png(self, epoch: int) -> pathlib.Path:
@@ -52,27 +59,32 @@ class RunFolder:
 
   @property
   def tensorboard(self) -> pathlib.Path:
+    """Folder of TensorBoard events."""
     return self.path / "tensorboard"
 
   @property
   def evaluation(self) -> pathlib.Path:
+    """Folder of scores."""
     return self.path / "evaluation"
 
   @property
   def metrics_json(self) -> pathlib.Path:
+    """Scores of each split."""
     return self.evaluation / "metrics.json"
 
   @property
   def cases_csv(self) -> pathlib.Path:
+    """Scores of each volume and class."""
     return self.evaluation / "cases.csv"
 
   @property
   def report_html(self) -> pathlib.Path:
+    """The report."""
     return self.path / "report.html"
 
   @classmethod
   def create(cls, path: str | os.PathLike) -> RunFolder:
-    """Makes the folder; refuses one that already holds files."""
+    """Creates the folder; refuses one that already holds files."""
     path = check_new(path)
     path.mkdir(parents=True, exist_ok=True)
     return cls(path)
@@ -106,6 +118,7 @@ class RunFolder:
       path.unlink(missing_ok=True)
 
   def read_config(self) -> config.RunConfig:
+    """Returns the config of the run; InputError when it cannot be read."""
     try:
       values = json.loads(self.config_json.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -113,6 +126,7 @@ class RunFolder:
     return config.RunConfig.from_json(values)
 
   def write_config(self, run_config: config.RunConfig) -> None:
+    """Replaces `config.json` in one step."""
     files.write_json(self.config_json, run_config.to_json())
 
 

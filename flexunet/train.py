@@ -19,9 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flexunet import config, run_folder
-from flexunet.core import command_line, files, flags, machine, progress
-from flexunet.network import architecture
-from flexunet.pipelines import dataset_source
+from flexunet.core import command_line, flags, progress
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.presets import preset_files
 from flexunet.training import resuming
@@ -62,91 +60,23 @@ def main(argv: Sequence[str]) -> None:
   data = flags.read(config.DataConfig, _DATA)
   settings = flags.read(config.TrainingConfig, _TRAINING)
   augmentation = flags.read(AugmentationConfig, _AUGMENTATION)
-  started = _check_paths(data, settings)
+  resuming.check_paths(data, settings, _RUN_DIR.value, resume=_RESUME.value)
 
   progress.say("Loading TensorFlow ...")
   command_line.load_tensorflow()
   # Heavy: a wrong flag or path is answered before they are loaded.
-  from flexunet.training import (
-    checkpointing,
-    devices,
-    input_pipeline,
-    monitoring,
-    run_setup,
-    trainer,
-  )
+  from flexunet import library
+  from flexunet.training import checkpointing, monitoring
 
-  opened = input_pipeline.open_data(data)
-  progress.say(_about_data(opened))
-  run_config = run_setup.complete(model, data, settings, opened, augmentation)
-  shown = resuming.merge(started.read_config(), run_config) if started else run_config
-  for line in plan_lines(shown, devices.device_names()):
-    progress.say(line)
+  given = library.Settings(model, data, settings, augmentation)
   try:
-    run, rows = trainer.fit(
-        run_config, _RUN_DIR.value, opened, sys.argv, resume=_RESUME.value
-    )
+    run, rows = library.train(given, _RUN_DIR.value, resume=_RESUME.value, command=sys.argv)
   except KeyboardInterrupt:  # Before the first step: there is nothing to save yet.
     sys.exit(128 + signal.SIGINT)
   except checkpointing.Interrupted as interrupted:
     sys.exit(128 + interrupted.signal_number)  # As a shell reports it: 143 SIGTERM, 130 Ctrl-C.
-  print(monitoring.final_line(rows) if _JSON.value else result_text(run, shown.training, rows))
-
-
-def _check_paths(
-    data: config.DataConfig, settings: config.TrainingConfig
-) -> run_folder.RunFolder | None:
-  """Refuses what folders and small files alone can tell is wrong; returns the run to resume."""
-  if _RESUME.value:
-    started = resuming.existing_run(_RUN_DIR.value)
-  else:
-    started = None
-    run_folder.check_new(_RUN_DIR.value)
-  files.check_writable(_RUN_DIR.value, "--run_dir")
-  dataset_source.check_folder(
-      data.dataset, data.data_dir, (data.train_split, data.validation_split), data.fold
-  )
-  if settings.init_from:
-    run_folder.network_file(settings.init_from, "--init_from")
-  return started
-
-
-def _about_data(opened: Any) -> str:
-  """Returns the line that says what is trained on, from `input_pipeline.TrainingData`."""
-  parts = []
-  for what, table in (("train on", opened.train), ("validate on", opened.validation)):
-    subjects = len(set(table.subject.tolist()) - {""})
-    people = f"{subjects} subjects, " if subjects else ""
-    parts.append(f"{people}{len(table)} slices to {what}")
-  return f"Data     {opened.source.name}: {'; '.join(parts)}"
-
-
-def plan_lines(run_config: config.RunConfig, devices: Sequence[str]) -> list[str]:
-  """Returns what a run will do, in lines for the terminal.
-
-  Args:
-    run_config: Complete.
-    devices: Names of those it may train on, e.g. ["CPU"].
-  """
-  model, settings = run_config.model, run_config.training
-  parameters = architecture.count_parameters(model)
-  size = "x".join(map(str, [*model.image_size, model.image_channels]))
-  deepest = model.base_filters * 2 ** (model.num_layers - 1)
-  filters = f"{model.base_filters}..{deepest}" if model.num_layers > 1 else f"{deepest}"
-  length = f"{settings.epochs} epochs"
-  if settings.max_minutes:
-    length = f"{settings.max_minutes:g} minutes"
-  device = ", ".join(sorted(set(devices)))
-  device += f" x {len(devices)}" if len(devices) > 1 else ""
-  if device == "CPU":
-    device += f" ({machine.available_cpus()} cores)"
-  precision = settings.precision.removeprefix("mixed_")
-  return [
-      f"Network  {size} pixels, {model.num_layers} stages of {filters} filters,"
-      f" {parameters / 1e6:.2f} M parameters",
-      f"Device   {device}, {precision}, batches of {settings.batch_size} slices",
-      f"Training {length}, {settings.loss}, {settings.optimizer} {settings.learning_rate:g}",
-  ]
+  shown = run.read_config().training
+  print(monitoring.final_line(rows) if _JSON.value else result_text(run, shown, rows))
 
 
 def result_text(

@@ -1,15 +1,18 @@
 """What every test leaves behind as it found it, and the data that several tests share."""
 
-import os
 import pathlib
 import subprocess
 import sys
 
 import dataset_samples
 import pytest
-
-_CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
-
+import skip_rules
+from skip_rules import (  # noqa: F401  pytest finds its hooks here.
+    pytest_collection_modifyitems,
+    pytest_make_collect_report,
+    pytest_runtest_makereport,
+    pytest_runtest_setup,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -23,16 +26,21 @@ def undo_determinism():
 
 
 @pytest.fixture
-def realdata_tree(tmp_path):
-  """A function that lays out the raw tree of a dataset from real scans, or skips the test."""
-  default = _CHECKOUT.parent / "shared" / "realdata"
-  folder = pathlib.Path(os.environ.get("FLEXUNET_REALDATA", default))
-  if not (folder / "lay_out.py").is_file():
+def realdata():
+  """The folder of real scans, or the test is skipped."""
+  folder = skip_rules.realdata_folder()
+  if folder is None:
     pytest.skip("needs the folder of real scans (FLEXUNET_REALDATA or ../shared/realdata)")
+  return folder
+
+
+@pytest.fixture
+def realdata_tree(realdata, tmp_path):
+  """A function that lays out the raw tree of a dataset from real scans, or skips the test."""
 
   def lay_out(dataset: str, subjects: int | None = None) -> pathlib.Path:
     out = tmp_path / "raw"
-    command = [sys.executable, str(folder / "lay_out.py"), dataset, str(out)]
+    command = [sys.executable, str(realdata / "lay_out.py"), dataset, str(out)]
     if subjects is not None:
       command += ["--subjects", str(subjects)]
     subprocess.run(command, check=True, capture_output=True)

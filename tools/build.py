@@ -1,6 +1,6 @@
 """Builds a dataset: a raw folder, as its publisher ships it, becomes TFRecords split by subject.
 
-    python -m flexunet.tools.build hippocampus_t1w --manual_dir=RAW --data_dir=OUT
+  flexunet build hippocampus_t1w --manual_dir=RAW --data_dir=OUT
 
 DATASET is a name, or name/config, such as hippocampus_t1w/left_right. RAW is the unpacked download;
 nothing in it is changed. The result lies in OUT/DATASET/CONFIG/VERSION, and any TFDS reader opens
@@ -28,7 +28,10 @@ from flexunet.imaging import nifti, pictures
 if TYPE_CHECKING:
   from flexunet.datasets.builder.segmentation_builder import SegmentationBuilder
 
-_PROGRAM = flags.Program(__doc__, usage="flexunet build DATASET --manual_dir=RAW --data_dir=OUT")
+_PROGRAM = flags.Program(
+    __doc__, usage="flexunet build DATASET --manual_dir=RAW --data_dir=DATA",
+    first=("manual_dir", "data_dir", "dry_run"),
+)  # fmt: skip
 _MANUAL_DIR = _PROGRAM.string("manual_dir", None, "Raw folder: the unpacked download.")
 _DATA_DIR = _PROGRAM.string(
     "data_dir", None, "Folder in which datasets are built; it is created where there is none."

@@ -1,20 +1,11 @@
-"""Readers of single values of a published config: a literal becomes flags, or a sentence.
+"""Turns a published `train_eval_infer.config` into a file of flags for `flexunet train`.
 
-A reader takes (value, where it stands) and gives {flag: value}, or, where no flag is needed, the
-sentence that tells why. A value of another kind is an InputError.
+  flexunet convert_config train_eval_infer.config --output=recipe.flags
+  flexunet train --flagfile=recipe.flags --data_dir=DATA --run_dir=RUN
 
-What the keys of a published `train_eval_infer.config` mean as flags of `flexunet.train`.
-
-The file is an ini file whose values are Python literals. `convert` parses them as literals alone:
-nothing is evaluated. Each key becomes flags, or is known to need none and why, or is unknown.
-
-Turns a published `train_eval_infer.config` into a flagfile of `flexunet.train`.
-
-  python -m flexunet.tools.convert_config train_eval_infer.config --output=recipe.flags
-  python -m flexunet.train --flagfile=recipe.flags --data_dir=DATA --run_dir=RUN
-
-Values are parsed as Python literals, never evaluated. Keys that need no flag are noted in the file;
-unknown ones are named there and on standard error, or are an error with --strict.
+The file is an ini file whose values are Python literals; they are parsed as literals, never
+evaluated. Keys that need no flag are noted in the output; unknown ones are named there and on
+standard error, or are an error with --strict.
 """
 
 from __future__ import annotations
@@ -31,7 +22,9 @@ from typing import Any
 from flexunet.core import command_line, files, flags
 from flexunet.core.errors import InputError
 
+# What becomes of a key: {flag: value}, or, where no flag is needed, the sentence that says why.
 Outcome = dict[str, Any] | str
+# Takes (value, where it stands); a value of another kind is an InputError.
 Reader = Callable[[Any, str], Outcome]
 _LOSSES = {
     "categorical_crossentropy": "cross_entropy",
@@ -58,12 +51,14 @@ _OPTIMIZERS = {"adam": "adam", "adamw": "adamw", "sgd": "sgd"}
 _NETWORK = "TensorFlowFlexUNet"
 # Where the file is silent; the project's own recipe would plan otherwise.
 _PUBLISHED_DEFAULTS = {"optimizer": "adam", "normalization": "none", "loss": "cross_entropy"}
-_PROGRAM = flags.Program(__doc__, usage="FILE [--output=FLAGFILE]")
-_OUTPUT = _PROGRAM.string("output", None, "Flagfile to write; standard output by default.")
-_STRICT = _PROGRAM.boolean("strict", False, "Unknown keys are an error.")
+_PROGRAM = flags.Program(__doc__, usage="flexunet convert_config FILE [--output=FLAGFILE]")
+_OUTPUT = _PROGRAM.string("output", None, "File to write. Default: standard output.")
+_STRICT = _PROGRAM.boolean("strict", False, "Makes unknown keys an error.")
 
 
 def whole(flag: str) -> Reader:
+  """Returns the reader of a whole number of at least 0 that becomes `flag`."""
+
   def read(value: Any, where: str) -> Outcome:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
       raise InputError(f"{where} must be a whole number. Got: {value!r}.")
@@ -73,6 +68,8 @@ def whole(flag: str) -> Reader:
 
 
 def number(flag: str) -> Reader:
+  """Returns the reader of a number of at least 0 that becomes `flag`."""
+
   def read(value: Any, where: str) -> Outcome:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
       raise InputError(f"{where} must be a number of at least 0. Got: {value!r}.")
@@ -82,7 +79,7 @@ def number(flag: str) -> Reader:
 
 
 def edge(flag: str) -> Reader:
-  """Published kernels and dilations are pairs of equal numbers."""
+  """Returns the reader of a pair of equal numbers, as published kernels and dilations are."""
 
   def read(value: Any, where: str) -> Outcome:
     pair = value if isinstance(value, (tuple, list)) else (value,)
@@ -97,6 +94,8 @@ def edge(flag: str) -> Reader:
 
 
 def switch(on: Outcome, off: Outcome) -> Reader:
+  """Returns the reader of True or False, which become `on` or `off`."""
+
   def read(value: Any, where: str) -> Outcome:
     if not isinstance(value, bool):
       raise InputError(f"{where} must be True or False. Got: {value!r}.")
@@ -106,6 +105,7 @@ def switch(on: Outcome, off: Outcome) -> Reader:
 
 
 def choice(flag: str, known: dict[str, str]) -> Reader:
+  """Returns the reader of a name among `known`, published -> ours, that becomes `flag`."""
   lowered = {name.lower(): mine for name, mine in known.items()}
 
   def read(value: Any, where: str) -> Outcome:
@@ -120,11 +120,12 @@ def choice(flag: str, known: dict[str, str]) -> Reader:
 
 
 def noted(sentence: str) -> Reader:
+  """Returns the reader of a value that needs no flag, for the reason given."""
   return lambda value, where: sentence
 
 
 def held(name: str) -> Reader:
-  """Keeps the value under `_name`, for what more than one key decides."""
+  """Returns the reader that keeps a value under `_name`, for what more than one key decides."""
 
   def read(value: Any, where: str) -> Outcome:
     return {f"_{name}": (value, where)}
@@ -133,6 +134,7 @@ def held(name: str) -> Reader:
 
 
 def literal(text: str, where: str) -> Any:
+  """Returns the Python literal that `text` is; InputError where it is none."""
   try:
     return ast.literal_eval(text.strip())
   except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -157,7 +159,7 @@ class Converted:
 
   def text(self, source: str) -> str:
     """Returns the flagfile."""
-    lines = [f"# Converted from {source} by flexunet.tools.convert_config."]
+    lines = [f"# Converted from {source} by flexunet convert_config."]
     for name, value in self.flags.items():
       if isinstance(value, bool):
         lines.append(f"--{name}" if value else f"--no{name}")
@@ -236,8 +238,8 @@ def _network(value: Any, where: str) -> Outcome:
   return "the network of this package"
 
 
-_PATHS = noted("build the dataset by flexunet.tools.build image_mask; --data_dir names it")
-_INFERENCE = noted("masks are predicted by flexunet.predict after training")
+_PATHS = noted("build the dataset with flexunet build image_mask; --data_dir names it")
+_INFERENCE = noted("masks are predicted with flexunet predict after training")
 _KEYS: dict[str, dict[str, Reader]] = {
     "model": {
         "model": _network,
@@ -262,7 +264,7 @@ _KEYS: dict[str, dict[str, Reader]] = {
         "clipvalue": number("clipvalue"),
         "loss": choice("loss", _LOSSES),
         "metrics": _metrics,
-        "show_summary": noted("the network is told by flexunet.tools.inspect_model"),
+        "show_summary": noted("flexunet inspect shows the network"),
     },
     "dataset": {
         "class_name": noted("images and masks are read by the builder image_mask"),
@@ -288,7 +290,7 @@ _KEYS: dict[str, dict[str, Reader]] = {
         "epoch_change_infer_dir": noted("previews lie in RUN/previews"),
         "epoch_change_tiled_infer": noted("previews show whole slices"),
         "epoch_change_tiled_infer_dir": noted("previews lie in RUN/previews"),
-        "epoch_changeinfer": noted("an earlier name of epoch_change_infer"),
+        "epoch_changeinfer": noted("a former name of epoch_change_infer"),
         "epoch_changeinfer_dir": noted("previews lie in RUN/previews"),
         "num_infer_images": whole("previews"),
         "save_weights_only": noted("the whole best model is saved"),
@@ -300,13 +302,13 @@ _KEYS: dict[str, dict[str, Reader]] = {
     "tiledinfer": {
         "overlapping": _INFERENCE, "images_dir": _INFERENCE, "output_dir": _INFERENCE
     },
-    "image": {"color_order": noted("pictures are read as RGB")},
+    "image": {"color_order": noted("images are read as RGB")},
     "mask": {
         "mask_datatype": noted("masks are read by their colours"),
         "mask_file_format": noted("PNG, JPEG and BMP are read"),
         "rgb_map": held("rgb_map"),
     },
-    "debug": {"verbose": noted("--verbosity tells more")},
+    "debug": {"verbose": noted("--verbosity shows more")},
 }  # fmt: skip
 
 
@@ -363,10 +365,10 @@ def _palette(value: Any, where: str, num_classes: int | None) -> str:
         f"{where} must have one colour per class of num_classes={num_classes}. Got: {len(value)}."
     )
   ordered = sorted(value, key=value.get)
-  told = ", ".join(f'"class_{n}": {list(color)}' for n, color in enumerate(ordered) if n)
+  others = ", ".join(f'"class_{n}": {list(color)}' for n, color in enumerate(ordered) if n)
   return (
-      f'{where.split(" ", 1)[1]}: as a palette file for flexunet.tools.build image_mask --palette:'
-      f' {{"background": {list(ordered[0])}, {told}}}'
+      f'{where.split(" ", 1)[1]}: as a palette file for flexunet build image_mask --palette:'
+      f' {{"background": {list(ordered[0])}, {others}}}'
   )
 
 
@@ -376,10 +378,10 @@ def main(argv: Sequence[str]) -> None:
   source = pathlib.Path(argv[1]).expanduser()
   converted = convert(source)
   if converted.unknown:
-    told = "; ".join(converted.unknown)
+    unknown = "; ".join(converted.unknown)
     if _STRICT.value:
-      raise InputError(f"{source.name} has unknown entries: {told}.")
-    print(f"warning: {source.name}: unknown and left out: {told}.", file=sys.stderr)
+      raise InputError(f"{source.name} has unknown entries: {unknown}.")
+    print(f"warning: {source.name}: unknown and left out: {unknown}.", file=sys.stderr)
   text = converted.text(source.name)
   if _OUTPUT.value is None:
     print(text, end="")

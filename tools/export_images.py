@@ -1,6 +1,6 @@
 """Writes a built dataset as a folder of pictures: {train,validation,test}/{images,masks}.
 
-    python -m flexunet.tools.export_images DIR OUT [--image_mode=rgb|grey]
+  flexunet export_images DIR OUT [--image_mode=rgb|grey]
 
 DIR is the folder of one built dataset (config of slices). Masks are RGB PNG in the dataset's
 palette, which OUT/palette.json states; the scripts published beside the datasets read this form,
@@ -15,16 +15,16 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-import tqdm
 from PIL import Image
 
 from flexunet.core import command_line, flags
 from flexunet.core.errors import InputError
+from flexunet.core.progress import bar
 from flexunet.datasets import built_dataset
 from flexunet.datasets.built_dataset import BuiltDataset
 from flexunet.tools.dataset_report import statistics
 
-_PROGRAM = flags.Program(__doc__, usage="DIR OUT")
+_PROGRAM = flags.Program(__doc__, usage="flexunet export_images DIR OUT")
 _IMAGE_MODE = _PROGRAM.enum(
     "image_mode", "rgb", ["rgb", "grey"], "Grey slices as three equal channels, or as one."
 )
@@ -55,7 +55,7 @@ def export(
       (out / split / "masks").mkdir()
   colors = {c.name: list(c.color) for c in scheme.classes}
   (out / "palette.json").write_text(json.dumps(colors, indent=1) + "\n", encoding="utf-8")
-  records = tqdm.tqdm(
+  records = bar(
       dataset.records(), total=len(dataset.rows), unit=" record", disable=not progress, leave=False
   )
   for row, example in records:

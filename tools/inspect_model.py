@@ -1,12 +1,11 @@
-"""Tells what a FlexUNet is: its layers, parameters, receptive field, memory; and draws it.
+"""Shows what a FlexUNet is: its layers, parameters, receptive field, memory; and draws it.
 
-  python -m flexunet.tools.inspect_model --base_kernels=9 --num_layers=6 --output=network.png
-  python -m flexunet.tools.inspect_model --run_dir=RUN
-  python -m flexunet.tools.inspect_model --model=RUN/model.keras --json
+  flexunet inspect --base_kernels=9 --num_layers=6 --output=network.png
+  flexunet inspect --run_dir=RUN
+  flexunet inspect --model=RUN/model.keras --json
 
-Nothing is built or trained: all figures come from the knobs, in no time and without a device.
-
-Draws a FlexUNet as the U it is: one bar per convolution, one row per stage.
+All numbers follow from the shape alone: nothing is built, and no device is needed. The drawing is
+the U itself: one bar per convolution, one row per stage.
 """
 
 from __future__ import annotations
@@ -19,49 +18,28 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from matplotlib import figure, lines, patches  # The object API: no backend, no display.
+from matplotlib.axes import Axes
+
 from flexunet import run_folder
-from flexunet.core import command_line, files, flags
+from flexunet.core import command_line, files, flags, progress
 from flexunet.core.errors import InputError
 from flexunet.network import architecture, cost
 from flexunet.network.architecture import ModelConfig, count_parameters
 
-_PROGRAM = flags.Program(__doc__)
+_PROGRAM = flags.Program(__doc__, first=("run_dir", "model", "output", "json"))
 _RUN_DIR = _PROGRAM.string("run_dir", None, "Run folder whose network is shown.")
 _MODEL = _PROGRAM.string("model", None, "Model file (.keras) whose network is shown.")
 _OUTPUT = _PROGRAM.string("output", None, "Drawing to write: .png, .svg or .pdf.")
-_BATCH_SIZES = _PROGRAM.list("batch_sizes", ["1", "2", "4", "8", "16", "32"],
-                                 "Batch sizes whose memory is told.")  # fmt: skip
+_BATCH_SIZES = _PROGRAM.list(
+    "batch_sizes", ["1", "2", "4", "8", "16", "32"], "Batch sizes whose memory is estimated."
+)
 _JSON = _PROGRAM.boolean("json", False, "Prints one JSON object instead of tables.")
-_SIZE = _PROGRAM.list("image_size", ["512", "512"], "Height,width in pixels, or one number.")
-_COUNTS = {
-    "image_channels": "Channels of the input.",
-    "num_classes": "Classes, background included; 1 for one foreground by sigmoid.",
-    "base_filters": "Channels of the first stage; they double at each stage below.",
-    "base_kernels": "Odd kernel edge of the first stage; shrinks by 2 per stage, down to 3.",
-    "num_layers": "Stages.",
-    "dilation": "Dilation of the first stage; shrinks by 1 per stage, to 1.",
-}
-_CHOICES = {
-    "normalization": (architecture.NORMALIZATIONS, "Layer after each convolution."),
-    "activation": (architecture.ACTIVATIONS, "Activation after each convolution."),
-    "kernel_initializer": (architecture.KERNEL_INITIALIZERS, "How weights start."),
-    "input_normalization": (architecture.INPUT_NORMALIZATIONS, "How 0..255 enters the network."),
-}
-_DEFAULTS = architecture.PUBLISHED
+# Without a run or a file the published network is shown, changed by these.
+_SHAPE = _PROGRAM.fields(
+    ModelConfig, group="Network", defaults=dataclasses.asdict(architecture.PUBLISHED)
+)
 _Table = list[tuple[str, ...]]
-_KNOBS: dict[str, flags.FlagHolder] = {
-    **{n: _PROGRAM.integer(n, getattr(_DEFAULTS, n), text) for n, text in _COUNTS.items()},
-    **{
-        n: _PROGRAM.enum(n, getattr(_DEFAULTS, n), choices, text)
-        for n, (choices, text) in _CHOICES.items()
-    },
-    "dropout_rate": _PROGRAM.float(
-        "dropout_rate", _DEFAULTS.dropout_rate, "Dropout at stage n (from 0) is n times this rate."
-    ),
-    "deep_supervision": _PROGRAM.boolean(
-        "deep_supervision", _DEFAULTS.deep_supervision, "Outputs at coarser stages too."
-    ),
-}
 _COLORS = {
     "convolution": "#4c78a8", "pool": "#e45756", "up": "#f58518", "join": "#b279a2",
     "head": "#54a24b",
@@ -70,47 +48,29 @@ _SUFFIXES = (".png", ".svg", ".pdf")
 _ROW_HEIGHT = 1.35
 
 
-def main(argv: Sequence[str]) -> None:
-  command_line.no_words(argv)
-  shown = _chosen_knobs()
-  sizes = _numbers("batch_sizes", _BATCH_SIZES.value)
-  facts = describe(shown, sizes)
-  if _OUTPUT.value:
-
-    draw(shown, pathlib.Path(_OUTPUT.value).expanduser())
-  print(json.dumps(facts, indent=2) if _JSON.value else as_text(facts))
-
-
-def _chosen_knobs() -> architecture.ModelConfig:
+def _chosen() -> ModelConfig:
   if _RUN_DIR.value and _MODEL.value:
     raise InputError("Pass either --run_dir or --model, not both.")
   if not _RUN_DIR.value and not _MODEL.value:
-    values = {name: holder.value for name, holder in _KNOBS.items()}
-    size = _numbers("image_size", _SIZE.value)
-    if len(size) not in (1, 2):
-      raise InputError(f"--image_size must be one or two whole numbers. Got: {_SIZE.value}.")
-    return architecture.ModelConfig(image_size=(size[0], size[-1]), **values)
-  if given := [name for name in (*_KNOBS, "image_size") if _PROGRAM.given(name)]:
+    return flags.read(ModelConfig, _SHAPE)
+  if given := [name for name in _SHAPE if _PROGRAM.given(name)]:
     raise InputError(
-        f"The network of --run_dir or --model has its own knobs. Drop --{', --'.join(given)}."
+        f"The network of --run_dir or --model has its own shape. Drop --{', --'.join(given)}."
     )
   if _MODEL.value:
     return cost.config_of_keras_file(pathlib.Path(_MODEL.value).expanduser())
   return run_folder.RunFolder.open(str(_RUN_DIR.value)).read_config().model
 
 
-def _numbers(flag: str, texts: Sequence[str]) -> list[int]:
-  try:
-    numbers = [int(text) for text in texts]
-  except ValueError:
-    numbers = []
-  if not numbers or min(numbers) < 1:
-    raise InputError(f"--{flag} must be whole numbers of at least 1. Got: {','.join(texts)}.")
-  return numbers
+def _batch_sizes() -> tuple[int, ...]:
+  sizes = flags.numbers("batch_sizes", _BATCH_SIZES.value, int)
+  if not sizes or min(sizes) < 1:
+    raise InputError(f"--batch_sizes must be at least 1. Got: {','.join(_BATCH_SIZES.value)}.")
+  return sizes
 
 
 def describe(shown: architecture.ModelConfig, batch_sizes: Sequence[int]) -> dict[str, Any]:
-  """Returns all figures as plain numbers, texts, lists and dicts."""
+  """Returns all numbers as plain values, texts, lists and dicts."""
   table = cost.rows(shown)
   return {
       "knobs": dataclasses.asdict(shown),
@@ -134,7 +94,7 @@ def describe(shown: architecture.ModelConfig, batch_sizes: Sequence[int]) -> dic
 
 
 def as_text(facts: dict[str, Any]) -> str:
-  """Returns the figures of `describe` as tables for the terminal."""
+  """Returns what `describe` gives as tables for the terminal."""
   layers: _Table = [("layer", "output", "kernel", "dilation", "parameters", "M multiply-adds")]
   for row in facts["layers"]:
     height, width = row["size"]
@@ -159,33 +119,14 @@ def as_text(facts: dict[str, Any]) -> str:
     ))  # fmt: skip
   total = facts["multiply_adds_per_image"] / 1e9
   size = facts["knobs"]["image_size"]
-  assumed = "" if size else " (any size; told at 512 x 512)"
+  assumed = "" if size else " (any size; computed at 512 x 512)"
   return "\n\n".join([
-      _aligned(layers),
-      f"{facts['parameters']:,} parameters, {total:,.2f} G multiply-adds an image{assumed}",
-      "Receptive field, in pixels of the input\n" + _aligned(stages),
-      "Memory of a training step with Adam, estimated; the framework's own share comes on top\n"
-      + _aligned(memory),
+      progress.table(layers),
+      f"{facts['parameters']:,} parameters, {total:,.2f} G multiply-adds per image{assumed}",
+      "Receptive field, in pixels of the input\n" + progress.table(stages),
+      "Estimated memory of a training step with Adam, without the framework itself\n"
+      + progress.table(memory),
   ])
-
-
-def _aligned(table: _Table) -> str:
-  widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-  lines = []
-  for row in table:
-    cells = [row[0].ljust(widths[0])]
-    cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-    lines.append("  ".join(cells).rstrip())
-  lines.insert(1, "-" * max(map(len, lines)))
-  return "\n".join(lines)
-
-
-def run() -> None:
-  command_line.run(main, _PROGRAM)
-
-
-if __name__ == "__main__":
-  run()
 
 
 def draw(config: ModelConfig, path: pathlib.Path) -> None:
@@ -196,12 +137,9 @@ def draw(config: ModelConfig, path: pathlib.Path) -> None:
   """
   if path.suffix.lower() not in _SUFFIXES:
     raise InputError(f"--output must end in {', '.join(_SUFFIXES)}. Got: {path}.")
-  # The object API of Matplotlib leaves the caller's backend and figures alone.
-  from matplotlib import figure
-
   count = config.num_layers
-  picture = figure.Figure(figsize=(max(8.0, 2.3 * count + 3), 1.5 + 1.15 * count), dpi=120)
-  axes = picture.add_axes((0.01, 0.02, 0.98, 0.9))
+  drawing = figure.Figure(figsize=(max(8.0, 2.3 * count + 3), 1.5 + 1.15 * count), dpi=120)
+  axes = drawing.add_axes((0.01, 0.02, 0.98, 0.9))
   axes.set_axis_off()
   table = cost.rows(config)
   encoder, decoder = _blocks(table, "encoder"), _blocks(table, "decoder")
@@ -226,12 +164,12 @@ def draw(config: ModelConfig, path: pathlib.Path) -> None:
   axes.set_xlim(-0.9, last + 2.6)
   axes.set_ylim(-_ROW_HEIGHT * (count - 1) - 0.95, 0.75)
   fields = cost.receptive_fields(config)
-  picture.suptitle(
+  drawing.suptitle(
       f"FlexUNet: {count} stage{'s' if count > 1 else ''}, {count_parameters(config):,} parameters,"
       f" receptive field {fields[0].decoder} px", fontsize=12,
   )  # fmt: skip
-  _legend(picture)
-  _save(picture, path)
+  _legend(drawing)
+  _save(drawing, path)
 
 
 def _blocks(table: list[cost.Row], side: str) -> dict[int, list[cost.Row]]:
@@ -242,10 +180,8 @@ def _blocks(table: list[cost.Row], side: str) -> dict[int, list[cost.Row]]:
   return blocks
 
 
-def _bars(axes, block: list[cost.Row], left: float, stage: int) -> float:
+def _bars(axes: Axes, block: list[cost.Row], left: float, stage: int) -> float:
   """Draws the two convolutions of a block and returns where they end."""
-  from matplotlib import patches
-
   x = left
   for row in block:
     width = 0.12 + 0.045 * math.log2(row.channels)
@@ -258,7 +194,7 @@ def _bars(axes, block: list[cost.Row], left: float, stage: int) -> float:
   return x - 0.08
 
 
-def _caption(axes, row: cost.Row, left: float, right: float, stage: int) -> None:
+def _caption(axes: Axes, row: cost.Row, left: float, right: float, stage: int) -> None:
   height = 0.95 * max(0.25, 0.9**stage)
   lines = f"{row.size[0]}x{row.size[1]}x{row.channels}\nkernel {row.kernel}"
   if row.dilation > 1:
@@ -269,7 +205,7 @@ def _caption(axes, row: cost.Row, left: float, right: float, stage: int) -> None
   )  # fmt: skip
 
 
-def _skip(axes, start: float, end: float, stage: int) -> None:
+def _skip(axes: Axes, start: float, end: float, stage: int) -> None:
   y = -stage * _ROW_HEIGHT
   axes.annotate(
       "", (end - 0.04, y), (start + 0.06, y),
@@ -277,7 +213,7 @@ def _skip(axes, start: float, end: float, stage: int) -> None:
   )  # fmt: skip
 
 
-def _arrow(axes, x0: float, row0: int, x1: float, row1: int, kind: str) -> None:
+def _arrow(axes: Axes, x0: float, row0: int, x1: float, row1: int, kind: str) -> None:
   y0, y1 = -row0 * _ROW_HEIGHT, -row1 * _ROW_HEIGHT
   down = row1 > row0
   axes.annotate(
@@ -286,9 +222,7 @@ def _arrow(axes, x0: float, row0: int, x1: float, row1: int, kind: str) -> None:
   )  # fmt: skip
 
 
-def _head(axes, config: ModelConfig, x: float) -> None:
-  from matplotlib import patches
-
+def _head(axes: Axes, config: ModelConfig, x: float) -> None:
   axes.add_patch(patches.Rectangle((x, -0.475), 0.12, 0.95, facecolor=_COLORS["head"]))
   kind = "sigmoid" if config.num_classes == 1 else "softmax"
   text = f"{config.num_classes} class{'es' if config.num_classes > 1 else ''}\n{kind}"
@@ -296,9 +230,7 @@ def _head(axes, config: ModelConfig, x: float) -> None:
   axes.text(-0.15, 0, f"image\nx{config.image_channels}", fontsize=8, ha="right", va="center")
 
 
-def _legend(picture) -> None:
-  from matplotlib import lines
-
+def _legend(drawing: figure.Figure) -> None:
   names = {
       "convolution": "convolution", "pool": "2x2 max-pool", "up": "2x2 transposed convolution",
       "join": "skip, concatenated", "head": "1x1 head",
@@ -308,10 +240,28 @@ def _legend(picture) -> None:
                    linestyle="--" if kind == "join" else "-", label=text)
       for kind, text in names.items()
   ]  # fmt: skip
-  picture.legend(handles=handles, loc="lower left", fontsize=8, frameon=False)
+  drawing.legend(handles=handles, loc="lower left", fontsize=8, frameon=False)
 
 
-def _save(picture, path: pathlib.Path) -> None:
+def _save(drawing: figure.Figure, path: pathlib.Path) -> None:
   stream = io.BytesIO()
-  picture.savefig(stream, format=path.suffix[1:].lower(), bbox_inches="tight", facecolor="white")
+  drawing.savefig(stream, format=path.suffix[1:].lower(), bbox_inches="tight", facecolor="white")
   files.write_bytes(path, stream.getvalue())
+
+
+def main(argv: Sequence[str]) -> None:
+  command_line.no_words(argv)
+  shown = _chosen()
+  sizes = _batch_sizes()
+  facts = describe(shown, sizes)
+  if _OUTPUT.value:
+    draw(shown, pathlib.Path(_OUTPUT.value).expanduser())
+  print(json.dumps(facts, indent=2) if _JSON.value else as_text(facts))
+
+
+def run() -> None:
+  command_line.run(main, _PROGRAM)
+
+
+if __name__ == "__main__":
+  run()

@@ -1,13 +1,11 @@
 """Draws a sheet of every transformation at its strength: the image, and the label beside it.
 
-    python -m flexunet.tools.preview_augmentation --dataset=NAME --data_dir=DATA --output=FILE.png
+  flexunet preview_augmentation --dataset=NAME --data_dir=DATA --output=FILE.png
 
 The upper part shows each transformation alone, at both ends of its range; what moves pixels is
 shown on an image with lines drawn in. The lower part shows --rows of examples as training would
 see them under the settings given. All augmentation flags apply: what a flag makes stronger is
 stronger on the sheet.
-
-The sheet of pictures that `preview_augmentation` writes: image and label side by side.
 """
 
 from __future__ import annotations
@@ -15,33 +13,34 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+import types
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
-from flexunet.core import command_line, flags
+from flexunet.core import command_line, files, flags, progress
 from flexunet.core.errors import InputError
-from flexunet.pipelines import readers
-from flexunet.pipelines.augmentation import augment, draws
+from flexunet.pipelines import dataset_source, laterality
 from flexunet.pipelines.augmentation.config import PROBABILITIES, AugmentationConfig
 from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.reporting import overlay
 
-_PROGRAM = flags.Program(__doc__)
+_PROGRAM = flags.Program(__doc__, first=("dataset", "data_dir", "output"))
 _DATASET = _PROGRAM.string(
-  "dataset", None, "Built dataset as name[/config[/version]] below --data_dir."
+    "dataset", None, "Built dataset as name[/config[/version]] below --data_dir."
 )
 _DATA_DIR = _PROGRAM.string(
-  "data_dir", "~/tensorflow_datasets", "Folder of built datasets, or the version folder of one."
+    "data_dir", "~/tensorflow_datasets", "Folder of built datasets, or the version folder of one."
 )
 _SPLIT = _PROGRAM.string("split", "train", "Split the examples are taken from.")
 _OUTPUT = _PROGRAM.string("output", None, "PNG file to write.", required=True)
 _ROWS = _PROGRAM.integer("rows", 3, "Rows of random draws.", lower_bound=0, upper_bound=50)
-_SEED = _PROGRAM.integer("seed", 1, "Decides the random draws.", lower_bound=0)
+_SEED = _PROGRAM.integer("seed", 1, "Seed of the random draws.", lower_bound=0)
 _IMAGE_KEY = _PROGRAM.string("image_key", "image", "Feature of the images.")
 _LABEL_KEY = _PROGRAM.string("label_key", "label", "Feature of the labels.")
-_SETTINGS = _PROGRAM.fields(AugmentationConfig)
+_SETTINGS = _PROGRAM.fields(AugmentationConfig, group="Augmentation")
 # Tiles in a row.
 COLUMNS = 6
 _TILE = 160  # Pixels of the longer edge of an image; its label takes as many.
@@ -72,44 +71,16 @@ _TRANSFORMATIONS = {
 }
 # (caption, image uint8 [H, W, C], label uint8 [H, W])
 Tile = tuple[str, np.ndarray, np.ndarray]
-_MOVE_PIXELS = draws.STAGES["warp"]
 
 
-def main(argv: Sequence[str]) -> None:
-  command_line.no_words(argv)
-  settings = flags.read(AugmentationConfig, _SETTINGS)
-  output = pathlib.Path(_OUTPUT.value).expanduser()
-  if output.suffix.lower() != ".png" or output.is_dir() or not output.absolute().parent.is_dir():
-    raise InputError(f"--output must be a .png file in an existing folder. Got: {output}.")
-  command_line.load_tensorflow()
-  from PIL import Image
+@functools.cache
+def _library() -> types.SimpleNamespace:
+  """Returns the modules `augment`, `draws` and `readers`."""
+  # They load TensorFlow, which --help and a wrong flag must not wait for.
+  from flexunet.pipelines import readers
+  from flexunet.pipelines.augmentation import augment, draws
 
-  from flexunet.pipelines import dataset_source, laterality
-
-  opened = dataset_source.open_dataset(_DATASET.value, _DATA_DIR.value)
-  scheme = opened.label_scheme(_LABEL_KEY.value)
-  decided = laterality.decide_for(
-      opened,
-      readers.slice_table(opened, _SPLIT.value),
-      scheme.names,
-      requested=settings.flip_horizontal_probability,
-      image_key=_IMAGE_KEY.value,
-      label_key=_LABEL_KEY.value,
-  )
-  config = settings.resolve(mirroring=decided.mirroring)
-  columns = COLUMNS
-  examples = pick_examples(opened, _SPLIT.value, _IMAGE_KEY.value, _LABEL_KEY.value, columns)
-  picture = sheet(config, examples, scheme.palette, _ROWS.value, _SEED.value)
-  Image.fromarray(picture).save(output)
-  print(f"{output}: each transformation alone, then {_ROWS.value * columns} random draws.")
-
-
-def run() -> None:
-  command_line.run(main, _PROGRAM)
-
-
-if __name__ == "__main__":
-  run()
+  return types.SimpleNamespace(augment=augment, draws=draws, readers=readers)
 
 
 def sheet(
@@ -129,10 +100,11 @@ def sheet(
     rows: Of random draws.
     seed: Decides those draws and the random fields.
   """
+  moving = _library().draws.STAGES["warp"]
   image, label = examples[0]
   tiles: list[Tile | None] = [("original", image, label)]
   for name, moved in _TRANSFORMATIONS.items():
-    shown = _with_lines(image) if moved[0] in _MOVE_PIXELS else image
+    shown = _with_lines(image) if moved[0] in moving else image
     tiles.extend(_alone(config, name, shown, label, seed))
   # The random draws begin on a row of their own.
   tiles.extend([None] * (-len(tiles) % COLUMNS))
@@ -145,8 +117,7 @@ def _alone(
   config: AugmentationConfig, name: str, image: np.ndarray, label: np.ndarray, seed: int
 ) -> list[Tile]:
   """Returns the tiles of one transformation at the ends of its range."""
-  import tensorflow as tf
-
+  augment, draws = _library().augment, _library().draws
   changes: dict[str, Any] = dict.fromkeys(PROBABILITIES, 0.0)
   certain = dataclasses.replace(config, **{**changes, f"{name}_probability": 1.0})
   table = draws.parameters(certain, square=image.shape[0] == image.shape[1])
@@ -159,7 +130,7 @@ def _alone(
       ends.append(amounts)
   tiles = {}
   for number, amounts in enumerate(ends):
-    seeds = tf.constant([[seed, number]], tf.int32)
+    seeds = np.array([[seed, number]], np.int32)
     out = augment.apply(certain, draws.by_hand(**amounts), image[None], label[None], seeds)
     tiles[draws.describe(amounts)] = (out[0][0].numpy(), out[1][0].numpy())
   if not tiles:
@@ -171,9 +142,8 @@ def _at_random(
   config: AugmentationConfig, image: np.ndarray, label: np.ndarray, seed: tuple[int, int]
 ) -> Tile:
   """Returns the tile of an example as training would see it."""
-  import tensorflow as tf
-
-  seeds = tf.constant([seed], tf.int32)
+  augment, draws = _library().augment, _library().draws
+  seeds = np.array([seed], np.int32)
   draw = draws.draw(config, image.shape[:2], seeds)
   images, labels = augment.apply(config, draw, image[None], label[None], seeds)
   amounts = dict(zip(draw.names, draw.values[0].numpy(), strict=True))
@@ -182,13 +152,11 @@ def _at_random(
 
 def _arranged(tiles: Sequence[Tile | None], palette: np.ndarray) -> np.ndarray:
   """Lays out tiles with their captions, row by row, on a dark sheet."""
-  from PIL import Image, ImageDraw
-
   rows = -(-len(tiles) // COLUMNS)
   step_x, step_y = 2 * _TILE + _GAP, _TILE + 2 * _CAPTION + _GAP
   size = (COLUMNS * step_x + _GAP, rows * step_y + _GAP)
-  picture = Image.new("RGB", size, (32, 32, 32))
-  pen = ImageDraw.Draw(picture)
+  canvas = Image.new("RGB", size, (32, 32, 32))
+  pen = ImageDraw.Draw(canvas)
   for position, tile in enumerate(tiles):
     if tile is None:
       continue
@@ -203,8 +171,8 @@ def _arranged(tiles: Sequence[Tile | None], palette: np.ndarray) -> np.ndarray:
       scale = _TILE / max(part.size)
       wanted = (max(1, round(part.width * scale)), max(1, round(part.height * scale)))
       place = (left + number * (wanted[0] + 1), top + 2 * _CAPTION)
-      picture.paste(part.resize(wanted, way), place)
-  return np.asarray(picture)
+      canvas.paste(part.resize(wanted, way), place)
+  return np.asarray(canvas)
 
 
 def _with_lines(image: np.ndarray) -> np.ndarray:
@@ -221,7 +189,7 @@ def _with_lines(image: np.ndarray) -> np.ndarray:
   return lined
 
 
-def _write(pen, caption: str, left: int, top: int) -> None:
+def _write(pen: ImageDraw.ImageDraw, caption: str, left: int, top: int) -> None:
   """Writes a caption over a tile, in one line or two; what does not fit is cut off."""
   font = _font()
 
@@ -244,9 +212,7 @@ def _write(pen, caption: str, left: int, top: int) -> None:
 
 
 @functools.cache
-def _font():
-  from PIL import ImageFont
-
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
   return ImageFont.load_default(size=14)
 
 
@@ -254,10 +220,7 @@ def pick_examples(
   source: DatasetSource, split: str, image_key: str, label_key: str, count: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
   """Returns (image, label) of the slices with most foreground, of different volumes first."""
-  import tensorflow as tf
-
-  from flexunet.pipelines.readers import RecordReader
-
+  readers = _library().readers
   table = readers.slice_table(source, split)
   order = np.arange(len(table))
   if table.pixels is not None:
@@ -265,9 +228,45 @@ def pick_examples(
   _, first = np.unique(table.volume[order], return_index=True)
   first = np.sort(first)
   order = np.concatenate([order[first], np.delete(order, first)])
-  reader = RecordReader(source.info.features, table, image_key, label_key)
+  reader = readers.RecordReader(source.info.features, table, image_key, label_key)
   examples = []
   for row in order[:count]:
-    decoded = reader.decode(reader.serialized(tf.constant(row, tf.int64)))
+    decoded = reader.decode(reader.serialized(np.int64(row)))
     examples.append((decoded["image"].numpy(), decoded["label"].numpy()[..., 0]))
   return examples
+
+
+def main(argv: Sequence[str]) -> None:
+  command_line.no_words(argv)
+  settings = flags.read(AugmentationConfig, _SETTINGS)
+  output = pathlib.Path(_OUTPUT.value).expanduser()
+  if output.suffix.lower() != ".png" or output.is_dir():
+    raise InputError(f"--output must be a .png file. Got: {output}.")
+  files.check_writable(output, "--output")
+  dataset_source.check_folder(_DATASET.value, _DATA_DIR.value, [_SPLIT.value])
+  progress.say("Loading TensorFlow ...")
+  command_line.load_tensorflow()
+
+  opened = dataset_source.open_dataset(_DATASET.value, _DATA_DIR.value)
+  scheme = opened.label_scheme(_LABEL_KEY.value)
+  decided = laterality.decide_for(
+      opened,
+      _library().readers.slice_table(opened, _SPLIT.value),
+      scheme.names,
+      requested=settings.flip_horizontal_probability,
+      image_key=_IMAGE_KEY.value,
+      label_key=_LABEL_KEY.value,
+  )
+  config = settings.resolve(mirroring=decided.mirroring)
+  examples = pick_examples(opened, _SPLIT.value, _IMAGE_KEY.value, _LABEL_KEY.value, COLUMNS)
+  drawn = sheet(config, examples, scheme.palette, _ROWS.value, _SEED.value)
+  files.write_bytes(output, overlay.encode_png(drawn))
+  print(f"{output}: each transformation alone, then {_ROWS.value * COLUMNS} random draws.")
+
+
+def run() -> None:
+  command_line.run(main, _PROGRAM)
+
+
+if __name__ == "__main__":
+  run()

@@ -1,6 +1,6 @@
 """Proves that a built dataset is what its build report says, record by record.
 
-    python -m flexunet.tools.verify_records DIR
+  flexunet verify DIR
 
 DIR is a version folder or any folder above; every dataset below is read whole. Each problem is
 one line with shard and record; exit code 1 when there is one.
@@ -22,10 +22,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from flexunet.core import command_line, files, flags
 from flexunet.core.errors import InputError
+from flexunet.core.progress import bar
 from flexunet.datasets import built_dataset, subject_splits
 from flexunet.datasets.builder import build_report, tfrecord
 from flexunet.datasets.built_dataset import BuiltDataset
@@ -34,7 +34,7 @@ from flexunet.imaging.label_scheme import LabelScheme
 # (subject, volume, slice index or None): unique in a dataset.
 Identity = tuple[str, str, str]
 
-_PROGRAM = flags.Program(__doc__, usage="DIR")
+_PROGRAM = flags.Program(__doc__, usage="flexunet verify DIR")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ def verify(dataset: BuiltDataset, progress: bool = False) -> Verification:
   sides: list[tuple[str, str]] = []
   total = 0
   shards = dataset.report["shards"]
-  for shard in tqdm.tqdm(shards, unit=" shard", disable=not progress, leave=False):
+  for shard in bar(shards, unit=" shard", disable=not progress, leave=False):
     rows = dataset.rows_of_shard[shard["file"]]
     path = dataset.path / shard["file"]
     if not path.is_file():
@@ -184,10 +184,6 @@ def main(argv: Sequence[str]) -> None:
 
 def run() -> None:
   command_line.run(main, _PROGRAM)
-
-
-if __name__ == "__main__":
-  run()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,3 +325,7 @@ def content_problems(
       yield (f"has {int(count)} pixels of {name} where records.csv says"
              f" {row[f'pixels_{name}']}.")  # fmt: skip
       return
+
+
+if __name__ == "__main__":
+  run()

@@ -1,4 +1,4 @@
-"""What programs show in a terminal: the one progress bar, single lines, and tables."""
+"""What programs show: the one progress bar, messages, and tables that fit the terminal."""
 
 from __future__ import annotations
 
@@ -6,14 +6,31 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import tqdm
 
-_SECONDS_BETWEEN = {True: 0.3, False: 30.0}
+_TERMINAL_SECONDS, _LOG_SECONDS = 0.3, 30.0
+_LINE_UP = "\x1b[A"  # By which tqdm returns from the line of a second bar.
 _MOST_COLUMNS = 120
 _SHORTEST_CELL = 8
 _NUMBER = re.compile(r"[-+]?[\d.,]+( ?(%|px|MB|GB|GiB|ml|mm))?|-|nan")
+
+
+class _LogLines:
+  """Writes each state of a bar as a line of its own, since a log file cannot be rewound."""
+
+  def __init__(self, stream: TextIO):
+    self._stream = stream
+
+  def write(self, text: str) -> None:
+    """Writes what is visible of a text."""
+    if visible := text.replace(_LINE_UP, "").strip():
+      self._stream.write(f"{visible}\n")
+
+  def flush(self) -> None:
+    """Passes everything on."""
+    self._stream.flush()
 
 
 def bar(iterable: Iterable | None = None, **options: Any) -> tqdm.tqdm:
@@ -23,17 +40,15 @@ def bar(iterable: Iterable | None = None, **options: Any) -> tqdm.tqdm:
     iterable: What is gone through; None where `total` is given and `update` is called.
     **options: Those of tqdm.
   """
-  settings = {
-      "file": sys.stderr,
-      "dynamic_ncols": True,
-      "mininterval": _SECONDS_BETWEEN[sys.stderr.isatty()],
-      **options,
-  }
-  return tqdm.tqdm(iterable, **settings)
+  if sys.stderr.isatty():
+    settings = {"file": sys.stderr, "dynamic_ncols": True, "mininterval": _TERMINAL_SECONDS}
+  else:
+    settings = {"file": _LogLines(sys.stderr), "mininterval": _LOG_SECONDS}
+  return tqdm.tqdm(iterable, **{**settings, **options})
 
 
 def say(text: str) -> None:
-  """Prints a message for people on standard error, on a line of its own beside a live bar."""
+  """Shows the user a message on a line of its own, above a bar that is alive."""
   if sys.stderr.isatty():
     tqdm.tqdm.write(text, file=sys.stderr)
   else:

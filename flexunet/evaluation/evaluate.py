@@ -280,13 +280,9 @@ def evaluate(
   check_data(source, run_config, splits, allow_other_data)
   predictor = Predictor(load_model(run), run_config, batch_size=batch_size, mirror=mirror)
   about = {
-      "dataset": source.name,
-      "fingerprint": source.fingerprint,
-      "model_sha256": files.sha256_of(run.model_keras),
+      **_provenance(source, run),
       "surface_tolerance_mm": tolerance_mm,
       "mirrored": mirror,
-      "flexunet": flexunet.__version__,
-      "dataset_splits": dataset_source.split_counts(source),
   }
   written = {}
   trained, tables = _tables(source, run_config, splits)
@@ -306,6 +302,16 @@ def evaluate(
     _write_split(run, split, written[split], scores)
   report.write_report(run)
   return written
+
+
+def _provenance(source: DatasetSource, run: run_folder.RunFolder) -> dict[str, Any]:
+  return {
+      "dataset": source.name,
+      "fingerprint": source.fingerprint,
+      "model_sha256": files.sha256_of(run.model_keras),
+      "flexunet": flexunet.__version__,
+      "dataset_splits": dataset_source.split_counts(source),
+  }
 
 
 def _figures(split: str, scores: SplitScores, about: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,10 +29,10 @@ class Example:
     image: uint8 [H, W].
     truth: uint8 [H, W] class ids.
     prediction: uint8 [H, W] class ids.
-    subject: Whose it is.
-    volume: Of which scan.
-    slice_index: Which slice.
-    foreground_dice: Of the volume.
+    subject: Pseudonym of the person.
+    volume: Pseudonym of the scan.
+    slice_index: Position in the volume.
+    foreground_dice: Mean Dice of the volume's foreground classes.
     dice: Class name -> Dice of the volume; None where it has none.
     aspect: Height of a pixel over its width; 1 where unknown.
     side: "best" or "worst"; set when the example is written.
@@ -51,13 +51,13 @@ class Example:
 
 
 class ExampleKeeper:
-  """Keeps the examples with the lowest and the highest Dice of those offered, and no others."""
+  """Keeps the examples with the lowest and the highest Dice of those offered."""
 
   def __init__(self) -> None:
     self._kept: list[Example] = []
 
   def offer(self, example: Example) -> None:
-    """Takes one example a volume; those without a Dice show nothing and are left out."""
+    """Takes one example per volume; those without a Dice are left out."""
     if np.isnan(example.foreground_dice):
       return
     self._kept.append(example)
@@ -66,7 +66,7 @@ class ExampleKeeper:
       del self._kept[_PER_SIDE]
 
   def chosen(self) -> list[Example]:
-    """Returns worst first, then best, each from its extreme inwards; none stands on both sides."""
+    """Returns the worst, worst first, then the best, best first; none is on both sides."""
     half = len(self._kept) // 2
     worst = [dataclasses.replace(kept, side="worst") for kept in self._kept[:half]]
     best = [dataclasses.replace(kept, side="best") for kept in self._kept[half:]]
@@ -74,11 +74,12 @@ class ExampleKeeper:
 
 
 def path_of(run: run_folder.RunFolder, split: str) -> pathlib.Path:
+  """Returns where the examples of a split are stored."""
   return run.evaluation / f"examples_{split}.npz"
 
 
 def write(path: pathlib.Path, examples: Sequence[Example]) -> None:
-  """Replaces the file in one step."""
+  """Writes examples; the file is replaced in one step."""
   arrays: dict[str, Any] = {}
   about = []
   for number, example in enumerate(examples):
@@ -95,7 +96,7 @@ def write(path: pathlib.Path, examples: Sequence[Example]) -> None:
 
 
 def read(path: pathlib.Path) -> list[Example]:
-  """Returns what `write` wrote; nothing where there is no file."""
+  """Returns the examples that `write` wrote; an empty list where there is no file."""
   if not path.is_file():
     return []
   with np.load(path, allow_pickle=False) as arrays:

@@ -1,4 +1,4 @@
-"""Volumes of a built dataset, put together again from the records of their slices."""
+"""Volumes of a built dataset, reassembled from the records of their slices."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
 
 from flexunet.pipelines import tf_data
 from flexunet.pipelines.dataset_source import DatasetSource
@@ -20,8 +22,9 @@ class LabelledVolume:
   """The slices of one volume, in order.
 
   Attributes:
-    subject, volume: Whose, and which scan; made up from the record where the data state none.
-    slice_index: Of each slice.
+    subject: Pseudonym of the person; that of the volume where the dataset names no subjects.
+    volume: Pseudonym of the scan; named after the record where the dataset names no volumes.
+    slice_index: Position of each slice in the volume.
     images: uint8 [H, W, channels] each.
     labels: uint8 [H, W] each.
     spacing_mm: (row, column), NaN where unknown.
@@ -38,7 +41,7 @@ class LabelledVolume:
 
   @property
   def distances(self) -> str:
-    """Returns how surface distances are measured: "3d", "2d" or "none"."""
+    """How surface distances are measured: "3d", "2d" or "none"."""
     if not np.isfinite(self.spacing_mm).all():
       return "none"
     gapless = len(self.labels) > 1 and set(np.diff(self.slice_index)) == {1}
@@ -52,13 +55,12 @@ def read_volumes(
   """Yields the volumes of a table at native resolution, slices in order of their index.
 
   Args:
+    source: The opened dataset.
+    table: Its records to be read.
     keys: Features of the image and of the label.
   """
-  import tensorflow as tf
-  import tensorflow_datasets as tfds
-
   if table.decoded is not None:
-    yield from _decoded_volumes(table)
+    yield from _decoded_volumes(table, table.decoded)
     return
   rows, names = volume_order(table)
   image_key, label_key = keys
@@ -94,12 +96,12 @@ def read_volumes(
     yield volume
 
 
-def _decoded_volumes(table: RecordTable) -> Iterator[LabelledVolume]:
+def _decoded_volumes(table: RecordTable, decoded: np.ndarray) -> Iterator[LabelledVolume]:
   """Yields the volumes of a table of config `volumes`, whose slices are in memory already."""
   rows, names = volume_order(table)
   for name in dict.fromkeys(names):
     own = [row for row, other in zip(rows, names, strict=True) if other == name]
-    slices = [table.decoded[row] for row in own]
+    slices = [decoded[row] for row in own]
     yield LabelledVolume(
         *name,
         slice_index=[int(table.slice_index[row]) for row in own],
@@ -113,13 +115,13 @@ def _decoded_volumes(table: RecordTable) -> Iterator[LabelledVolume]:
 def volume_order(table: RecordTable) -> tuple[np.ndarray, list[tuple[str, str]]]:
   """Returns the rows of a table volume by volume, and the (subject, volume) of each.
 
-  Volumes come in the order of their first record. A record that states no volume is one alone.
+  Volumes are in the order of their first record. A record without a volume's name is a volume.
   """
   names = []
   for row in range(len(table)):
     subject, volume = str(table.subject[row]), str(table.volume[row])
     if not volume:
-      # Named by its place, for there is nothing else to tell it by.
+      # Named by its place, for want of another mark.
       volume = f"record_{row:06d}"
     names.append((subject or volume, volume))
   rank = {name: position for position, name in enumerate(dict.fromkeys(names))}

@@ -1,9 +1,9 @@
-"""Scores of one volume or picture: overlaps, volumes in ml, surface distances in mm.
+"""Scores of one volume or image: overlaps, volumes in ml, surface distances in mm.
 
 Labels and masks have two or three axes in any order; `spacing_mm` has one entry per axis, in the
 same order, NaN where the source has none.
 
-Rules for what is not defined; NaN is never averaged, and `status` tells why:
+Rules for what is not defined; NaN is never averaged, and `status` says why:
 
 | status       | reference | prediction | dice, iou | sensitivity | precision | nsd | hd95, assd |
 |--------------|-----------|------------|-----------|-------------|-----------|-----|------------|
@@ -12,10 +12,10 @@ Rules for what is not defined; NaN is never averaged, and `status` tells why:
 | false_alarm  | none      | voxels     | 0         | NaN         | 0         | 0   | NaN        |
 | both_empty   | none      | none       | NaN       | NaN         | NaN       | NaN | NaN        |
 
-Two empty masks agree on nothing: 1 would reward data sets for empty volumes. A missed structure
-has no distance: infinity would spoil every mean and any finite stand-in is made up, so a mean of
-distances must be read beside the count of missed ones; Dice and NSD do carry them, as 0. With an
-unknown spacing the mm and ml scores are NaN whatever the status.
+Two empty masks agree on nothing: 1 would reward datasets for empty volumes. A missed structure has
+no distance: infinity would spoil every mean, and any finite substitute would be arbitrary. So a
+mean of distances must be read beside the count of missed structures; Dice and NSD count them as 0.
+With an unknown spacing the scores in mm and ml are NaN whatever the status.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SCORE_NAMES = (
     "dice", "iou", "sensitivity", "specificity", "precision", "hd95_mm", "assd_mm", "nsd",
     "reference_ml", "predicted_ml",
 )
-# Within 1 mm two experts' contours of most brain structures on 1 mm scans still disagree.
+# Contours that two experts draw of brain structures on 1 mm scans differ by about 1 mm.
 DEFAULT_TOLERANCE_MM = 1.0
 
 
@@ -73,10 +73,10 @@ def count_scores(truth: int, claim: int, overlap: int, total: int) -> dict[str, 
   """Returns status, voxel counts and the overlap scores from numbers of voxels.
 
   Args:
-    truth: Of the reference.
-    claim: Of the prediction.
-    overlap: Of both.
-    total: Of the whole array.
+    truth: Voxels of the reference.
+    claim: Voxels of the prediction.
+    overlap: Voxels of both.
+    total: Voxels of the whole array.
   """
   return {
       "status": case_status(truth, claim),
@@ -111,7 +111,7 @@ def label_scores(
     prediction: Class ids of the same shape.
     class_names: Names by id, background first.
     spacing_mm: One number per axis.
-    tolerance_mm: Of the normalized surface Dice.
+    tolerance_mm: Distance up to which two surfaces agree, for the normalized surface Dice.
 
   Raises:
     InputError: Shapes or spacing do not fit, or an id has no name.
@@ -131,24 +131,6 @@ def label_scores(
   ]
 
 
-def confusion_matrix(
-    reference: np.ndarray, prediction: np.ndarray, num_classes: int
-) -> np.ndarray:
-  """Returns int64 [num_classes, num_classes]: voxels by reference id (row) and predicted id."""
-  reference, prediction = np.asarray(reference), np.asarray(prediction)
-  if reference.shape != prediction.shape:
-    raise InputError(
-        "Reference and prediction must have one shape."
-        f" Got {reference.shape} and {prediction.shape}."
-    )
-  for ids in (reference, prediction):
-    if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < num_classes:
-      raise InputError(f"Ids must lie in 0..{num_classes - 1}. Got {ids.min()}..{ids.max()}.")
-  pairs = reference.ravel().astype(np.int64) * num_classes + prediction.ravel()
-  counts = np.bincount(pairs, minlength=num_classes**2)
-  return counts.reshape(num_classes, num_classes)
-
-
 def _surface_scores(
     reference: np.ndarray, prediction: np.ndarray, spacing: np.ndarray, tolerance_mm: float
 ) -> dict[str, float]:
@@ -157,7 +139,7 @@ def _surface_scores(
   distances = surface_distance.surface_distances(reference, prediction, spacing)
   if distances.defined:
     nsd = distances.surface_dice(tolerance_mm)
-  else:  # One surface without a counterpart agrees nowhere; two that are not there, undefined.
+  else:  # A surface without a counterpart agrees nowhere; without any surface nothing is defined.
     nsd = 0.0 if reference.any() or prediction.any() else _NAN
   return {"hd95_mm": distances.hausdorff(95.0), "assd_mm": distances.average(), "nsd": nsd}
 

@@ -1,7 +1,7 @@
 """From scores of single volumes to the figures of a split: means, spreads, intervals.
 
 A row is one volume and class: a dict with `subject`, `volume`, `class` (name), `status` (one of
-`evaluation_metrics.STATUSES`), `dice` and any further scores. NaN means that a score is not
+`scores.STATUSES`), `dice` and any further scores. NaN means that a score is not
 defined for that row: it is left out of averages and counted.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from flexunet.evaluation.scores import STATUSES
 
 Row = Mapping[str, Any]
-# Texts that travel with the figures, so that a reader of metrics.json need not guess.
+# Stored beside the figures, so that a reader of metrics.json need not guess.
 DICE_RULE = (
     "Dice = 2 |truth and prediction| / (|truth| + |prediction|), of hard labels over all pixels"
     " of a volume, per class, background left out. A class that is empty in the truth and in the"
@@ -95,7 +95,7 @@ def summarize(
   """Returns the figures of one split.
 
   Args:
-    rows: One a volume and foreground class.
+    rows: One per volume and foreground class.
     class_names: Foreground classes, in the order of their ids.
     score_names: Columns to average per class, `dice` among them.
 
@@ -127,8 +127,8 @@ def _of_class(rows: Sequence[Row], score_names: Sequence[str]) -> dict[str, Any]
   presence.update(row["status"] for row in rows)
   entry["dice"]["ci95"] = subject_interval(dice, [row["subject"] for row in rows])
   entry["dice"]["n_empty"] = presence["both_empty"]
-  # A single false pixel in a healthy volume is a Dice of 0; without those volumes the figure
-  # tells how well a structure is outlined where there is one.
+  # A single false pixel in a volume without the structure is a Dice of 0; without those volumes
+  # the figure says how well the structure is outlined where there is one.
   present = [row["dice"] for row in rows if row["status"] in ("both_present", "missed")]
   entry["dice_where_present"] = statistics(present)
   entry["presence"] = dict(presence)
@@ -138,7 +138,7 @@ def _of_class(rows: Sequence[Row], score_names: Sequence[str]) -> dict[str, Any]
 def _per_subject(
     rows: Sequence[Row], per_volume: Mapping[tuple[str, str], float], class_names: Sequence[str]
 ) -> list[dict[str, Any]]:
-  """Returns one entry a subject, its volumes averaged, in the order of first appearance."""
+  """Returns one entry per subject, its volumes averaged, in the order of first appearance."""
   by_subject: dict[str, list[Row]] = {}
   for row in rows:
     by_subject.setdefault(row["subject"], []).append(row)
@@ -158,7 +158,7 @@ def _per_subject(
 
 
 def strict(values: Any) -> Any:
-  """Returns nested plain values as strict JSON knows them: what is not finite becomes None."""
+  """Returns nested plain values as strict JSON allows them: numbers not finite become None."""
   if isinstance(values, Mapping):
     return {str(key): strict(value) for key, value in values.items()}
   if isinstance(values, (list, tuple)):

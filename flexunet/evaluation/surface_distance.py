@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import spatial
 
 from flexunet.core.errors import InputError
 
@@ -46,13 +47,13 @@ class SurfaceDistances:
     return float(np.concatenate(self._both()).mean())
 
   def surface_dice(self, tolerance_mm: float) -> float:
-    """Returns which share of both surfaces lies within the tolerance of the other, in [0, 1].
+    """Returns the share of both surfaces that lies within the tolerance of the other, in [0, 1].
 
     NaN where a mask is empty: the caller knows which of the two rules for empty masks applies.
     """
     if not self.defined:
       return float("nan")
-    # A border of 1e-6 mm: sums of spacings such as 3 x 0.1 must not fall out by rounding.
+    # A margin of 1e-6 mm: sums of spacings such as 3 x 0.1 must not be excluded by rounding.
     return float(np.mean(np.concatenate(self._both()) <= tolerance_mm + 1e-6))
 
   def _both(self) -> tuple[np.ndarray, np.ndarray]:
@@ -67,8 +68,6 @@ def surface_distances(
   Raises:
     InputError: The shapes differ, or `spacing_mm` does not fit them.
   """
-  from scipy import spatial
-
   reference, prediction = np.asarray(reference, bool), np.asarray(prediction, bool)
   spacing = checked_spacing(spacing_mm, reference, prediction)
   nothing = SurfaceDistances(np.zeros(0), np.zeros(0))
@@ -87,7 +86,11 @@ def surface_distances(
 def checked_spacing(
     spacing_mm: Sequence[float] | np.ndarray, reference: np.ndarray, prediction: np.ndarray
 ) -> np.ndarray:
-  """Returns the spacing as float64 [axes]; refuses arrays and spacings that do not fit."""
+  """Returns the spacing as float64 [axes].
+
+  Raises:
+    InputError: The arrays differ in shape, or the spacing does not fit them.
+  """
   if reference.shape != prediction.shape or reference.ndim not in (2, 3):
     raise InputError(
         "Reference and prediction must have one shape of 2 or 3 axes."

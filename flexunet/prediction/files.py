@@ -17,8 +17,10 @@ import numpy as np
 from flexunet import config
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
-from flexunet.imaging import nifti, pictures, slice_recipe
-from flexunet.prediction.predictor import Predictor, to_label
+from flexunet.imaging import nifti, pictures
+from flexunet.imaging.slice_recipe import SliceRecipe
+from flexunet.prediction import scans
+from flexunet.prediction.predictor import Predictor, predict_volume, to_label
 from flexunet.prediction.scans import Scan
 from flexunet.reporting import overlay
 
@@ -39,15 +41,24 @@ class Outputs:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """What became of a folder: files predicted, and one line for each failure and each warning."""
+  """What became of a folder.
+
+  Attributes:
+    predicted: Scans that were segmented.
+    failures, warnings: One line each.
+    labels_skipped: Files that were taken for labels.
+    pictures_skipped: Images that lie beside volumes.
+  """
 
   predicted: int
   failures: list[str]
   warnings: list[str]
+  labels_skipped: int = 0
+  pictures_skipped: int = 0
 
 
 def predict_all(
-    scans: Sequence[Scan],
+    wanted: Sequence[Scan],
     predictor: Predictor,
     run_config: config.RunConfig,
     outputs: Outputs,
@@ -57,7 +68,7 @@ def predict_all(
   """Predicts each scan; a file that cannot be read or written does not lose the others."""
   failures: list[str] = []
   warnings: list[str] = []
-  bar = progress.bar(scans, unit="scan", disable=not show_progress)
+  bar = progress.bar(wanted, unit="scan", disable=not show_progress)
   for scan in bar:
     bar.set_postfix_str(scan.stem)
     try:
@@ -68,7 +79,29 @@ def predict_all(
       failures.append(f"{scan.path}: {error.strerror or error} ({error.filename}).")
     except MemoryError:
       failures.append(f"{scan.path}: too large for this machine's memory.")
-  return Outcome(len(scans) - len(failures), failures, warnings)
+  return Outcome(len(wanted) - len(failures), failures, warnings)
+
+
+def predict_path(
+    input_path: pathlib.Path,
+    predictor: Predictor,
+    run_config: config.RunConfig,
+    outputs: Outputs,
+    *,
+    show_progress: bool = True,
+) -> Outcome:
+  """Predicts a scan, or every scan below a folder (`scans.find`)."""
+  found = scans.find(
+      input_path, outputs.folder, volumes_first=run_config.dataset_facts.recipe is not None
+  )
+  outcome = predict_all(
+      found.scans, predictor, run_config, outputs, show_progress=show_progress
+  )
+  return dataclasses.replace(
+      outcome,
+      labels_skipped=found.labels_skipped,
+      pictures_skipped=found.pictures_skipped,
+  )
 
 
 def predict_one(
@@ -86,46 +119,38 @@ def predict_one(
   return _predict_volume(scan, predictor, run_config, outputs)
 
 
+def require_recipe(run_config: config.RunConfig, path: pathlib.Path) -> SliceRecipe:
+  """Returns how the run cuts volumes; InputError where it was trained on images."""
+  facts = run_config.dataset_facts
+  if facts.recipe is None:
+    raise InputError(
+        f"{path}: the run was trained on images ({facts.name}) and does not know how to cut a"
+        " volume into slices. Give it images, or a run trained on volumes."
+    )
+  return facts.recipe
+
+
 def _predict_volume(
     scan: Scan, predictor: Predictor, run_config: config.RunConfig, outputs: Outputs
 ) -> list[str]:
   facts = run_config.dataset_facts
-  recipe = facts.recipe
-  if recipe is None:
-    raise InputError(
-        f"{scan.path}: the run was trained on pictures ({facts.name}) and does not know how to cut"
-        " a volume into slices. Give it pictures, or a run trained on volumes."
-    )
+  recipe = require_recipe(run_config, scan.path)
   stored, slope, inter = nifti.read_stored(scan.path)
-  cut = recipe.cut(stored, slope, inter, name=scan.path.name)
-  seen, native = cut.slices, cut.native
-  label = np.empty(seen.pixels.shape, np.uint8)
-  wanted = None
-  if outputs.probabilities:
-    wanted = np.empty((*seen.pixels.shape, predictor.num_classes), np.float16)
-  slices = list(np.moveaxis(seen.pixels, -1, 0))
-  for index, probability in enumerate(predictor.probabilities(slices)):
-    label[..., index] = to_label(probability)
-    if wanted is not None:
-      wanted[..., index, :] = probability
-  label = slice_recipe.to_grid(label, native.pixels.shape)
-
-  folder = scan.label_path(outputs.folder).parent
-  folder.mkdir(parents=True, exist_ok=True)
+  found = predict_volume(
+      predictor, recipe, stored, slope, inter,
+      probabilities=outputs.probabilities, name=scan.path.name,
+  )  # fmt: skip
+  scan.label_path(outputs.folder).parent.mkdir(parents=True, exist_ok=True)
   if outputs.overlay:
-    palette = overlay.display_palette(run_config.dataset_facts.label_scheme.palette)
-    height, width = native.spacing_mm
+    palette = overlay.display_palette(facts.label_scheme.palette)
+    height, width = found.slices.spacing_mm
     aspect = height / width if width > 0 else 1.0  # Not known where the file states no spacing.
-    sheet = overlay.volume_sheet(native.pixels, label, palette, aspect=aspect)
+    sheet = overlay.volume_sheet(found.slices.pixels, found.label_slices, palette, aspect=aspect)
     _write_png(scan, outputs, "_overlay.png", sheet)
-  if wanted is not None:
-    channels = [
-        recipe.restore(wanted[..., index], stored)
-        for index in range(predictor.num_classes)
-    ]
-    _write_probabilities(scan, outputs, np.stack(channels, axis=-1), run_config)
-  nifti.write_like(scan.path, recipe.restore(label, stored), scan.label_path(outputs.folder))
-  return _spacing_warning(scan, seen.spacing_mm, facts.spacing_mm)
+  if found.probability is not None:
+    _write_probabilities(scan, outputs, found.probability, run_config)
+  nifti.write_like(scan.path, found.label, scan.label_path(outputs.folder))
+  return _spacing_warning(scan, found.seen_spacing_mm, facts.spacing_mm)
 
 
 def _predict_picture(

@@ -6,6 +6,7 @@ ids; probabilities are float32 [H, W, classes] at the slice's own resolution.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,10 @@ import numpy as np
 
 from flexunet import config, run_folder
 from flexunet.core.errors import InputError
+from flexunet.imaging import slice_recipe
+from flexunet.imaging.slice_recipe import SliceRecipe
+from flexunet.imaging.slicing import Slices
+from flexunet.imaging.volume import Volume
 from flexunet.pipelines import foreground_crop, readers
 from flexunet.pipelines.laterality import Laterality
 from flexunet.pipelines.resizing import Resizing
@@ -170,6 +175,67 @@ class Predictor:
     if answers.shape[-1] == 1:  # Sigmoid: the share of the only foreground class.
       answers = np.concatenate([1 - answers, answers], axis=-1)
     return answers
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class VolumePrediction:
+  """What a network makes of a volume.
+
+  Attributes:
+    label: Class ids, uint8 [i, j, k] on the voxel grid of the volume.
+    probability: float16 [i, j, k, classes] on that grid; None where it was not asked for.
+    slices: The upright 8-bit slices on the scan's own grid, [row, column, slice].
+    label_slices: Class ids of these slices, uint8 [row, column, slice].
+    seen_spacing_mm: (row, column) spacing of the slices that the network saw; NaN where unknown.
+  """
+
+  label: np.ndarray
+  probability: np.ndarray | None
+  slices: Slices
+  label_slices: np.ndarray
+  seen_spacing_mm: tuple[float, float]
+
+
+def predict_volume(
+    predictor: Predictor,
+    recipe: SliceRecipe,
+    stored: Volume,
+    slope: float = 1.0,
+    inter: float = 0.0,
+    *,
+    probabilities: bool = False,
+    name: str = "",
+) -> VolumePrediction:
+  """Cuts a volume as in training, segments its slices, and puts the labels back on its grid.
+
+  Args:
+    predictor: The network.
+    recipe: How the training set was cut.
+    stored: The numbers as the file stores them.
+    slope, inter: Intensity is stored * slope + inter.
+    probabilities: Also keeps the probability of each class, 2 bytes per voxel and class.
+    name: Names the scan in errors.
+  """
+  cut = recipe.cut(stored, slope, inter, name=name)
+  seen = cut.slices.pixels
+  label = np.empty(seen.shape, np.uint8)
+  kept = np.empty((*seen.shape, predictor.num_classes), np.float16) if probabilities else None
+  for index, probability in enumerate(predictor.probabilities(list(np.moveaxis(seen, -1, 0)))):
+    label[..., index] = to_label(probability)
+    if kept is not None:
+      kept[..., index, :] = probability
+  label = slice_recipe.to_grid(label, cut.native.pixels.shape)
+  restored = None
+  if kept is not None:
+    channels = [recipe.restore(kept[..., n], stored) for n in range(predictor.num_classes)]
+    restored = np.stack(channels, axis=-1)
+  return VolumePrediction(
+      label=recipe.restore(label, stored),
+      probability=restored,
+      slices=cut.native,
+      label_slices=label,
+      seen_spacing_mm=cut.slices.spacing_mm,
+  )
 
 
 def _resized(pixels: np.ndarray, resizing: Resizing, channels: int) -> np.ndarray:

@@ -14,14 +14,17 @@ import io
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.axis import Axis
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure, SubFigure
+
+Numbers = Sequence[float] | np.ndarray  # A NumPy array is no Sequence.
 
 # Okabe and Ito, dark enough for lines on white.
 LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
@@ -64,8 +67,8 @@ class Line:
   """A line: its name in the legend, its points, and its colour where the usual ones are unfit."""
 
   name: str
-  x: Sequence[float]
-  y: Sequence[float]
+  x: Numbers
+  y: Numbers
   color: str = ""
 
 
@@ -74,7 +77,7 @@ class Values:
   """Named numbers in a colour ("#rrggbb"); what they are is the chart's business."""
 
   name: str
-  values: Sequence[float]
+  values: Numbers
   color: str
 
 
@@ -142,14 +145,17 @@ class LineChart(Chart):
 
   @property
   def empty(self) -> bool:
+    """Whether no line has a value."""
     return not any(_finite(line.y).size for line in self.lines)
 
   @property
   def legend_names(self) -> list[str]:
+    """The lines that have a value; nothing for one that is named as the title."""
     names = [line.name for line in self.lines if _finite(line.y).size]
     return [] if [name.lower() for name in names] == [self.title.lower()] else names
 
   def plot(self, axis: Axes) -> None:
+    """Draws the lines, with dots where they are few, and the mark."""
     for position, line in enumerate(self.lines):
       y = np.asarray(line.y, np.float64)
       known = np.isfinite(y)
@@ -164,7 +170,7 @@ class LineChart(Chart):
           label=line.name,
           color=line.color or LINE_COLORS[position % len(LINE_COLORS)],
           linestyle=_DASHES[position // len(LINE_COLORS) % len(_DASHES)],
-          marker="o",
+          marker="o" if dots.any() else None,
           markevery=[int(index) for index in np.flatnonzero(dots)],
       )
     if self.mark_x is not None:
@@ -176,7 +182,7 @@ class LineChart(Chart):
     low, high = self.x_range or axis.dataLim.intervalx
     pad = min(0.5, 0.03 * (high - low)) or 0.5
     axis.set_xlim(low - pad, high + pad)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.locator_params(axis="x", integer=True, min_n_ticks=1)
     axis.grid(axis="y")
 
 
@@ -194,15 +200,18 @@ class StripChart(Chart):
 
   @property
   def empty(self) -> bool:
+    """Whether no group has a value."""
     return not any(_finite(group.values).size for group in self.groups)
 
   @property
   def plot_height(self) -> int:
+    """As much as the rows take."""
     return 62 + 46 * len(self.groups)
 
   def plot(self, axis: Axes) -> None:
+    """Draws a row per group, a note where it has no value."""
     spread = np.random.default_rng(0)  # The same image each time.
-    beside = {"transform": axis.get_yaxis_transform(), "va": "center"}
+    beside: dict[str, Any] = {"transform": axis.get_yaxis_transform(), "va": "center"}
     for row, group in enumerate(self.groups):
       values = _finite(group.values)
       if not values.size:
@@ -244,18 +253,22 @@ class BarChart(Chart):
 
   @property
   def empty(self) -> bool:
+    """Whether no bar has a length."""
     return not any(np.any(_finite(one.values)) for one in self.series)
 
   @property
   def plot_height(self) -> int:
+    """As much as the rows take."""
     beside = 1 if self.stacked_in_place else len(self.series)
     return 70 + len(self.names) * max(36, 12 * beside + 8)
 
   @property
   def legend_names(self) -> list[str]:
+    """The series, where there are several."""
     return [one.name for one in self.series] if len(self.series) > 1 else []
 
   def plot(self, axis: Axes) -> None:
+    """Draws the bars and their notes."""
     rows = np.arange(len(self.names))
     thickness = 0.7 if self.stacked_in_place else 0.8 / max(1, len(self.series))
     for position, one in enumerate(self.series):
@@ -263,7 +276,7 @@ class BarChart(Chart):
       values = np.asarray(one.values, np.float64)
       lengths = np.where(values > 0, values, np.nan)
       axis.barh(rows + shift, lengths, thickness, color=one.color, label=one.name)
-    ends = np.max([one.values for one in self.series], axis=0)
+    ends = np.max([np.asarray(one.values) for one in self.series], axis=0)
     for row, (end, note) in enumerate(zip(ends, self.notes, strict=False)):
       axis.annotate(note, (end, row), (6, 0), textcoords="offset points", va="center")
     if self.log:
@@ -283,22 +296,25 @@ class Histogram(Chart):
 
   Attributes:
     samples: Drawn in this order.
-    edges: Of the bins, ascending.
+    edges: Ends of the bins, ascending.
   """
 
   samples: Sequence[Values]
-  edges: Sequence[float]
+  edges: Numbers
 
   @property
   def empty(self) -> bool:
+    """Whether no sample has a value."""
     return not any(_finite(sample.values).size for sample in self.samples)
 
   @property
   def legend_names(self) -> list[str]:
+    """The samples that have a name and a value."""
     names = [sample.name for sample in self.samples if _finite(sample.values).size]
     return [name for name in names if name]
 
   def plot(self, axis: Axes) -> None:
+    """Draws the counts of each sample."""
     for sample in self.samples:
       values = _finite(sample.values)
       if not values.size:
@@ -307,7 +323,7 @@ class Histogram(Chart):
       fill = len(self.samples) == 1
       axis.stairs(counts, edges, color=sample.color, label=sample.name, fill=fill, linewidth=1.6)
     axis.set_ylim(bottom=0)
-    axis.yaxis.get_major_locator().set_params(integer=True)
+    axis.locator_params(axis="y", integer=True, min_n_ticks=1)
     axis.grid(axis="y")
 
 
@@ -323,13 +339,16 @@ class SizeChart(Chart):
 
   @property
   def empty(self) -> bool:
+    """Whether there are no images."""
     return not self.counts
 
   @property
   def plot_height(self) -> int:
+    """Room for a square."""
     return 300
 
   def plot(self, axis: Axes) -> None:
+    """Draws the discs, and the sizes beside them where they are few."""
     sizes = np.array(list(self.counts), np.float64)
     counts = np.array(list(self.counts.values()), np.float64)
     axis.scatter(
@@ -351,10 +370,10 @@ def svg(chart: Chart) -> str:
   if chart.empty:
     return ""
   drawn = io.StringIO()
-  with _figure(_WIDTH, chart.height, salt=chart.title) as figure:
-    _draw(chart, figure)
+  with _canvas(_WIDTH, chart.height, salt=chart.title) as canvas:
+    _draw(chart, canvas.figure)
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(drawn, format="svg", metadata=nothing, transparent=True)
+    canvas.figure.savefig(drawn, format="svg", metadata=nothing, transparent=True)
   return _inline(drawn.getvalue(), chart)
 
 
@@ -371,18 +390,18 @@ def image(charts: Sequence[Chart], columns: int) -> np.ndarray:
   columns = min(columns, len(drawn))
   rows = [drawn[start : start + columns] for start in range(0, len(drawn), columns)]
   heights = [max(chart.height for chart in row) for row in rows]
-  with _figure(columns * _WIDTH, sum(heights)) as figure:
-    figure.set_dpi(_UNITS_PER_INCH * _IMAGE_SCALE)
-    panels = figure.subfigures(len(rows), columns, height_ratios=heights, squeeze=False)
+  with _canvas(columns * _WIDTH, sum(heights)) as canvas:
+    canvas.figure.set_dpi(_UNITS_PER_INCH * _IMAGE_SCALE)
+    panels = canvas.figure.subfigures(len(rows), columns, height_ratios=heights, squeeze=False)
     for chart, panel in zip(drawn, panels.flat, strict=False):
       _draw(chart, panel)
-    figure.canvas.draw()
-    return np.array(np.asarray(figure.canvas.buffer_rgba())[..., :3])
+    canvas.draw()
+    return np.array(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
 @contextlib.contextmanager
-def _figure(width: int, height: int, salt: str = "") -> Iterator[Figure]:
-  """Yields an empty figure in our style, whatever the style in use elsewhere.
+def _canvas(width: int, height: int, salt: str = "") -> Iterator[FigureCanvasAgg]:
+  """Yields the canvas of an empty figure in our style, whatever the style in use elsewhere.
 
   Args:
     width: In pixels.
@@ -392,16 +411,18 @@ def _figure(width: int, height: int, salt: str = "") -> Iterator[Figure]:
   # Takes half a second to load: --help and programs that draw nothing go without.
   import matplotlib.backends.backend_agg
   import matplotlib.figure
+  import matplotlib.layout_engine
   import matplotlib.style
 
   with matplotlib.style.context(["default", {**_STYLE, "svg.hashsalt": salt}]):
     # A figure of its own, not pyplot: nothing global is touched, no display is needed.
+    margin = _MARGIN / _UNITS_PER_INCH
     figure = matplotlib.figure.Figure(
-        (width / _UNITS_PER_INCH, height / _UNITS_PER_INCH), _UNITS_PER_INCH, layout="constrained"
+        (width / _UNITS_PER_INCH, height / _UNITS_PER_INCH),
+        _UNITS_PER_INCH,
+        layout=matplotlib.layout_engine.ConstrainedLayoutEngine(w_pad=margin, h_pad=margin),
     )
-    figure.get_layout_engine().set(w_pad=_MARGIN / _UNITS_PER_INCH, h_pad=_MARGIN / _UNITS_PER_INCH)
-    matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
-    yield figure
+    yield matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
 
 
 def _draw(chart: Chart, figure: Figure | SubFigure) -> None:
@@ -409,7 +430,7 @@ def _draw(chart: Chart, figure: Figure | SubFigure) -> None:
   axis.set_title(chart.title)
   axis.set_xlabel(chart.x_label)
   axis.set_ylabel(chart.y_label)
-  axis.tick_params(length=0)
+  axis.tick_params(which="both", length=0)
   # No offsets such as "1e-3" above the axis, where the title stands.
   axis.xaxis.set_major_formatter("{x:g}")
   axis.yaxis.set_major_formatter("{x:g}")
@@ -432,7 +453,7 @@ def _name_rows(axis: Axes, names: Sequence[str]) -> None:
   axis.tick_params(axis="y", pad=8)
 
 
-def _finite(values: Sequence[float]) -> np.ndarray:
+def _finite(values: Numbers) -> np.ndarray:
   """Returns the finite ones of some values, float64 [count]."""
   numbers = np.asarray(values, np.float64)
   return numbers[np.isfinite(numbers)]

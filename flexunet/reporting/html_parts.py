@@ -7,7 +7,7 @@ import html
 import importlib.resources
 import math
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,21 @@ def text(value: Any) -> str:
 def words(name: str) -> str:
   """Returns the name of a class as words, escaped: "white_matter" is "white matter"."""
   return text(name.replace("_", " "))
+
+
+def slice_plan(plan: Mapping[str, Any]) -> str:
+  """Returns how volumes are cut into slices, from a stored `SlicePlan`."""
+  return f"{text(plan['plane'])}, of volumes oriented to {text(plan['axes'])}"
+
+
+def intensity(window: Mapping[str, Any]) -> str:
+  """Returns how intensities become 8 bits, from a stored `IntensityWindow`."""
+  low, high = f"{window['low']:g}", f"{window['high']:g}"
+  texts = {
+      "percentile": f"percentiles {low} to {high} of each volume become 0 to 255",
+      "window": f"{low} to {high} become 0 to 255",
+  }
+  return texts.get(window["kind"], "8 bits, as stored")
 
 
 def number(value: Any, digits: int = 3) -> str:
@@ -121,6 +136,11 @@ def color(rgb: Iterable[int]) -> str:
 def swatch(rgb: Iterable[int]) -> str:
   """Returns a small square of a colour."""
   return f'<span class="swatch" style="background:{color(rgb)}"></span>'
+
+
+def class_name(name: str, rgb: Iterable[int]) -> str:
+  """Returns the name of a class in words beside its colour."""
+  return f'<span class="item">{swatch(rgb)}{words(name)}</span>'
 
 
 def image(pixels: np.ndarray, description: str) -> str:

@@ -1,7 +1,7 @@
-"""Labels drawn over grey slices: blended pictures, panels and contact sheets.
+"""Labels drawn over grey slices: blended images, frames and contact sheets.
 
 Images are uint8 [H, W]; labels hold class ids, uint8 [H, W], 0 is the background; colours are
-uint8 RGB. Everything here is for the eye: figures are never computed from these pictures.
+uint8 RGB. Everything here is for the eye: no score is ever computed from these images.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image
 
-# Shown instead of a class colour without hue (white, grey, black), which a grey scan would
-# swallow. Okabe and Ito's set, which colour-blind readers can tell apart, and two bright ones.
+# Shown instead of a class colour without hue (white, grey, black), which would be lost on a grey
+# scan. Okabe and Ito's set, which colour-blind readers can distinguish, and two bright ones.
 _STAND_INS = (
     (230, 159, 0),
     (86, 180, 233),
@@ -52,7 +53,7 @@ def display_palette(palette: np.ndarray) -> np.ndarray:
 
 
 def _lab(rgb: Sequence[int] | np.ndarray) -> np.ndarray:
-  """Returns a colour as CIELAB (white D65): distances there are those an eye sees."""
+  """Returns a colour as CIELAB (white D65), where distances are those that the eye sees."""
   share = np.asarray(rgb, np.float64) / 255
   linear = np.where(share > 0.04045, ((share + 0.055) / 1.055) ** 2.4, share / 12.92)
   to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
@@ -74,7 +75,7 @@ def contour(label: np.ndarray) -> np.ndarray:
 
 
 def to_rgb(image: np.ndarray) -> np.ndarray:
-  """Returns a grey uint8 [H, W] picture as [H, W, 3]."""
+  """Returns a grey image, uint8 [H, W], as RGB, uint8 [H, W, 3]."""
   return np.repeat(image[..., None], 3, axis=-1)
 
 
@@ -134,7 +135,7 @@ def crop_box(
 def frame(image: np.ndarray, box: tuple[slice, slice]) -> np.ndarray:
   """Returns a grey image [H, W] as [H, W, 3] with a yellow line just inside the edge of `box`."""
   framed = to_rgb(image)
-  # A line of one pixel in 650 would be lost where the picture is shown small.
+  # A line of one pixel in 650 would be lost where the image is shown small.
   width = max(1, round(max(image.shape) / 160))
   inner = tuple(slice(side.start + width, max(side.stop - width, side.start)) for side in box)
   line = np.zeros(image.shape, bool)
@@ -145,10 +146,10 @@ def frame(image: np.ndarray, box: tuple[slice, slice]) -> np.ndarray:
 
 
 def richest_slices(label: np.ndarray, count: int) -> list[int]:
-  """Returns up to `count` positions along the last axis of `label` [H, W, N], in order.
+  """Returns up to `count` positions along the last axis of `label` [H, W, N], in ascending order.
 
-  They are the slices with most foreground, no two neighbours while others are left, so that the
-  sheet shows the length of a structure. Without foreground: evenly spread slices.
+  They are the slices with most foreground, no two of them neighbours while others are left, so
+  that a sheet shows the length of a structure. Without foreground they are evenly spread.
   """
   slices = label.shape[-1]
   count = min(count, slices)
@@ -171,20 +172,18 @@ def contact_sheet(
 
   Each tile is scaled to fit a square of `tile_size` pixels, its aspect kept, and centred.
   """
-  from PIL import Image
-
   rows = -(-len(tiles) // columns)
   columns = min(columns, len(tiles))
   step = tile_size + gap
   sheet = Image.new("RGB", (columns * step + gap, rows * step + gap), (16, 16, 16))
   for position, tile in enumerate(tiles):
-    picture = Image.fromarray(tile)
-    scale = tile_size / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    picture = picture.resize(size, Image.Resampling.BICUBIC)
+    image = Image.fromarray(tile)
+    scale = tile_size / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    image = image.resize(size, Image.Resampling.BICUBIC)
     row, column = divmod(position, columns)
     sheet.paste(
-        picture,
+        image,
         (
             gap + column * step + (tile_size - size[0]) // 2,
             gap + row * step + (tile_size - size[1]) // 2,
@@ -219,24 +218,20 @@ def volume_sheet(
   return contact_sheet(tiles, columns=columns)
 
 
-def stretch(picture: np.ndarray, aspect: float) -> np.ndarray:
+def stretch(image: np.ndarray, aspect: float) -> np.ndarray:
   """Returns [H, W] or [H, W, 3] resampled to square pixels, along the axis that this lengthens.
 
   `aspect` is the height of a pixel over its width; 1, NaN and non-positive values change nothing.
   """
   if not np.isfinite(aspect) or aspect <= 0 or abs(aspect - 1) < 0.01:
-    return picture
-  from PIL import Image
-
-  height, width = picture.shape[:2]
+    return image
+  height, width = image.shape[:2]
   size = (width, round(height * aspect)) if aspect > 1 else (round(width / aspect), height)
-  return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+  return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
-def encode_png(picture: np.ndarray) -> bytes:
-  """Returns a uint8 picture, [H, W] or [H, W, 3], as the bytes of a PNG file."""
-  from PIL import Image
-
+def encode_png(image: np.ndarray) -> bytes:
+  """Returns a uint8 image, [H, W] or [H, W, 3], as the bytes of a PNG file."""
   buffer = io.BytesIO()
-  Image.fromarray(picture).save(buffer, format="PNG")
+  Image.fromarray(image).save(buffer, format="PNG")
   return buffer.getvalue()

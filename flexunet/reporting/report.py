@@ -116,7 +116,7 @@ def _run_sections(
   return [
       ("data", "Data", training_section.data_section(as_stored, counts, scheme)),
       ("curves", "Training", curves),
-      ("settings", "Settings and reasons", training_section.settings_section(as_stored)),
+      ("settings", "Settings and reasons", training_section.settings_section(run_config)),
   ]
 
 

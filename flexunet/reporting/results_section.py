@@ -136,7 +136,7 @@ def _people_caveats(
     sentences.append("the network was trained on it. Its figures say nothing about new people.")
   elif shared := evaluated.get("subjects_also_trained_on"):
     sentences.append(
-        f"{shared} of {subjects} also trained on, with other slices. Its figures say little about"
+        f"{shared} of {subjects} trained on too, with other slices. Its figures say little about"
         " new people: build the dataset with a split by subject."
     )
   return sentences
@@ -182,7 +182,7 @@ def split_section(
   """
   palette = dict(zip(scheme.names, overlay.display_palette(scheme.palette), strict=True))
   per_class = figures["per_class"]
-  named = {name: page.swatch(palette[name]) + page.words(name) for name in per_class}
+  named = {name: page.class_name(name, palette[name]) for name in per_class}
   return (
       "<h3>Per class</h3>"
       + _dice_table(per_class, named)
@@ -306,10 +306,8 @@ def case_section(examples: Sequence[Example], scheme: LabelScheme) -> str:
   if not examples:
     return ""
   palette = overlay.display_palette(scheme.palette)
-  legend = "".join(
-      f'<span class="item">{page.swatch(palette[index])}{page.words(name)}</span> '
-      for index, name in enumerate(scheme.names)
-      if index
+  legend = " ".join(
+      page.class_name(name, palette[index]) for index, name in enumerate(scheme.names) if index
   )
   parts = [f'<div class="legend">{legend}</div>']
   only = "The only case" if len(examples) == 1 else "Best cases"

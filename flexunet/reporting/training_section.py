@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,11 +38,9 @@ def data_section(
   entries = [("Dataset", page.text(facts["name"]))]
   entries.append(("Fingerprint", f"<code>{page.text(facts['fingerprint'] or 'none')}</code>"))
   if plan := facts["slice_plan"]:
-    entries.append(
-        ("Slices", f"{page.text(plan['plane'])}, of volumes oriented to {page.text(plan['axes'])}")
-    )
+    entries.append(("Slices", page.slice_plan(plan)))
   if facts["intensity"]:
-    entries.append(("Intensities", _intensity(facts["intensity"])))
+    entries.append(("Intensities", page.intensity(facts["intensity"])))
   if facts["spacing_mm"]:
     spacing = " × ".join(f"{edge:.3g}" for edge in facts["spacing_mm"])
     entries.append(("Pixel size", f"{spacing} mm (rows × columns, median)"))
@@ -79,15 +79,6 @@ def _split_table(
       page.table(headers, rows, texts=(0, 4))
       + '<p class="note">Splits are by subject where the dataset names its subjects.</p>'
   )
-
-
-def _intensity(intensity: Mapping[str, Any]) -> str:
-  low, high = f"{intensity['low']:g}", f"{intensity['high']:g}"
-  texts = {
-      "percentile": f"percentiles {low} to {high} of each volume become 0 to 255",
-      "window": f"{low} to {high} become 0 to 255",
-  }
-  return texts.get(intensity["kind"], "8 bits, as stored")
 
 
 def curves_section(
@@ -193,26 +184,36 @@ def kept_epoch(
   return int(best["epoch"])
 
 
-def settings_section(run: Mapping[str, Any]) -> str:
-  """Returns every setting of the run with the reason for its value, as HTML.
-
-  Args:
-    run: `config.json`.
-  """
+def settings_section(run_config: config.RunConfig) -> str:
+  """Returns every setting of the run with the reason for its value, as HTML."""
+  stored = _as_stored(run_config.to_json())
   parts = []
   for group, title in _TITLES.items():
+    fields = dataclasses.fields(getattr(run_config, group))
+    defaults = _as_stored({
+        field.name: field.default for field in fields if field.default is not dataclasses.MISSING
+    })
     rows = [
-        [
-            f"<code>{page.text(name)}</code>",
-            _value(value),
-            page.text(run["reasons"].get(name, "default")),
-        ]
-        for name, value in run.get(group, {}).items()
+        [f"<code>{page.text(name)}</code>", _value(value), page.text(why)]
+        for name, value in stored[group].items()
         if name not in _LOCAL_SETTINGS and (group != "augmentation" or _is_on(name, value))
+        for why in [run_config.reasons.get(name) or _source(group, value == defaults.get(name))]
     ]
     table = page.table(["Setting", "Value", "Reason"], rows, texts=(0, 1, 2))
     parts.append(f"<h3>{title}</h3>{table}")
   return "".join(parts)
+
+
+def _as_stored(values: dict[str, Any]) -> dict[str, Any]:
+  """Returns values as config.json holds them, where tuples are lists."""
+  return json.loads(json.dumps(values))
+
+
+def _source(group: str, is_default: bool) -> str:
+  """Returns where a value is from that planning has not chosen."""
+  if group == "augmentation":
+    return "of the preset, or given"
+  return "default" if is_default else "given"
 
 
 def _is_on(name: str, value: Any) -> bool:

@@ -1,9 +1,8 @@
 """What steers a run while it trains: learning rate, time, best model, early stopping.
 
-Each callback tells its state as JSON and takes it back, so that a resumed run goes on as if it
-had never stopped. With --steps_per_execution above 1 they act once an execution.
-
-Learning rate over a run: a pure function of progress, so that it fits any length and resumes.
+Each callback gives its state as JSON and takes it back, so that a resumed run continues as if it
+had never stopped. With --steps_per_execution above 1 they act once per execution. The learning
+rate is a pure function of progress, so it fits a run of any length and resumes.
 """
 
 from __future__ import annotations
@@ -19,6 +18,9 @@ from flexunet import run_folder
 from flexunet.training import time_budget
 
 MONITOR = "val_foreground_dice"
+# Higher is better. The first number ranks kinds of scores, so that those of one kind are compared.
+Score = tuple[int, float]
+_NO_SCORE: Score = (-1, -math.inf)
 
 
 class RunCallback(keras.callbacks.Callback):
@@ -30,9 +32,11 @@ class RunCallback(keras.callbacks.Callback):
   _STATE: tuple[str, ...] = ()
 
   def state(self) -> dict[str, Any]:
+    """Returns what JSON can hold of the callback."""
     return {name: getattr(self, name) for name in self._STATE}
 
   def load_state(self, state: dict[str, Any]) -> None:
+    """Restores what `state` gave."""
     for name in self._STATE:
       setattr(self, name, state[name])
 
@@ -46,7 +50,7 @@ class RunClock(RunCallback):
     limit_s: Time limit in seconds; 0: none.
     stopped_limit_s: The limit that ended training; None while none has.
     budget: What the end of a limited run costs.
-    validation_batches: Of a run whose whole validation takes too long; None: all of them.
+    validation_batches: Batches per validation, where all of them take too long; None: all.
   """
 
   def __init__(
@@ -75,9 +79,11 @@ class RunClock(RunCallback):
     self._validation_started: float | None = None
     self._last_validation_s = 0.0  # 0: none at this epoch's end.
     self._epoch_ended: float | None = None
+    self._between_epochs_s: list[float] = []  # Validation, saving and drawing, in this process.
 
   @property
   def elapsed_s(self) -> float:
+    """Time spent on the run so far, by all of its processes."""
     return self.spent_s + time.monotonic() - self._started
 
   @property
@@ -88,6 +94,26 @@ class RunClock(RunCallback):
       done = max(done, self.elapsed_s / max(1e-3, self.limit_s - self.budget.reserve_s))
     return min(1.0, done)
 
+  @property
+  def left_s(self) -> float | None:
+    """Time until the run ends, if nothing ends it early; None while that is unknown."""
+    bounds = [max(0.0, self.limit_s - self.elapsed_s)] if self.limit_s else []
+    if self.budget.execution_s:
+      steps = max(0, self.total_steps - self.step)
+      between_s = sum(self._between_epochs_s) / max(1, len(self._between_epochs_s))
+      bounds.append(
+          steps * self.budget.execution_s / self._steps_per_execution
+          + math.ceil(steps / self._steps_per_epoch) * between_s
+      )
+    return min(bounds, default=None)
+
+  def epoch_text(self) -> str:
+    """Returns which epoch the last step belongs to, for the user."""
+    epoch = math.ceil(self.step / self._steps_per_epoch)
+    if self.limit_s:  # Time ends the run, not its epochs.
+      return f"epoch {epoch}"
+    return f"epoch {epoch}/{math.ceil(self.total_steps / self._steps_per_epoch)}"
+
   def position(self) -> str:
     """Returns how far the run is, for the user."""
     text = f"step {self.step}"
@@ -96,6 +122,7 @@ class RunClock(RunCallback):
     return f"{text} of {self.total_steps}"
 
   def state(self) -> dict[str, Any]:
+    """Returns the position, and what the ends of epochs have cost."""
     budget = self.budget
     return {
         **{name: getattr(self, name) for name in ("step", "stopped_limit_s", "validation_batches")},
@@ -105,20 +132,22 @@ class RunClock(RunCallback):
     }
 
   def load_state(self, state: dict[str, Any]) -> None:
+    """Restores what `state` gave; time that passes from now on is added."""
     self.step, self.spent_s = state["step"], state["spent_s"]
     self.stopped_limit_s = state["stopped_limit_s"]
     self.budget.validation_s = state["validation_s"]
-    # Checkpoints of earlier versions have neither of the two.
-    self.budget.closing_s = state.get("closing_s", 0.0)
-    self.validation_batches = state.get("validation_batches")
+    self.budget.closing_s = state["closing_s"]
+    self.validation_batches = state["validation_batches"]
     self._started = time.monotonic()
     self.previous_step = self.step
 
   def on_epoch_begin(self, epoch, logs=None):
     self._step_started = now = time.monotonic()
-    if self._epoch_ended is not None and self._last_validation_s:
-      closing_s = now - self._epoch_ended - self._last_validation_s
-      self.budget.closing_s = max(self.budget.closing_s, closing_s)
+    if self._epoch_ended is not None:
+      self._between_epochs_s.append(now - self._epoch_ended)
+      if self._last_validation_s:
+        closing_s = self._between_epochs_s[-1] - self._last_validation_s
+        self.budget.closing_s = max(self.budget.closing_s, closing_s)
     self._epoch_ended, self._last_validation_s = None, 0.0
 
   def on_train_batch_end(self, batch, logs=None):
@@ -147,7 +176,7 @@ class RunClock(RunCallback):
       self.budget.validation_s = max(self.budget.validation_s, self._last_validation_s)
 
   def validate_on(self, batches: int) -> None:
-    """Lets all validations from the last one on be of so many batches."""
+    """Limits all validations from the last one on to so many batches."""
     self.validation_batches = batches
     self.budget.validation_s = self._last_validation_s
 
@@ -176,6 +205,7 @@ class LearningRate(RunCallback):
     self.wait = 0
 
   def current(self) -> float:
+    """Returns the learning rate of the next step."""
     rate = self._initial * self.factor * scale(self._schedule, self._clock.progress)
     return rate * warmup(self._clock.step, self._warmup_steps)
 
@@ -195,7 +225,24 @@ class LearningRate(RunCallback):
       self.wait = 0
 
 
-class BestModel(RunCallback):
+class _ScoreCallback(RunCallback):
+  """Follows the score of the validations.
+
+  Attributes:
+    best: The best so far.
+  """
+
+  def __init__(self, monitor: str):
+    super().__init__()
+    self._monitor = monitor
+    self.best = _NO_SCORE
+
+  def load_state(self, state: dict[str, Any]) -> None:
+    """Restores what `state` gave; JSON has no tuples."""
+    super().load_state({**state, "best": tuple(state["best"])})
+
+
+class BestModel(_ScoreCallback):
   """Keeps the model with the best validation score in the run folder, replaced in one step."""
 
   _STATE = ("best", "best_epoch")
@@ -207,7 +254,7 @@ class BestModel(RunCallback):
       monitor: str = "dice",
       best_only: bool = True,
   ):
-    """Takes the model to save, which may be another than the one in training.
+    """Takes the model to save, which may differ from the one in training.
 
     Args:
       run: Where it goes.
@@ -215,34 +262,31 @@ class BestModel(RunCallback):
       monitor: "dice" or "loss".
       best_only: False saves it at every validation.
     """
-    super().__init__()
-    self._run, self._saved_model = run, saved_model
-    self._monitor, self._best_only = monitor, best_only
-    self.best = -math.inf
+    super().__init__(monitor)
+    self._run, self._saved_model, self._best_only = run, saved_model, best_only
     self.best_epoch: int | None = None
 
   def on_epoch_end(self, epoch, logs=None):
-    value = score_of(logs or {}, self._monitor)
-    if value is None:
+    score = score_of(logs or {}, self._monitor)
+    if score is None:
       return
-    # Of equals the later one: where nothing has been found yet, all scores are 0, and the weights
-    # that have learnt longest are the best there are.
-    better = value >= self.best
+    # The later one of equal scores: where nothing has been found yet, all scores are 0, and the
+    # weights that have learnt longest are the best there are.
+    better = score >= self.best
     if better:
-      self.best, self.best_epoch = value, epoch
+      self.best, self.best_epoch = score, epoch
     if better or not self._best_only:
       save_model(self._saved_model, self._run)
 
 
-class EarlyStop(RunCallback):
+class EarlyStop(_ScoreCallback):
   """Ends the run after `patience` validations without a better score."""
 
   _STATE = ("best", "wait", "stopped_epoch")
 
   def __init__(self, patience: int, monitor: str = "dice"):
-    super().__init__()
-    self._patience, self._monitor = patience, monitor
-    self.best = -math.inf
+    super().__init__(monitor)
+    self._patience = patience
     self.wait = 0
     self.stopped_epoch: int | None = None
 
@@ -260,19 +304,22 @@ class EarlyStop(RunCallback):
       logging.info("No better validation %s for %d epochs.", self._monitor, self._patience)
 
 
-def score_of(logs: dict[str, Any], monitor: str) -> float | None:
-  """Returns what "dice" or "loss" says of a validation, higher is better; None without one."""
-  score = logs.get(MONITOR if monitor == "dice" else "val_loss")
-  if score is None:
+def score_of(logs: dict[str, Any], monitor: str) -> Score | None:
+  """Returns the score of a validation by "dice" or "loss"; None where there was no validation.
+
+  Dice is NaN where no class was found or there: any number ranks above it, and among such
+  validations the loss decides.
+  """
+  figure = logs.get(MONITOR if monitor == "dice" else "val_loss")
+  if figure is None:
     return None
-  if monitor == "loss":
-    return -float(score)
-  # NaN: no class of the validation split was found or there; the loss has to decide then.
-  return float(score) if score == score else -float(logs["val_loss"]) - 1e6
+  if monitor == "dice" and not math.isnan(figure):
+    return (1, float(figure))
+  return (0, -float(logs["val_loss"]))
 
 
 def save_model(model: keras.Model, run: run_folder.RunFolder) -> None:
-  """Writes `model.keras` so that a reader sees the old model or the new one, never a half.
+  """Writes `model.keras` so that a reader sees the old model or the new one, never half of one.
 
   Without the optimizer, which checkpoints hold: Adam's would make the file three times as large.
   """

@@ -1,7 +1,4 @@
-"""When checkpoints are taken, and how a signal ends a run so that it can go on.
-
-What a checkpoint holds, taken from a run in training and put back into one.
-"""
+"""When checkpoints are taken, what they hold, and how a signal ends a run that can be resumed."""
 
 from __future__ import annotations
 
@@ -37,9 +34,9 @@ class Interrupted(Exception):
 
 
 class Interruption:
-  """While entered, SIGTERM and SIGINT only leave a note, which is looked at between steps.
+  """While entered, SIGTERM and SIGINT only leave a note, which `check` looks at between steps.
 
-  A second signal acts as usual: who presses Ctrl-C twice does not want to wait. A signal that is
+  A second signal acts as usual: pressing Ctrl-C twice means not wanting to wait. A signal that is
   ignored stays ignored: a shell starts background jobs so, and they must not end at a Ctrl-C that
   is meant for the program in the foreground.
   """
@@ -71,12 +68,13 @@ class Interruption:
     self.__exit__()
 
   def check(self) -> None:
+    """Raises Interrupted if a signal has come."""
     if self.signal_number is not None:
       raise Interrupted(self.signal_number)
 
 
-class WatchInterruption(keras.callbacks.Callback):
-  """Looks for the note between the batches of a validation."""
+class InterruptionWatcher(keras.callbacks.Callback):
+  """Looks for a signal between the batches of a validation."""
 
   def __init__(self, interruption: Interruption):
     super().__init__()
@@ -89,8 +87,8 @@ class WatchInterruption(keras.callbacks.Callback):
 class Checkpointer(keras.callbacks.Callback):
   """Takes a checkpoint every n steps and at each epoch's end; the last in the list of callbacks.
 
-  Only the copy is made in the training thread. While one is still being written, those within an
-  epoch are left out: training never waits for a slow disk, except at an epoch's end.
+  Only the copy is made in the training thread. While a checkpoint is still being written, those due
+  within an epoch are skipped: training never waits for a slow disk, except at an epoch's end.
   """
 
   def __init__(
@@ -107,7 +105,7 @@ class Checkpointer(keras.callbacks.Callback):
     self._interruption = interruption
     self.every_steps, self._steps_per_epoch = every_steps, steps_per_epoch
     self._metrics: checkpoints.Checkpoint | None = None
-    self._epoch_done = True  # Whether the end of the epoch before the position has been worked on.
+    self._epoch_done = True  # Whether the end of the epoch before the position has been handled.
 
   def resume_from(self, checkpoint: checkpoints.Checkpoint) -> None:
     """Lets the next epoch begin with the running metrics of a checkpoint."""
@@ -138,7 +136,7 @@ class Checkpointer(keras.callbacks.Callback):
     self._interruption.check()
 
   def save(self, **more: Any) -> None:
-    """Saves the position at which no epoch is under way."""
+    """Saves the run between two epochs; `more` is JSON to keep in the state."""
     self._submit(**more)
 
   def _submit(self, **more: Any) -> None:
@@ -146,7 +144,7 @@ class Checkpointer(keras.callbacks.Callback):
     self._writer.submit(self._state.take(self._clock.step, **more))
 
   def save_interrupted(self, pending: dict[str, Any] | None) -> None:
-    """Saves wherever the run was interrupted and waits until it is on the disk.
+    """Saves the run where it was interrupted and waits until it is on the disk.
 
     Args:
       pending: {"epoch", "logs"} of an epoch whose validation was under way.
@@ -172,9 +170,12 @@ class RunState:
       steering: Sequence[keras.callbacks.Callback],
       identity: Mapping[str, Any],
   ):
-    """Takes a compiled network; `identity` (JSON) must be the same when the run goes on.
+    """Takes a compiled network whose optimizer is built: a checkpoint may be put back into it.
 
-    Its optimizer must be built: before the first step there is nothing to put back into otherwise.
+    Args:
+      network: In training.
+      steering: All callbacks; those with a state are part of a checkpoint.
+      identity: JSON that must be the same when the run is resumed.
     """
     self._network = network
     self._identity = dict(identity)
@@ -190,8 +191,8 @@ class RunState:
   def take(self, step: int, *, within_epoch: bool = False, **more: Any) -> checkpoints.Checkpoint:
     """Copies the state into main memory, the same memory each time.
 
-    What was taken before must have been written: it is overwritten. New memory for each copy would
-    cost more than the copy, since the system clears it first.
+    The copy before must have been written: it is overwritten. New memory for each copy would cost
+    more than the copy, since the system clears it first.
 
     Args:
       step: Training steps done.
@@ -219,11 +220,15 @@ class RunState:
     return self._taken[group]
 
   def put_back(self, checkpoint: checkpoints.Checkpoint) -> None:
-    """Sets variables and callbacks; the running metrics wait for `put_back_metrics`."""
+    """Sets variables and callbacks; the running metrics wait for `put_back_metrics`.
+
+    Raises:
+      InputError: The checkpoint is of another version, or of other data, devices or variables.
+    """
     state = checkpoint.state
     if state.get("format") != _FORMAT:
       raise InputError(
-          f"The checkpoint must have the format {_FORMAT}. Got: {state.get('format')}. Go on with"
+          f"The checkpoint must have the format {_FORMAT}. Got: {state.get('format')}. Resume with"
           " the version of flexunet that wrote it (manifest.json)."
       )
     for name, now in self._identity.items():
@@ -231,7 +236,7 @@ class RunState:
       if saved != now:
         raise InputError(
             f"--resume needs what the run was started with: {name} was {saved}, now it is {now}."
-            " Give back the same data and devices, or start a new run in another folder."
+            " Use the same data and devices, or start a new run in another folder."
         )
     for name, variables in self._groups(within_epoch=False).items():
       _assign(name, variables, checkpoint.arrays[name])
@@ -239,6 +244,7 @@ class RunState:
       callback.load_state(state["callbacks"][name])
 
   def put_back_metrics(self, checkpoint: checkpoints.Checkpoint) -> None:
+    """Sets the running metrics of a checkpoint that was taken within an epoch."""
     if values := checkpoint.arrays.get("metrics"):
       _assign("metrics", self._groups(within_epoch=True)["metrics"], values)
 
@@ -254,18 +260,18 @@ class RunState:
 
 
 def data_identity(tables: Mapping[str, RecordTable], fingerprint: str | None) -> dict[str, Any]:
-  """Returns what tells the records of two runs apart, wherever their files lie."""
-  told: dict[str, Any] = {"data fingerprint": fingerprint}
+  """Returns what identifies the records of a run, wherever their files lie."""
+  identity: dict[str, Any] = {"data fingerprint": fingerprint}
   for name, table in tables.items():
     digest = hashlib.sha256()
     for column in (table.shard, table.offset, table.slice_index):
       digest.update(np.ascontiguousarray(column, np.int64).tobytes())
-    told[f"{name} records"] = f"{len(table)} ({digest.hexdigest()[:12]})"
-  return told
+    identity[f"{name} records"] = f"{len(table)} ({digest.hexdigest()[:12]})"
+  return identity
 
 
 def _copy_into(target: np.ndarray | None, variable: Any) -> np.ndarray:
-  """Returns `target`, or new memory where that does not fit, with what the variable holds."""
+  """Returns `target`, or new memory where that does not fit, filled from the variable."""
   if keras.backend.backend() == "tensorflow":
     # The variable's own memory; what Keras and TensorFlow give as NumPy is a copy already.
     values = np.asarray(tf.convert_to_tensor(variable))
@@ -278,10 +284,10 @@ def _copy_into(target: np.ndarray | None, variable: Any) -> np.ndarray:
 
 
 def _parts(network: keras.Model, variables: Iterable) -> list:
-  """Returns the variables, those that no gradient keeps alike device by device.
+  """Returns the variables, each device's own copy of those that differ between devices.
 
-  Each device has running metrics and statistics of batch normalization of its own, which would be
-  brought together, or those of the first one taken, by reading them as one.
+  Each device has its own running metrics and statistics of batch normalization. Reading such a
+  variable as one would merge the copies, or give that of the first device.
   """
   variables = list(variables)
   strategy = getattr(network, "distribute_strategy", None)
@@ -300,7 +306,7 @@ def _assign(group: str, variables: list, values: Sequence[np.ndarray]) -> None:
   if shapes != saved:
     raise InputError(
         f"The {group} variables of the checkpoint must fit the run: {len(saved)} were saved,"
-        f" {len(shapes)} are there, of other shapes. Go on with the versions of manifest.json."
+        f" {len(shapes)} are there, of other shapes. Resume with the versions of manifest.json."
     )
   for variable, value in zip(variables, values, strict=True):
     variable.assign(value)

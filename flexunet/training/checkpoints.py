@@ -39,11 +39,11 @@ _CURRENT, _ARRAYS, _STATE, _MANIFEST = "current", "arrays.npz", "state.json", "m
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-  """All that a run needs to go on.
+  """All that a run needs to be resumed.
 
   Attributes:
     arrays: Group such as "model" -> values of its variables, in their order.
-    state: JSON: "step" and what else the trainer wants back.
+    state: JSON: "step" and what else the trainer restores.
   """
 
   arrays: dict[str, list[np.ndarray]]
@@ -106,11 +106,11 @@ class CheckpointStore:
         damaged.append(f"{name}: {error}")
     raise InputError(
         f"{self._folder} must hold a whole checkpoint to resume from. Damaged:"
-        f" {'; '.join(damaged) or 'none there'}. Train anew in another folder."
+        f" {'; '.join(damaged) or 'none there'}. Start a new run in another folder."
     )
 
   def remove_partial(self) -> None:
-    """Removes what a killed writer left; only while nothing else writes."""
+    """Removes what a killed writer left behind; call it only while nothing else writes."""
     for path in self._folder.glob(f"{_PARTIAL}*"):
       shutil.rmtree(path, ignore_errors=True)
 
@@ -119,7 +119,7 @@ class BackgroundWriter:
   """Writes checkpoints off the training thread, one at a time.
 
   Attributes:
-    num_submitted: Checkpoints it was given so far.
+    num_submitted: Checkpoints submitted so far.
   """
 
   def __init__(self, store: CheckpointStore):
@@ -130,6 +130,7 @@ class BackgroundWriter:
 
   @property
   def busy(self) -> bool:
+    """Whether a checkpoint is being written."""
     return self._thread is not None and self._thread.is_alive()
 
   def submit(self, checkpoint: Checkpoint) -> None:
@@ -142,7 +143,11 @@ class BackgroundWriter:
     self._thread.start()
 
   def wait(self) -> None:
-    """Returns when everything is on the disk; InputError when it could not be written."""
+    """Returns when everything is on the disk.
+
+    Raises:
+      InputError: It could not be written.
+    """
     if self._thread is not None:
       self._thread.join()
       self._thread = None
@@ -151,7 +156,7 @@ class BackgroundWriter:
       if isinstance(error, OSError):
         raise InputError(
             f"A checkpoint must fit on the disk, but writing failed: {error.strerror or error}."
-            " Free space, or lower --keep_checkpoints, and go on with --resume."
+            " Free space, or lower --keep_checkpoints, and continue with --resume."
         ) from error
       raise error
 
@@ -182,7 +187,8 @@ class _HashingFile:
     self._stream = open(path, "wb", buffering=0)  # noqa: SIM115 - see `abandon`.
     self._digest = hashlib.sha256()
 
-  def write(self, data) -> int:
+  def write(self, data: Any) -> int:
+    """Writes bytes; returns how many."""
     left = memoryview(data).cast("B")
     count = len(left)
     self._digest.update(left)
@@ -206,11 +212,11 @@ class _HashingFile:
 def _write_files(folder: pathlib.Path, checkpoint: Checkpoint) -> None:
   # Scores can be NaN or infinite before the first validation: this file is for Python alone.
   text = json.dumps({**checkpoint.state, "groups": list(checkpoint.arrays)}, indent=1)
-  told = {
+  hashes = {
       _ARRAYS: _write_hashed(folder / _ARRAYS, lambda file: _write_npz(file, checkpoint.arrays)),
       _STATE: _write_hashed(folder / _STATE, lambda file: file.write(text.encode())),
   }
-  manifest = json.dumps({"sha256": told}, indent=1).encode()
+  manifest = json.dumps({"sha256": hashes}, indent=1).encode()
   _write_hashed(folder / _MANIFEST, lambda file: file.write(manifest))
   _sync_folder(folder)
 
@@ -246,9 +252,9 @@ def _write_npz(file: _HashingFile, groups: Mapping[str, Sequence[np.ndarray]]) -
 
 
 def _read_files(folder: pathlib.Path) -> Checkpoint:
-  told = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["sha256"]
+  hashes = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["sha256"]
   for name in (_ARRAYS, _STATE):
-    if _sha256(folder / name) != told[name]:
+    if files.sha256_of(folder / name) != hashes[name]:
       raise ValueError(f"{name} differs from its hash")
   state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
   groups: dict[str, list[np.ndarray]] = {name: [] for name in state.pop("groups")}
@@ -256,14 +262,6 @@ def _read_files(folder: pathlib.Path) -> Checkpoint:
     for name in sorted(arrays.files):
       groups[name.split("/")[0]].append(arrays[name])
   return Checkpoint(arrays=groups, state=state)
-
-
-def _sha256(path: pathlib.Path) -> str:
-  digest = hashlib.sha256()
-  with open(path, "rb") as stream:
-    while chunk := stream.read(1 << 20):  # Large enough for hashing to leave Python's lock.
-      digest.update(chunk)
-  return digest.hexdigest()
 
 
 def _sync_folder(folder: pathlib.Path) -> None:

@@ -1,4 +1,4 @@
-"""What the training step makes of a batch before the network sees it, on the device.
+"""What the training step does with a batch before the network sees it, on the device.
 
 With `--augment_on=device` a batch comes as {"image", "label", "seed"} and is augmented there; with
 `--cache=device` it comes as {"row", "seed"} and is gathered there as well. Both happen inside the
@@ -32,8 +32,8 @@ class DeviceInput:
   """Turns a batch as it travels into (image, label, weight) as the network learns from it.
 
   Attributes:
-    image_channels: Of the network; grey images travel and are augmented as one channel.
-    augmentation: Resolved; None: not augmented here.
+    image_channels: The network's; grey images travel and are augmented as one channel.
+    augmentation: Resolved; None: batches are not augmented here.
     cache: Where the rows of a batch are looked up; None: its images travel.
     compiled: Compiles this part by XLA even where the step is not: TensorFlow's own gather has no
       kernel for bytes on a GPU, and the pixels would go to the CPU and back.
@@ -63,8 +63,8 @@ class DeviceInput:
     image = readers.to_channels(image, self.image_channels)
     return image, label, tf.ones(tf.shape(label)[:1], tf.float32)
 
-  def _compiled(self, way: Callable) -> Callable:
-    return tf.function(way, autograph=False, jit_compile=True) if self.compiled else way
+  def _compiled(self, part: Callable) -> Callable:
+    return tf.function(part, autograph=False, jit_compile=True) if self.compiled else part
 
 
 class DeviceStep(keras.Model):
@@ -85,11 +85,7 @@ class DeviceStep(keras.Model):
 
 
 def check(wants_augmentation: bool, wants_cache: bool) -> None:
-  """Refuses what this backend cannot do.
-
-  Raises:
-    InputError: A step on the device is asked for, and the backend is not TensorFlow.
-  """
+  """Raises InputError if the backend cannot augment on the device, or keep a cache there."""
   backend = keras.config.backend()
   if backend == "tensorflow":
     return
@@ -102,9 +98,9 @@ def check(wants_augmentation: bool, wants_cache: bool) -> None:
 
 
 def build_metrics(network: keras.Model, model: config.ModelConfig, batch_size: int) -> None:
-  """Lets Keras make the variables of the scores, by a test step on an empty batch.
+  """Lets Keras create the variables of the scores, by a test step on an empty batch.
 
-  With a distribution strategy it would make them from the first training batch, before the step
+  With a distribution strategy it would create them from the first training batch, before the step
   has turned it into images. Nothing that lasts is changed.
   """
   image = np.zeros((batch_size, *model.image_size, model.image_channels), np.uint8)

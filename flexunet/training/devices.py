@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
 import subprocess
 from collections.abc import Iterator
@@ -22,19 +21,27 @@ _CPU_INFO = pathlib.Path("/proc/cpuinfo")
 
 
 def device_names() -> list[str]:
+  """Returns the names of all GPUs, or ["CPU"]; on JAX of whatever devices it has."""
   backend = keras.config.backend()
   if backend == "tensorflow":
     details = tf.config.experimental.get_device_details
     gpus = tf.config.list_physical_devices("GPU")
     return [details(gpu).get("device_name", "GPU") for gpu in gpus] or ["CPU"]
   if backend == "torch":  # Keras cannot list its devices.
-    import torch
-
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["CPU"]
+    cuda = _torch().cuda
+    return [cuda.get_device_name(i) for i in range(cuda.device_count())] or ["CPU"]
   return [str(device) for device in keras.distribution.list_devices()]
 
 
+def _torch() -> Any:
+  """Returns PyTorch, an extra that the other backends do without."""
+  import torch
+
+  return torch
+
+
 def has_gpu() -> bool:
+  """Returns whether the backend has a GPU or another accelerator."""
   return device_names() != ["CPU"] and not all("cpu" in name.lower() for name in device_names())
 
 
@@ -44,33 +51,17 @@ def complete(
   """Returns the settings with what depends on the devices filled in, and a reason for each.
 
   Args:
+    settings: With None or "auto" where a choice is left open.
     cache: `DataConfig.cache`.
     augmented: Whether the run augments at all.
 
   Raises:
-    InputError: What excludes each other: deterministic operations and XLA, which Keras cannot do
-      together on TensorFlow; XLA and several devices; a cache on the device and augmentation
-      before it; a step on the device and another backend than TensorFlow.
+    InputError: Settings exclude each other, or the backend cannot do what was asked for.
   """
   gpu = has_gpu()
   wants_jit = settings.jit_compile == "on" and keras.config.backend() == "tensorflow"
   sharing = num_sharing(settings.num_devices)
-  if wants_jit and sharing > 1:
-    raise InputError(
-        f"--jit_compile=on is of one device, but {sharing} are to share a batch. Use"
-        " --num_devices=1, or leave --jit_compile out."
-    )
-  if cache == "device" and settings.augment_on == "host" and augmented:
-    raise InputError(
-        "--cache=device and --augment_on=host exclude each other: the slices are on the device,"
-        " and so they are augmented there. Leave --augment_on out, or use --cache=ram."
-    )
-  device_step.check(settings.augment_on == "device", cache == "device")
-  if settings.deterministic and wants_jit:
-    raise InputError(
-        "--deterministic and --jit_compile=on exclude each other: Keras turns XLA off where"
-        " TensorFlow's operations are to be deterministic. Leave one of the two out."
-    )
+  _check_together(settings, cache, augmented, wants_jit, sharing)
   if wants_jit:
     deterministic = (False, "--jit_compile=on excludes it")
   else:
@@ -96,23 +87,48 @@ def complete(
   return dataclasses.replace(settings, **chosen), reasons
 
 
+def _check_together(
+    settings: config.TrainingConfig, cache: str, augmented: bool, wants_jit: bool, sharing: int
+) -> None:
+  """Raises InputError for settings that exclude each other.
+
+  Deterministic operations and XLA, which Keras cannot do together on TensorFlow; XLA and several
+  devices; a cache on the device and augmentation before it; a step on the device and another
+  backend than TensorFlow.
+  """
+  if wants_jit and sharing > 1:
+    raise InputError(
+        f"--jit_compile=on needs a single device, but {sharing} are to share a batch. Use"
+        " --num_devices=1, or leave --jit_compile out."
+    )
+  if cache == "device" and settings.augment_on == "host" and augmented:
+    raise InputError(
+        "--cache=device and --augment_on=host exclude each other: the slices are on the device,"
+        " and so they are augmented there. Leave --augment_on out, or use --cache=ram."
+    )
+  device_step.check(settings.augment_on == "device", cache == "device")
+  if settings.deterministic and wants_jit:
+    raise InputError(
+        "--deterministic and --jit_compile=on exclude each other: Keras turns XLA off where"
+        " TensorFlow's operations are to be deterministic. Leave either of them out."
+    )
+
+
 def free_memory() -> int | None:
   """Returns the bytes that are free on the devices of a run, the least of several; None: unknown.
 
-  The memory of GPUs is measured once, the first time: it is to be asked before TensorFlow has taken
-  it for itself.
+  Call it before anything runs on a GPU: TensorFlow takes all of its memory at once.
   """
   return _free_gpu_memory() if has_gpu() else machine.free_main_memory()
 
 
-@functools.cache
 def _free_gpu_memory() -> int | None:
   try:
-    told = subprocess.run(
+    text = subprocess.run(
         ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"],
         check=True, capture_output=True, text=True, timeout=20,
     ).stdout  # fmt: skip
-    return min(int(line) for line in told.split()) * 2**20
+    return min(int(line) for line in text.split()) * 2**20
   except (OSError, ValueError, subprocess.SubprocessError):
     return None
 
@@ -144,6 +160,7 @@ def num_sharing(num_devices: int) -> int:
 
 
 def default_augment_on(cache: str) -> tuple[str, str]:
+  """Returns where a run with that `DataConfig.cache` augments, "host" or "device", and why."""
   if keras.config.backend() != "tensorflow":
     return "host", "the step on the device augments on TensorFlow alone"
   if cache == "device":
@@ -155,14 +172,15 @@ def default_augment_on(cache: str) -> tuple[str, str]:
 
 def _cpu_computes_in_bfloat16() -> bool:
   try:
-    told = _CPU_INFO.read_text(encoding="utf-8")
+    text = _CPU_INFO.read_text(encoding="utf-8")
   except OSError:
     return False  # Not Linux.
-  flags = next((line for line in told.splitlines() if line.startswith("flags")), "").split()
+  flags = next((line for line in text.splitlines() if line.startswith("flags")), "").split()
   return bool({"avx512_bf16", "amx_bf16"} & set(flags))
 
 
 def default_jit(sharing: int = 1) -> tuple[str, str]:
+  """Returns "on" or "off" for so many devices that share a batch, and why."""
   if keras.config.backend() == "tensorflow" and not has_gpu():
     return "off", "on a CPU steps compiled by XLA are several times slower"
   if keras.config.backend() == "torch":
@@ -182,11 +200,9 @@ def prepare(settings: config.TrainingConfig) -> None:
   if settings.deterministic:
     tf.config.experimental.enable_op_determinism()
     if backend == "torch":
-      import torch
-
-      torch.use_deterministic_algorithms(True, warn_only=True)
+      _torch().use_deterministic_algorithms(True, warn_only=True)
   if backend != "tensorflow":
-    # TensorFlow only prepares batches then, and would take the GPU's memory from the trainer.
+    # TensorFlow only feeds batches then, and would take the GPU's memory from the trainer.
     with contextlib.suppress(RuntimeError):  # Its devices are in use already: too late, no harm.
       tf.config.set_visible_devices([], "GPU")
 
@@ -224,13 +240,13 @@ def strategy(num_devices: int, batch_size: int) -> Any:
 
 
 def scope(strategy_or_none: Any) -> contextlib.AbstractContextManager:
-  """Variables made inside lie on all devices of the strategy."""
+  """Returns a context whose variables lie on all devices of the strategy, if there is one."""
   return strategy_or_none.scope() if strategy_or_none else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def precision(policy: str) -> Iterator[None]:
-  """Layers made inside compute as `policy` says."""
+  """Lets layers that are made inside compute as `policy` says."""
   before = keras.config.dtype_policy()
   keras.config.set_dtype_policy(policy)
   try:

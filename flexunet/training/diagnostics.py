@@ -1,4 +1,4 @@
-"""What can go wrong in the middle of training, told as what to do about it."""
+"""What can go wrong in the middle of training, explained by what to do about it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from flexunet.pipelines.record_table import RecordTable
 from flexunet.training import callbacks, devices, input_pipeline
 
 _NAMED_RECORDS = 20
-# What the backends call it; XLA and PyTorch have classes of their own, which need not be there.
+# Names, since XLA and PyTorch have classes of their own, which need not be installed.
 _OUT_OF_MEMORY = ("ResourceExhaustedError", "OutOfMemoryError")
 _PERHAPS_OUT_OF_MEMORY = ("InternalError", "XlaRuntimeError", "JaxRuntimeError", "RuntimeError")
 _UNREADABLE = ("DataLossError", "InvalidArgumentError", "OutOfRangeError", "UnknownError")
 
 
-class StopOnNan(keras.callbacks.Callback):
+class NanGuard(keras.callbacks.Callback):
   """Ends a run whose loss is no number, naming the records that were in the batch."""
 
   def __init__(
@@ -37,10 +37,10 @@ class StopOnNan(keras.callbacks.Callback):
     if math.isfinite((logs or {}).get("loss", 0.0)):
       return
     first, last = self._clock.previous_step, self._clock.step
-    told = records_of_steps(self._order, self._table, first, last)
+    records = records_of_steps(self._order, self._table, first, last)
     raise InputError(
         f"The loss must be a number, but it became {logs['loss']} at step {last}. Records of that"
-        f" batch: {told}. If they are sound, start a new run with a lower --learning_rate or"
+        f" batch: {records}. If they are sound, start a new run with a lower --learning_rate or"
         " --clipvalue, or with --precision=float32."
     )
 
@@ -48,7 +48,7 @@ class StopOnNan(keras.callbacks.Callback):
 def records_of_steps(
     epoch_order: order.EpochOrder, table: RecordTable, first: int, last: int
 ) -> str:
-  """Returns which records the steps first..last-1 train on."""
+  """Returns which records the steps first..last-1 train on, described for the user."""
   size = epoch_order.batch_size
   rows, _, _ = epoch_order.records_at(tf.range(first * size, last * size, dtype=tf.int64))
   return _listed(table, [int(row) for row in rows.numpy()])
@@ -57,10 +57,10 @@ def records_of_steps(
 def leave_out_corrupt(
     run_config: config.RunConfig, opened: input_pipeline.TrainingData
 ) -> tuple[input_pipeline.TrainingData, list[str]]:
-  """Reads every record when --skip_corrupt allows some to be left out.
+  """Reads every record where --skip_corrupt allows some to be left out.
 
   Returns:
-    (the data without unreadable records, what was left out).
+    (the data without unreadable records, the records left out, described for the user).
 
   Raises:
     InputError: More are unreadable than the flag allows.
@@ -78,14 +78,14 @@ def leave_out_corrupt(
   if len(left_out) > allowed:
     raise InputError(
         f"--skip_corrupt={allowed} must be at least the number of records that cannot be read,"
-        f" {len(left_out)}: {_shortened(left_out)}. Build the dataset again, or raise it."
+        f" {len(left_out)}: {_shortened(left_out)}. Build the dataset again, or raise the flag."
     )
   return dataclasses.replace(opened, train=kept["train"], validation=kept["validation"]), left_out
 
 
 @contextlib.contextmanager
 def explained(run_config: config.RunConfig, opened: input_pipeline.TrainingData) -> Iterator[None]:
-  """Turns errors of memory and of unreadable records, raised inside, into an InputError."""
+  """Turns out-of-memory errors and those of unreadable records, raised inside, into InputError."""
   try:
     yield
   except Exception as error:
@@ -93,20 +93,22 @@ def explained(run_config: config.RunConfig, opened: input_pipeline.TrainingData)
       raise InputError(_memory_advice(run_config)) from error
     if type(error).__name__ not in _UNREADABLE:
       raise
-    told = [
+    corrupt = [
         table.describe(row)
         for table in (opened.train, opened.validation)
         for row in _corrupt_rows(run_config, opened, table)
     ]
-    if not told:  # Then it was something else.
+    if not corrupt:  # Then it was something else.
       raise
     raise InputError(
-        f"Every record must be readable, but {len(told)} cannot be: {_shortened(told)}. Build or"
-        f" copy the dataset again, or leave them out with --skip_corrupt={len(told)}."
+        f"Every record must be readable, but {len(corrupt)} cannot be: {_shortened(corrupt)}."
+        f" Build or copy the dataset again, or leave them out with --skip_corrupt={len(corrupt)}."
     ) from error
 
 
-def _corrupt_rows(run_config, opened: input_pipeline.TrainingData, table: RecordTable) -> list[int]:
+def _corrupt_rows(
+    run_config: config.RunConfig, opened: input_pipeline.TrainingData, table: RecordTable
+) -> list[int]:
   return batches.open_loader(
       opened.source, table, input_pipeline.example_spec(run_config)
   ).find_corrupt()
@@ -134,13 +136,13 @@ def _memory_advice(run_config: config.RunConfig) -> str:
     text += ", or use --precision=mixed_bfloat16"
   if run_config.data.cache == "device" or (run_config.data.cache == "auto" and devices.has_gpu()):
     text += ", or keep the slices in main memory with --cache=ram"
-  return text + ". python -m flexunet.tools.inspect_model tells the memory per batch size."
+  return text + ". python -m flexunet.tools.inspect_model shows the memory per batch size."
 
 
 def _listed(table: RecordTable, rows: list[int]) -> str:
   return _shortened([table.describe(row) for row in dict.fromkeys(rows)])
 
 
-def _shortened(told: list[str]) -> str:
-  more = len(told) - _NAMED_RECORDS
-  return "; ".join(told[:_NAMED_RECORDS]) + (f"; and {more} more" if more > 0 else "")
+def _shortened(records: list[str]) -> str:
+  more = len(records) - _NAMED_RECORDS
+  return "; ".join(records[:_NAMED_RECORDS]) + (f"; and {more} more" if more > 0 else "")

@@ -1,7 +1,4 @@
-"""What a run reads: the tables of its splits, the order of its examples, its batches.
-
-Where the decoded slices of a run lie: chosen, filled, and told why.
-"""
+"""What a run reads: the tables of its splits, the order of its examples, caches and batches."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -36,28 +34,41 @@ from flexunet.training import device_step, devices
 
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
-  """An opened dataset with the tables of what a run trains on and validates on."""
+  """An opened dataset with the tables of what a run trains on and validates on.
+
+  Attributes:
+    source: The dataset.
+    train, validation: Which records belong to the two.
+    free_device_bytes: Free memory of the device, before the dataset was opened; None: unknown.
+  """
 
   source: DatasetSource
   train: RecordTable
   validation: RecordTable
+  free_device_bytes: int | None = None
 
 
 def open_data(data: config.DataConfig) -> TrainingData:
-  devices.free_memory()  # Measured before reading lets TensorFlow take a GPU's memory.
+  """Opens the dataset, chooses the records of both splits, and crops them where asked for.
+
+  Raises:
+    InputError: There is no such dataset, split or fold, or cropping would lose labels.
+  """
+  # Before anything is read: reading lets TensorFlow take all memory of a GPU.
+  free_device_bytes = devices.free_memory()
   source = open_dataset(data.dataset, data.data_dir)
   fold = None if data.fold < 0 else data.fold
   train, validation = selection.split_tables(
       source, data.train_split, data.validation_split, fold
   )
   if data.crop_foreground:
-    cropped = foreground_boxes.crop_tables(
+    result = foreground_boxes.crop_tables(
         source, (train, validation), data.image_key, data.label_key
     )
-    for line in cropped.told():
+    for line in result.messages():
       progress.say(line)
-    train, validation = cropped.tables
-  return TrainingData(source=source, train=train, validation=validation)
+    train, validation = result.tables
+  return TrainingData(source, train, validation, free_device_bytes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +76,12 @@ class Streams:
   """The examples of a run, decoded where they are kept, as training and validation batches.
 
   Attributes:
-    augment: Of single examples, in the input pipeline; None: not there.
-    device_input: What the training step makes of a batch first; None: batches come finished.
+    train, held_out: Read the examples of the two splits.
+    train_cache, held_out_cache: Keep them decoded, in main memory or on the disk; None: not there.
+    batch_size: Examples per batch.
+    cache_choice: Where the training split is kept, and why.
+    augment: Changes single examples in the input pipeline; None: not there.
+    device_input: What the training step does with a batch first; None: batches come finished.
   """
 
   train: readers.Loader
@@ -78,8 +93,14 @@ class Streams:
   augment: batches.Augment | None = None
   device_input: device_step.DeviceInput | None = None
 
-  def training(self, epoch_order: order.EpochOrder, start_step: int, num_steps: int):
-    """Returns the batches of some steps as `fit` takes them, on their way to the device."""
+  def training(
+      self, epoch_order: order.EpochOrder, start_step: int, num_steps: int
+  ) -> tf.data.Dataset:
+    """Returns the batches of some steps as `fit` takes them, on their way to the device.
+
+    (image uint8 [B, h, w, C], label uint8 [B, h, w], weight float32 [B]), or what `device_input`
+    takes.
+    """
     if self.device_input is not None:
       return batches.prefetch_to_device(self._unfinished(epoch_order, start_step, num_steps))
     return _for_keras(
@@ -93,11 +114,13 @@ class Streams:
         )
     )
 
-  def finished(self, batch):
+  def finished(self, batch: Any) -> tuple:
     """Returns (image, label, weight) of a batch of `training`, as the network is given them."""
     return batch if self.device_input is None else self.device_input(batch)
 
-  def _unfinished(self, epoch_order: order.EpochOrder, start_step: int, num_steps: int):
+  def _unfinished(
+      self, epoch_order: order.EpochOrder, start_step: int, num_steps: int
+  ) -> tf.data.Dataset:
     """Returns the batches as `DeviceInput` takes them: seeds with row numbers or with images."""
     entries = batches.step_entries(epoch_order, batches.Host(), start_step, num_steps)
     if self.device_input is not None and self.device_input.cache is not None:
@@ -116,8 +139,8 @@ class Streams:
         deterministic=True,
     )
 
-  def validation(self, rows: np.ndarray | None = None):
-    """Returns all held-out batches, or those of some rows, as `evaluate` takes them."""
+  def validation(self, rows: np.ndarray | None = None) -> tf.data.Dataset:
+    """Returns all held-out batches, or those of some rows int64 [N], as `evaluate` takes them."""
     return _for_keras(
         batches.evaluation_batches(
             self.held_out, self.batch_size, cache=self.held_out_cache, rows=rows
@@ -131,7 +154,12 @@ def make_streams(
   """Opens the examples; with a cache this decodes all of them once.
 
   Args:
+    run_config: Complete.
+    opened: From `open_data`.
     replicas: Devices that share a batch.
+
+  Raises:
+    InputError: The cache that was asked for does not fit, or records do not fit the input size.
   """
   spec = example_spec(run_config)
   tables = (opened.train, opened.validation)
@@ -143,7 +171,8 @@ def make_streams(
       cache.key_of(identity, loader, table.offset)
       for loader, table in zip((train, held_out), tables, strict=True)
   ]
-  caches = make(run_config, (train, held_out), keys, replicas)
+  room = device_room(run_config, opened.free_device_bytes, replicas)
+  caches = make_caches(run_config.data, (train, held_out), keys, room)
   augmentation = run_config.augmentation if run_config.augmentation.enabled else None
   device_input = None
   # What is gathered on the device is augmented there, whatever else was chosen.
@@ -173,6 +202,7 @@ def make_streams(
 
 
 def example_spec(run_config: config.RunConfig) -> readers.ExampleSpec:
+  """Returns what every example of a run looks like."""
   data = run_config.data
   return readers.ExampleSpec(
       resizing=resizing.Resizing(run_config.model.image_size, data.resize_mode),
@@ -184,6 +214,7 @@ def example_spec(run_config: config.RunConfig) -> readers.ExampleSpec:
 
 
 def make_order(run_config: config.RunConfig, table: RecordTable) -> order.EpochOrder:
+  """Returns the order in which a run visits the records of its training split."""
   size, data = run_config.training.batch_size, run_config.data
   drawn = min(round(size * data.foreground_fraction), size - 1)
   return order.EpochOrder(
@@ -197,7 +228,7 @@ def make_order(run_config: config.RunConfig, table: RecordTable) -> order.EpochO
 
 
 def drawn_pixel_shares(table: RecordTable, epoch_order: order.EpochOrder) -> np.ndarray | None:
-  """Returns the share of each class among the pixels that the order draws; None where unknown."""
+  """Returns the share of each class among the pixels drawn, float64 [classes]; None: unknown."""
   if table.pixels is None:
     return None
   uniform = table.pixels.mean(axis=0)
@@ -207,7 +238,7 @@ def drawn_pixel_shares(table: RecordTable, epoch_order: order.EpochOrder) -> np.
   return mixed / mixed.sum()
 
 
-def _for_keras(dataset):
+def _for_keras(dataset: tf.data.Dataset) -> tf.data.Dataset:
   """Batch dicts -> (image, label, weight) on the device; what only fills up weighs 0."""
   return batches.prefetch_to_device(  # Last: whatever follows would bring the batches back.
       dataset.map(
@@ -221,11 +252,15 @@ def _for_keras(dataset):
 def preview_slices(
     run_config: config.RunConfig, opened: TrainingData, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns validation slices of different subjects, those with most foreground first."""
+  """Returns validation slices of different subjects, those with most foreground first.
+
+  Returns:
+    (images uint8 [n, h, w, C], labels uint8 [n, h, w]) of at most `count` slices.
+  """
   table = opened.validation
   amount = table.pixels[:, 1:].sum(axis=1) if table.pixels is not None else np.zeros(len(table))
   ranked = np.argsort(-amount, kind="stable")
-  # One slice a subject, then second ones, so that few subjects cannot fill the sheet.
+  # One slice per subject, then second ones, so that a few subjects cannot fill the sheet.
   seen: dict[str, int] = {}
   turns = []
   for row in ranked:
@@ -242,7 +277,7 @@ class RunCaches:
   """The decoded slices of both splits.
 
   Attributes:
-    choice: Of the training split, and why; told in the manifest.
+    choice: Where the training split lies, and why; kept in the manifest.
     train: In main memory or on the disk; None: decoded again each epoch, or on the device.
     held_out: Never on the device: a validation reads it in order and seldom.
     on_device: The training split in the device's memory.
@@ -254,46 +289,55 @@ class RunCaches:
   on_device: cache.DeviceCache | None = None
 
 
-def make(
-    run_config: config.RunConfig,
+def make_caches(
+    data: config.DataConfig,
     loaders: tuple[readers.Loader, readers.Loader],
     keys: Sequence[str],
-    replicas: int,
+    room: cache.Room,
 ) -> RunCaches:
   """Chooses and fills the caches of the training and the validation split.
 
   Args:
-    keys: Of `caching.key_of`, one a loader.
-    replicas: Devices that share a batch.
+    data: Which cache, and where.
+    loaders: Of the training and the validation split.
+    keys: From `cache.key_of`, one per loader.
+    room: What is known of the device.
 
   Raises:
     InputError: The cache that was asked for does not fit.
   """
-  data, (train, held_out) = run_config.data, loaders
+  train, held_out = loaders
   folder = pathlib.Path(data.cache_dir).expanduser() if data.cache_dir else cache.default_folder()
 
   def fill(loader, choice, key):
     return None if choice.mode == "none" else cache.fill(loader, choice, folder, key)
 
-  room = device_room(run_config, replicas)
   choice, missed = cache.choose_on_device(data.cache, cache.num_bytes_on_device(train), room)
   if choice is not None:
     on_device = cache.fill_on_device(train, cache.device_name())
     rest = cache.choose("auto", cache.num_bytes(held_out), folder)
     choice = dataclasses.replace(choice, reason=f"{choice.reason}; validation: {rest.mode}")
-    made = RunCaches(choice, None, fill(held_out, rest, keys[1]), on_device)
+    caches = RunCaches(choice, None, fill(held_out, rest, keys[1]), on_device)
   else:
     needed = sum(cache.num_bytes(loader) for loader in loaders)
     choice = cache.choose(data.cache, needed, folder)
     if missed:
       choice = dataclasses.replace(choice, reason=f"{choice.reason}; not on the device: {missed}")
-    made = RunCaches(choice, *(fill(*each) for each in zip(loaders, (choice,) * 2, keys)))
+    caches = RunCaches(choice, *(fill(*each) for each in zip(loaders, (choice,) * 2, keys)))
   logging.info("Cache: %s (%s).", choice.mode, choice.reason)
-  return made
+  return caches
 
 
-def device_room(run_config: config.RunConfig, replicas: int) -> cache.Room:
-  """Returns what the network leaves of the device, and what speaks against a cache there."""
+def device_room(
+    run_config: config.RunConfig, free_bytes: int | None, replicas: int
+) -> cache.Room:
+  """Returns what the network leaves of the device, and what speaks against a cache there.
+
+  Args:
+    run_config: Complete.
+    free_bytes: Free memory of the device; None: unknown.
+    replicas: Devices that share a batch.
+  """
   settings = run_config.training
   obstacle = ""
   if keras.config.backend() != "tensorflow":
@@ -302,10 +346,9 @@ def device_room(run_config: config.RunConfig, replicas: int) -> cache.Room:
     obstacle = f"it lies on one device, and {replicas} share a batch (--num_devices=1 uses one)"
   elif run_config.augmentation.enabled and settings.augment_on != "device":
     obstacle = "the run augments on the host (--augment_on=host)"
-  free = devices.free_memory()
-  if free is not None:
+  if free_bytes is not None:
     shape = run_config.model
     number = 4 if settings.precision == "float32" else 2
     network = cost.training_bytes(shape, settings.batch_size, bytes_per_number=number)
-    free = max(0, free - network)
-  return cache.Room(free, obstacle, is_gpu=devices.has_gpu())
+    free_bytes = max(0, free_bytes - network)
+  return cache.Room(free_bytes, obstacle, is_gpu=devices.has_gpu())

@@ -1,6 +1,6 @@
-"""What a user sees while a run trains: a progress bar, history.csv, curves and previews.
+"""What a user sees while a run trains: the progress line, history.csv, curves and previews.
 
-What TensorBoard shows of a run: every figure of history.csv, the previews, and the graph.
+TensorBoard shows every figure of history.csv, the previews, and the graph.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,53 +27,70 @@ from flexunet.training import callbacks
 # Constants above this size lose their values in the graph: weights would make it as large as the
 # model. Variables are inputs of the graph and have none.
 _LARGEST_CONSTANT = 1024
+_COLUMNS = 80
+_SHORT = {callbacks.MONITOR: "val_dice", "foreground_dice": "dice"}
 
 
-class ProgressBar(keras.callbacks.Callback):
-  """One bar an epoch on standard error: loss, foreground Dice, images a second."""
+class ProgressLine(keras.callbacks.Callback):
+  """One live line on standard error, and a lasting one for each epoch that was validated."""
 
-  def __init__(self, clock: callbacks.RunClock, steps_per_epoch: int, batch_size: int):
+  def __init__(self, clock: callbacks.RunClock):
     super().__init__()
-    self._clock, self._steps, self._batch_size = clock, steps_per_epoch, batch_size
+    self._clock = clock
     self._bar: Any = None
-    self._executions = 0
+    self._figures: dict[str, float] = {}
 
-  def on_epoch_begin(self, epoch, logs=None):
-    self._bar = progress.bar(
-        total=self._steps,
-        initial=self._clock.step % self._steps,  # Of a resumed epoch.
-        desc=f"epoch {epoch + 1}",
-        unit="step",
-    )
+  def on_train_begin(self, logs=None):
+    if self._bar is None:  # A run may call `fit` more than once.
+      self._bar = progress.bar(
+          bar_format="{desc}", desc="Preparing the first step.", leave=False, miniters=0
+      )
 
   def on_train_batch_end(self, batch, logs=None):
-    self._bar.update(self._clock.step - self._clock.previous_step)
-    self._executions += 1
-    if logs and self._executions % 10 == 0:
-      self._bar.set_postfix(self._figures(logs), refresh=False)
+    self._figures |= logs or {}
+    if self._bar is not None:
+      self._bar.set_description_str(self.text(), refresh=False)
+      self._bar.update()
 
   def on_epoch_end(self, epoch, logs=None):
-    if self._bar is None:  # Resumed within a validation.
-      return
-    self._bar.set_postfix(self._figures(logs or {}))
-    self._bar.close()
+    self._figures |= logs or {}
+    if callbacks.MONITOR in (logs or {}):
+      seconds = _clock_text(self._clock.elapsed_s)
+      progress.say(f"{self._text_of('val_loss', 'foreground_dice')}  after {seconds}")
 
-  def _figures(self, logs) -> dict[str, str]:
-    shown = {
-        "loss": logs.get("loss"),
-        "dice": logs.get("foreground_dice"),
-        "val_loss": logs.get("val_loss"),
-        "val_dice": logs.get(callbacks.MONITOR),
-    }
-    figures = {name: f"{value:.3f}" for name, value in shown.items() if value is not None}
-    rate = self._bar.format_dict.get("rate")
-    if rate:
-      figures["images/s"] = f"{rate * self._batch_size:.0f}"
-    return figures
+  def text(self) -> str:
+    """Returns the live line, in at most 80 columns."""
+    text, left_s = self._text_of(), self._clock.left_s
+    if left_s is not None:
+      text += f"  {_clock_text(left_s)} left"
+    # A line that fills the last column would be wrapped.
+    return text[: min(_COLUMNS, shutil.get_terminal_size().columns - 1)]
+
+  def _text_of(self, *more: str) -> str:
+    names = (callbacks.MONITOR, *more[:1], "loss", *more[1:])
+    parts = [f"{_SHORT.get(name, name)} {_figure(self._figures.get(name))}" for name in names]
+    return "  ".join([*parts, self._clock.epoch_text()])
+
+  def close(self) -> None:
+    """Removes the live line."""
+    if self._bar is not None:
+      self._bar.close()
+      self._bar = None
+
+
+def _figure(value: float | None) -> str:
+  return "-" if value is None else f"{value:.3f}"
+
+
+def _clock_text(seconds: float) -> str:
+  """Returns h:mm:ss, or m:ss below an hour."""
+  minutes, seconds_left = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours}:{minutes:02}:{seconds_left:02}" if hours else f"{minutes}:{seconds_left:02}"
 
 
 class History(callbacks.RunCallback):
-  """Writes history.csv and curves.png after each epoch, one row an epoch."""
+  """Writes history.csv and curves.png after each epoch, one row per epoch."""
 
   _STATE = ("rows",)
 
@@ -91,11 +109,12 @@ class History(callbacks.RunCallback):
         ),
         **{name: float(value) for name, value in (logs or {}).items()},
     }
-    # An epoch that a time limit cut short and a longer limit let go on has two rows.
+    # An epoch that a time limit cut short and a longer limit continued has two rows.
     self.rows.append(row)
     self.write()
 
   def write(self) -> None:
+    """Replaces both files."""
     names = list(dict.fromkeys(name for row in self.rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
@@ -122,11 +141,14 @@ class Previews(keras.callbacks.Callback):
       palette: np.ndarray,
       network: keras.Model | None = None,
   ):
-    """Takes the slices once: uint8 [N, h, w, channels] and [N, h, w]; they are few.
+    """Takes the slices, which are few.
 
     Args:
-      run, images, labels, palette: Where to draw, and what.
-      network: Which network predicts; the one in training by default.
+      run: Where the sheets go.
+      images: uint8 [N, h, w, channels].
+      labels: Class ids, uint8 [N, h, w].
+      palette: Colours of the classes, uint8 [classes, 3].
+      network: Predicts; the one in training by default.
     """
     super().__init__()
     self._run = run
@@ -149,7 +171,7 @@ class Previews(keras.callbacks.Callback):
 
 
 def predict_labels(model: keras.Model, images: np.ndarray) -> np.ndarray:
-  """Returns class ids uint8 [N, h, w] of images at the network's own size."""
+  """Returns class ids uint8 [N, h, w] of images uint8 [N, h, w, C] at the network's own size."""
   probability = model.predict_on_batch(images)
   if isinstance(probability, (list, tuple)):  # Deep supervision: the full-size output is first.
     probability = probability[0]
@@ -160,7 +182,7 @@ def predict_labels(model: keras.Model, images: np.ndarray) -> np.ndarray:
 
 
 def final_line(rows: Sequence[dict[str, Any]]) -> str:
-  """Returns one line of JSON that tells how the run ended."""
+  """Returns one line of JSON with what a run of these history rows came to."""
   last = rows[-1] if rows else {}
   scores = [score for row in rows if math.isfinite(score := row.get(callbacks.MONITOR, math.nan))]
   shown = {"epochs": len(rows), "steps": last.get("step"), "seconds": last.get("seconds")}
@@ -172,11 +194,7 @@ def final_line(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def check(settings: config.TrainingConfig) -> None:
-  """Refuses a graph where there is none.
-
-  Raises:
-    InputError: The backend is not TensorFlow.
-  """
+  """Raises InputError if a graph is asked for and the backend is not TensorFlow."""
   if settings.tensorboard_graph and keras.config.backend() != "tensorflow":
     raise InputError(
         "--tensorboard_graph needs KERAS_BACKEND=tensorflow, whose graphs TensorBoard draws. Got:"

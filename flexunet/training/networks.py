@@ -1,4 +1,4 @@
-"""The network of a run: built, given its first weights, compiled, and the form that is kept.
+"""The network of a run: built, initialized and compiled, and the form of it that is kept.
 
 Two networks stand side by side where they must differ: the one in training, and the one that is
 validated, drawn and saved (`evaluation_network`), which has the main output alone and, with
@@ -20,10 +20,11 @@ from flexunet.objectives import loss_settings, losses, metrics
 from flexunet.training import device_step
 
 
-class DeepSupervised(keras.Model):
+class DeepSupervisionModel(keras.Model):
   """A network of several outputs that learns from one label and is scored by its first output."""
 
-  def compile(self, *args, loss=None, **kwargs):
+  def compile(self, *args: Any, loss: Any = None, **kwargs: Any) -> None:
+    """Takes one loss, applied to every output with its weight."""
     super().compile(*args, loss=None, **kwargs)
     self.output_loss = loss
     self.output_weights = model.deep_supervision_weights(self)
@@ -34,12 +35,15 @@ class DeepSupervised(keras.Model):
     costs = [self.output_loss(y, output, sample_weight) for output in y_pred]
     return sum(w * cost for w, cost in zip(self.output_weights, costs, strict=True))
 
-  def compute_metrics(self, x, y, y_pred, sample_weight=None):
+  def compute_metrics(
+      self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+  ) -> dict[str, Any]:
+    """Scores the first output."""
     return super().compute_metrics(x, y, y_pred[0], sample_weight=sample_weight)
 
 
-class DeepSupervisedDeviceStep(device_step.DeviceStep, DeepSupervised):
-  """Both: batches are finished on the device, and the label trains several outputs."""
+class DeepSupervisionDeviceStep(device_step.DeviceStep, DeepSupervisionModel):
+  """Batches are finished on the device, and the label trains several outputs."""
 
 
 def build(
@@ -48,15 +52,16 @@ def build(
   """Returns the network in training, with fresh weights.
 
   Args:
-    device_input: What its step makes of a batch first; None: batches come finished.
+    run_config: Complete.
+    device_input: What its step does with a batch first; None: batches come finished.
   """
   network = model.build_model(run_config.model)
   deep = run_config.model.deep_supervision
   if device_input is None:
     if not deep:
       return network
-    return DeepSupervised(network.input, network.outputs, name=network.name)
-  kind = DeepSupervisedDeviceStep if deep else device_step.DeviceStep
+    return DeepSupervisionModel(network.input, network.outputs, name=network.name)
+  kind = DeepSupervisionDeviceStep if deep else device_step.DeviceStep
   outputs = network.outputs if deep else network.outputs[0]
   network = kind(network.input, outputs, name=network.name)
   network.device_input = device_input
@@ -66,7 +71,7 @@ def build(
 def set_first_weights(
     network: keras.Model, run_config: config.RunConfig, pixel_shares: np.ndarray | None
 ) -> str | None:
-  """Sets the class prior and takes over the weights of `init_from`.
+  """Sets the class prior and transfers the weights of `init_from`.
 
   Args:
     network: New, from `build`; changed in place.
@@ -74,7 +79,8 @@ def set_first_weights(
     pixel_shares: Share of the drawn pixels of each class; None where unknown.
 
   Returns:
-    What was taken over and what made anew, one sentence for the user; None without `init_from`.
+    Which layers were transferred or reinitialized, as a sentence for the user; None without
+    `init_from`.
 
   Raises:
     InputError: The network of `init_from` does not fit.
@@ -134,7 +140,7 @@ def make_optimizer(settings: config.TrainingConfig) -> keras.optimizers.Optimize
 
 
 def _keeping_weights(optimizer_class: type) -> type:
-  """Returns the class without Keras' last act, which puts the averages into the trained weights.
+  """Returns the class without Keras' last step, which puts the averages into the trained weights.
 
   A run may call `fit` more than once, and its averages live in a network of their own.
   """
@@ -152,9 +158,9 @@ def _keeping_weights(optimizer_class: type) -> type:
 def evaluation_network(network: keras.Model, run_config: config.RunConfig) -> keras.Model:
   """Returns the compiled network that is validated, drawn and saved.
 
-  It is `network` itself where nothing speaks against it. With deep supervision, or a step that
+  It is `network` itself where that is possible. With deep supervision, or a step that
   finishes its batches on the device, it shares the weights and is a plain model, which can be
-  loaded anywhere; with `ema_momentum` it has its own weights, set by `take_averages`.
+  loaded anywhere; with `ema_momentum` it has its own weights, set by `copy_averages`.
   """
   if run_config.training.ema_momentum:
     plain = dataclasses.replace(run_config.model, deep_supervision=False)
@@ -168,7 +174,7 @@ def evaluation_network(network: keras.Model, run_config: config.RunConfig) -> ke
   return kept
 
 
-def take_averages(network: keras.Model, kept: keras.Model) -> None:
+def copy_averages(network: keras.Model, kept: keras.Model) -> None:
   """Copies the averaged weights of `network` into the evaluation network.
 
   What is not trained, such as the running statistics of batch normalization, is an average
@@ -187,7 +193,7 @@ def take_averages(network: keras.Model, kept: keras.Model) -> None:
       target.assign(keras.ops.copy(by_path.get(source.path, source)))
 
 
-class TakeAverages(keras.callbacks.Callback):
+class WeightAverages(keras.callbacks.Callback):
   """Brings the evaluation network up to date at each epoch's end; before those that use it."""
 
   def __init__(self, kept: keras.Model):
@@ -195,4 +201,4 @@ class TakeAverages(keras.callbacks.Callback):
     self._kept = kept
 
   def on_epoch_end(self, epoch, logs=None):
-    take_averages(self.model, self._kept)
+    copy_averages(self.model, self._kept)

@@ -1,8 +1,8 @@
-"""Fills in what the user left open, from the data, with a reason for each choice.
+"""Fills in what the user left open, from the data and the device, with a reason for each choice.
 
-The network that suits the slices and the device: stages, width, input size, batch size.
-
-How long a run will be: known where epochs are counted, estimated where time ends it.
+The network that suits the slices (stages, width, input size), the batch, how examples are drawn,
+how long the run will be (counted where epochs are given, estimated where time ends it), and the
+settings of the training that follow from it.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _plan_drawing(made: Choices, facts: Facts) -> None:
 
 
 def _rarest_class(facts: Facts) -> tuple[bool, str]:
-  """Tells whether some foreground class is in far fewer slices than another, and which."""
+  """Returns whether some foreground class is in far fewer slices than another, and which."""
   pixels = facts.train.pixels
   if pixels is None or pixels.shape[1] < 3:
     return False, "one foreground class"
@@ -121,8 +121,8 @@ def _rarest_class(facts: Facts) -> tuple[bool, str]:
   if len(there) < 2:
     return False, "one foreground class"
   least = there[slices[there].argmin()]
-  told = f"{facts.class_names[least + 1]} is in {slices[least]} slices, the commonest class in"
-  return bool(slices[least] < _RARE_CLASS * slices.max()), f"{told} {slices.max()}"
+  counted = f"{facts.class_names[least + 1]} is in {slices[least]} slices, the commonest class in"
+  return bool(slices[least] < _RARE_CLASS * slices.max()), f"{counted} {slices.max()}"
 
 
 def _plan_epoch(made: Choices, facts: Facts) -> None:
@@ -213,10 +213,10 @@ def _preset(
   """Decides what "auto" stands for, and why."""
   if augmentation.augmentation != "auto":
     return augmentation, f"preset {augmentation.augmentation}"
-  passes, told = expected_passes(made.model, made.data, made.training, facts)
+  passes, basis = expected_passes(made.model, made.data, made.training, facts)
   few = passes < _FEW_PASSES and not augmentation.given
   name = "none" if few else "default"
-  why = f"preset {name}: {told}"
+  why = f"preset {name}: {basis}"
   if few:
     why += ", too few to learn slices by heart"
   return dataclasses.replace(augmentation, augmentation=name), why
@@ -292,6 +292,7 @@ class Choices:
 
 
 def plan_network(made: Choices, facts: Facts) -> None:
+  """Chooses the shape of the network, its input size and the resize mode."""
   device = facts.device
   made.choose_model(
       "num_classes", len(facts.class_names), "classes of the dataset, background included"
@@ -362,6 +363,7 @@ def _plan_size(made: Choices, facts: Facts) -> None:
 
 
 def plan_batch(made: Choices, facts: Facts) -> None:
+  """Chooses the batch size that fits the memory."""
   size, why = _BATCH_SIZE, "smooth gradients at an affordable step"
   if facts.memory_bytes is not None:
     while size > 1 and cost.training_bytes(made.model, size) > _MEMORY_SHARE * facts.memory_bytes:

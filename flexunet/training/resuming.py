@@ -1,4 +1,4 @@
-"""Whether a run can go on, and whether the command still says what it said at the start."""
+"""Whether a run can be resumed, and whether the command still agrees with that of the start."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import pathlib
 from typing import Any
 
 from flexunet import config, run_folder
+from flexunet.core import files
 from flexunet.core.errors import InputError
+from flexunet.pipelines import dataset_source
 
-# May change when a run goes on: how long it lasts, where the data lie, what is shown and kept.
+# May change when a run is resumed: how long it lasts, where the data lie, what is shown and kept.
 _FREE = (
     "epochs", "max_minutes", "dataset", "data_dir", "cache", "cache_dir", "previews",
     "tensorboard_graph", "checkpoint_steps", "keep_checkpoints",
@@ -19,7 +21,7 @@ _PARTS = ("model", "data", "training", "augmentation")
 
 
 def existing_run(path: str | os.PathLike) -> run_folder.RunFolder | None:
-  """Returns the run to go on with; None when the folder is new, empty, or holds no config yet.
+  """Returns the run to resume; None when the folder is new, empty, or holds no config yet.
 
   So one command with --resume serves the first start on a cluster and every later one.
   """
@@ -41,12 +43,12 @@ def existing_run(path: str | os.PathLike) -> run_folder.RunFolder | None:
 
 
 def merge(saved: config.RunConfig, now: config.RunConfig) -> config.RunConfig:
-  """Returns the config to go on with: what was planned stays, what may change is taken over.
+  """Returns the config to resume with: what was planned stays, what may change is taken over.
 
   With more epochs or minutes a schedule that ends at zero is stretched from here on.
 
   Raises:
-    InputError: A flag says something else than at the start, or the data are others.
+    InputError: A flag differs from the start, or the data do.
   """
   _check_facts(saved.dataset_facts, now.dataset_facts)
   merged: dict[str, Any] = {}
@@ -66,11 +68,11 @@ def merge(saved: config.RunConfig, now: config.RunConfig) -> config.RunConfig:
       if free and old != new:
         values[name], reasons[name] = new, now.reasons.get(name, "given")
       elif old != new and not planned and name not in _FREE:
-        changed.append(f"--{name} was {_told(old)}, now it is {_told(new)}")
+        changed.append(f"--{name} was {_shown(old)}, now it is {_shown(new)}")
     merged[part] = dataclasses.replace(before, **values)
   if changed:
     raise InputError(
-        f"--resume goes on with the same flags, but {'; '.join(changed)}. Give the values of the"
+        f"--resume continues with the same flags, but {'; '.join(changed)}. Give the values of the"
         " start, or start a new run in another --run_dir."
     )
   return dataclasses.replace(saved, **merged, reasons=reasons)
@@ -86,5 +88,28 @@ def _check_facts(saved: config.DatasetFacts, now: config.DatasetFacts) -> None:
       )
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
   return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+
+
+def check_paths(
+    data: config.DataConfig,
+    training: config.TrainingConfig,
+    run_dir: str | os.PathLike,
+    *,
+    resume: bool,
+) -> run_folder.RunFolder | None:
+  """Refuses what folders and small files alone show to be wrong, loading no library.
+
+  Returns:
+    The run to resume; None where a new one is to be started.
+  """
+  started = existing_run(run_dir) if resume else None
+  if not resume:
+    run_folder.check_new(run_dir)
+  files.check_writable(run_dir, "--run_dir")
+  splits = (data.train_split, data.validation_split)
+  dataset_source.check_folder(data.dataset, data.data_dir, splits, data.fold)
+  if training.init_from:
+    run_folder.network_file(training.init_from, "--init_from")
+  return started

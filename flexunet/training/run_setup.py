@@ -16,7 +16,7 @@ from flexunet.core import machine, progress
 from flexunet.core.errors import InputError, unknown_name
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.slicing import SlicePlan
-from flexunet.network import pretrained
+from flexunet.network import architecture, pretrained
 from flexunet.objectives import loss_settings, metrics
 from flexunet.pipelines import laterality, readers
 from flexunet.pipelines.augmentation.config import AugmentationConfig
@@ -44,7 +44,7 @@ def complete(
   facts = _dataset_facts(opened, data.label_key, model.num_classes)
   mirroring = _laterality(opened, data, augmentation, facts.label_scheme.names)
   start = pretrained.open_start(training.init_from) if training.init_from else None
-  machine_facts = _machine_facts()
+  machine_facts = _machine_facts(opened.free_device_bytes)
   plan = planning.plan(
       model,
       data,
@@ -102,11 +102,11 @@ def _dataset_facts(
   )
 
 
-def _machine_facts() -> dict[str, Any]:
+def _machine_facts(free_device_bytes: int | None) -> dict[str, Any]:
   return {
       "device": "gpu" if devices.has_gpu() else "cpu",
       "cpu_cores": machine.available_cpus(),
-      "memory_bytes": devices.free_memory(),
+      "memory_bytes": free_device_bytes,
   }
 
 
@@ -157,3 +157,41 @@ def _check(plan: planning.Plan, in_dataset: int, name: str) -> None:
     raise InputError(
         f"--cache_dir is of --cache=disk or auto. Got: --cache={plan.data.cache}."
     )
+
+
+def data_line(opened: input_pipeline.TrainingData) -> str:
+  """Returns the line that says what is trained and validated on."""
+  parts = []
+  for what, table in (("train", opened.train), ("validate", opened.validation)):
+    subjects = len(set(table.subject.tolist()) - {""})
+    people = f"{subjects} subject{'s' if subjects > 1 else ''}, " if subjects else ""
+    parts.append(f"{what} on {people}{len(table)} slices")
+  return f"Data     {opened.source.name}\n         {'; '.join(parts)}"
+
+
+def plan_lines(run_config: config.RunConfig, device_names: Sequence[str]) -> list[str]:
+  """Returns what a run will do, in lines for the terminal.
+
+  Args:
+    run_config: Complete.
+    device_names: Those it may train on, e.g. ["CPU"].
+  """
+  model, settings = run_config.model, run_config.training
+  parameters = architecture.count_parameters(model)
+  size = "x".join(map(str, [*model.image_size, model.image_channels]))
+  deepest = model.base_filters * 2 ** (model.num_layers - 1)
+  filters = f"{model.base_filters}..{deepest}" if model.num_layers > 1 else f"{deepest}"
+  length = f"{settings.epochs} epochs"
+  if settings.max_minutes:
+    length = f"{settings.max_minutes:g} minutes"
+  device = ", ".join(sorted(set(device_names)))
+  device += f" x {len(device_names)}" if len(device_names) > 1 else ""
+  if device == "CPU":
+    device += f" ({machine.available_cpus()} cores)"
+  precision = settings.precision.removeprefix("mixed_")
+  return [
+      f"Network  {size} pixels, {model.num_layers} stages of {filters} filters,"
+      f" {parameters / 1e6:.2f} M parameters",
+      f"Device   {device}, {precision}, batches of {settings.batch_size} slices",
+      f"Training {length}, {settings.loss}, {settings.optimizer} {settings.learning_rate:g}",
+  ]

@@ -1,7 +1,4 @@
-"""Trains a planned run into its folder, from the start or from its last checkpoint.
-
-A run in training: its callbacks, its calls of `fit`, its end and its resumption.
-"""
+"""Trains a planned run into its folder, from the start or from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -36,104 +33,37 @@ from flexunet.training import (
   validation,
 )
 
-
-def fit(
-    run_config: config.RunConfig,
-    run_dir: str | os.PathLike,
-    opened: input_pipeline.TrainingData,
-    argv: Sequence[str] = (),
-    *,
-    resume: bool = False,
-) -> tuple[run_folder.RunFolder, list[dict[str, Any]]]:
-  """Trains, writing everything into the run folder.
-
-  Args:
-    resume: Goes on with the run in `run_dir`, bit for bit as if it had never stopped; starts one
-      where there is none yet.
-
-  Returns:
-    (the run folder, its history with one row an epoch).
-
-  Raises:
-    checkpointing.Interrupted: SIGTERM or SIGINT came; everything is saved.
-  """
-  existing = resuming.existing_run(run_dir) if resume else None
-  if existing is not None:
-    run_config = resuming.merge(existing.read_config(), run_config)
-  run = existing or run_folder.RunFolder(run_folder.check_new(run_dir))
-  devices.prepare(run_config.training)
-  with diagnostics.explained(run_config, opened):
-    prepared = prepare(run_config, opened)
-  trainer_of_run = Trainer(run, run_config, prepared)
-  ended = trainer_of_run.resume()
-  if not ended:
-    # Only now, when nothing is left that could be refused.
-    run.path.mkdir(parents=True, exist_ok=True)
-    run.write_config(run_config)
-    _write_manifest(run, run_config, prepared, argv, started=existing is None)
-    trainer_of_run.train()
-  return run, trainer_of_run.report()
-
-
-def prepare(run_config: config.RunConfig, opened: input_pipeline.TrainingData) -> Prepared:
-  """Opens the data, decodes them where a cache keeps them, and builds the network."""
-  settings = run_config.training
-  strategy = devices.strategy(settings.num_devices, settings.batch_size)
-  opened, left_out = diagnostics.leave_out_corrupt(run_config, opened)
-  epoch_order = input_pipeline.make_order(run_config, opened.train)
-  opened_batches = input_pipeline.make_streams(
-      run_config, opened, replicas=strategy.num_replicas_in_sync if strategy else 1
-  )
-  with devices.scope(strategy), devices.precision(settings.precision):
-    network = networks.build(run_config, opened_batches.device_input)
-    weights.set_from_seed(network, settings.seed)
-    shares = input_pipeline.drawn_pixel_shares(opened.train, epoch_order)
-    if started_from := networks.set_first_weights(network, run_config, shares):
-      progress.say(started_from)
-    networks.compile_model(network, run_config)
-    network.optimizer.build(network.trainable_variables)  # A checkpoint may be put back into it.
-    kept = networks.evaluation_network(network, run_config)
-    if strategy and opened_batches.device_input:
-      device_step.build_metrics(network, run_config.model, settings.batch_size)
-  return Prepared(
-      network=network,
-      kept=kept,
-      data=opened,
-      epoch_order=epoch_order,
-      batches=opened_batches,
-      left_out=left_out,
-      replicas=strategy.num_replicas_in_sync if strategy else 1,
-  )
-
-
-def _write_manifest(
-    run: run_folder.RunFolder,
-    run_config: config.RunConfig,
-    prepared: Prepared,
-    argv: Sequence[str],
-    started: bool,
-) -> None:
-  told = manifest.collect(argv, run_config.dataset_facts.fingerprint, devices.device_names())
-  told["splits"] = dataset_source.split_counts(prepared.data.source)
-  told["left_out"] = prepared.left_out
-  told["cache"] = dataclasses.asdict(prepared.batches.cache_choice)
-  told["steps_per_epoch"] = prepared.epoch_order.steps_per_epoch
-  told["devices_sharing_a_batch"] = prepared.replicas
-  manifest.write(run.manifest_json, told, started)
-  for record in prepared.left_out:
-    progress.say(f"Left out, because it cannot be read: {record}.")
+# Keras calls callbacks in the order of their list, and here that order is the logic. Until the
+# figures of an epoch are known:
+_BEFORE_FIGURES = (
+    callbacks.RunClock,  # Counts the step that the others look at.
+    diagnostics.NanGuard,  # Before a loss that is no number reaches the others.
+    networks.WeightAverages,  # Before the network that holds them is validated.
+    validation.Validation,  # Adds its figures to the logs.
+)
+# Those that use the figures:
+_AFTER_FIGURES = (
+    callbacks.LearningRate,
+    callbacks.BestModel,
+    callbacks.EarlyStop,
+    monitoring.History,
+    monitoring.ProgressLine,
+    monitoring.Previews,
+    monitoring.TensorBoardLog,  # Shows the sheet of the previews.
+    checkpointing.Checkpointer,  # Last: it saves what all others have done.
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepared:
+class TrainingSetup:
   """What trains and what it trains on, before anything is written.
 
   Attributes:
     network: In training.
     kept: What is validated, drawn and saved; often the same.
-    data: Without what was left out as unreadable.
-    epoch_order, batches: What is read when.
-    left_out: Records left out, described.
+    data: Without the records left out as unreadable.
+    epoch_order, batches: Which examples are read when, and how.
+    left_out: Records left out, described for the user.
     replicas: Devices that share a batch.
   """
 
@@ -146,71 +76,139 @@ class Prepared:
   replicas: int
 
 
+def fit(
+    run_config: config.RunConfig,
+    run_dir: str | os.PathLike,
+    opened: input_pipeline.TrainingData,
+    argv: Sequence[str] = (),
+    *,
+    resume: bool = False,
+) -> tuple[run_folder.RunFolder, list[dict[str, Any]]]:
+  """Trains, writing everything into the run folder.
+
+  Args:
+    run_config: Complete.
+    run_dir: A new folder, or that of the run to resume.
+    opened: The data of `run_config`.
+    argv: The command, for the manifest.
+    resume: Continues the run in `run_dir`, bit for bit as if it had never stopped; starts one if
+      there is none yet.
+
+  Returns:
+    (the run folder, its history with one row per epoch).
+
+  Raises:
+    checkpointing.Interrupted: SIGTERM or SIGINT came; everything is saved.
+    InputError: Data, devices or memory do not allow the run, or its loss is no number.
+  """
+  existing = resuming.existing_run(run_dir) if resume else None
+  if existing is not None:
+    run_config = resuming.merge(existing.read_config(), run_config)
+  run = existing or run_folder.RunFolder(run_folder.check_new(run_dir))
+  devices.prepare(run_config.training)
+  with diagnostics.explained(run_config, opened):
+    setup = prepare(run_config, opened)
+  trainer_of_run = Trainer(run, run_config, setup)
+  ended = trainer_of_run.resume()
+  if not ended:
+    # Only now, when nothing is left that could be refused.
+    run.path.mkdir(parents=True, exist_ok=True)
+    run.write_config(run_config)
+    _write_manifest(run, run_config, setup, argv, started=existing is None)
+    trainer_of_run.train()
+  return run, trainer_of_run.report()
+
+
+def prepare(run_config: config.RunConfig, opened: input_pipeline.TrainingData) -> TrainingSetup:
+  """Opens the data, decodes them where a cache keeps them, and builds the network.
+
+  Raises:
+    InputError: Records, cache, devices or the network to start from do not fit.
+  """
+  settings = run_config.training
+  strategy = devices.strategy(settings.num_devices, settings.batch_size)
+  replicas = strategy.num_replicas_in_sync if strategy else 1
+  opened, left_out = diagnostics.leave_out_corrupt(run_config, opened)
+  epoch_order = input_pipeline.make_order(run_config, opened.train)
+  batches = input_pipeline.make_streams(run_config, opened, replicas=replicas)
+  with devices.scope(strategy), devices.precision(settings.precision):
+    network = networks.build(run_config, batches.device_input)
+    weights.set_from_seed(network, settings.seed)
+    shares = input_pipeline.drawn_pixel_shares(opened.train, epoch_order)
+    if started_from := networks.set_first_weights(network, run_config, shares):
+      progress.say(started_from)
+    networks.compile_model(network, run_config)
+    network.optimizer.build(network.trainable_variables)  # A checkpoint may be put back into it.
+    kept = networks.evaluation_network(network, run_config)
+    if strategy and batches.device_input:
+      device_step.build_metrics(network, run_config.model, settings.batch_size)
+  return TrainingSetup(network, kept, opened, epoch_order, batches, left_out, replicas)
+
+
+def _write_manifest(
+    run: run_folder.RunFolder,
+    run_config: config.RunConfig,
+    setup: TrainingSetup,
+    argv: Sequence[str],
+    started: bool,
+) -> None:
+  entry = manifest.collect(argv, run_config.dataset_facts.fingerprint, devices.device_names())
+  entry["splits"] = dataset_source.split_counts(setup.data.source)
+  entry["left_out"] = setup.left_out
+  entry["cache"] = dataclasses.asdict(setup.batches.cache_choice)
+  entry["steps_per_epoch"] = setup.epoch_order.steps_per_epoch
+  entry["devices_sharing_a_batch"] = setup.replicas
+  manifest.write(run.manifest_json, entry, started)
+  for record in setup.left_out:
+    progress.say(f"Left out, because it cannot be read: {record}.")
+
+
 class Trainer:
   """One process's part of a run.
 
   Attributes:
-    clock: Knows how far the run is.
-    steering: The callbacks, in the order in which they depend on each other.
-    writer: Of the checkpoints.
+    clock: Counts the steps and the time of the run.
+    steering: All callbacks, in the order in which they depend on each other.
+    writer: Writes the checkpoints.
   """
 
-  def __init__(self, run: run_folder.RunFolder, run_config: config.RunConfig, prepared: Prepared):
+  def __init__(
+      self, run: run_folder.RunFolder, run_config: config.RunConfig, setup: TrainingSetup
+  ):
     settings = run_config.training
-    self._run, self._config, self._prepared = run, run_config, prepared
+    self._run, self._config, self._setup = run, run_config, setup
     self._ended_before = False
-    self._network, self._steps = prepared.network, prepared.epoch_order.steps_per_epoch
+    self._network, self._steps = setup.network, setup.epoch_order.steps_per_epoch
+    self._interruption = checkpointing.Interruption()
     held_out = validation.HeldOut(
-        prepared.batches.validation,
-        validation.spread_rows(prepared.data.validation),
+        setup.batches.validation,
+        validation.spread_rows(setup.data.validation),
         settings.batch_size,
     )
     self.clock = callbacks.RunClock(
         self._steps * settings.epochs,
         settings.max_minutes,
-        _workload(prepared, held_out, settings),
+        _workload(setup, held_out, settings),
         steps_per_epoch=self._steps,
         steps_per_execution=settings.steps_per_execution,
     )
-    self._interruption = checkpointing.Interruption()
-    self._history = monitoring.History(run, self.clock)
-    self._validation = validation.Validation(
-        prepared.kept,
-        self.clock,
-        held_out,
-        every=settings.validation_epochs,
-        epochs=settings.epochs,
-        watchers=[checkpointing.WatchInterruption(self._interruption)],
-        note=functools.partial(manifest.note, run.manifest_json, "validation"),
-    )
+    self._validation = _validation(run, setup, settings, self.clock, held_out, self._interruption)
     self._early_stop = callbacks.EarlyStop(settings.early_stopping_patience, settings.monitor)
+    self._history = monitoring.History(run, self.clock)
+    self._progress_line = monitoring.ProgressLine(self.clock)
     self.steering: list[keras.callbacks.Callback] = [
         self.clock,
-        diagnostics.StopOnNan(self.clock, prepared.epoch_order, prepared.data.train),
-        *([networks.TakeAverages(prepared.kept)] if settings.ema_momentum else []),
+        diagnostics.NanGuard(self.clock, setup.epoch_order, setup.data.train),
+        *([networks.WeightAverages(setup.kept)] if settings.ema_momentum else []),
         self._validation,
-        # From here on the validation figures are known.
-        callbacks.LearningRate(
-            self.clock,
-            initial=settings.learning_rate,
-            schedule=settings.schedule,
-            warmup_steps=settings.warmup_steps,
-            reduce_factor=settings.reduce_lr_factor,
-            reduce_patience=settings.reduce_lr_patience,
-        ),
-        callbacks.BestModel(run, prepared.kept, settings.monitor, settings.save_best),
+        _learning_rate(settings, self.clock),
+        callbacks.BestModel(run, setup.kept, settings.monitor, settings.save_best),
         self._early_stop,
         self._history,
-        *_views(run, run_config, prepared, self.clock),
+        self._progress_line,
+        *_views(run, run_config, setup),
     ]
-    fingerprint = run_config.dataset_facts.fingerprint
-    tables = {"train": prepared.data.train, "validation": prepared.data.validation}
-    identity = {
-        **checkpointing.data_identity(tables, fingerprint),
-        "Keras backend": keras.config.backend(),
-        "devices sharing a batch": prepared.replicas,
-    }
-    self._state = checkpointing.RunState(self._network, self.steering, identity)
+    self._state = checkpointing.RunState(self._network, self.steering, _identity(run_config, setup))
     self._store = checkpoints.CheckpointStore(run.checkpoints, settings.keep_checkpoints)
     self.writer = checkpoints.BackgroundWriter(self._store)
     self._checkpointer = checkpointing.Checkpointer(
@@ -218,26 +216,29 @@ class Trainer:
         settings.checkpoint_steps, self._steps,
     )  # fmt: skip
     self.steering.append(self._checkpointer)
+    check_order(self.steering)
 
   def train(self) -> None:
     """Trains to the end.
 
     Raises:
       checkpointing.Interrupted: A signal came; the run is saved where it was.
-      InputError: The loss is no number, memory ran out, a record cannot be read.
+      InputError: The loss is no number, memory ran out, or a record cannot be read.
     """
     with self._interruption:
       try:
-        with diagnostics.explained(self._config, self._prepared.data):
+        with diagnostics.explained(self._config, self._setup.data):
           self._fit_spans()
         self.writer.wait()
       except checkpointing.Interrupted as interrupted:
         self._checkpointer.save_interrupted(self._validation.pending)
         progress.say(
             f"{interrupted}: saved at {self.clock.position()}. The same command"
-            " with --resume goes on from there."
+            " with --resume continues from there."
         )
         raise
+      finally:
+        self._progress_line.close()
 
   def _fit_spans(self) -> None:
     """Calls `fit` once for all whole epochs, and apart for the rest of a resumed one."""
@@ -248,7 +249,7 @@ class Trainer:
       alone = bool(done or self._steps % settings.steps_per_execution)
       num_steps = self._steps - done if alone else clock.total_steps - clock.step
       network.fit(
-          self._prepared.batches.training(self._prepared.epoch_order, clock.step, num_steps),
+          self._setup.batches.training(self._setup.epoch_order, clock.step, num_steps),
           initial_epoch=epoch,
           epochs=epoch + 1 if alone else settings.epochs,
           steps_per_epoch=None if alone else self._steps,
@@ -266,46 +267,74 @@ class Trainer:
     return self._history.rows
 
   def resume(self) -> bool:
-    """Puts the newest whole checkpoint back, if any; returns whether the run had ended with it."""
+    """Restores the newest whole checkpoint, if any; returns whether the run had ended with it.
+
+    Raises:
+      InputError: There are checkpoints, but none is whole, or none of this run.
+    """
     self._run.remove_partial()
     self._store.remove_partial()
     if not self._store.names():
       return False
     checkpoint, name, damaged = self._store.read()
-    for what in damaged:
-      progress.say(f"A checkpoint is damaged and was passed over: {what}.")
-    saved, network, clock = checkpoint.state, self._network, self.clock
+    for problem in damaged:
+      progress.say(f"A damaged checkpoint is skipped: {problem}.")
+    self._restore(checkpoint)
+    progress.say(f"Resuming from {self.clock.position()} (checkpoint {name}).")
+    logging.info("Resumed from %s.", name)
+    self._network.stop_training = bool(checkpoint.state.get("stopped"))
+    if pending := checkpoint.state.get("pending"):
+      self._end_epoch(pending)
+    self._look_at_limit()
+    self._ended_before = (
+        bool(self._network.stop_training) or self.clock.step >= self.clock.total_steps
+    )
+    return self._ended_before
+
+  def _restore(self, checkpoint: checkpoints.Checkpoint) -> None:
     for callback in self.steering:
-      callback.set_model(network)
+      callback.set_model(self._network)
     if checkpoint.arrays.get("metrics"):
-      # Keras makes the variables of the metrics when it sees the first batch.
-      batch = next(iter(self._prepared.batches.validation()))
-      network.test_on_batch(*(part.numpy() for part in batch))
+      # Keras creates the variables of the metrics when it sees the first batch.
+      batch = next(iter(self._setup.batches.validation()))
+      self._network.test_on_batch(*(part.numpy() for part in batch))
     self._state.put_back(checkpoint)
     self._checkpointer.resume_from(checkpoint)
-    progress.say(f"Goes on from {clock.position()} (checkpoint {name}).")
-    logging.info("Resumed from %s.", name)
-    network.stop_training = bool(saved.get("stopped"))
-    if pending := saved.get("pending"):
-      logs = dict(pending["logs"])
-      with self._interruption:
-        for callback in self.steering:
-          callback.on_epoch_end(pending["epoch"], logs)
-        self.writer.wait()
-    if network.stop_training and clock.stopped_limit_s is not None:
-      # Ended by time: a longer limit lets it go on, unless it would have stopped anyway.
-      longer = not clock.limit_s or clock.limit_s > clock.stopped_limit_s
-      network.stop_training = not longer or self._early_stop.stopped_epoch is not None
-      if longer:
-        clock.stopped_limit_s = None
-    self._ended_before = bool(network.stop_training) or clock.step >= clock.total_steps
-    return self._ended_before
+
+  def _end_epoch(self, pending: dict[str, Any]) -> None:
+    """Ends the epoch whose validation was interrupted."""
+    logs = dict(pending["logs"])
+    with self._interruption:
+      for callback in self.steering:
+        callback.on_epoch_end(pending["epoch"], logs)
+      self.writer.wait()
+
+  def _look_at_limit(self) -> None:
+    """Continues a run that was ended by time if its limit is longer now.
+
+    Unless it would have stopped anyway.
+    """
+    clock, network = self.clock, self._network
+    if not network.stop_training or clock.stopped_limit_s is None:
+      return
+    longer = not clock.limit_s or clock.limit_s > clock.stopped_limit_s
+    network.stop_training = not longer or self._early_stop.stopped_epoch is not None
+    if longer:
+      clock.stopped_limit_s = None
+
+
+def check_order(steering: Sequence[keras.callbacks.Callback]) -> None:
+  """Raises ValueError unless callbacks stand in the order in which they depend on each other."""
+  names = [kind.__name__ for kind in (*_BEFORE_FIGURES, *_AFTER_FIGURES)]
+  found = [type(callback).__name__ for callback in steering]
+  if found != [name for name in names if name in found]:
+    raise ValueError(f"Callbacks must stand in the order {names}, each once. Got: {found}.")
 
 
 def _workload(
-    prepared: Prepared, held_out: validation.HeldOut, settings: config.TrainingConfig
+    setup: TrainingSetup, held_out: validation.HeldOut, settings: config.TrainingConfig
 ) -> time_budget.Workload:
-  variables = [*prepared.network.variables, *prepared.network.optimizer.variables]
+  variables = [*setup.network.variables, *setup.network.optimizer.variables]
   numbers = sum(math.prod(variable.shape) for variable in variables)
   return time_budget.Workload(
       validation_batches=held_out.num_batches,
@@ -314,19 +343,56 @@ def _workload(
   )
 
 
-def _views(
+def _validation(
     run: run_folder.RunFolder,
-    run_config: config.RunConfig,
-    prepared: Prepared,
+    setup: TrainingSetup,
+    settings: config.TrainingConfig,
     clock: callbacks.RunClock,
+    held_out: validation.HeldOut,
+    interruption: checkpointing.Interruption,
+) -> validation.Validation:
+  return validation.Validation(
+      setup.kept,
+      clock,
+      held_out,
+      every=settings.validation_epochs,
+      epochs=settings.epochs,
+      watchers=[checkpointing.InterruptionWatcher(interruption)],
+      note=functools.partial(manifest.note, run.manifest_json, "validation"),
+  )
+
+
+def _learning_rate(
+    settings: config.TrainingConfig, clock: callbacks.RunClock
+) -> callbacks.LearningRate:
+  return callbacks.LearningRate(
+      clock,
+      initial=settings.learning_rate,
+      schedule=settings.schedule,
+      warmup_steps=settings.warmup_steps,
+      reduce_factor=settings.reduce_lr_factor,
+      reduce_patience=settings.reduce_lr_patience,
+  )
+
+
+def _identity(run_config: config.RunConfig, setup: TrainingSetup) -> dict[str, Any]:
+  """Returns what must be the same when the run is resumed."""
+  tables = {"train": setup.data.train, "validation": setup.data.validation}
+  return {
+      **checkpointing.data_identity(tables, run_config.dataset_facts.fingerprint),
+      "Keras backend": keras.config.backend(),
+      "devices sharing a batch": setup.replicas,
+  }
+
+
+def _views(
+    run: run_folder.RunFolder, run_config: config.RunConfig, setup: TrainingSetup
 ) -> list[keras.callbacks.Callback]:
   settings = run_config.training
-  views: list[keras.callbacks.Callback] = [
-      monitoring.ProgressBar(clock, prepared.epoch_order.steps_per_epoch, settings.batch_size)
-  ]
+  views: list[keras.callbacks.Callback] = []
   if settings.previews:
-    images, labels = input_pipeline.preview_slices(run_config, prepared.data, settings.previews)
+    images, labels = input_pipeline.preview_slices(run_config, setup.data, settings.previews)
     palette = run_config.dataset_facts.label_scheme.palette
-    views.append(monitoring.Previews(run, images, labels, palette, prepared.kept))
+    views.append(monitoring.Previews(run, images, labels, palette, setup.kept))
   views.append(monitoring.TensorBoardLog(run, graph=settings.tensorboard_graph))
   return views

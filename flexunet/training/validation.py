@@ -1,4 +1,4 @@
-"""Validation at an epoch's end, which an interruption may break off, and a time limit shorten."""
+"""Validation at an epoch's end, which a signal may interrupt and a time limit shorten."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class HeldOut:
   """The slices of a validation.
 
   Attributes:
-    batches: Returns those of some rows, in that order, or all in file order for None.
-    spread: All rows, so that those of any first part are spread evenly.
-    batch_size: Slices a batch.
+    batches: Returns batches of some rows int64 [n], in that order; None: of all, in file order.
+    spread: All rows int64 [N], in an order of which any first part is spread evenly.
+    batch_size: Slices per batch.
   """
 
   batches: Callable[[np.ndarray | None], Any]
@@ -30,14 +30,15 @@ class HeldOut:
 
   @property
   def num_batches(self) -> int:
+    """Batches that hold all slices."""
     return -(-len(self.spread) // self.batch_size)
 
 
 def spread_rows(table: RecordTable) -> np.ndarray:
-  """Returns all rows, int64 [N], so that any first part of them stands for the whole.
+  """Returns all rows, int64 [N], in an order of which any first part represents the whole.
 
-  Slices with foreground, subjects, volumes and places along a volume come by their shares: the rows
-  are ordered by these, and visited at ever finer regular distances (van der Corput).
+  Foreground, subjects, volumes and places along a volume keep their shares in it: the rows are
+  sorted by these, and visited at ever finer regular distances (van der Corput).
   """
   foreground = np.zeros(len(table), bool)
   foreground[table.foreground] = True
@@ -50,16 +51,16 @@ def spread_rows(table: RecordTable) -> np.ndarray:
 class Validation(keras.callbacks.Callback):
   """Adds the validation figures to the logs of every n-th epoch and of the last one.
 
-  Keras' own `validation_freq` cannot know that a time limit has made an epoch the last. Before all
-  callbacks that use the figures.
+  Keras' own `validation_freq` cannot know that a time limit has made an epoch the last. Stands
+  before all callbacks that use the figures.
 
-  In a run with a time limit the first validation is broken off where it takes more than its share
-  of the time. The slices it got through are those of all later ones, so that their figures can be
-  compared; the logs then tell their number as `val_slices`.
+  In a run with a time limit the first validation is cut short where it takes more than its share
+  of the time. All later ones use the slices that it got through, so that their figures can be
+  compared; the logs then hold their number as `val_slices`.
 
   Attributes:
     pending: {"epoch", "logs"} while a validation is under way, for a run that is interrupted
-      then: it begins with this validation when it goes on.
+      then: it resumes with this validation.
   """
 
   def __init__(
@@ -71,15 +72,18 @@ class Validation(keras.callbacks.Callback):
       every: int,
       epochs: int,
       watchers: Sequence[keras.callbacks.Callback] = (),
-      note: Callable[[dict[str, Any]], None] = lambda told: None,
+      note: Callable[[dict[str, Any]], None] = lambda entry: None,
   ):
-    """Takes the network to evaluate, which may be another one than that in training.
+    """Takes the network to evaluate, which may differ from the one in training.
 
     Args:
-      kept, clock, held_out: What is evaluated, and on what.
-      every, epochs: When.
+      kept: The network to evaluate.
+      clock: Of the run.
+      held_out: What it is evaluated on.
+      every: Epochs from one validation to the next.
+      epochs: Epochs of the run.
       watchers: Callbacks of the evaluation.
-      note: Is told, as JSON, which part of the slices a run with too little time validates on.
+      note: Takes, as JSON, which part of the slices is validated where the time is too short.
     """
     super().__init__()
     self._kept, self._clock, self._held_out = kept, clock, held_out
@@ -138,7 +142,7 @@ class Validation(keras.callbacks.Callback):
     return figures
 
   def _keep_to(self, allowance: _Allowance) -> None:
-    """Makes the slices that were got through those of all validations, and says so."""
+    """Lets all further validations use the slices that this one got through, and says so."""
     clock, held_out = self._clock, self._held_out
     clock.validate_on(allowance.batches)
     slices, whole = allowance.batches * held_out.batch_size, len(held_out.spread)
@@ -159,8 +163,8 @@ class _Allowance(keras.callbacks.Callback):
   """Ends a validation before the batch that would take it past its share of the time.
 
   Attributes:
-    batches: Done so far.
-    last: Whether all that is left may be used.
+    batches: Batches done so far.
+    last: Whether all the time that is left may be used.
   """
 
   def __init__(self, clock: callbacks.RunClock, last: bool):

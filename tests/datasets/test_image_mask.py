@@ -1,7 +1,6 @@
 """The builder of ready-made folders: palettes, pairing, subjects by name, published sides."""
 
 import json
-import os
 import pathlib
 import tempfile
 
@@ -40,16 +39,6 @@ def write_tree(root, color=RED):
       for number in (9, 10):
         write_pair(root / side, f"{subject}_{number}", color)
   return root
-
-
-@pytest.fixture
-def realdata():
-  """The folder of real pictures, or the test is skipped."""
-  default = pathlib.Path(__file__).resolve().parents[3] / "shared" / "realdata"
-  folder = pathlib.Path(os.environ.get("FLEXUNET_REALDATA", default))
-  if not (folder / "image_mask").is_dir():
-    pytest.skip("needs the folder of real scans (FLEXUNET_REALDATA or ../shared/realdata)")
-  return folder
 
 
 class ImageMaskTest(tfds.testing.DatasetBuilderTestCase):

@@ -1,6 +1,7 @@
 """The two programs as a user starts them, with a real, untrained network."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -53,13 +54,19 @@ def test_evaluate_writes_figures_cases_and_report(run, tmp_path):
       for k, (image, label) in enumerate(slices)
   ]
   dataset_samples.write_dataset(tmp_path, {"train": records[:1], "test": records})
-  done = start("evaluate", f"--run_dir={run.path}", "--split=test", f"--data_dir={tmp_path}")
+  flags = (f"--run_dir={run.path}", "--split=test", f"--data_dir={tmp_path}")
+  done = start("evaluate", *flags, "--json")
   assert done.returncode == 0, done.stderr
   line = json.loads(done.stdout)
   assert line["volumes"] == 1 and 0 <= line["foreground_dice"] <= 1
   metrics = json.loads(run.metrics_json.read_text())
   assert metrics["test"]["foreground_dice"]["mean"] == line["foreground_dice"]
   assert run.cases_csv.is_file() and run.report_html.is_file()
+  shown = start("evaluate", *flags).stdout
+  assert all(len(line) <= 80 or str(run.path) in line for line in shown.splitlines())
+  assert "test: 1 subjects, 1 volumes" in shown and f"Report  {run.report_html}" in shown
+  for name, value in line["dice"].items():
+    assert re.search(rf"^{name} +{value:.3f} ", shown, re.MULTILINE)
 
 
 @pytest.mark.slow
@@ -69,7 +76,7 @@ def test_predict_writes_a_label_on_the_scan_even_larger_than_the_network(run, tm
   nib.save(nib.Nifti1Image(voxels, np.diag([1, 1, 4, 1])), tmp_path / "scan.nii")
   (tmp_path / "bad.nii").write_bytes(b"no volume")
   flags = (f"--run_dir={run.path}", f"--input={tmp_path}", f"--output_dir={tmp_path / 'out'}")
-  done = start("predict", *flags)
+  done = start("predict", *flags, "--json")
   assert done.returncode == 1
   assert json.loads(done.stdout) == {
       "predicted": 1, "failed": 1, "labels_skipped": 0, "pictures_skipped": 0
@@ -79,6 +86,8 @@ def test_predict_writes_a_label_on_the_scan_even_larger_than_the_network(run, tm
   label = nib.load(tmp_path / "out" / "scan_label.nii")
   assert label.shape == (40, 26, 5) and label.get_data_dtype() == np.uint8
   assert (tmp_path / "out" / "scan_overlay.png").is_file()
+  again = start("predict", *flags, "--overwrite").stdout
+  assert "1 scans predicted, 1 failed" in again and f"Labels  {tmp_path / 'out'}" in again
 
 
 @pytest.mark.slow

@@ -127,7 +127,7 @@ def test_what_is_validated_with_ema_is_the_average_of_the_trained_weights(data_d
     average = now if average is None else [
         0.75 * old + 0.25 * new for old, new in zip(average, now)
     ]  # fmt: skip
-  networks.take_averages(network, kept)
+  networks.copy_averages(network, kept)
   for mine, wanted, trained in zip(weights(kept), average, weights(network)):
     np.testing.assert_allclose(mine, wanted, atol=1e-5)
     np.testing.assert_array_equal(trained, now.pop(0))

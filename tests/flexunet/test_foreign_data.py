@@ -5,14 +5,13 @@ import json
 import dataset_samples
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from flexunet import config
 from flexunet.core.errors import InputError
 from flexunet.evaluation import evaluate
 from flexunet.training import input_pipeline, run_setup, trainer
-
-tf = pytest.importorskip("tensorflow")
 
 
 def slices(subjects, first_seed):

@@ -16,7 +16,7 @@ def test_a_batch_keeps_its_contract(source):
   assert batch["image"].shape == (4, *SIZE, 3) and batch["image"].dtype == np.uint8
   assert batch["label"].shape == (4, *SIZE) and batch["label"].dtype == np.uint8
   assert batch["record"].shape == batch["valid"].shape == (4,)
-  # Dim is 120 and bright 240 in these pictures: image and label belong together.
+  # Dim is 120 and bright 240 in these images: image and label belong together.
   grey = batch["image"][..., 0]
   assert (grey[batch["label"] == 1] == 120).all() and (grey[batch["label"] == 2] == 240).all()
 
@@ -42,7 +42,7 @@ def test_threads_and_caches_change_nothing(source, whole, tmp_path, threads, mod
 
 
 @pytest.mark.parametrize("start", [0, 1, 3, 4, 8])
-def test_a_start_in_the_middle_goes_on_as_the_whole(source, whole, start):
+def test_a_start_in_the_middle_continues_as_the_whole(source, whole, start):
   loader = make_loader(source)
   stream = batches.training_batches(
     loader, make_order(loader), start_step=start, num_steps=9 - start

@@ -68,8 +68,8 @@ def test_it_is_chosen_where_a_gpu_has_room():
     ],
 )
 def test_it_is_not_chosen_by_itself_elsewhere(room, why):
-  choice, told = cache.choose_on_device("auto", MIB, room)
-  assert choice is None and why in told and bool(why) == bool(told)
+  choice, reason = cache.choose_on_device("auto", MIB, room)
+  assert choice is None and why in reason and bool(why) == bool(reason)
   assert cache.choose_on_device("ram", MIB, room) == (None, "")
 
 

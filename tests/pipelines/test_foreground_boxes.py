@@ -185,7 +185,7 @@ def test_a_record_that_cannot_be_read_takes_nothing_from_the_others(tmp_path):
   assert (table.boxes[:, 2:] == (24, 28)).all()  # The largest slices are whole.
 
 
-def test_pictures_without_a_volume_are_volumes_of_their_own(tmp_path):
+def test_images_without_a_volume_are_volumes_of_their_own(tmp_path):
   features = tfds.features.FeaturesDict(
     {
       "scan": tfds.features.Image(shape=(None, None, 3)),
@@ -202,10 +202,10 @@ def test_pictures_without_a_volume_are_volumes_of_their_own(tmp_path):
     "scan": tf.TensorSpec((None, None, 3), tf.uint8),
     "mask": tf.TensorSpec((None, None, 1), tf.uint8),
   }
-  pictures = tf.data.Dataset.from_generator(generate, output_signature=signature)
+  images = tf.data.Dataset.from_generator(generate, output_signature=signature)
   builder = tfds.dataset_builders.store_as_tfds_dataset(
-      name="pictures", version="1.0.0", data_dir=tmp_path, features=features,
-      split_datasets={"train": pictures}, disable_shuffling=True,
+      name="images", version="1.0.0", data_dir=tmp_path, features=features,
+      split_datasets={"train": images}, disable_shuffling=True,
   )  # fmt: skip
   other = open_dataset(None, builder.data_dir)
   (table,) = foreground_boxes.crop_tables(
@@ -215,7 +215,7 @@ def test_pictures_without_a_volume_are_volumes_of_their_own(tmp_path):
   assert table.boxes.tolist() == [
       [top + 2, left + 2, 16, 20], [top - 2, left - 2, 24, 28], [top + 2, left + 2, 16, 20]
   ]  # fmt: skip
-  # Sizes, which nothing had told before, are known now.
+  # Sizes, which nothing had stated before, are known now.
   assert table.height.tolist() == [16, 24, 16] and table.pixels is None
   with pytest.raises(InputError, match="scan"):
     foreground_boxes.crop_tables(other, [readers.slice_table(other, "train")], "scans", "mask")

@@ -37,7 +37,7 @@ def test_epochs_and_seeds_differ():
   assert first != sorted(first)
 
 
-def test_a_stream_started_anywhere_goes_on_as_the_whole_one():
+def test_a_stream_started_anywhere_continues_as_the_whole_one():
   order = EpochOrder(11, 4, seed=5, drawn=2, pools=(np.array([2, 9]),))
   whole = rows_of(order, 0, 60)
   for start in (1, 4, 23, 24, 59):

@@ -4,13 +4,12 @@ import build_samples
 import nibabel as nib
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from flexunet.datasets import catalog
 from flexunet.pipelines import batches, readers, resizing, selection
 from flexunet.pipelines.dataset_source import open_dataset
 from flexunet.tools.phantom import layouts
-
-tfds = pytest.importorskip("tensorflow_datasets")
 
 
 @pytest.fixture(scope="module")

@@ -68,7 +68,7 @@ class Setup:
   data: input_pipeline.TrainingData
 
   @functools.cached_property
-  def prepared(self) -> trainer.Prepared:
+  def prepared(self) -> trainer.TrainingSetup:
     return trainer.prepare(self.config, self.data)
 
   @functools.cached_property

@@ -125,13 +125,13 @@ def main() -> None:
 
   losses = []
   if options.losses:
-    watch = diagnostics.StopOnNan.on_train_batch_end
+    watch = diagnostics.NanGuard.on_train_batch_end
 
     def noting(self, batch, logs=None):
       losses.append(float(logs["loss"]))
       watch(self, batch, logs)
 
-    diagnostics.StopOnNan.on_train_batch_end = noting
+    diagnostics.NanGuard.on_train_batch_end = noting
   if options.logical_devices > 1:
     cpu = tf.config.list_physical_devices("CPU")[0]
     each = tf.config.LogicalDeviceConfiguration()

@@ -20,5 +20,5 @@ def start(data_dir, run_dir, *arguments, **knobs):
 
 def train(data_dir, run_dir, *arguments, **knobs):
   process = start(data_dir, run_dir, *arguments, **knobs)
-  out, told = process.communicate(timeout=300)
-  return process.returncode, (json.loads(out.splitlines()[-1]) if out.strip() else None), told
+  out, stderr = process.communicate(timeout=300)
+  return process.returncode, (json.loads(out.splitlines()[-1]) if out.strip() else None), stderr

@@ -57,7 +57,7 @@ def test_bad_input_is_one_line_and_exit_code_one(arguments, said, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["--formats=tflite"], "--formats must be of"), ([], "must be a model saved as .keras")],
+    [(["--formats=tflite"], "Did you mean 'litert'?"), ([], "must be a model saved as .keras")],
 )
 def test_bad_input_found_late_leaves_nothing(arguments, said, tmp_path):
   damaged = tmp_path / "model.keras"

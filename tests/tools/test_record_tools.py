@@ -1,5 +1,6 @@
 """verify_records, dataset_report and export_images, on small built phantoms."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -17,7 +18,7 @@ from flexunet.core.errors import InputError
 from flexunet.datasets import built_dataset, catalog
 from flexunet.datasets.builder import tfrecord
 from flexunet.tools import export_images, verify_records
-from flexunet.tools.dataset_report import page, statistics
+from flexunet.tools.dataset_report import charts, page, statistics
 from flexunet.tools.phantom import layouts
 
 SIZES = {
@@ -261,13 +262,14 @@ def test_the_report_is_one_file_with_the_counts_of_the_build(request, fixture, t
   dataset = built_dataset.open_folder(request.getfixturevalue(fixture))
   page.write_report(dataset, tmp_path / "a.html")
   html_page = (tmp_path / "a.html").read_text()
-  assert not re.findall(r'(?:src|href)="(?!data:)', html_page)  # Nothing is loaded from elsewhere.
+  assert not re.findall(r'(?:src|href)="(?!data:|#)', html_page)  # Nothing is loaded from elsewhere.
   assert str(len(dataset.rows)) in html_page and dataset.report["fingerprint"] in html_page
   for name in dataset.scheme.names:
-    assert name in html_page
+    assert name.replace("_", " ") in html_page
   assert "$" not in html_page.split("</style>")[1]
-  picture = np.asarray(Image.open(tmp_path / "a.png"))
-  assert picture.shape[1] > 1000 and picture.std() > 10
+  assert html_page.count("<svg") >= 5
+  image = np.asarray(Image.open(tmp_path / "a.png"))
+  assert image.shape[1] > 1000 and image.std() > 10
 
 
 def test_intensities_are_counted_by_class(slices):
@@ -283,9 +285,23 @@ def test_the_sheet_shows_different_subjects_first(slices):
   assert len({row["subject"] for row in rows[:4]}) == 4
 
 
-def test_a_report_needs_a_folder_that_exists(slices, tmp_path):
-  with pytest.raises(InputError, match="does not exist"):
-    page.write_report(built_dataset.open_folder(slices), tmp_path / "no" / "a.html")
+def test_a_report_makes_its_folder_and_is_a_page(slices, tmp_path):
+  dataset = built_dataset.open_folder(slices)
+  page.write_report(dataset, tmp_path / "new" / "a.html")
+  assert {path.name for path in (tmp_path / "new").iterdir()} == {"a.html", "a.png"}
+  with pytest.raises(InputError, match="must end in .html"):
+    page.write_report(dataset, tmp_path / "a.txt")
+
+
+def test_a_class_that_no_pixel_has_and_volumes_without_foreground_are_charted(slices):
+  dataset = built_dataset.open_folder(slices)
+  figures = statistics.gather(dataset)
+  empty = dataclasses.replace(figures, intensities=np.zeros_like(figures.intensities))
+  rows = [{**row, "pixels_hippocampus": "0"} for row in dataset.rows]
+  drawn = charts.charts_of(dataclasses.replace(dataset, rows=rows), empty)
+  has_nothing = {chart.title for chart in drawn if chart.empty}
+  assert has_nothing == {"Intensities of each class", "Where in the volume each class occurs"}
+  assert any("(4 of 4 have none)" in chart.title for chart in drawn)
 
 
 def run_tool(tool: str, *arguments) -> subprocess.CompletedProcess:

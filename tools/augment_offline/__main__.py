@@ -1,6 +1,6 @@
 """Writes augmented copies of the training slices of a built dataset, for good.
 
-    python -m flexunet.tools.augment_offline --dataset=brain_stroke_ct --data_dir=DATA \
+  flexunet augment_offline --dataset=brain_stroke_ct --data_dir=DATA \
         --output_dir=OUT --copies=3 --only_class=hemorrhagic
 
 OUT becomes a data_dir that holds the dataset brain_stroke_ct/slices_augmented: the training split
@@ -19,14 +19,13 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from flexunet.core import command_line, flags
+from flexunet.core import command_line, files, flags
 from flexunet.datasets import built_dataset
-from flexunet.pipelines import readers
+from flexunet.pipelines import dataset_source, laterality
 from flexunet.pipelines.augmentation.config import AugmentationConfig
-from flexunet.tools.augment_offline import dataset
 from flexunet.tools.dataset_report import statistics
 
-_PROGRAM = flags.Program(__doc__)
+_PROGRAM = flags.Program(__doc__, first=("dataset", "data_dir", "output_dir"))
 _DATASET = _PROGRAM.string(
     "dataset", None, "Built dataset as name[/config[/version]] below --data_dir."
 )
@@ -54,14 +53,19 @@ _DRAW_BY = _PROGRAM.enum(
     "A draw for each slice, or one for all slices of a volume, so that neighbours still fit.",
 )
 _SEED = _PROGRAM.integer("seed", 1, "Decides every draw.", lower_bound=0)
-_SETTINGS = _PROGRAM.fields(AugmentationConfig)
+_SETTINGS = _PROGRAM.fields(AugmentationConfig, group="Augmentation")
 
 
 def main(argv: Sequence[str]) -> None:
   command_line.no_words(argv)
   settings = flags.read(AugmentationConfig, _SETTINGS)
+  out = pathlib.Path(_OUTPUT_DIR.value).expanduser()
+  files.check_writable(out, "--output_dir")
+  dataset_source.check_folder(_DATASET.value, _DATA_DIR.value, [_SPLIT.value])
   command_line.load_tensorflow()
-  from flexunet.pipelines import dataset_source, laterality
+  # They load TensorFlow, which --help and a wrong flag must not wait for.
+  from flexunet.pipelines import readers
+  from flexunet.tools.augment_offline import dataset
 
   opened = dataset_source.open_dataset(_DATASET.value, _DATA_DIR.value)
   source_dataset = built_dataset.open_folder(opened.path)
@@ -83,7 +87,6 @@ def main(argv: Sequence[str]) -> None:
       draw_by=_DRAW_BY.value,
       split=_SPLIT.value,
   )
-  out = pathlib.Path(_OUTPUT_DIR.value).expanduser()
   progress = statistics.shows_progress()
   if _FORM.value == "pictures":
     count = dataset.write_pictures(source_dataset, plan, out, progress)

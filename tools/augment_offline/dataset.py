@@ -19,9 +19,8 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import tqdm
-
 from flexunet.core.errors import InputError
+from flexunet.core.progress import bar
 from flexunet.datasets import subject_splits
 from flexunet.datasets.builder import build_report, case_records, shard_writer, tfrecord
 from flexunet.datasets.builder.build_report import BuiltSplit
@@ -153,7 +152,7 @@ def _copies(dataset: BuiltDataset, rows, plan: Plan, progress: bool) -> Iterator
       draw_by=plan.draw_by,
   )
   total = len(rows) * plan.copies
-  yield from tqdm.tqdm(made, total=total, unit=" copy", disable=not progress, leave=False)
+  yield from bar(made, total=total, unit=" copy", disable=not progress, leave=False)
 
 
 def write(

@@ -1,6 +1,6 @@
 """Measures a build: several workers against one, and memory with many subjects against few.
 
-    python -m flexunet.tools.benchmarks.build hippocampus_t1w --manual_dir=RAW
+  flexunet benchmark_build hippocampus_t1w --manual_dir=RAW
 
 Prints one JSON object. Each build runs in a process of its own, into a temporary folder; memory
 is the highest sum of what the process and its workers hold at once (proportional set size, so
@@ -21,7 +21,7 @@ from flexunet.core import command_line, flags, machine
 from flexunet.core.errors import InputError
 from flexunet.datasets import catalog
 
-_PROGRAM = flags.Program(__doc__)
+_PROGRAM = flags.Program(__doc__, usage="flexunet benchmark_build DATASET --manual_dir=RAW")
 _MANUAL_DIR = _PROGRAM.string("manual_dir", None, "Raw folder: the unpacked download.")
 _WORKERS = _PROGRAM.integer("workers", None, "Workers to measure; all CPUs by default.")
 _MANY = _PROGRAM.integer("many", 20, "Cases of the large build.", lower_bound=1)
@@ -100,7 +100,7 @@ def _measure(
       time.sleep(_SAMPLE_SECONDS)
     printed = process.communicate()[0].splitlines()
     if process.returncode:
-      raise InputError(f"The build of {dataset} failed; build it with flexunet.tools.build first.")
+      raise InputError(f"The build of {dataset} failed; build it with flexunet build first.")
   return {**json.loads(printed[-1]), "peak_mb": peak / 1e6}
 
 

@@ -1,9 +1,9 @@
 """Measures the input pipeline on a built dataset and prints one JSON object.
 
-    python -m flexunet.tools.benchmarks.input --dataset=image_mask/full_head_t1w --data_dir=DATA
+  flexunet benchmark_input --dataset=image_mask/full_head_t1w --data_dir=DATA
 
 Everything is measured in turns within one run, because machines are noisy: read the ratios. Rates
-are images a second, the best of --rounds. Progress goes to standard error.
+are images per second, the best of --rounds. Progress goes to standard error.
 
   decode_limit   PNG images and labels in memory, decoded in parallel and batched: what no stream
                  that decodes can beat
@@ -15,32 +15,33 @@ are images a second, the best of --rounds. Progress goes to standard error.
   augmented_ram  the same out of the RAM cache
 
 With a GPU, or --device, also batches finished on the device as the training step does it:
+
   device_cache            slices kept on the device, looked up by row number
   device_cache_augmented  the same, augmented there
   device_augmented_ram    slices out of the RAM cache, augmented on the device
-
-What `benchmark_input` measures on the device: batches finished as the training step does it.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import subprocess
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from flexunet.core import command_line, flags, machine
-from flexunet.core.errors import InputError
+from flexunet.core import command_line, flags, machine, progress
+from flexunet.pipelines import dataset_source
 
 _PROGRAM = flags.Program(__doc__)
 _DATASET = _PROGRAM.string("dataset", None, "Built dataset, name/config, below --data_dir.")
-_DATA_DIR = _PROGRAM.string("data_dir", None, "Folder of built datasets.")
+_DATA_DIR = _PROGRAM.string("data_dir", None, "Folder of built datasets.", required=True)
 _SPLIT = _PROGRAM.string("split", "train", "Split to read.")
 _SIZE = _PROGRAM.integer("image_size", 512, "Edge of the batches.", lower_bound=16)
 _BATCH = _PROGRAM.integer("batch_size", 8, "Images per batch.", lower_bound=1)
@@ -58,8 +59,8 @@ _MEMORY_ONLY = _PROGRAM.boolean("memory_only", False, "Read one epoch and print 
 
 
 def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise InputError(f"Unexpected arguments: {argv[1:]}.")
+  command_line.no_words(argv)
+  dataset_source.check_folder(_DATASET.value, _DATA_DIR.value, [_SPLIT.value])
   command_line.load_tensorflow()
   loader = open_loader(_RECORDS.value)
   if _MEMORY_ONLY.value:
@@ -76,46 +77,66 @@ def main(argv: Sequence[str]) -> None:
   print(json.dumps(figures, indent=2))
 
 
-def open_loader(count: int):
-  """Returns a loader over `count` rows of the split, repeated where it has fewer."""
-  from flexunet.pipelines import batches, readers, resizing
-  from flexunet.pipelines.dataset_source import open_dataset
+@functools.cache
+def libraries() -> types.SimpleNamespace:
+  """Returns what loads TensorFlow, imported when the flags are known to be right."""
+  # --help and a wrong flag are answered without TensorFlow.
+  import keras
+  import tensorflow as tf
 
-  if _DATA_DIR.value is None:
-    raise InputError("--data_dir is missing: the folder of built datasets.")
-  source = open_dataset(_DATASET.value, _DATA_DIR.value)
-  table = readers.slice_table(source, _SPLIT.value)
+  from flexunet.network import model
+  from flexunet.objectives import losses
+  from flexunet.pipelines import batches, cache, order, readers, resizing
+  from flexunet.pipelines.augmentation import augment
+  from flexunet.pipelines.augmentation import config as augmentation
+  from flexunet.training import device_step, devices, input_pipeline
+
+  return types.SimpleNamespace(
+      keras=keras, tf=tf, model=model, losses=losses, batches=batches, cache=cache, order=order,
+      readers=readers, resizing=resizing, augment=augment, augmentation=augmentation,
+      device_step=device_step, devices=devices, input_pipeline=input_pipeline,
+  )  # fmt: skip
+
+
+def open_loader(count: int) -> Any:
+  """Returns a loader of `count` rows of the split, repeated where it has fewer."""
+  lib = libraries()
+  source = dataset_source.open_dataset(_DATASET.value, _DATA_DIR.value)
+  table = lib.readers.slice_table(source, _SPLIT.value)
   table = table.take(np.resize(np.arange(len(table)), count))
   edge = (_SIZE.value, _SIZE.value)
   fits = 0 < table.height.max() <= edge[0] and table.width.max() <= edge[1]
-  spec = readers.ExampleSpec(resizing=resizing.Resizing(edge, "pad" if fits else "fit"))
-  return batches.open_loader(source, table, spec)
+  resizing = lib.resizing.Resizing(edge, "pad" if fits else "fit")
+  return lib.batches.open_loader(source, table, lib.readers.ExampleSpec(resizing=resizing))
 
 
-def make_order(loader):
-  from flexunet.pipelines.order import EpochOrder
-
-  return EpochOrder(loader.num_rows, _BATCH.value, seed=1)
-
-
-def make_stream(loader, **options):
-  from flexunet.pipelines import batches
-
-  return batches.training_batches(loader, make_order(loader), threads=_THREADS.value, **options)
+def make_order(loader: Any) -> Any:
+  """Returns the `EpochOrder` of the loader's rows."""
+  return libraries().order.EpochOrder(loader.num_rows, _BATCH.value, seed=1)
 
 
-def measure_rates(loader, scratch: pathlib.Path) -> dict[str, Any]:
-  from flexunet.pipelines import cache
-  from flexunet.pipelines.augmentation import augment
-  from flexunet.pipelines.augmentation.config import AugmentationConfig
-  from flexunet.training import devices
+def make_stream(loader: Any, **options: Any) -> Any:
+  """Returns the training batches of one epoch; `options` as in `batches.training_batches`."""
+  return libraries().batches.training_batches(
+      loader, make_order(loader), threads=_THREADS.value, **options
+  )
 
+
+def measure_rates(loader: Any, scratch: pathlib.Path) -> dict[str, Any]:
+  """Returns images per second of every way to feed a step, and their ratios.
+
+  Args:
+    loader: Of the examples.
+    scratch: Folder of the disk cache.
+  """
+  lib = libraries()
+  cache, devices = lib.cache, lib.devices
   ram = cache.fill(loader, cache.Choice("ram", ""), scratch, "ram")
   disk = cache.fill(loader, cache.Choice("disk", ""), scratch, "disk")
-  settings = AugmentationConfig(augmentation="default").resolve()
+  settings = lib.augmentation.AugmentationConfig(augmentation="default").resolve()
 
-  def augmented(image, label, seed):
-    return augment.augment_example(settings, image, label, seed)
+  def augmented(image: Any, label: Any, seed: Any) -> Any:
+    return lib.augment.augment_example(settings, image, label, seed)
 
   timed: dict[str, Callable[[], Any]] = {
       "decode_limit": decode_limit(loader).__iter__,
@@ -135,7 +156,7 @@ def measure_rates(loader, scratch: pathlib.Path) -> dict[str, Any]:
       began = time.perf_counter()
       count = sum(1 for _ in start())
       rate = count * _BATCH.value / (time.perf_counter() - began)
-      print(f"turn {turn} {name}: {rate:.0f} images/s", file=sys.stderr)
+      progress.say(f"turn {turn} {name}: {rate:.0f} images/s")
       if turn:  # The first turn traces and warms up.
         best[name] = max(best[name], rate)
   told = {"device": devices.device_names()[0]} if with_device else {}
@@ -161,13 +182,13 @@ def measure_rates(loader, scratch: pathlib.Path) -> dict[str, Any]:
 
 
 def loader_name() -> str:
-  return _DATASET.value or pathlib.Path(_DATA_DIR.value or "").name
+  """Returns how the result calls the dataset."""
+  return _DATASET.value or pathlib.Path(_DATA_DIR.value).name
 
 
-def decode_limit(loader):
-  """Serialized examples in memory, decoded as the stream does, in file order."""
-  import tensorflow as tf
-
+def decode_limit(loader: Any) -> Any:
+  """Returns serialized examples in memory, decoded as the stream does, in file order."""
+  tf = libraries().tf
   serialized = [loader.serialized(row).numpy() for row in range(loader.num_rows)]
   return (
       tf.data.Dataset.from_tensor_slices(serialized)
@@ -177,20 +198,18 @@ def decode_limit(loader):
   )
 
 
-def sliced(cache, count: int):
-  """Batches as anybody makes them of arrays in memory: a permutation, indexing, tensors."""
-  import tensorflow as tf
-
+def sliced(cache: Any, count: int) -> Iterator[Any]:
+  """Yields batches as anybody makes them of arrays: a permutation, indexing, tensors."""
+  tensor = libraries().tf.convert_to_tensor
   order = np.random.default_rng(0).permutation(count)
   for start in range(0, count - _BATCH.value + 1, _BATCH.value):
     rows = order[start : start + _BATCH.value]
-    yield tf.convert_to_tensor(cache.images[rows]), tf.convert_to_tensor(cache.labels[rows])
+    yield tensor(cache.images[rows]), tensor(cache.labels[rows])
 
 
 def measure_start() -> dict[str, float]:
-  """Seconds to the first batch at 90 % of an epoch of 4,000 records, beside reading the epoch."""
-  from flexunet.pipelines import batches
-
+  """Returns seconds to the first batch at 90 % of an epoch of 4,000 records, and of the epoch."""
+  batches = libraries().batches
   loader = open_loader(4000)
   order = make_order(loader)
   steps = order.steps_per_epoch
@@ -214,7 +233,7 @@ def measure_start() -> dict[str, float]:
 
 
 def measure_memory() -> dict[str, float]:
-  """Peak memory of a process that reads an epoch without cache, and one of 8 times the records."""
+  """Returns the peak memory of reading an epoch without cache, and one of 8 times the records."""
   peaks = {}
   for factor in (1, 8):
     words = [sys.executable, "-m", "flexunet.tools.benchmarks.input", "--memory_only"]
@@ -231,34 +250,38 @@ def measure_memory() -> dict[str, float]:
   }
 
 
-def measure_trainer(loader) -> dict[str, float]:
-  """Step time of the default network on the stream, and on one constant batch, in turns."""
-  from flexunet.network.model import build_model
-  from flexunet.objectives import losses
-
+def measure_trainer(loader: Any) -> dict[str, float]:
+  """Returns the step time of the default network on the stream, and on one constant batch."""
+  lib = libraries()
   classes = max(2, int(max(batch["label"].numpy().max() for batch in make_stream(loader))) + 1)
-  network = build_model(
+  network = lib.model.build_model(
       image_size=loader.spec.resizing.image_size, image_channels=1, num_classes=classes,
       base_filters=16, base_kernels=3, num_layers=5, normalization="batch",
   )  # fmt: skip
-  network.compile("adam", losses.make("dice_cross_entropy", classes))
+  network.compile("adam", lib.losses.make("dice_cross_entropy", classes))
 
-  def pairs(stream):
+  def pairs(stream: Any) -> Any:
     return stream.map(lambda batch: (batch["image"], batch["label"]))
 
   steps = _STEPS.value
   live = pairs(make_stream(loader, num_steps=10**6))
   constant = pairs(make_stream(loader).take(1).cache()).repeat(10**6)
-  clock = _step_clock()
+  ends: list[float] = []
+  # The end of a step to the end of the next: waiting for data counts.
+  clock = lib.keras.callbacks.LambdaCallback(
+      on_train_batch_end=lambda batch, logs: ends.append(time.perf_counter())
+  )
   seconds: dict[str, list[float]] = {"constant": [], "stream": []}
   for turn in range(_ROUNDS.value + 1):
     for name, data in (("constant", constant), ("stream", live)):
+      ends.clear()
       network.fit(
           data, steps_per_epoch=steps, epochs=1, verbose=0, shuffle=False, callbacks=[clock]
       )
+      durations = np.diff(ends)
       if turn:
-        seconds[name] += clock.steps[2:]
-      print(f"turn {turn} step on {name}: {np.median(clock.steps):.3f} s", file=sys.stderr)
+        seconds[name] += durations[1:].tolist()
+      progress.say(f"turn {turn} step on {name}: {np.median(durations):.3f} s")
   medians = {name: float(np.median(values)) for name, values in seconds.items()}
   return {
       "constant_step_s": round(medians["constant"], 4),
@@ -267,33 +290,9 @@ def measure_trainer(loader) -> dict[str, float]:
   }
 
 
-def _step_clock():
-  import keras
-
-  class StepClock(keras.callbacks.Callback):
-    """Seconds from the end of one step to the end of the next: waiting for data counts."""
-
-    def on_train_begin(self, logs=None):
-      self.steps: list[float] = []
-      self._last = time.perf_counter()
-
-    def on_train_batch_end(self, batch, logs=None):
-      now = time.perf_counter()
-      self.steps.append(now - self._last)
-      self._last = now
-
-  return StepClock()
-
-
-def run() -> None:
-  command_line.run(main, _PROGRAM)
-
-
-if __name__ == "__main__":
-  run()
-
-
-def device_runs(loader, order, ram, augmentation) -> dict[str, Callable[[], Iterator[Any]]]:
+def device_runs(
+    loader: Any, order: Any, ram: Any, augmentation: Any
+) -> dict[str, Callable[[], Iterator[Any]]]:
   """Returns name -> what goes through one epoch, every batch finished on the device.
 
   Args:
@@ -302,8 +301,7 @@ def device_runs(loader, order, ram, augmentation) -> dict[str, Callable[[], Iter
     ram: Their `ExampleCache` in main memory.
     augmentation: A resolved config.
   """
-  from flexunet.pipelines import cache
-
+  cache = libraries().cache
   kept = cache.fill_on_device(loader, cache.device_name())
   return {
       "device_cache": _epoch(loader, order, None, kept, None),
@@ -312,20 +310,18 @@ def device_runs(loader, order, ram, augmentation) -> dict[str, Callable[[], Iter
   }
 
 
-def _epoch(loader, order, ram, kept, augmentation) -> Callable[[], Iterator[Any]]:
-  import tensorflow as tf
-
-  from flexunet.pipelines import cache
-  from flexunet.training import device_step, devices, input_pipeline
-
-  finish = device_step.DeviceInput(
-      loader.spec.image_channels, augmentation, kept, compiled=devices.has_gpu()
+def _epoch(
+    loader: Any, order: Any, ram: Any, kept: Any, augmentation: Any
+) -> Callable[[], Iterator[Any]]:
+  lib = libraries()
+  finish = lib.device_step.DeviceInput(
+      loader.spec.image_channels, augmentation, kept, compiled=lib.devices.has_gpu()
   )
-  batches = input_pipeline.Streams(
+  batches = lib.input_pipeline.Streams(
       train=loader, train_cache=ram, held_out=loader, held_out_cache=None,
-      batch_size=order.batch_size, cache_choice=cache.Choice("", ""), device_input=finish,
+      batch_size=order.batch_size, cache_choice=lib.cache.Choice("", ""), device_input=finish,
   ).training(order, 0, order.steps_per_epoch)  # fmt: skip
-  step = tf.function(finish, autograph=False)
+  step = lib.tf.function(finish, autograph=False)
 
   def epoch() -> Iterator[Any]:
     image = None
@@ -336,3 +332,11 @@ def _epoch(loader, order, ram, kept, augmentation) -> Callable[[], Iterator[Any]
       image.numpy()  # A device works on while Python goes ahead: the last one ends all.
 
   return epoch
+
+
+def run() -> None:
+  command_line.run(main, _PROGRAM)
+
+
+if __name__ == "__main__":
+  run()

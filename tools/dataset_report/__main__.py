@@ -1,3 +1,12 @@
+"""Writes one self-contained page on a built dataset, and the same as one image.
+
+    python -m flexunet.tools.dataset_report DIR [--output=FILE.html]
+
+DIR is the folder of one built dataset. FILE.html holds everything it needs; FILE.png beside it
+holds the charts and the contact sheets. Without --output they are written into DIR as
+dataset_report.html and dataset_report.png.
+"""
+
 from __future__ import annotations
 
 import pathlib
@@ -8,8 +17,8 @@ from flexunet.core.errors import InputError
 from flexunet.datasets import built_dataset
 from flexunet.tools.dataset_report import page, statistics
 
-_PROGRAM = flags.Program(__doc__, usage="DIR [--output=FILE.html]")
-_OUTPUT = _PROGRAM.string("output", None, "The .html file; by default inside the dataset.")
+_PROGRAM = flags.Program(__doc__, usage="flexunet report DIR [--output=FILE.html]")
+_OUTPUT = _PROGRAM.string("output", None, "The .html file. Default: DIR/dataset_report.html.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -17,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
     raise InputError(f"Usage: {_PROGRAM.usage}. Got: {' '.join(argv[1:]) or 'nothing'}.")
   dataset = built_dataset.find_one(pathlib.Path(argv[1]))
   output = pathlib.Path(_OUTPUT.value or dataset.path / "dataset_report.html")
-  page.write_report(dataset, output, statistics.shows_progress())
+  page.write_report(dataset, output, show_progress=statistics.shows_progress())
   print(f"{output} and {output.with_suffix('.png').name}")
 
 

@@ -1,153 +1,159 @@
-"""Charts and the contact sheet of a dataset report, as pictures (uint8 [H, W, 3])."""
+"""Charts and contact sheets of a dataset report."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from flexunet.datasets.built_dataset import BuiltDataset
-from flexunet.reporting import overlay
+from flexunet.reporting import charts, html_parts, overlay
 from flexunet.tools.dataset_report import statistics
-from flexunet.tools.dataset_report.statistics import Statistics
+from flexunet.tools.dataset_report.statistics import Sample, Statistics
 
 _TILE = 200
 _TITLE_HEIGHT = 36
-_LINE_COLORS = ("#555555", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MANY, _SOME = "#c6d3dd", charts.LINE_COLORS[0]
+_BACKGROUND = "#777777"
+_LEAST_PERCENT = 1e-3  # Lower end of the logarithmic axes.
 
 
-def charts(dataset: BuiltDataset, statistics: Statistics) -> np.ndarray:
-  """Draws the six charts as one picture."""
-  import matplotlib.figure
-  from matplotlib.backends import backend_agg
-
-  # A figure of its own, not pyplot: nothing global is touched, no display is needed.
-  figure = matplotlib.figure.Figure(figsize=(15, 8.4), dpi=90, layout="constrained")
-  canvas = backend_agg.FigureCanvasAgg(figure)
-  axes = figure.subplots(2, 3)
-  _split_chart(axes[0, 0], dataset)
-  _class_chart(axes[0, 1], dataset)
-  _intensity_chart(axes[0, 2], dataset, statistics)
-  _size_chart(axes[1, 0], statistics)
-  _slices_chart(axes[1, 1], dataset)
-  _position_chart(axes[1, 2], dataset)
-  for axis in axes.flat:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.title.set_size(11)
-  canvas.draw()
-  return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
+def charts_of(dataset: BuiltDataset, figures: Statistics) -> list[charts.Chart]:
+  """Returns the charts of a dataset, in reading order; some may have nothing to draw."""
+  return [
+      _split_chart(dataset),
+      _class_chart(dataset),
+      _intensity_chart(dataset, figures),
+      charts.SizeChart(
+          title="Size of slices", x_label="width, pixels", y_label="height, pixels",
+          counts=figures.sizes,
+      ),
+      _foreground_chart(dataset),
+      _position_chart(dataset),
+  ]  # fmt: skip
 
 
-def _split_chart(axis, dataset: BuiltDataset) -> None:
-  splits = dataset.splits
-  names = list(splits)
-  records = [splits[name]["num_records"] for name in names]
-  foreground = [splits[name]["num_foreground_records"] for name in names]
-  axis.bar(names, records, color="#c6d3dd", label="records")
-  axis.bar(names, foreground, color="#0072B2", label="with foreground")
-  for place, name in enumerate(names):
-    subjects = splits[name]["num_subjects"]
-    text = f"{subjects} subject{'s' if subjects != 1 else ''}\n{records[place]} records"
-    axis.annotate(text, (place, records[place]), ha="center", va="bottom", fontsize=8)
-  axis.margins(y=0.2)
-  axis.set_title("Records per split")
-  axis.legend(fontsize=8, frameon=False)
+def _class_colors(dataset: BuiltDataset) -> list[str]:
+  palette = overlay.display_palette(dataset.scheme.palette)
+  return [_BACKGROUND, *(html_parts.color(rgb) for rgb in palette[1:])]
 
 
-def _class_chart(axis, dataset: BuiltDataset) -> None:
-  scheme = dataset.scheme
-  splits = {name: entry for name, entry in dataset.splits.items() if name != "unlabeled"}
-  width = 0.8 / max(1, len(splits))
-  places = np.arange(scheme.num_classes)
-  for number, (name, entry) in enumerate(splits.items()):
-    counts = np.array([entry["pixels"][class_name] for class_name in scheme.names], float)
+def _class_words(dataset: BuiltDataset) -> list[str]:
+  return [name.replace("_", " ") for name in dataset.scheme.names]
+
+
+def _split_chart(dataset: BuiltDataset) -> charts.BarChart:
+  splits = dataset.splits.values()
+  records = [entry["num_records"] for entry in splits]
+  return charts.BarChart(
+      title="Records per split",
+      names=list(dataset.splits),
+      series=[
+          charts.Values("records", records, _MANY),
+          charts.Values(
+              "with foreground", [entry["num_foreground_records"] for entry in splits], _SOME
+          ),
+      ],
+      stacked_in_place=True,
+      notes=[
+          f"{count:,} ({html_parts.count(entry['num_subjects'], 'subject')})"
+          for count, entry in zip(records, splits, strict=True)
+      ],
+  )
+
+
+def _class_chart(dataset: BuiltDataset) -> charts.BarChart:
+  names = dataset.scheme.names
+  labelled = {name: entry for name, entry in dataset.splits.items() if name != "unlabeled"}
+  series = []
+  for position, (split, entry) in enumerate(labelled.items()):
+    counts = np.array([entry["pixels"][name] for name in names], np.float64)
     share = 100 * counts / max(counts.sum(), 1)
-    color = _LINE_COLORS[(number + 1) % len(_LINE_COLORS)]
-    axis.bar(places + number * width, np.where(share > 0, share, np.nan), width, label=name,
-             color=color)  # fmt: skip
-  axis.set_xticks(places + width * (len(splits) - 1) / 2, scheme.names, rotation=20, ha="right",
-                  fontsize=8)  # fmt: skip
-  axis.set_yscale("log")
-  axis.set_ylim(bottom=1e-3)
-  axis.set_title("Share of pixels per class, % (log)")
-  axis.legend(fontsize=8, frameon=False)
+    color = charts.LINE_COLORS[position % len(charts.LINE_COLORS)]
+    series.append(charts.Values(split, share, color))
+  return charts.BarChart(
+      title="Share of the pixels per class",
+      x_label="%, logarithmic",
+      names=_class_words(dataset),
+      series=series,
+      x_range=(_LEAST_PERCENT, 200),
+      log=True,
+  )
 
 
-def _intensity_chart(axis, dataset: BuiltDataset, statistics: Statistics) -> None:
-  palette = overlay.display_palette(dataset.scheme.palette) / 255
-  for index, name in enumerate(dataset.scheme.names):
-    counts = statistics.intensities[index]
-    if not counts.sum():
-      continue
+def _intensity_chart(dataset: BuiltDataset, figures: Statistics) -> charts.LineChart:
+  lines = []
+  for name, color, counts in zip(
+      _class_words(dataset), _class_colors(dataset), figures.intensities, strict=True
+  ):
     # Bins of four, since a window of 12-bit data leaves gaps between single values.
-    share = 100 * counts.reshape(64, 4).sum(axis=1) / counts.sum()
-    color = "#777777" if index == 0 else palette[index]
-    axis.plot(np.arange(64) * 4 + 2, share, label=name, color=color, linewidth=1.6)
-  axis.set_yscale("log")
-  axis.set_ylim(bottom=1e-3)
-  axis.set_title("Intensity per class, % of its pixels (log)")
-  axis.set_xlabel("8-bit intensity", fontsize=9)
-  axis.legend(fontsize=8, frameon=False)
+    share = 100 * counts.reshape(64, 4).sum(axis=1) / max(counts.sum(), 1)
+    lines.append(
+        charts.Line(name, np.arange(64) * 4 + 2, np.where(share > 0, share, np.nan), color)
+    )
+  return charts.LineChart(
+      title="Intensities of each class",
+      x_label="8-bit intensity",
+      y_label="% of its pixels",
+      lines=lines,
+      x_range=(0, 255),
+      y_range=(_LEAST_PERCENT, 200),
+      log=True,
+  )
 
 
-def _size_chart(axis, statistics: Statistics) -> None:
-  heights = [size[0] for size in statistics.sizes]
-  widths = [size[1] for size in statistics.sizes]
-  counts = np.array(list(statistics.sizes.values()), float)
-  axis.scatter(widths, heights, s=30 + 300 * counts / max(counts.max(), 1), color="#0072B2",
-               alpha=0.5)  # fmt: skip
-  if len(heights) <= 8:
-    for (height, width), count in statistics.sizes.items():
-      axis.annotate(f"{height} x {width}: {count}", (width, height), fontsize=8,
-                    textcoords="offset points", xytext=(8, 6))  # fmt: skip
-  largest = max([*heights, *widths], default=1) * 1.15
-  axis.set(xlim=(0, largest), ylim=(0, largest), xlabel="width", ylabel="height")
-  axis.set_aspect("equal")
-  axis.set_title("Size of slices, pixels")
-
-
-def _slices_chart(axis, dataset: BuiltDataset) -> None:
+def _foreground_chart(dataset: BuiltDataset) -> charts.Histogram:
   names = dataset.scheme.names
   foreground: dict[str, int] = {}
   for row in dataset.rows:
     if row["split"] != "unlabeled":
       count = sum(statistics.pixels(row, names)[1:])
       foreground[row["volume"]] = foreground.get(row["volume"], 0) + count
-  values = np.array(list(foreground.values()))
-  axis.hist(values, bins=min(30, max(5, len(values))), color="#0072B2", alpha=0.75)
-  axis.set_title(f"Foreground pixels per volume ({(values == 0).sum()} of {len(values)} have none)")
-  axis.set_xlabel("pixels", fontsize=9)
-  axis.set_ylabel("volumes", fontsize=9)
+  values = list(foreground.values())
+  bins = min(30, max(5, len(values)))
+  return charts.Histogram(
+      title=f"Foreground per volume ({values.count(0)} of {len(values)} have none)",
+      x_label="pixels, thousands",
+      y_label="volumes",
+      samples=[charts.Values("", [value / 1000 for value in values], _SOME)],
+      edges=np.histogram_bin_edges([value / 1000 for value in values], bins),
+  )
 
 
-def _position_chart(axis, dataset: BuiltDataset) -> None:
-  names = dataset.scheme.names
-  per_volume: dict[str, list[dict[str, str]]] = {}
+def _position_chart(dataset: BuiltDataset) -> charts.Histogram:
+  """Returns where in the volumes the classes are; nothing of whole volumes, whose rows lack it."""
+  by_volume: dict[str, list[dict[str, str]]] = {}
   for row in dataset.rows:
     if row["split"] != "unlabeled" and row["slice_index"]:
-      per_volume.setdefault(row["volume"], []).append(row)
-  palette = overlay.display_palette(dataset.scheme.palette) / 255
-  bins = np.linspace(0, 1, 21)
-  places: dict[str, list[float]] = {name: [] for name in names[1:]}
-  for rows in per_volume.values():
+      by_volume.setdefault(row["volume"], []).append(row)
+  names = dataset.scheme.names[1:]
+  places: dict[str, list[float]] = {name: [] for name in names}
+  for rows in by_volume.values():
     positions = [int(row["slice_index"]) for row in rows]
     low, span = min(positions), max(max(positions) - min(positions), 1)
     for row, position in zip(rows, positions, strict=True):
-      for name in names[1:]:
+      for name in names:
         if int(row[f"pixels_{name}"]):
           places[name].append((position - low) / span)
-  for index, (name, found) in enumerate(places.items(), start=1):
-    if found:
-      axis.hist(found, bins, histtype="step", color=palette[index], label=name, linewidth=1.6)
-  if not per_volume:
-    axis.set_axis_off()  # Whole volumes: where in them a class occurs is not in the table.
-    return
-  axis.set_title("Where in the volume a class occurs (0 first slice, 1 last)")
-  axis.set_ylabel("records", fontsize=9)
-  if any(places.values()):
-    axis.legend(fontsize=8, frameon=False)
+  colors, words = _class_colors(dataset)[1:], _class_words(dataset)[1:]
+  return charts.Histogram(
+      title="Where in the volume each class occurs",
+      x_label="0: first slice, 1: last slice",
+      y_label="slices",
+      samples=[
+          charts.Values(word, places[name], color)
+          for name, word, color in zip(names, words, colors, strict=True)
+      ],
+      edges=np.linspace(0, 1, 21),
+  )
 
 
-def contact_sheet(dataset: BuiltDataset, samples) -> np.ndarray:
-  """Draws the slices in a row, and below them the same with coloured labels, if there are any."""
+def contact_sheet(dataset: BuiltDataset, samples: Sequence[Sample]) -> np.ndarray:
+  """Returns slices in a row, below them the same with coloured labels if there are any.
+
+  The sheet is uint8 [H, W, 3].
+  """
   palette = overlay.display_palette(dataset.scheme.palette)
   plain, painted = [], []
   for sample in samples:
@@ -165,17 +171,15 @@ def contact_sheet(dataset: BuiltDataset, samples) -> np.ndarray:
   )
 
 
-def stack(pictures: dict[str, np.ndarray]) -> np.ndarray:
-  """Puts pictures of any width below each other on white, each under its title."""
-  from PIL import Image, ImageDraw, ImageFont
-
-  width = max(picture.shape[1] for picture in pictures.values())
+def stack(images: Mapping[str, np.ndarray]) -> np.ndarray:
+  """Returns images (uint8 [H, W, 3], any sizes) below each other on white, each under its title."""
+  width = max(image.shape[1] for image in images.values())
   padded = []
-  for title, picture in pictures.items():
+  for title, image in images.items():
     band = Image.new("RGB", (width, _TITLE_HEIGHT), "white")
     font = ImageFont.load_default(size=18)
     ImageDraw.Draw(band).text((8, 8), title, fill="#1c2126", font=font)
     padded.append(np.asarray(band))
-    right = width - picture.shape[1]
-    padded.append(np.pad(picture, ((0, 8), (0, right), (0, 0)), constant_values=255))
+    right = width - image.shape[1]
+    padded.append(np.pad(image, ((0, 8), (0, right), (0, 0)), constant_values=255))
   return np.concatenate(padded)

@@ -1,4 +1,4 @@
-"""Figures about a built dataset: what the tables tell, and what one pass over the records adds."""
+"""Figures of a built dataset: from its table, and from one pass over its records."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import tqdm
 
+from flexunet.core import progress
 from flexunet.core.errors import InputError
 from flexunet.datasets.built_dataset import BuiltDataset
 from flexunet.imaging.slice_recipe import SliceRecipe
@@ -19,7 +19,14 @@ SHEET_COLUMNS = 6
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """One upright slice: image uint8 [H, W] or [H, W, 3], label uint8 [H, W], pixel height/width."""
+  """One upright slice.
+
+  Attributes:
+    row: Its record's row of the table.
+    image: uint8 [H, W] or [H, W, 3].
+    label: uint8 [H, W].
+    aspect: Height of a pixel over its width; 1 where unknown.
+  """
 
   row: dict[str, str]
   image: np.ndarray
@@ -33,9 +40,9 @@ class Statistics:
 
   Attributes:
     intensities: int64 [classes, 256], pixels of each class by 8-bit intensity.
-    sizes: (height, width) -> records.
-    spacing_mm: float [N, 2 or 3], one row a volume; NaN where unknown.
-    samples: {class name, "negative" or "unlabeled": slices of it}.
+    sizes: (height, width) -> slices.
+    spacing_mm: float64 [volumes, 2 or 3] of (row, column, slice); NaN where unknown.
+    samples: Class name, "negative" or "unlabeled" -> slices of it.
   """
 
   intensities: np.ndarray
@@ -45,11 +52,15 @@ class Statistics:
 
 
 def pixels(row: dict[str, str], names: list[str]) -> list[int]:
+  """Returns how many pixels of a record each of the classes has."""
   return [int(row[f"pixels_{name}"]) for name in names]
 
 
 def chosen_rows(dataset: BuiltDataset) -> dict[str, list[dict[str, str]]]:
-  """Picks rows for the sheet: per class the fullest slices, of as many subjects as there are."""
+  """Returns the rows for the contact sheets: class name, "negative" or "unlabeled" -> rows.
+
+  Per class they are those with most of it, of as many subjects as there are.
+  """
   names = dataset.scheme.names
   labelled = [row for row in dataset.rows if row["split"] != "unlabeled"]
   groups = {}
@@ -87,8 +98,13 @@ def _spread(ranked: list[dict[str, str]]) -> list[dict[str, str]]:
   return spread[:SHEET_COLUMNS]
 
 
-def gather(dataset: BuiltDataset, progress: bool = False) -> Statistics:
-  """Reads every record once."""
+def gather(dataset: BuiltDataset, show_progress: bool = False) -> Statistics:
+  """Returns the figures of a dataset; reads every record once.
+
+  Args:
+    dataset: A dataset of slices or of volumes.
+    show_progress: Draws a bar on standard error.
+  """
   num_classes = dataset.scheme.num_classes
   groups = chosen_rows(dataset)
   wanted = {row["key"] for rows in groups.values() for row in rows}
@@ -96,9 +112,10 @@ def gather(dataset: BuiltDataset, progress: bool = False) -> Statistics:
   sizes: dict[tuple[int, int], int] = {}
   spacing: dict[str, np.ndarray] = {}
   kept: dict[str, tuple[tuple[int, float], Sample]] = {}
-  records = tqdm.tqdm(
-      dataset.records(), total=len(dataset.rows), unit=" record", disable=not progress, leave=False
-  )
+  records = progress.bar(
+      dataset.records(), total=len(dataset.rows), unit="record", disable=not show_progress,
+      leave=False,
+  )  # fmt: skip
   for row, example in records:
     spacing[row["volume"]] = _spacing(example)
     slices = list(_slices(dataset, example))
@@ -109,7 +126,7 @@ def gather(dataset: BuiltDataset, progress: bool = False) -> Statistics:
         intensities += np.bincount(joint, minlength=num_classes * 256).reshape(num_classes, 256)
       sizes[label.shape] = sizes.get(label.shape, 0) + 1
       if row["key"] in wanted:
-        # Of a whole volume the slice with most foreground; without any, the middle one.
+        # A whole volume is shown by its slice with most foreground; without any, the middle one.
         rank = (int(np.count_nonzero(label)), -abs(position - len(slices) / 2))
         if row["key"] not in kept or rank > kept[row["key"]][0]:
           kept[row["key"]] = (rank, Sample(row, image, label, aspect))
@@ -129,7 +146,9 @@ def _spacing(example: dict[str, Any]) -> np.ndarray:
   return mm
 
 
-def _slices(dataset: BuiltDataset, example) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
+def _slices(
+    dataset: BuiltDataset, example: dict[str, Any]
+) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
   """Yields (image, label, pixel height over width) of each slice of a record."""
   image, label = np.asarray(example["image"]), np.asarray(example["label"])
   if "affine" not in example:
@@ -150,4 +169,5 @@ def _slices(dataset: BuiltDataset, example) -> Iterator[tuple[np.ndarray, np.nda
 
 
 def shows_progress() -> bool:
+  """Returns whether someone watches: standard error is a terminal."""
   return sys.stderr.isatty()

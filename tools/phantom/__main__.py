@@ -1,3 +1,10 @@
+"""Makes synthetic raw scans in the layout of a published dataset, to try everything without data.
+
+  flexunet phantom hippocampus_t1w OUT --subjects=12 --seed=0
+
+DATASET is one of the names that flexunet build knows. The same command gives the same files.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -6,7 +13,7 @@ from flexunet.core import command_line, errors, flags
 from flexunet.core.errors import InputError
 from flexunet.tools.phantom import layouts
 
-_PROGRAM = flags.Program(__doc__, usage="DATASET OUT [--subjects=N]")
+_PROGRAM = flags.Program(__doc__, usage="flexunet phantom DATASET OUT [--subjects=N]")
 _SUBJECTS = _PROGRAM.integer("subjects", 12, "Labelled subjects to make.", lower_bound=1)
 _SEED = _PROGRAM.integer("seed", 0, "Decides everything about them.", lower_bound=0)
 _SIZE = _PROGRAM.list(

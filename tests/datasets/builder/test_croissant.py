@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import build_samples
+import mlcroissant
 import pytest
 
 from flexunet.core import files
@@ -52,7 +53,6 @@ def test_a_build_without_a_stated_licence_warns(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_reference_reader_loads_it_without_errors(built):
-  mlcroissant = pytest.importorskip("mlcroissant")
   folder = pathlib.Path(built.data_path)
   dataset = mlcroissant.Dataset(jsonld=str(folder / croissant.NAME))
   assert not dataset.metadata.issues.errors

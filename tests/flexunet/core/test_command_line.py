@@ -68,3 +68,25 @@ def test_an_unknown_name_lists_the_nearest_and_all():
   message = str(unknown_name("dataset", "hipocampus", ["hippocampus_t1w", "brain_ich_ct"]))
   assert "Did you mean 'hippocampus_t1w'?" in message and "brain_ich_ct" in message
   assert isinstance(unknown_name("a", "b", ["c"]), InputError)
+
+
+NOISY = """
+import os, sys
+from flexunet.core import command_line
+from flexunet.core.errors import InputError
+with command_line.noise_aside() as lines:
+  os.write(2, b"a warning of a library\\n")
+  {body}
+print(lines)
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"), [("pass", False), ("raise KeyError('x')", True), ("raise InputError", False)]
+)
+def test_what_libraries_write_is_shown_only_where_they_fail(body, shown):
+  done = subprocess.run(
+      [sys.executable, "-c", NOISY.format(body=body)], capture_output=True, text=True, check=False
+  )
+  assert ("a warning of a library" in done.stderr) == shown
+  assert (done.stdout == "['a warning of a library']\n") == (body == "pass")

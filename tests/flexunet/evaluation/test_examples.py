@@ -24,7 +24,7 @@ def test_the_worst_and_the_best_are_kept_in_any_order_of_coming():
   assert best == [0.29, 0.28, 0.27, 0.26]
 
 
-def test_of_few_volumes_none_is_shown_twice():
+def test_among_few_volumes_none_is_shown_twice():
   keeper = examples.ExampleKeeper()
   for dice in (0.5, 0.9, 0.7):
     keeper.offer(example(dice))

@@ -51,11 +51,10 @@ def test_litert_answers_equally_at_a_size_that_needs_padding(tmp_path):
   assert done.max_difference < 1e-4 and done.path.stat().st_size > 0
 
 
+@pytest.mark.needs_extra("export")
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(12, 20), None])
 def test_onnx_answers_equally(size, tmp_path):
-  for package in ("onnx", "tf2onnx", "onnxruntime"):
-    pytest.importorskip(package, reason="needs the extra: pip install 'flexunet[export]'")
   (done,) = export.export(small(image_size=size, num_layers=3), ["onnx"], tmp_path)
   assert done.max_difference < 1e-4
 
@@ -79,12 +78,12 @@ def test_the_twin_is_float32_with_one_output_and_the_same_weights():
 
 
 @pytest.mark.parametrize("fault", [0.01, float("nan")])
-def test_an_export_that_answers_otherwise_is_an_error(fault, tmp_path, monkeypatch):
+def test_an_export_that_differs_is_an_error(fault, tmp_path, monkeypatch):
   def wrong(twin, folder):
-    return folder / "wrong", lambda picture: twin(picture).numpy() + fault
+    return folder / "wrong", lambda image: twin(image).numpy() + fault
 
   monkeypatch.setitem(export.FORMATS, "wrong", wrong)
-  with pytest.raises(RuntimeError, match="answers otherwise"):
+  with pytest.raises(RuntimeError, match="differs from the Keras network"):
     export.export(small(), ["wrong"], tmp_path)
 
 

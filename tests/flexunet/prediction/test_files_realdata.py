@@ -1,44 +1,33 @@
 """Prediction on real scans: the label lies on the scan, header and all."""
 
-import os
-import pathlib
-
 import nibabel as nib
 import numpy as np
 import pytest
 import run_samples
 
 from flexunet.imaging import intensity
-from flexunet.prediction import files
+from flexunet.prediction import files, scans
 from flexunet.prediction.predictor import Predictor
-
-CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
-REALDATA = pathlib.Path(
-    os.environ.get("FLEXUNET_REALDATA", CHECKOUT.parent / "shared" / "realdata")
-)
 
 
 @pytest.mark.realdata
 @pytest.mark.slow
 @pytest.mark.parametrize("plane", ["axial", "coronal"])
-def test_a_label_of_a_real_scan_has_its_grid_and_header_geometry(tmp_path, plane):
-  scans = sorted((REALDATA / "oasis_t1").glob("*.nii.gz")) if REALDATA.is_dir() else []
-  scans = [path for path in scans if not path.stem.endswith(("_hippocampus.nii", "_tissues.nii"))]
-  if not scans:
-    pytest.skip(f"No scans in {REALDATA / 'oasis_t1'}; name their folder by FLEXUNET_REALDATA.")
+def test_a_label_of_a_real_scan_has_its_grid_and_header_geometry(realdata, tmp_path, plane):
+  scan_path = min((realdata / "oasis_t1").glob("*_t1w.nii.gz"))
   window = {"kind": "percentile", "low": 0.5, "high": 99.5}
   run_config = run_samples.with_facts(
       run_samples.run_config(image_size=(256, 256)),
       slice_plan={"axes": "LAS", "plane": plane}, intensity=window, spacing_mm=[1.0, 1.0],
   )  # fmt: skip
   network = run_samples.BrightnessNetwork()
-  found = scans.find(scans[0], tmp_path, volumes_first=True)
+  found = scans.find(scan_path, tmp_path, volumes_first=True)
   outcome = files.predict_all(
       found.scans, Predictor(network, run_config, batch_size=32), run_config,
       files.Outputs(folder=tmp_path, overlay=False), show_progress=False,
   )  # fmt: skip
   assert outcome.failures == [] and outcome.warnings == []
-  scan = nib.load(scans[0])
+  scan = nib.load(scan_path)
   label = nib.load(found.scans[0].label_path(tmp_path))
   assert label.shape == scan.shape
   for name in ("pixdim", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"):

@@ -2,15 +2,20 @@
 
 import dataclasses
 import html.parser
-import math
+import io
+import json
 import re
 
 import pytest
 import run_samples
+from PIL import Image
 
 from flexunet import run_folder
+from flexunet.config import DataConfig, TrainingConfig
 from flexunet.core.errors import InputError
-from flexunet.reporting import charts, report, training_section
+from flexunet.pipelines.augmentation.config import AugmentationConfig
+from flexunet.reporting import report, training_section
+from flexunet.training import callbacks, monitoring
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +36,7 @@ class Links(html.parser.HTMLParser):
     attributes = dict(attrs)
     self.targets += [attributes[key] for key in ("src", "href") if key in attributes]
     self.ids.add(attributes.get("id"))
-    if tag not in ("meta", "img", "br", "line", "rect", "circle", "polyline"):
+    if tag not in ("meta", "img", "br", "wbr"):
       self.open.append(tag)
 
   def handle_startendtag(self, tag, attrs):
@@ -48,7 +53,7 @@ def test_the_page_refers_to_nothing_outside_itself(page):
   assert anchors and anchors <= links.ids
   others = [target for target in links.targets if not target.startswith("#")]
   assert others and all(target.startswith("data:image/png;base64,") for target in others)
-  assert not re.search(r"@import|url\(|<script|<link", page)
+  assert not re.search(r"@import|url\((?!#)|<script|<link", page)
 
 
 def test_the_page_holds_no_path_of_the_machine(page, tmp_path):
@@ -56,17 +61,29 @@ def test_the_page_holds_no_path_of_the_machine(page, tmp_path):
   assert str(tmp_path.parent) not in page
 
 
-def test_the_knobs_hold_no_path_and_of_the_augmentation_what_happens():
-  config = {
-      "model": {}, "data": {"cache_dir": "/secret/a"},
-      "training": {"init_from": "/secret/b", "metrics": ["dice", "iou"], "loss_options": []},
-      "augmentation": {"augmentation": "default", "blur_probability": 0.0, "blur_sigma": 1.0,
-                       "noise_probability": 0.125},
-      "reasons": {},
-  }  # fmt: skip
-  told = training_section.knobs_section(config)
-  assert "/secret" not in told and "blur" not in told
-  assert "noise_probability" in told and "dice, iou" in told
+def test_settings_hold_no_path_and_no_augmentation_that_never_acts():
+  run_config = dataclasses.replace(
+      run_samples.run_config(),
+      data=DataConfig(data_dir="/secret/a", cache_dir="/secret/b"),
+      training=TrainingConfig(init_from="/secret/c", metrics=("dice", "iou")),
+      augmentation=AugmentationConfig(
+          augmentation="default", blur_probability=0.0, blur_sigma=1.0, noise_probability=0.125
+      ),
+  )
+  section = training_section.settings_section(run_config)
+  assert "/secret" not in section and "blur" not in section
+  assert "noise_probability" in section and "dice, iou" in section
+
+
+def test_a_setting_that_was_given_is_no_default():
+  run_config = dataclasses.replace(
+      run_samples.run_config(), training=TrainingConfig(max_minutes=5.0, seed=1)
+  )
+  section = training_section.settings_section(run_config)
+  reasons = dict(re.findall(r"<code>(\w+)</code></td><td>[^<]*</td><td>([^<]*)</td>", section))
+  # --max_minutes is 0 and --seed is 1 by default; planning had a reason for the fraction.
+  assert (reasons["max_minutes"], reasons["seed"]) == ("given", "default")
+  assert reasons["foreground_fraction"] == "31 % of the training slices hold foreground"
 
 
 @pytest.mark.parametrize(
@@ -76,24 +93,55 @@ def test_the_knobs_hold_no_path_and_of_the_augmentation_what_happens():
 def test_the_marked_epoch_is_the_one_whose_weights_were_kept(training, epoch):
   rows = [{"epoch": n, "val_loss": loss, "val_foreground_dice": dice}
           for n, loss, dice in ((1, 0.5, 0.25), (2, 0.75, 0.5), (3, 0.625, 0.375))]  # fmt: skip
-  assert training_section.kept_epoch([*rows, {"epoch": 4}], training) == epoch
+  settings = TrainingConfig(**training)
+  assert training_section.kept_epoch([*rows, {"epoch": 4}], settings) == epoch
 
 
-def test_of_equal_scores_the_later_epoch_is_the_kept_one():
+def test_among_equal_scores_the_later_epoch_is_the_kept_one():
   rows = [{"epoch": n, "val_loss": 1.0, "val_foreground_dice": 0.0} for n in (1, 2, 3)]
-  assert training_section.kept_epoch(rows, {}) == 3
+  assert training_section.kept_epoch(rows, TrainingConfig()) == 3
 
 
-def test_a_validation_on_a_part_of_the_slices_is_told():
+def test_a_validation_on_a_part_of_the_slices_is_stated():
   rows = [{"epoch": 1, "loss": 1.0, "val_loss": 1.0, "val_foreground_dice": 0.5}]
   part = {"slices": 40, "of": 400, "seconds": 9.5, "reason": "all would take about 95 s"}
-  told = training_section.curves_section(rows, {}, part)
-  assert "Validated on 40 of 400 held-out slices: all would take about 95 s." in told
-  assert "held-out" not in training_section.curves_section(rows, {})
+  section = training_section.curves_section(rows, TrainingConfig(), part)
+  assert "1 epoch." in section
+  assert "Validated on 40 of 400 held-out slices: all would take about 95 s." in section
+  assert "held-out" not in training_section.curves_section(rows, TrainingConfig())
+
+
+def test_a_history_of_nothing_has_no_section():
+  assert training_section.curves_section([], TrainingConfig()) == ""
+
+
+def test_epochs_without_a_validation_are_no_gaps_and_the_kept_one_is_marked():
+  rows = [{"epoch": 1, "loss": 3.0, "dice_a_b": 0.5, "dice_c": 0.5},
+          {"epoch": 2, "loss": 2.0, "val_dice_a_b": 0.25, "val_dice_c": 0.125},
+          {"epoch": 3, "loss": 1.0}]  # fmt: skip
+  drawn = {chart.title: chart for chart in training_section.history_charts(rows, kept=2)}
+  assert {chart.mark_x for chart in drawn.values()} == {2}
+  assert {chart.x_range for chart in drawn.values()} == {(1, 3)}
+  assert [(line.name, line.x, line.y) for line in drawn["Loss"].lines] == [
+      ("training", [1, 2, 3], [3.0, 2.0, 1.0]), ("validation", [], []),
+  ]  # fmt: skip
+  assert [(line.name, line.x, line.y) for line in drawn["Validation Dice per class"].lines] == [
+      ("a b", [2], [0.25]), ("c", [2], [0.125]),
+  ]  # fmt: skip
+
+
+def test_curves_png_is_of_the_charts_that_have_something_to_show():
+  rows = [{"epoch": 1, "loss": 1.0, "learning_rate": 0.5, "foreground_dice": float("nan")}]
+  size = Image.open(io.BytesIO(monitoring.draw_curves(rows))).size
+  assert size[0] == 2 * 460 * 1.5  # Loss and learning rate.
 
 
 def test_names_cannot_break_the_page(page):
   assert "lesion <b>" not in page and "lesion &lt;b&gt;" in page
+
+
+def test_classes_are_named_in_words(page):
+  assert "grey matter" in page and "grey_matter" not in page
 
 
 def test_figures_and_rules_are_on_the_page(page):
@@ -110,7 +158,7 @@ def test_few_subjects_and_missing_spacing_are_said_before_the_figures(page):
   assert "1 of 4 volumes without a known spacing" in page
 
 
-def test_worst_and_best_cases_show_four_pictures_each(page):
+def test_worst_and_best_cases_show_four_images_each(page):
   assert page.index("Worst cases") < page.index("Best cases")
   assert page.count("<img ") == 4 * 4
 
@@ -120,8 +168,6 @@ def test_the_best_epoch_is_marked_although_validation_was_rarer_than_epochs(page
 
 
 def test_the_best_epoch_is_that_of_the_trainer():
-  from flexunet.training import callbacks
-
   assert training_section.VALIDATION_SCORE == callbacks.MONITOR
 
 
@@ -134,13 +180,13 @@ def test_a_run_in_training_has_a_report_too(tmp_path):
   Links(text)
 
 
-def test_an_older_checkpoint_and_other_data_are_told(tmp_path):
+def test_an_older_checkpoint_and_other_data_are_stated(tmp_path):
   run = run_samples.evaluated_run(tmp_path / "run")
   run.model_keras.write_bytes(b"a newer model")
   other = run_samples.with_facts(run.read_config(), fingerprint="e" * 16)
   run.write_config(other)
   text = report.render(run)
-  assert "earlier checkpoint" in text and "other records than those" in text
+  assert "earlier checkpoint" in text and "other records than the run was trained on" in text
 
 
 def test_scores_of_the_splits_of_training_are_marked_as_such(tmp_path):
@@ -149,6 +195,17 @@ def test_scores_of_the_splits_of_training_are_marked_as_such(tmp_path):
   data = dataclasses.replace(config.data, validation_split="test")
   run.write_config(dataclasses.replace(config, data=data))
   assert "chose the best checkpoint, so its figures are optimistic" in report.render(run)
+
+
+def test_the_split_that_training_has_seen_least_of_comes_first(tmp_path):
+  run = run_samples.evaluated_run(tmp_path / "run")
+  figures = json.loads(run.metrics_json.read_text())["test"]
+  splits = ("train", "validation", "test")
+  run_samples.write_json(run.metrics_json, dict.fromkeys(splits, figures))
+  text = report.render(run)
+  assert "Mean foreground Dice, test" in text
+  places = [text.index(f'id="results-{split}"') for split in splits]
+  assert places == sorted(places, reverse=True)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
@@ -161,29 +218,3 @@ def test_damaged_metrics_name_their_file(tmp_path):
   run.metrics_json.write_text("{")
   with pytest.raises(InputError, match=r"metrics\.json"):
     report.render(run)
-
-
-def test_ticks_are_round_and_inside():
-  assert charts.nice_ticks(0.0, 1.0) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-  assert charts.nice_ticks(0.13, 0.37) == [0.15, 0.2, 0.25, 0.3, 0.35]
-  assert charts.nice_ticks(2.0, 2.0) == [2.0]
-
-
-def test_a_line_has_gaps_where_values_are_missing():
-  svg = charts.line_chart(
-      [("loss", [1, 2, 3, 4, 5], [1.0, 0.5, math.nan, 0.3, 0.2])], title="Loss", x_label="epoch"
-  )
-  assert svg.count("<polyline") == 2
-
-
-def test_a_chart_of_nothing_is_empty():
-  assert charts.line_chart([("a", [1], [math.nan])], title="", x_label="") == ""
-  assert charts.strip_chart([("a", [], "#000000")], title="") == ""
-
-
-def test_a_strip_has_a_dot_for_each_value_in_its_place():
-  svg = charts.strip_chart([("a", [0.0, 1.0, math.nan], "#123456")], title="Dice")
-  x = [float(value) for value in re.findall(r'<circle cx="([\d.]+)"', svg)]
-  ticks = [float(value) for value in re.findall(r'<text x="([\d.]+)" y="96', svg)]
-  assert len(x) == 2
-  assert x == [ticks[0], ticks[-1]]  # 0 and 1 stand at the ends of the axis.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import os
 import subprocess
@@ -11,6 +10,10 @@ import sys
 
 import pytest
 
+# The backends of Keras beside TensorFlow, each an extra of setup.cfg.
+OTHER_BACKENDS = [
+    pytest.param(name, marks=pytest.mark.needs_extra(name)) for name in ("jax", "torch")
+]
 # A free size that needs padding, every kind of our own layer, one step of training.
 _PROGRAM = """
 import json, sys
@@ -61,11 +64,9 @@ def numbers(backend: str, normalization: str) -> dict[str, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.mark.parametrize("backend", OTHER_BACKENDS)
 @pytest.mark.parametrize("normalization", ["batch", "group"])
 def test_numbers_agree_with_tensorflow(backend, normalization):
-  if importlib.util.find_spec(backend) is None:
-    pytest.skip(f"needs the extra: pip install 'flexunet[{backend}]'")
   expected, found = numbers("tensorflow", normalization), numbers(backend, normalization)
   assert found == pytest.approx(expected, rel=2e-4, abs=2e-5)
   # The training step did something.

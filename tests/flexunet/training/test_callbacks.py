@@ -71,12 +71,34 @@ def test_a_state_goes_back_as_it_was():
   one.on_epoch_end(0, {callbacks.MONITOR: 0.5})
   one.on_epoch_end(1, {callbacks.MONITOR: 0.4})
   two.load_state(one.state())
-  assert (two.best, two.wait) == (0.5, 1)
+  assert (two.best, two.wait) == ((1, 0.5), 1)
+
+
+def test_a_score_that_went_through_json_is_compared_with_later_ones():
+  one, two = callbacks.EarlyStop(3), callbacks.EarlyStop(3)
+  one.on_epoch_end(0, {callbacks.MONITOR: 0.5})
+  two.load_state(json.loads(json.dumps(one.state())))
+  two.on_epoch_end(1, {callbacks.MONITOR: 0.6})
+  assert (two.best, two.wait) == ((1, 0.6), 0)
+
+
+def test_any_dice_ranks_above_none_and_among_none_the_lower_loss_wins():
+  def score(dice, loss):
+    return callbacks.score_of({callbacks.MONITOR: dice, "val_loss": loss}, "dice")
+
+  nothing_found = float("nan")
+  # A loss of -3 million is lower than any that a number of 1e6 could have stood for.
+  assert score(0.0, 9.0) > score(nothing_found, -3e6) > score(nothing_found, 1.0)
+  assert score(0.4, 1.0) < score(0.5, 2.0)
+  assert callbacks.score_of({"val_loss": 2.0}, "loss") < callbacks.score_of(
+      {"val_loss": 1.0}, "loss"
+  )
+  assert callbacks.score_of({"loss": 1.0}, "dice") is None
 
 
 def test_the_last_line_tells_the_best_score_of_the_epochs_that_have_one():
   scores = (float("nan"), 0.5, 0.25)
   rows = [{"step": 9, "seconds": 2.0, "val_foreground_dice": score} for score in scores]
-  told = json.loads(monitoring.final_line(rows))
-  assert told == {"epochs": 3, "steps": 9, "seconds": 2.0, "best_val_foreground_dice": 0.5}
+  line = json.loads(monitoring.final_line(rows))
+  assert line == {"epochs": 3, "steps": 9, "seconds": 2.0, "best_val_foreground_dice": 0.5}
   assert "best_val_foreground_dice" not in json.loads(monitoring.final_line(rows[:1]))

@@ -57,7 +57,7 @@ def test_a_missing_file_counts_as_damage(store, tmp_path):
 def test_with_none_left_the_error_says_what_to_do(store, tmp_path):
   for name in store.names():
     (tmp_path / "checkpoints" / name / "manifest.json").write_text("{}")
-  with pytest.raises(InputError, match="whole checkpoint.*Train anew in another folder"):
+  with pytest.raises(InputError, match="whole checkpoint.*Start a new run in another folder"):
     store.read()
 
 
@@ -75,15 +75,15 @@ def test_the_pointer_decides_between_two_whole_ones(store, tmp_path):
   assert store.read()[1] == older
 
 
-def test_names_go_on_counting_when_a_step_is_saved_twice(store):
+def test_names_keep_counting_when_a_step_is_saved_twice(store):
   name = store.write(made(30))
   assert store.names()[0] == name and store.read()[1] == name
 
 
 def test_the_manifest_holds_a_hash_per_file(store, tmp_path):
   folder = tmp_path / "checkpoints" / store.names()[0]
-  told = json.loads((folder / "manifest.json").read_text())["sha256"]
-  assert set(told) == {"arrays.npz", "state.json"}
+  hashes = json.loads((folder / "manifest.json").read_text())["sha256"]
+  assert set(hashes) == {"arrays.npz", "state.json"}
 
 
 def test_many_arrays_keep_their_order(tmp_path):
@@ -108,8 +108,8 @@ def test_arrays_of_every_kind_come_back_as_they_were(tmp_path):
 
 def test_the_hash_taken_while_writing_is_that_of_the_file(store, tmp_path):
   folder = tmp_path / "checkpoints" / store.names()[0]
-  told = json.loads((folder / "manifest.json").read_text())["sha256"]
-  for name, digest in told.items():
+  hashes = json.loads((folder / "manifest.json").read_text())["sha256"]
+  for name, digest in hashes.items():
     assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
 
 
@@ -146,7 +146,7 @@ def test_the_background_writer_writes_what_it_was_given(tmp_path):
   assert checkpoints.CheckpointStore(tmp_path).read()[0].state["step"] == 2
 
 
-def test_a_full_disk_is_told_in_the_training_thread(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_in_the_training_thread(tmp_path, monkeypatch):
   def refuse(*_, **__):
     raise OSError(28, "No space left on device")
 

@@ -95,7 +95,7 @@ def test_neighbours_are_cut_by_one_box():
     np.testing.assert_array_equal(middle[2:30, 1:31, channel], slices[channel, 7:35, 28:58])
 
 
-def test_pictures_of_different_sizes_are_not_cropped():
+def test_images_of_different_sizes_are_not_cropped():
   labels = [truth(1)[0], truth(1, frame=(44, 60))[0]]
   chosen = Predictor(run_samples.BrightnessNetwork(), cropping_config("fit"))
   assert [one.shape for one in chosen.labels([GREYS[one] for one in labels])] == [
@@ -110,7 +110,7 @@ def test_a_run_from_before_the_flag_is_not_cropped():
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_a_run_goes_on_as_cropped_as_it_began(before):
+def test_a_resumed_run_stays_cropped_as_it_began(before):
   saved, now = cropping_config(), run_samples.run_config()
   now = dataclasses.replace(now, dataset_facts=saved.dataset_facts)
   if not before:
@@ -151,8 +151,8 @@ def test_trained_evaluated_and_predicted_with_cropping(tmp_path, capsys):
   data_dir = write_scans(tmp_path)
   flags = ("--crop_foreground", "--schedule=constant", "--learning_rate=0.02", "--warmup_steps=0")
   made = flagged.setup(data_dir, *flags, "--epochs=8")
-  told = capsys.readouterr().err
-  assert "--crop_foreground keeps" in told and "Warning" not in told
+  stderr = capsys.readouterr().err
+  assert "--crop_foreground keeps" in stderr and "Warning" not in stderr
   # A head of 24 x 26 with its margins; upright, rows and columns change places.
   assert made.config.model.image_size == (30, 28) and made.config.data.resize_mode == "pad"
   assert "cropped to its foreground" in made.config.reasons["image_size"]

@@ -13,7 +13,7 @@ from flexunet.core.errors import InputError
 from flexunet.pipelines import cache
 from flexunet.training import device_step, devices, input_pipeline, resuming
 
-# Dropout is drawn anew for each network that a test builds.
+# Dropout is redrawn for each network that a test builds.
 AUGMENTED = ("--augmentation=strong", "--num_layers=3", "--dropout_rate=0",
              "--precision=float32")  # fmt: skip
 ON_DEVICE = ("--augment_on=device",)
@@ -73,7 +73,7 @@ def test_the_device_gives_the_examples_of_the_host(data_dir, device, channels):
 def test_a_cache_on_the_device_gives_the_same_slices_without_augmentation(data_dir):
   cached, plain = flagged.setup(data_dir, *CACHED), flagged.setup(data_dir, "--cache=none")
   batch = next(iter(cached.streams.training(cached.order, 0, 1)))
-  assert set(batch) == {"row", "seed"}  # No picture travels.
+  assert set(batch) == {"row", "seed"}  # No image travels.
   for (image, label), (wanted, truth) in zip(finished(cached), finished(plain), strict=True):
     np.testing.assert_array_equal(image, wanted)
     np.testing.assert_array_equal(label, truth)
@@ -116,15 +116,15 @@ DEEP = f"--model={json.dumps({'deep_supervision': True, 'num_layers': 3})}"
 
 @pytest.mark.slow
 def test_killed_and_resumed_it_ends_the_same_whatever_keeps_the_slices(blob_data, tmp_path):
-  code, expected, told = resume_runs.train(blob_data, tmp_path / "whole", DEEP, **MUCH)
-  assert code == 0, told
+  code, expected, stderr = resume_runs.train(blob_data, tmp_path / "whole", DEEP, **MUCH)
+  assert code == 0, stderr
   cached = (DEEP, "--cache=device")
-  killed, _, told = resume_runs.train(
+  killed, _, stderr = resume_runs.train(
       blob_data, tmp_path / "run", *cached, "--kill=terminate_step:6", **MUCH
   )
-  assert killed == 128 + 15, told
-  code, found, told = resume_runs.train(blob_data, tmp_path / "run", *cached, "--resume", **MUCH)
-  assert (code, found) == (0, expected), told
+  assert killed == 128 + 15, stderr
+  code, found, stderr = resume_runs.train(blob_data, tmp_path / "run", *cached, "--resume", **MUCH)
+  assert (code, found) == (0, expected), stderr
   manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
   assert manifest["cache"] == {"mode": "device", "reason": "given; validation: ram"}
   # The saved model is a plain one.
@@ -136,22 +136,22 @@ def test_killed_and_resumed_it_ends_the_same_whatever_keeps_the_slices(blob_data
 def test_two_devices_augment_their_parts_of_a_batch(blob_data, tmp_path):
   def train(name, *arguments, **knobs):
     knobs = {"epochs": 1, "num_devices": 2, "precision": "float32", **knobs}
-    code, found, told = resume_runs.train(
+    code, found, stderr = resume_runs.train(
         blob_data, tmp_path / name, "--logical_devices=2", "--dropout=0", *arguments, **knobs
     )
-    return code, found, told
+    return code, found, stderr
 
-  code, found, told = train("device", augment_on="device")
-  assert code == 0, told
-  code, host, told = train("host", augment_on="host")
-  assert code == 0, told
+  code, found, stderr = train("device", augment_on="device")
+  assert code == 0, stderr
+  code, host, stderr = train("host", augment_on="host")
+  assert code == 0, stderr
   for one, two in zip(*(json.loads(run["history"]) for run in (found, host)), strict=True):
     assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)
   assert train("run", "--kill=terminate_step:5", augment_on="device")[0] == 128 + 15
-  code, resumed, told = train("run", "--resume", augment_on="device")
-  assert (code, resumed) == (0, found), told
-  code, _, told = train("cached", "--cache=device", augment_on="device")
-  assert code == 1 and "it lies on one device, and 2 share a batch" in told
+  code, resumed, stderr = train("run", "--resume", augment_on="device")
+  assert (code, resumed) == (0, found), stderr
+  code, _, stderr = train("cached", "--cache=device", augment_on="device")
+  assert code == 1 and "it lies on one device, and 2 share a batch" in stderr
 
 
 def test_the_device_is_chosen_with_its_reason(monkeypatch):
@@ -200,7 +200,7 @@ def test_slices_on_the_device_cannot_be_augmented_before_it(data_dir):
   assert flagged.setup(data_dir, *conflict).streams.cache_choice.mode == "device"
 
 
-def test_a_run_that_augments_on_the_host_goes_on_so(data_dir):
+def test_a_run_that_augments_on_the_host_keeps_doing_so(data_dir):
   saved = flagged.setup(data_dir, "--augmentation=default", "--cache=ram").config
   now = flagged.setup(data_dir, "--augmentation=default", *CACHED)
   merged = resuming.merge(saved, now.config)
@@ -221,12 +221,12 @@ def test_validation_is_not_augmented_and_not_kept_on_the_device(data_dir):
 def test_a_gpu_with_room_takes_the_training_slices(data_dir, monkeypatch):
   run = flagged.setup(data_dir, *AUGMENTED, *ON_DEVICE)
   monkeypatch.setattr(devices, "has_gpu", lambda: True)
-  monkeypatch.setattr(devices, "free_memory", lambda: 2**30)
-  room = input_pipeline.device_room(run.config, replicas=1)
+  room = input_pipeline.device_room(run.config, 2**30, replicas=1)
   assert room.is_gpu and not room.obstacle and 0.9 * 2**30 < room.free_bytes < 2**30
-  assert "2 share a batch" in input_pipeline.device_room(run.config, replicas=2).obstacle
+  assert "2 share a batch" in input_pipeline.device_room(run.config, 2**30, replicas=2).obstacle
   # Twelve slices of 20 x 28 pixels, one byte a pixel of image and of label: 13,440 bytes.
   assert cache.num_bytes_on_device(run.streams.train) == 12 * 20 * 28 * 2
-  monkeypatch.setattr(devices, "free_memory", lambda: None)
-  host = input_pipeline.make(run.config, (run.streams.train, run.streams.held_out), ("a", "b"), 1)
+  unknown = input_pipeline.device_room(run.config, None, replicas=1)
+  loaders = (run.streams.train, run.streams.held_out)
+  host = input_pipeline.make_caches(run.config.data, loaders, ("a", "b"), unknown)
   assert host.choice.mode == "ram" and "cannot be measured" in host.choice.reason

@@ -1,7 +1,6 @@
 """Devices, precision, determinism: what is chosen, and that it changes speed, not results."""
 
 import functools
-import importlib.util
 import json
 import os
 import pathlib
@@ -22,6 +21,11 @@ from flexunet.training import devices
 
 _PROGRAM = pathlib.Path(resume_program.__file__)
 
+# The backends of Keras beside TensorFlow, each an extra of setup.cfg.
+OTHER_BACKENDS = [
+    pytest.param(name, marks=pytest.mark.needs_extra(name)) for name in ("jax", "torch")
+]
+
 
 @pytest.mark.parametrize(
     ("flags", "precision"),
@@ -30,10 +34,10 @@ _PROGRAM = pathlib.Path(resume_program.__file__)
 def test_a_cpu_computes_in_bfloat16_where_it_has_instructions_for_it(
     monkeypatch, tmp_path, flags, precision
 ):
-  told = tmp_path / "cpuinfo"
-  told.write_text(f"processor : 0\nflags\t\t: {flags}\n")
+  file = tmp_path / "cpuinfo"
+  file.write_text(f"processor : 0\nflags\t\t: {flags}\n")
   monkeypatch.setattr(devices, "device_names", lambda: ["CPU"])
-  monkeypatch.setattr(devices, "_CPU_INFO", told)
+  monkeypatch.setattr(devices, "_CPU_INFO", file)
   assert devices.default_precision()[0] == precision
 
 
@@ -148,8 +152,8 @@ def test_two_devices_share_a_batch_and_resume_exactly(blob_data, tmp_path, ema_m
   )  # fmt: skip
   assert killed.returncode == 128 + 15
   assert train(blob_data, tmp_path / "run", *both, "--resume", **knobs) == whole
-  told = json.loads((tmp_path / "run" / "manifest.json").read_text())
-  assert told["devices_sharing_a_batch"] == 2
+  manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+  assert manifest["devices_sharing_a_batch"] == 2
   # One device sees other statistics per batch normalization, and else the same.
   alone = json.loads(train(blob_data, tmp_path / "alone", epochs=2, num_devices=1)["history"])
   assert json.loads(whole["history"])[0]["loss"] == pytest.approx(alone[0]["loss"], rel=0.1)
@@ -169,10 +173,8 @@ def loss_curve(backend, data_dir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.mark.parametrize("backend", OTHER_BACKENDS)
 def test_the_trainer_gives_the_same_loss_curve_on_other_backends(backend, blob_data):
-  if importlib.util.find_spec(backend) is None:
-    pytest.skip(f"needs the extra: pip install 'flexunet[{backend}]'")
   expected, found = loss_curve("tensorflow", blob_data), loss_curve(backend, blob_data)
   assert len(found) == 18  # Two epochs of 36 slices, 4 a step.
   assert found[-1] < 0.95 * found[0]
@@ -180,12 +182,10 @@ def test_the_trainer_gives_the_same_loss_curve_on_other_backends(backend, blob_d
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.mark.parametrize("backend", OTHER_BACKENDS)
 def test_a_run_with_dropout_resumes_exactly_on_other_backends(
     backend, blob_data, tmp_path, monkeypatch
 ):
-  if importlib.util.find_spec(backend) is None:
-    pytest.skip(f"needs the extra: pip install 'flexunet[{backend}]'")
   monkeypatch.setenv("KERAS_BACKEND", backend)
   knobs = {"epochs": 2, "ema_momentum": 0.9}
   whole = train(blob_data, tmp_path / "whole", **knobs)

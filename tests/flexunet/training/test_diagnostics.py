@@ -41,7 +41,7 @@ def test_a_nan_names_the_records_of_its_batch(blob_data):
   opened, run_config = opened_and_planned(blob_data)
   order = input_pipeline.make_order(run_config, opened.train)
   clock = callbacks.RunClock(100, 0)
-  guard = diagnostics.StopOnNan(clock, order, opened.train)
+  guard = diagnostics.NanGuard(clock, order, opened.train)
   clock.on_train_batch_end(0)
   guard.on_train_batch_end(0, {"loss": 0.5})
   clock.on_train_batch_end(1)

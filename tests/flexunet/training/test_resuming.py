@@ -18,8 +18,8 @@ _KILLED = -9
 
 @pytest.fixture(scope="module")
 def uninterrupted(blob_data, tmp_path_factory):
-  code, expected, told = train(blob_data, tmp_path_factory.mktemp("whole") / "run")
-  assert code == 0, told
+  code, expected, stderr = train(blob_data, tmp_path_factory.mktemp("whole") / "run")
+  assert code == 0, stderr
   return expected
 
 
@@ -30,10 +30,10 @@ def uninterrupted(blob_data, tmp_path_factory):
      "before_report"],
 )  # fmt: skip
 def test_killed_at_a_moment_it_ends_the_same(blob_data, uninterrupted, tmp_path, moment):
-  code, _, told = train(blob_data, tmp_path / "run", f"--kill={moment}")
-  assert code == _KILLED, told
-  code, found, told = train(blob_data, tmp_path / "run", "--resume")
-  assert (code, found) == (0, uninterrupted), told
+  code, _, stderr = train(blob_data, tmp_path / "run", f"--kill={moment}")
+  assert code == _KILLED, stderr
+  code, found, stderr = train(blob_data, tmp_path / "run", "--resume")
+  assert (code, found) == (0, uninterrupted), stderr
 
 
 @pytest.mark.slow
@@ -55,28 +55,28 @@ def test_killed_at_ten_random_moments_it_ends_the_same(blob_data, uninterrupted,
     process.kill()
     process.communicate()
     kills += 1
-  code, found, told = train(blob_data, tmp_path / "run", "--resume")
-  assert (code, found) == (0, uninterrupted), told
+  code, found, stderr = train(blob_data, tmp_path / "run", "--resume")
+  assert (code, found) == (0, uninterrupted), stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["terminate_step:14", "terminate_validation:3"])
-def test_sigterm_saves_and_tells_how_to_go_on(blob_data, uninterrupted, tmp_path, moment):
-  code, _, told = train(blob_data, tmp_path / "run", f"--kill={moment}", checkpoint_steps=0)
-  assert code == 128 + 15 and "--resume" in told, told
+def test_sigterm_saves_and_says_how_to_resume(blob_data, uninterrupted, tmp_path, moment):
+  code, _, stderr = train(blob_data, tmp_path / "run", f"--kill={moment}", checkpoint_steps=0)
+  assert code == 128 + 15 and "--resume" in stderr, stderr
   saved, _, _ = checkpoints.CheckpointStore(tmp_path / "run" / "checkpoints").read()
   # Within the 14th step, or after the 27 steps of three epochs of 9.
   assert saved.state["step"] == (14 if moment.startswith("terminate_step") else 27)
-  code, found, told = train(blob_data, tmp_path / "run", "--resume", checkpoint_steps=0)
-  assert (code, found) == (0, uninterrupted), told
+  code, found, stderr = train(blob_data, tmp_path / "run", "--resume", checkpoint_steps=0)
+  assert (code, found) == (0, uninterrupted), stderr
 
 
 @pytest.mark.slow
 def test_after_the_end_nothing_is_done_and_it_is_said(blob_data, tmp_path):
   code, expected, _ = train(blob_data, tmp_path / "run", epochs=2)
   model = (tmp_path / "run" / "model.keras").read_bytes()
-  code, found, told = train(blob_data, tmp_path / "run", "--resume", epochs=2)
-  assert code == 0 and "Nothing to do" in told and found == expected
+  code, found, stderr = train(blob_data, tmp_path / "run", "--resume", epochs=2)
+  assert code == 0 and "Nothing to do" in stderr and found == expected
   assert (tmp_path / "run" / "model.keras").read_bytes() == model
 
 
@@ -84,11 +84,11 @@ def test_after_the_end_nothing_is_done_and_it_is_said(blob_data, tmp_path):
 def test_stopped_early_stays_stopped(blob_data, tmp_path):
   # So small a rate that nothing gets better: stops after one validation without gain.
   knobs = {"learning_rate": 1e-12, "early_stopping_patience": 1, "epochs": 9}
-  code, expected, told = train(blob_data, tmp_path / "whole", **knobs)
-  assert code == 0 and len(json.loads(expected["history"])) < 9, told
+  code, expected, stderr = train(blob_data, tmp_path / "whole", **knobs)
+  assert code == 0 and len(json.loads(expected["history"])) < 9, stderr
   assert train(blob_data, tmp_path / "run", "--kill=before_report", **knobs)[0] == _KILLED
-  code, found, told = train(blob_data, tmp_path / "run", "--resume", **knobs)
-  assert (code, found) == (0, expected), told
+  code, found, stderr = train(blob_data, tmp_path / "run", "--resume", **knobs)
+  assert (code, found) == (0, expected), stderr
   assert (tmp_path / "run" / "report.html").is_file()
 
 
@@ -96,11 +96,11 @@ def test_stopped_early_stays_stopped(blob_data, tmp_path):
 def test_with_averages_accumulation_and_several_steps_a_go_it_ends_the_same(blob_data, tmp_path):
   knobs = {"ema_momentum": 0.9, "gradient_accumulation": 2, "steps_per_execution": 4,
            "checkpoint_steps": 4}  # fmt: skip
-  code, expected, told = train(blob_data, tmp_path / "whole", **knobs)
-  assert code == 0, told
+  code, expected, stderr = train(blob_data, tmp_path / "whole", **knobs)
+  assert code == 0, stderr
   assert train(blob_data, tmp_path / "run", "--kill=within_step:5", **knobs)[0] == _KILLED
-  code, found, told = train(blob_data, tmp_path / "run", "--resume", **knobs)
-  assert (code, found) == (0, expected), told
+  code, found, stderr = train(blob_data, tmp_path / "run", "--resume", **knobs)
+  assert (code, found) == (0, expected), stderr
 
 
 @pytest.mark.slow
@@ -112,29 +112,29 @@ def test_with_several_outputs_or_half_precision_it_ends_the_same(
     blob_data, tmp_path, model, knobs
 ):
   shape = f"--model={json.dumps(model)}"
-  code, expected, told = train(blob_data, tmp_path / "whole", shape, epochs=2, **knobs)
-  assert code == 0, told
-  killed, _, told = train(
+  code, expected, stderr = train(blob_data, tmp_path / "whole", shape, epochs=2, **knobs)
+  assert code == 0, stderr
+  killed, _, stderr = train(
       blob_data, tmp_path / "run", shape, "--kill=terminate_step:13", epochs=2, **knobs
   )
-  assert killed == 128 + 15, told
-  code, found, told = train(blob_data, tmp_path / "run", shape, "--resume", epochs=2, **knobs)
-  assert (code, found) == (0, expected), told
+  assert killed == 128 + 15, stderr
+  code, found, stderr = train(blob_data, tmp_path / "run", shape, "--resume", epochs=2, **knobs)
+  assert (code, found) == (0, expected), stderr
 
 
 @pytest.mark.slow
-def test_a_longer_run_goes_on_from_the_end(blob_data, tmp_path):
+def test_a_longer_run_continues_from_the_end(blob_data, tmp_path):
   train(blob_data, tmp_path / "run", epochs=2)
-  code, found, told = train(blob_data, tmp_path / "run", "--resume", epochs=3)
-  assert code == 0, told
+  code, found, stderr = train(blob_data, tmp_path / "run", "--resume", epochs=3)
+  assert code == 0, stderr
   assert [row["epoch"] for row in json.loads(found["history"])] == [1, 2, 3]
 
 
 @pytest.mark.slow
 def test_another_flag_at_resume_is_refused(blob_data, tmp_path):
   train(blob_data, tmp_path / "run", epochs=1)
-  code, _, told = train(blob_data, tmp_path / "run", "--resume", epochs=1, batch_size=6)
-  assert code == 1 and "--batch_size was 4, now it is 6" in told
+  code, _, stderr = train(blob_data, tmp_path / "run", "--resume", epochs=1, batch_size=6)
+  assert code == 1 and "--batch_size was 4, now it is 6" in stderr
 
 
 @pytest.mark.slow
@@ -143,8 +143,8 @@ def test_a_damaged_newest_checkpoint_costs_steps_not_exactness(blob_data, uninte
   store = checkpoints.CheckpointStore(tmp_path / "run" / "checkpoints")
   path = tmp_path / "run" / "checkpoints" / store.names()[0] / "arrays.npz"
   path.write_bytes(path.read_bytes()[:-9])
-  code, found, told = train(blob_data, tmp_path / "run", "--resume")
-  assert code == 0 and "damaged" in told and found == uninterrupted, told
+  code, found, stderr = train(blob_data, tmp_path / "run", "--resume")
+  assert code == 0 and "damaged" in stderr and found == uninterrupted, stderr
 
 
 def run_config(**changes):

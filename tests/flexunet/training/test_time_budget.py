@@ -93,11 +93,11 @@ CASES = {
         limit=600, step=0.02, first=15, forward=0.006, batches=40, steps_per_epoch=200, spe=4),
     "validation far slower than a step": dict(
         limit=120, step=0.5, forward=4, batches=30, steps_per_epoch=1000),
-    "validation dearer than thought, in short epochs": dict(
+    "validation costlier than expected, in short epochs": dict(
         limit=300, step=1, forward=1.5, batches=40, steps_per_epoch=10),
     "validations that just keep to their share": dict(
         limit=300, step=1, forward=0.55, batches=100, steps_per_epoch=50),
-    "slow pictures and disks": dict(
+    "slow previews and disks": dict(
         limit=200, step=2, forward=0.5, batches=20, closing=20, steps_per_epoch=20),
     "one endless epoch": dict(limit=600, step=5, forward=2, batches=1000, steps_per_epoch=10**6),
     "hardly any time": dict(limit=60, step=6, first=12, forward=2, batches=100),
@@ -170,18 +170,10 @@ def test_a_resumed_run_keeps_its_part_and_the_time_it_has_spent(monkeypatch):
   assert world.now - 1000 < 220
 
 
-def test_a_checkpoint_of_an_earlier_version_is_read():
-  clock = callbacks.RunClock(100, 1.0)
-  clock.load_state({"step": 7, "spent_s": 5.0, "validation_s": 2.0, "stopped_limit_s": None})
-  assert (clock.step, clock.budget.validation_s, clock.validation_batches) == (7, 2.0, None)
-  assert set(clock.state()) == {"step", "spent_s", "validation_s", "stopped_limit_s", "closing_s",
-                                "validation_batches"}  # fmt: skip
-
-
 def test_the_schedule_follows_the_time_and_ends_with_it(monkeypatch):
   world = World(monkeypatch, limit=100, steps_per_epoch=10**6)
   world.now = 33.0
-  assert world.clock.progress == pytest.approx(33 / 99)  # 1 % is kept for what nobody counted.
+  assert world.clock.progress == pytest.approx(33 / 99)  # 1 % is kept for what is not counted.
   world.run()
   # A step would have fitted no more, of about 1 s.
   assert world.clock.step < 100 and world.clock.progress > 0.97

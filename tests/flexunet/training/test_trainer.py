@@ -8,12 +8,13 @@ import sys
 import zipfile
 
 import dataset_samples
+import flagged
 import h5py
 import keras
 import numpy as np
 import pytest
 
-from flexunet import config
+from flexunet import config, run_folder
 from flexunet.core.errors import InputError
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.training import devices, input_pipeline, networks, planning, run_setup, trainer
@@ -65,21 +66,21 @@ def test_a_run_leaves_everything_it_promises(finished):
                run.curves_png, run.report_html):  # fmt: skip
     assert path.stat().st_size > 0, path
   assert len(list(run.previews.glob("*.png"))) == 2
-  told = list(csv.DictReader(run.history_csv.open()))
-  assert [row["epoch"] for row in told] == ["1", "2"]
+  written = list(csv.DictReader(run.history_csv.open()))
+  assert [row["epoch"] for row in written] == ["1", "2"]
   assert {"loss", "foreground_dice", "dice_dim", "dice_bright", "dice_coef_multiclass",
-          "val_foreground_dice", "learning_rate"} <= set(told[0])  # fmt: skip
+          "val_foreground_dice", "learning_rate"} <= set(written[0])  # fmt: skip
   assert not [path for path in run.path.iterdir() if path.name.startswith(".")]
 
 
 def test_the_config_is_complete_and_reads_back(finished):
   run, _ = finished
-  told = run.read_config()
-  for part in (told.model, told.data, told.training):
+  stored = run.read_config()
+  for part in (stored.model, stored.data, stored.training):
     for name, value in vars(part).items():
       assert value is not None or name in {"dataset", "cache_dir", "init_from"}, name
-  assert told.model.image_size == (20, 28) and told.data.resize_mode == "pad"
-  assert told.dataset_facts.spacing_mm == (1.0, 2.0)
+  assert stored.model.image_size == (20, 28) and stored.data.resize_mode == "pad"
+  assert stored.dataset_facts.spacing_mm == (1.0, 2.0)
   manifest = json.loads(run.manifest_json.read_text())
   assert manifest["data_fingerprint"] == dataset_samples.FINGERPRINT
   assert manifest["versions"]["keras"] == keras.__version__
@@ -154,13 +155,13 @@ def test_a_time_limit_ends_the_run_with_a_model(data_dir, tmp_path):
 
 
 @pytest.mark.parametrize("free", [2**20, 2**40])
-def test_too_large_a_batch_is_told_before_training(data_dir, monkeypatch, capsys, free):
+def test_too_large_a_batch_is_reported_before_training(data_dir, monkeypatch, capsys, free):
   monkeypatch.setattr(devices, "free_memory", lambda: free)
   parts = configs(data_dir, batch_size=64)
   complete = run_setup.complete(*parts, input_pipeline.open_data(parts[1]))
   assert complete.training.batch_size == 64  # As given.
-  told = [line for line in capsys.readouterr().err.splitlines() if "--batch_size (now 64" in line]
-  assert len(told) == (1 if free == 2**20 else 0)
+  lines = capsys.readouterr().err.splitlines()
+  assert sum("--batch_size (now 64" in line for line in lines) == (1 if free == 2**20 else 0)
 
 
 def test_large_slices_are_scaled_down_and_small_ones_kept():
@@ -206,3 +207,25 @@ def test_the_program_ends_with_one_line_and_exit_code_1(data_dir, tmp_path, flag
   assert done.returncode == 1
   assert message in done.stderr and "Traceback" not in done.stderr
   assert not (tmp_path / "run").exists()
+
+
+def test_the_free_memory_is_measured_before_the_data_are_opened(data_dir, monkeypatch):
+  order = []
+  open_dataset = input_pipeline.open_dataset
+  monkeypatch.setattr(devices, "free_memory", lambda: order.append("measured") or 12345)
+  monkeypatch.setattr(
+      input_pipeline, "open_dataset", lambda *given: order.append("opened") or open_dataset(*given)
+  )
+  opened = input_pipeline.open_data(configs(data_dir)[1])
+  assert order == ["measured", "opened"] and opened.free_device_bytes == 12345
+
+
+def test_callbacks_out_of_their_order_are_refused(data_dir, tmp_path):
+  made = flagged.setup(data_dir)
+  built = trainer.Trainer(run_folder.RunFolder(tmp_path), made.config, made.prepared)
+  trainer.check_order(built.steering)
+  first, *others = built.steering
+  foreign = keras.callbacks.History()
+  for wrong in ([*others, first], [first, *built.steering], [*built.steering, foreign]):
+    with pytest.raises(ValueError, match="must stand in the order"):
+      trainer.check_order(wrong)

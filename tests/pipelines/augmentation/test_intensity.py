@@ -144,8 +144,8 @@ def test_a_draw_is_told_in_a_few_letters(amounts, text):
 
 def test_every_parameter_but_the_place_of_a_lens_is_told():
   names = draws.by_hand().names
-  told = {name for name in names if draws.describe({name: 1.5}) != "same"}
-  assert told == set(names) - {"lens_y", "lens_x"}
+  described = {name for name in names if draws.describe({name: 1.5}) != "same"}
+  assert described == set(names) - {"lens_y", "lens_x"}
 
 
 def test_smoothing_reaches_over_images_smaller_than_itself():
