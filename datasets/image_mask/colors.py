@@ -21,6 +21,7 @@ from flexunet.imaging.label_scheme import LabelClass, LabelScheme
 FOREIGN_DISTANCE = 48.0
 # JPEG moves a colour by this much; nearer than this it is the palette's.
 JPEG_TOLERANCE = 12
+_FITTING_FOREIGN = 0.01
 
 
 def palette_scheme(preset_or_file: str) -> LabelScheme:
@@ -104,6 +105,18 @@ class MaskColors:
   def _commonest(self, among: np.ndarray) -> tuple[int, int, int]:
     red, green, blue = self._colors[int((self._counts * among).argmax())]
     return int(red), int(green), int(blue)
+
+
+def palette_hint(rgb: np.ndarray) -> str:
+  """Returns what to do about a mask uint8 [H, W, 3] that was painted with another palette."""
+  fitting = {}
+  for name, scheme in PRESETS.items():
+    found = MaskColors(rgb, scheme)
+    if found.has_class_color and found.foreign <= _FITTING_FOREIGN * found.painted:
+      fitting[name] = found.far_share
+  if not fitting:
+    return "Is --palette the one of these masks?"
+  return f"Its colours fit --palette={min(fitting, key=lambda name: fitting[name])}."
 
 
 def _distance_to_mixes(colors: np.ndarray, palette: np.ndarray) -> np.ndarray:

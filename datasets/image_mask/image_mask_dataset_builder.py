@@ -134,20 +134,19 @@ class Builder(SegmentationBuilder):
       if far_share > options.off_palette_limit:
         raise InputError(
             f"{path}: {100 * far_share:.1f} % of its pixels are of no palette colour, the limit is"
-            f" {100 * options.off_palette_limit:g} %. Is --palette the one of these masks?"
+            f" {100 * options.off_palette_limit:g} %. {colors.palette_hint(rgb)}"
         )
       if found.foreign > max(_FEW_PIXELS, _FOREIGN_LIMIT * found.painted):
         raise InputError(
             f"{path}: {found.foreign} of its {found.painted} painted pixels are of colours foreign"
-            f" to the palette, such as {found.commonest_foreign()}. Is --palette the one of these"
-            " masks?"
+            f" to the palette, such as {found.commonest_foreign()}. {colors.palette_hint(rgb)}"
         )
       if found.has_class_color:
         with_class = True
       elif found.painted > _FEW_PIXELS:
         without_class.append(
             f"{path}: no pixel has the colour of a class, though {found.painted} are painted, such"
-            f" as {found.commonest_painted()}."
+            f" as {found.commonest_painted()}. {colors.palette_hint(rgb)}"
         )
       _count_gray(rgb, notes)
       off_pixels += off_share * label.size
@@ -155,7 +154,7 @@ class Builder(SegmentationBuilder):
       yield Slice(index, read(case.files[f"image_{index:06d}"]), label)
     # A faint mask may be blurred all over; where all of a subject's are, the palette is wrong.
     if without_class and not with_class:
-      raise InputError(f"{without_class[0]} Is --palette the one of these masks?")
+      raise InputError(without_class[0])
     notes.warnings.extend(_faint_masks(case, without_class))
     notes.facts["off_palette_share"] = round(off_pixels / max(all_pixels, 1), 6)
     if case.split:

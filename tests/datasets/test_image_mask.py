@@ -184,8 +184,9 @@ def test_in_between_colours_go_to_the_nearer_class_and_their_share_is_reported(t
     ("color", "config", "message"),
     [
         (RED, "ms_lesion_mri", r"64 of its 64 painted pixels are of colours foreign .*255, 0, 0"),
-        ((210, 80, 0), "brain_stroke_ct", r"no pixel has the colour of a class.*\(210, 80, 0\)"),
-        ((255, 255, 255), "hippocampus_t1w", "foreign to the palette"),
+        ((210, 80, 0), "brain_stroke_ct", r"no pixel has the colour of a class.*=brain_ich_ct\."),
+        ((255, 255, 255), "hippocampus_t1w", r"foreign to the palette.*fit --palette=binary\."),
+        ((10, 10, 200), "hippocampus_t1w", "Is --palette the one of these masks"),
     ],
 )
 def test_masks_of_another_palette_are_refused_by_their_colours(tmp_path, color, config, message):
