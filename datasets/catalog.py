@@ -136,18 +136,6 @@ def recognise(root: str | os.PathLike) -> list[str]:
   return found
 
 
-class Provider:
-  """Gives TFDS the builders by their names; each is imported when it is asked for."""
-
-  def has_dataset(self, name: str) -> bool:
-    """Returns whether this is one of our datasets."""
-    return name in NAMES
-
-  def get_builder_cls(self, name: str) -> type[SegmentationBuilder]:
-    """Returns its builder class."""
-    return builder_class(name)
-
-
 def _folder_name(title: str) -> str:
   if not title or title[0] == "." or not all(c.isalnum() or c in "._+-" for c in title):
     raise InputError(

@@ -14,7 +14,8 @@ README = pathlib.Path(__file__).resolve().parent.parent / "README.md"
 
 def python_page() -> str:
   """Returns the code of the section "Use it from Python"."""
-  section = README.read_text(encoding="utf-8").split("\n## Use it from Python\n")[1].split("\n## ")[0]
+  text = README.read_text(encoding="utf-8")
+  section = text.split("\n## Use it from Python\n")[1].split("\n## ")[0]
   return "\n".join(re.findall(r"```python\n(.*?)```", section, re.DOTALL))
 
 
