@@ -49,7 +49,7 @@ class Host:
 def open_loader(source: DatasetSource, table: RecordTable, spec: ExampleSpec) -> Loader:
   """Returns what reads the rows of a table of `source`, whatever the form of the dataset."""
   if table.decoded is not None:
-    return VolumeSliceLoader(table, spec)
+    return VolumeSliceLoader(table, table.decoded, spec)
   return ExampleLoader(source, table, spec)
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import pathlib
 import zipfile
+from typing import Any
 
 from flexunet.core.errors import InputError
 from flexunet.network.architecture import ModelConfig, Stage, count_parameters
@@ -215,8 +216,9 @@ def _config_by_name(layers: dict[str, dict]) -> ModelConfig:
   dropout = layers.get("encoder1_dropout", {"config": {"rate": 0.0}})["config"]["rate"]
   heads = sum(name.startswith("head") for name in layers)
   scale = layers["scale"]["class_name"]
+  size: Any = None if height is None or width is None else (height, width)
   return ModelConfig(
-      image_size=None if height is None or width is None else (height, width),
+      image_size=size,
       image_channels=channels,
       num_classes=layers["head"]["config"]["filters"],
       base_filters=first["filters"],
