@@ -52,7 +52,12 @@ class TrainingConfig(Checked):
       group=_OPTIMIZER,
   )
   learning_rate: float = knob(None, "Initial learning rate.", minimum=0.0, group=_OPTIMIZER)
-  optimizer: str = knob(None, "Optimizer.", choices=("adam", "adamw", "sgd"), group=_OPTIMIZER)
+  optimizer: str = knob(
+      None,
+      "How gradients change the weights.",
+      choices=("adam", "adamw", "sgd"),
+      group=_OPTIMIZER,
+  )
   weight_decay: float = knob(
       None, "Decoupled weight decay of adamw.", minimum=0.0, unset="1e-4 with adamw",
       group=_OPTIMIZER,
