@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from flexunet.core.errors import InputError, unknown_name
 from flexunet.datasets.builder.raw_folder import Findings
 from flexunet.datasets.builder.record_options import RecordOptions, VolumeOptions
-from flexunet.datasets.hippocampus_t1w.options import HippocampusOptions
-from flexunet.datasets.image_mask.options import ImageMaskOptions
-from flexunet.datasets.ms_lesion_mri.options import MsOptions
+from flexunet.datasets.hippocampus_t1w import HippocampusOptions
+from flexunet.datasets.image_mask import ImageMaskOptions
+from flexunet.datasets.ms_lesion_mri import MsOptions
 
 if TYPE_CHECKING:
   from flexunet.datasets.builder.segmentation_builder import RecordConfig, SegmentationBuilder

@@ -64,12 +64,12 @@ def export(
     name = re.sub(r"[^\w.-]", "_", row["key"]) + ".png"
     folder = out / row["split"]
     image = np.asarray(example["image"])
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    written = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     if image_mode == "rgb":
-      picture = picture.convert("RGB")
+      written = written.convert("RGB")
     if (folder / "images" / name).exists():
       raise InputError(f"{dataset.path}: two records would be called {name}.")
-    picture.save(folder / "images" / name)
+    written.save(folder / "images" / name)
     if row["split"] != "unlabeled":
       label = np.asarray(example["label"])[..., 0]
       Image.fromarray(scheme.colorize(label)).save(folder / "masks" / name)

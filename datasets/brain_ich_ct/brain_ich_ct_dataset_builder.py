@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from flexunet.datasets import published_palettes
-from flexunet.datasets.brain_ich_ct import ct_ich_jpeg, ct_ich_nifti, ct_ich_patients, ct_ich_table
+from flexunet.datasets.brain_ich_ct import ct_ich_forms, ct_ich_patients, ct_ich_table
 from flexunet.datasets.builder import croissant, raw_folder
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
 from flexunet.datasets.builder.segmentation_builder import Slice
@@ -98,7 +98,7 @@ class Builder(VolumeBuilder):
       needs_scans.append("form=volumes")
     if scans is not None and (jpeg is None or needs_scans):
       findings.release = _NIFTI
-      ct_ich_nifti.find_cases(findings)
+      ct_ich_forms.find_scans(findings)
     elif needs_scans and jpeg is not None:
       findings.problem(
           f"{findings.root}: holds JPEG slices (v1.0.0), which are 2-D and windowed already;"
@@ -106,13 +106,13 @@ class Builder(VolumeBuilder):
       )
     else:
       findings.release = _JPEG
-      ct_ich_jpeg.find_cases(findings)
+      ct_ich_forms.find_jpeg(findings)
       if scans is not None:
         findings.warn("The folder holds v1.3.1 too; the JPEG slices of v1.0.0 are built.")
 
   def read_scan(self, case: Case, notes: Notes) -> Scan:
     """Reads one NIfTI scan, in a worker process."""
-    return ct_ich_nifti.read_scan(case, notes, MASK_THRESHOLD)
+    return ct_ich_forms.read_scan(case, notes, MASK_THRESHOLD)
 
   def slices_of(self, case: Case, notes: Notes) -> Iterator[Slice]:
     """Reads one patient of either form, in a worker process."""
@@ -123,7 +123,7 @@ class Builder(VolumeBuilder):
       for cut in super().slices_of(case, notes):
         yield dataclasses.replace(cut, extras=_extras(rows.get(cut.index)))
       return
-    for number, image, label, row in ct_ich_jpeg.read_slices(case, notes, MASK_THRESHOLD):
+    for number, image, label, row in ct_ich_forms.read_jpeg(case, notes, MASK_THRESHOLD):
       yield Slice(number - 1, image, label, extras=_extras(row))
 
 

@@ -1,8 +1,9 @@
 """The base of all dataset builders: from a raw folder to TFRecords, split by subject.
 
 To add a dataset:
-1. Make the folder `datasets/<name>/` with an empty `__init__.py`, `README.md` (source, licence,
-   what was left out or changed, class table, commands), `CITATIONS.bib`, `TAGS.txt`.
+1. Make the folder `datasets/<name>/` with `__init__.py` (options of its own, if any), `README.md`
+   (source, licence, what was left out or changed, class table, commands), `CITATIONS.bib`,
+   `TAGS.txt`.
 2. In `<name>_dataset_builder.py` write `class Builder(VolumeBuilder)` for scans, or
    `class Builder(SegmentationBuilder)` for images, with VERSION, RELEASE_NOTES, HOMEPAGE, LICENSES,
    LAYOUT, SPLIT_SALT, MANUAL_DOWNLOAD_INSTRUCTIONS, BUILDER_CONFIGS: `RecordConfig`s that every raw
@@ -15,8 +16,7 @@ To add a dataset:
 5. For images write `slices_of(case, notes)`, a generator of `Slice`. It runs in a worker.
 6. Add name and options to `catalog.OPTIONS`, the folder to `packages` in setup.cfg, and a test with
    `tfds.testing.DatasetBuilderTestCase` on a phantom.
-A dataset may override also `extra_features`, `split_subjects`, `licenses` and `read_scan`. Options
-of its own go into `datasets/<name>/options.py`.
+A dataset may override also `extra_features`, `split_subjects`, `licenses` and `read_scan`.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
   """
 
   HOMEPAGE: ClassVar[str] = ""
-  LICENSES: ClassVar[tuple[License, ...]] = ()  # Of the source: the records are under them too.
+  LICENSES: ClassVar[tuple[License, ...]] = ()  # The source's; the records are under them too.
   LAYOUT: ClassVar[str] = ""  # One line: what the raw folder must look like.
   SPLIT_SALT: ClassVar[str] = "flexunet"
   EXTRA_CONFIGS: ClassVar[list[RecordConfig]] = []

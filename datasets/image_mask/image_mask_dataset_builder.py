@@ -14,15 +14,13 @@ from flexunet.datasets.builder import raw_folder
 from flexunet.datasets.builder.croissant import License
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
 from flexunet.datasets.builder.segmentation_builder import RecordConfig, SegmentationBuilder, Slice
-from flexunet.datasets.image_mask import colors, folders, naming
-from flexunet.datasets.image_mask.folders import Pair
-from flexunet.datasets.image_mask.naming import SliceName
-from flexunet.datasets.image_mask.options import ImageMaskOptions
+from flexunet.datasets.image_mask import ImageMaskOptions, colors, folders
+from flexunet.datasets.image_mask.folders import Pair, SliceName
 from flexunet.datasets.published_palettes import PRESETS
 from flexunet.imaging import pictures
 from flexunet.imaging.label_scheme import LabelScheme
 
-# Of the painted pixels, how many may be foreign to the palette before the palette is refused.
+# Share of the painted pixels that may be foreign to the palette before it is refused.
 _FOREIGN_LIMIT = 0.05
 _FEW_PIXELS = 50
 
@@ -71,10 +69,10 @@ class Builder(SegmentationBuilder):
     """Looks through `findings.root`; reads headers only."""
     pairs = folders.find_pairs(findings)
     pattern = self.options.subject_pattern
-    names = naming.parse_all([pair.stem for pair in pairs], pattern)
+    names = folders.parse_all([pair.stem for pair in pairs], pattern)
     unmatched = [stem for stem, name in names.items() if name.subject is None]
     if pattern and unmatched:
-      findings.problem(naming.rule_problem(pattern, unmatched))
+      findings.problem(folders.rule_problem(pattern, unmatched))
       return
     if unmatched:
       findings.warn(
@@ -185,7 +183,7 @@ def _case(
   """Returns the images of a subject; they are numbered where their names do not number them."""
   known = [names[pair.stem].slice_index for pair in pairs]
   if None in known or len(set(known)) < len(known):
-    pairs = sorted(pairs, key=lambda pair: (naming.natural(pair.stem), pair.split))
+    pairs = sorted(pairs, key=lambda pair: (folders.natural(pair.stem), pair.split))
     known = list(range(len(pairs)))
   numbers = [number for number in known if number is not None]
   files = {}

@@ -12,8 +12,12 @@ from PIL import Image
 
 from flexunet.core.errors import InputError
 from flexunet.datasets import catalog
-from flexunet.datasets.image_mask import colors, image_mask_dataset_builder, naming
-from flexunet.datasets.image_mask.options import ImageMaskOptions
+from flexunet.datasets.image_mask import (
+  ImageMaskOptions,
+  colors,
+  folders,
+  image_mask_dataset_builder,
+)
 from flexunet.datasets.published_palettes import PRESETS
 
 NAME = "image_mask"
@@ -80,7 +84,7 @@ def build(raw, out, config="hippocampus_t1w", config_name=None, **options):
     ],
 )
 def test_the_published_names_tell_subject_and_slice(stem, subject, position):
-  found = naming.parse(stem, naming.compile_rules(""))
+  found = folders.parse(stem, folders.compile_rules(""))
   assert (found.subject, found.slice_index) == (subject, position)
 
 

@@ -15,7 +15,6 @@ from flexunet.datasets.builder.raw_folder import Notes
 from flexunet.datasets.ms_lesion_mri import (
   ms_lesion_mri_dataset_builder,
   sequence_table,
-  spreadsheet,
 )
 from flexunet.tools.phantom import layouts, volumes
 
@@ -128,7 +127,7 @@ def test_a_spreadsheet_with_shared_texts_and_gaps_is_read(tmp_path):
         "xl/worksheets/sheet1.xml",
         f"<worksheet {space}><sheetData>{cells}</sheetData></worksheet>",
     )
-  assert spreadsheet.read_rows(path) == [["ab", "", "2.5"]]
+  assert sequence_table.read_rows(path) == [["ab", "", "2.5"]]
 
 
 def test_a_spreadsheet_with_entities_is_refused(tmp_path):
@@ -136,13 +135,13 @@ def test_a_spreadsheet_with_entities_is_refused(tmp_path):
   with zipfile.ZipFile(path, "w") as archive:
     archive.writestr("xl/worksheets/sheet1.xml", '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>')
   with pytest.raises(InputError, match="document type"):
-    spreadsheet.read_rows(path)
+    sequence_table.read_rows(path)
 
 
 def test_the_phantoms_own_spreadsheet_reads_back(tmp_path):
   rows = [["a & b", None, 1.5], [2, "x"]]
   volumes.write(tmp_path / "a.xlsx", rows)
-  assert spreadsheet.read_rows(tmp_path / "a.xlsx") == [["a & b", "", "1.5"], ["2", "x"]]
+  assert sequence_table.read_rows(tmp_path / "a.xlsx") == [["a & b", "", "1.5"], ["2", "x"]]
 
 
 def test_free_text_on_patients_is_left_out(tmp_path):

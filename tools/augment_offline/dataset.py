@@ -125,7 +125,7 @@ def write(
     dataset: The source; of slices, in TFRecords.
     found: Copies of records of its training split.
     folder: Version folder of the new dataset.
-    config_name: Of the new dataset.
+    config_name: Config of the new dataset.
     settings: What the build report says of the copies.
   """
   splits: dict[str, BuiltSplit] = {}

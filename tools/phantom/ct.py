@@ -1,6 +1,6 @@
 """Writes phantom subjects of the CT datasets: slices as JPEG or PNG, and volumes in HU.
 
-Sizes are (edge, slices): pictures of edge x edge pixels, slices from the skull base up.
+Sizes are (edge, slices): images of edge x edge pixels, slices from the skull base up.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import pathlib
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 
 import nibabel as nib
 import numpy as np
@@ -41,7 +41,7 @@ class CtScan:
   Attributes:
     hu: float32 [i, j, k], axes left, anterior, superior.
     lesions: subtype -> bool [i, j, k]; empty for a healthy head.
-    spacing_mm: Of the three axes.
+    spacing_mm: Edge of a voxel along each axis.
   """
 
   hu: np.ndarray
@@ -76,16 +76,18 @@ def draw_ct(rng: np.random.Generator, size: Size, lesions: tuple[str, ...]) -> C
 
 
 def upright(voxels: np.ndarray) -> np.ndarray:
-  """[i, j, k] in axes L, A, S -> [rows, columns, k] with anterior up."""
+  """Returns [i, j, k] in axes L, A, S as [rows, columns, k] with anterior up."""
   return np.rot90(voxels)
 
 
 def jpeg(pixels: np.ndarray, path: pathlib.Path, quality: int = 90) -> None:
+  """Writes uint8 [H, W] as JPEG."""
   path.parent.mkdir(parents=True, exist_ok=True)
   Image.fromarray(np.ascontiguousarray(pixels)).save(path, quality=quality)
 
 
 def png(pixels: np.ndarray, path: pathlib.Path) -> None:
+  """Writes uint8 [H, W] as PNG."""
   path.parent.mkdir(parents=True, exist_ok=True)
   Image.fromarray(np.ascontiguousarray(pixels)).save(path)
 
@@ -121,7 +123,7 @@ def ich_patients(count: int, absent: Container[int] = ()) -> list[int]:
 
 
 def ich_lesions(index: int, rng: np.random.Generator) -> tuple[str, ...]:
-  """Two of three subjects bleed: one subtype each in turn, every second one with another."""
+  """Returns subtypes in turn; every third subject has none, every second of the others two."""
   if index % 3 == 2:
     return ()
   first = appearance.SUBTYPES[(index + 1) % 5]
@@ -132,11 +134,11 @@ def ich_lesions(index: int, rng: np.random.Generator) -> tuple[str, ...]:
 def write_ich(
     out: pathlib.Path, patient: int, index: int, rng: np.random.Generator, size: Size
 ) -> None:
-  """One CT-ICH patient of v1.0.0: brain and bone windows, masks on positive slices, CSV rows.
+  """Writes a CT-ICH patient of v1.0.0: brain and bone windows, masks of positive slices, rows.
 
   The quirks: masks carry JPEG noise; the first positive slice of every third subject has no mask
   (the CSV alone knows it bleeds), and the eighth, seventeenth, ... has no masks at all; one bone
-  picture of the first subject is missing.
+  image of the first subject is missing.
   """
   scan = draw_ct(rng, size, ich_lesions(index, rng))
   folder = out / _ICH_ROOT / "Patients_CT" / f"{patient:03d}"
@@ -165,7 +167,9 @@ def write_ich(
   _append_rows(out / _ICH_ROOT / "hemorrhage_diagnosis.csv", _CSV_COLUMNS, rows)
 
 
-def _append_rows(path: pathlib.Path, columns, rows) -> None:
+def _append_rows(
+    path: pathlib.Path, columns: Sequence[str], rows: Sequence[Sequence[int]]
+) -> None:
   new = not path.exists()
   # The published table opens with a byte order mark and ends its lines with CR LF.
   with path.open("a", newline="", encoding="utf-8-sig" if new else "utf-8") as stream:
@@ -178,7 +182,7 @@ def _append_rows(path: pathlib.Path, columns, rows) -> None:
 def write_ich_nifti(
     out: pathlib.Path, patient: int, index: int, rng: np.random.Generator, size: Size
 ) -> None:
-  """One CT-ICH patient of v1.3.1: HU and a 0/255 mask with rounding noise, axes L, A, S."""
+  """Writes one CT-ICH patient of v1.3.1: HU and a 0/255 mask with rounding noise, axes L, A, S."""
   scan = draw_ct(rng, size, ich_lesions(index, rng))
   affine = np.diag([-scan.spacing_mm[0], *scan.spacing_mm[1:], 1.0])
   # The mask was resampled by the publisher, so its values are near 0 and 255, not equal to them.
@@ -198,7 +202,7 @@ def write_ich_nifti(
 def write_stroke(
     out: pathlib.Path, patient: int, index: int, rng: np.random.Generator, size: Size
 ) -> None:
-  """One subject of the stroke set: even ones bleed, odd ones have an infarct.
+  """Writes one subject of the stroke set: even ones bleed, odd ones have an infarct.
 
   The quirks: one bleeding subject in four has no mask folder; of the others every second calls its
   masks `N_HGE_Seg.jpg`; infarct masks hold 0/255, 0..5, or 0 and 251..255, in turn.

@@ -1,4 +1,4 @@
-"""Writes phantom raw data: made-up heads in the file layout of a real dataset.
+"""Writes phantom raw data: synthetic heads in the file layout of a real dataset.
 
     python -m flexunet.tools.phantom hippocampus_t1w OUT --subjects=12 --seed=0
 
@@ -14,10 +14,14 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from PIL import Image
 
 from flexunet.core import errors
-from flexunet.tools.phantom import ct, pictures, volumes
+from flexunet.datasets import published_palettes
+from flexunet.tools.phantom import anatomy, appearance, ct, volumes
 
+IMAGE_SIZE = (256, 8)  # Edge in pixels, and slices per subject, of the folder of images and masks.
+_FIELD_MM = 230.0
 # So few patients of the published list never bled: one phantom of three takes their numbers.
 _MOST_CT_SUBJECTS = 54
 
@@ -80,7 +84,38 @@ def _ms(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, ...]) -> N
 
 def _image_mask(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, ...]) -> None:
   for index in range(subjects):
-    pictures.write_subject(out, index, _generator(seed, index), size)
+    _write_images(out, index, _generator(seed, index), size)
+
+
+def _write_images(
+    out: pathlib.Path, index: int, rng: np.random.Generator, size: tuple[int, ...]
+) -> None:
+  """Writes all slices of one subject, named `<1001 + index>_<slice>`.
+
+  Images are grey, stored as RGB; every second subject has JPEG images beside PNG masks. Masks are
+  RGB in the palette of the published full-head masks and, as those, were enlarged with
+  interpolation: colours between those of the palette run along every edge.
+  """
+  edge, slices = size
+  coarse = max(8, edge * 4 // 5)
+  field_mm = (_FIELD_MM, _FIELD_MM, 110.0)
+  shape = (coarse, coarse, slices)
+  grid = anatomy.Grid.covering(field_mm, shape, "LAS", (0.0, 0.0, 15.0))
+  tissue, _ = anatomy.tissue_map(anatomy.draw_head(rng), grid)
+  voxels = (appearance.mri(tissue, "t1", rng, bias=0.15) * 1.6).clip(0, 255).astype(np.uint8)
+  painted = published_palettes.FULL_HEAD.palette[tissue]
+  folder = out / ("train", "valid", "test", "train", "train")[index % 5]
+  for kind in ("images", "masks"):
+    (folder / kind).mkdir(parents=True, exist_ok=True)
+  for k in range(slices):
+    stem = f"{1001 + index}_{10 * (k + 1)}"
+    image = Image.fromarray(np.ascontiguousarray(np.rot90(voxels[..., k])))
+    mask = Image.fromarray(np.ascontiguousarray(np.rot90(painted[..., k, :])))
+    suffix = "jpg" if index % 2 == 1 else "png"
+    image = image.resize((edge, edge), Image.Resampling.BILINEAR).convert("RGB")
+    image.save(folder / "images" / f"{stem}.{suffix}")
+    mask = mask.resize((edge, edge), Image.Resampling.BILINEAR)
+    mask.save(folder / "masks" / f"{stem}.png")
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -91,7 +126,7 @@ LAYOUTS: dict[str, Layout] = {
     "brain_stroke_ct": Layout(ct.STROKE_SIZE, _MOST_CT_SUBJECTS, _brain_stroke_ct),
     "full_head_t1w": Layout(volumes.FULL_HEAD_SIZE, 900, _full_head),
     "hippocampus_t1w": Layout(volumes.HIPPOCAMPUS_SIZE, 800, _hippocampus),
-    "image_mask": Layout(pictures.PICTURE_SIZE, 900, _image_mask),
+    "image_mask": Layout(IMAGE_SIZE, 900, _image_mask),
     "ms_lesion_mri": Layout(volumes.MS_SIZE, 900, _ms),
 }
 
@@ -110,7 +145,7 @@ def write(
     out_dir: Created when missing; a folder with anything in it is refused.
     subjects: Labelled subjects; a layout with an unlabelled part gets some more.
     seed: Decides everything about them, together with the number of the subject.
-    size: Voxels per stored axis, or (edge, slices) of pictures; see `Layout.default_size`.
+    size: Voxels per stored axis, or (edge, slices) of images; see `Layout.default_size`.
   """
   if dataset not in LAYOUTS:
     raise errors.unknown_name("phantom dataset", dataset, LAYOUTS)
