@@ -9,10 +9,26 @@ import types
 import wrapt
 
 
-@wrapt.when_imported("tensorflow_datasets")
-def _offer_builders(tfds: types.ModuleType) -> None:
-  # The catalog is needed where TFDS is used, not for reading a built dataset.
+class _Provider:
+  """Gives TFDS the builders by their names; catalog and builders are imported when asked for."""
+
+  def has_dataset(self, name: str) -> bool:
+    """Returns whether this is one of our datasets."""
+    return name in _catalog().NAMES
+
+  def get_builder_cls(self, name: str) -> type:
+    """Returns its builder class."""
+    return _catalog().builder_class(name)
+
+
+def _catalog() -> types.ModuleType:
+  # Only who asks for a builder needs it, not who reads a built dataset.
   from flexunet.datasets import catalog
 
+  return catalog
+
+
+@wrapt.when_imported("tensorflow_datasets")
+def _offer_builders(tfds: types.ModuleType) -> None:
   # Before the providers of TFDS itself, which would import all its own builders to look there.
-  tfds.core.add_dataset_builder_provider(catalog.Provider(), index=0)
+  tfds.core.add_dataset_builder_provider(_Provider(), index=0)

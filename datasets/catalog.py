@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from flexunet.core.errors import InputError, unknown_name
 from flexunet.datasets.builder.raw_folder import Findings
 from flexunet.datasets.builder.record_options import RecordOptions, VolumeOptions
-from flexunet.datasets.hippocampus_t1w import HippocampusOptions
-from flexunet.datasets.image_mask import ImageMaskOptions
-from flexunet.datasets.ms_lesion_mri import MsOptions
+from flexunet.datasets.hippocampus_t1w.options import HippocampusOptions
+from flexunet.datasets.image_mask.options import ImageMaskOptions
+from flexunet.datasets.ms_lesion_mri.options import MsOptions
 
 if TYPE_CHECKING:
   from flexunet.datasets.builder.segmentation_builder import RecordConfig, SegmentationBuilder
@@ -134,18 +134,6 @@ def recognise(root: str | os.PathLike) -> list[str]:
         found.append(name if default else f"{name}/{config.name}")
         break
   return found
-
-
-class Provider:
-  """Gives TFDS the builders by their names; each is imported when it is asked for."""
-
-  def has_dataset(self, name: str) -> bool:
-    """Returns whether this is one of our datasets."""
-    return name in NAMES
-
-  def get_builder_cls(self, name: str) -> type[SegmentationBuilder]:
-    """Returns its builder class."""
-    return builder_class(name)
 
 
 def _folder_name(title: str) -> str:

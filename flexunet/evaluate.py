@@ -92,8 +92,8 @@ def scores_text(split: str, entry: Mapping[str, Any]) -> str:
     ))  # fmt: skip
   mean = entry["foreground_dice"]
   table.append(("mean", *_dice(mean), "", "", str(mean["n"]), str(mean["n_empty"])))
-  counts = entry["evaluated"]
-  heading = f"{split}: {counts['subjects']} subjects, {counts['volumes']} volumes, scored whole"
+  subjects = progress.count(entry["evaluated"]["subjects"], "subject")
+  heading = f"{split}: {subjects}, {progress.count(entry['evaluated']['volumes'], 'volume')}"
   empty = "empty: volumes without the class in truth and prediction, which have no Dice"
   return "\n".join(["", heading, progress.table(table), empty])
 

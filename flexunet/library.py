@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from flexunet import config, run_folder
-from flexunet.core import config_fields, progress
+from flexunet.core import config_fields
 from flexunet.core.errors import InputError, unknown_name
 from flexunet.evaluation import evaluate, labelled_volumes
 from flexunet.evaluation.labelled_volumes import LabelledVolume
@@ -30,7 +30,7 @@ from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.resizing import Resizing
 from flexunet.prediction import files as prediction_files
 from flexunet.prediction import predictor as predictors
-from flexunet.training import devices, input_pipeline, resuming, run_setup, trainer
+from flexunet.training import input_pipeline, trainer
 
 _PARTS = {
     "model": config.ModelConfig,
@@ -243,7 +243,7 @@ def plan(**settings: Any) -> config.RunConfig:
       max_minutes=5.0, base_filters=16, ...
   """
   parts = settings_of(settings)
-  return complete(parts, input_pipeline.open_data(parts.data))
+  return trainer.complete(parts, input_pipeline.open_data(parts.data))
 
 
 def fit(run_dir: str | os.PathLike, *, resume: bool = False, **settings: Any) -> Run:
@@ -254,62 +254,20 @@ def fit(run_dir: str | os.PathLike, *, resume: bool = False, **settings: Any) ->
     resume: Continues the run in the folder exactly as if it had not stopped.
     **settings: As in `plan`.
   """
-  folder, _ = train(settings_of(settings), run_dir, resume=resume)
+  folder, _ = trainer.train(settings_of(settings), run_dir, resume=resume)
   return Run(folder, folder.read_config())
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """What a user gave: the configs with open fields."""
-
-  model: config.ModelConfig
-  data: config.DataConfig
-  training: config.TrainingConfig
-  augmentation: AugmentationConfig
-
-
-def settings_of(values: Mapping[str, Any]) -> Settings:
+def settings_of(values: Mapping[str, Any]) -> trainer.Settings:
   """Sorts settings by name into their configs; an unknown name is an InputError."""
   names = {part: [f.name for f in dataclasses.fields(cls)] for part, cls in _PARTS.items()}
   known = [name for own in names.values() for name in own]
   for name in values:
     if name not in known:
       raise unknown_name("setting", name, known)
-  return Settings(**{
+  return trainer.Settings(**{
       part: config_fields.from_mapping(
           cls, {name: values[name] for name in names[part] if name in values}
       )
       for part, cls in _PARTS.items()
   })
-
-
-def complete(given: Settings, opened: input_pipeline.TrainingData) -> config.RunConfig:
-  """Plans what was left open."""
-  return run_setup.complete(
-      given.model, given.data, given.training, opened, given.augmentation
-  )
-
-
-def train(
-    given: Settings,
-    run_dir: str | os.PathLike,
-    *,
-    resume: bool = False,
-    command: Sequence[str] = (),
-) -> tuple[run_folder.RunFolder, list[dict[str, Any]]]:
-  """Trains, saying what is done on standard error.
-
-  Returns:
-    (the run folder, its history with one row per epoch).
-
-  Raises:
-    checkpointing.Interrupted: SIGTERM or SIGINT came; everything is saved.
-  """
-  started = resuming.check_paths(given.data, given.training, run_dir, resume=resume)
-  opened = input_pipeline.open_data(given.data)
-  progress.say(run_setup.data_line(opened))
-  run_config = complete(given, opened)
-  shown = resuming.merge(started.read_config(), run_config) if started else run_config
-  for line in run_setup.plan_lines(shown, devices.device_names()):
-    progress.say(line)
-  return trainer.fit(run_config, run_dir, opened, command, resume=resume)

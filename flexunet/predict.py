@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from flexunet import run_folder
 from flexunet.core import command_line, flags, progress
 from flexunet.core import files as core_files
+from flexunet.prediction import scans
 
 _PROGRAM = flags.Program(__doc__, first=("run_dir", "input", "output_dir", "json"))
 _RUN_DIR = _PROGRAM.string("run_dir", None, "Folder of the run.", required=True)
@@ -44,6 +45,10 @@ def main(argv: Sequence[str]) -> None:
   source = pathlib.Path(_INPUT.value).expanduser()
   target = pathlib.Path(_OUTPUT_DIR.value).expanduser()
   core_files.check_writable(target, "--output_dir")
+  found = scans.find(
+      source, target, volumes_first=run_config.dataset_facts.recipe is not None
+  )
+
   progress.say("Loading TensorFlow ...")
   command_line.load_tensorflow()
   # Heavy: a wrong flag or path is answered before they are loaded.
@@ -60,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
   predictor = Predictor(
       load_model(run), run_config, batch_size=_BATCH_SIZE.value, mirror=_TTA.value
   )
-  outcome = files.predict_path(source, predictor, run_config, outputs)
+  outcome = files.predict_all(found.scans, predictor, run_config, outputs)
   for line in outcome.warnings:
     progress.say(f"warning: {line}")
   for line in outcome.failures:
@@ -68,8 +73,8 @@ def main(argv: Sequence[str]) -> None:
   counts = {
       "predicted": outcome.predicted,
       "failed": len(outcome.failures),
-      "labels_skipped": outcome.labels_skipped,
-      "pictures_skipped": outcome.pictures_skipped,
+      "labels_skipped": found.labels_skipped,
+      "pictures_skipped": found.pictures_skipped,
   }
   print(json.dumps(counts) if _JSON.value else outcome_text(counts, target))
   if outcome.failures:
@@ -83,7 +88,8 @@ def outcome_text(counts: dict[str, int], target: pathlib.Path) -> str:
     counts: predicted, failed, labels_skipped, pictures_skipped.
     target: Where the labels lie.
   """
-  lines = [f"\n{counts['predicted']} scans predicted, {counts['failed']} failed"]
+  predicted = progress.count(counts["predicted"], "scan")
+  lines = [f"\n{predicted} predicted, {counts['failed']} failed"]
   if counts["labels_skipped"]:
     lines.append(f"{counts['labels_skipped']} files skipped, which are named like labels")
   if counts["pictures_skipped"]:

@@ -65,12 +65,11 @@ def main(argv: Sequence[str]) -> None:
   progress.say("Loading TensorFlow ...")
   command_line.load_tensorflow()
   # Heavy: a wrong flag or path is answered before they are loaded.
-  from flexunet import library
-  from flexunet.training import checkpointing, monitoring
+  from flexunet.training import checkpointing, monitoring, trainer
 
-  given = library.Settings(model, data, settings, augmentation)
+  given = trainer.Settings(model, data, settings, augmentation)
   try:
-    run, rows = library.train(given, _RUN_DIR.value, resume=_RESUME.value, command=sys.argv)
+    run, rows = trainer.train(given, _RUN_DIR.value, resume=_RESUME.value, command=sys.argv)
   except KeyboardInterrupt:  # Before the first step: there is nothing to save yet.
     sys.exit(128 + signal.SIGINT)
   except checkpointing.Interrupted as interrupted:

@@ -8,9 +8,13 @@ sees the same order. The permutation is computed element by element by `index_sh
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
+
+from flexunet.core.errors import InputError
+from flexunet.pipelines.record_table import RecordTable
 
 # Different uses of one seed must not share random numbers.
 _UNIFORM_SALT = 0x5EED
@@ -110,3 +114,25 @@ class EpochOrder:
       mixed = (mixed ^ tf.bitcast(counter, tf.uint64)) * tf.constant(_MIX[2], tf.uint64)
       mixed ^= tf.bitwise.right_shift(mixed, tf.constant(29, tf.uint64))
     return tf.bitcast(mixed, tf.int32)
+
+
+def pools(table: RecordTable, *, by_class: bool) -> tuple[np.ndarray, ...]:
+  """Returns the row sets, int64 [n] each, that balanced places of a batch are drawn from.
+
+  One pool of all rows with foreground, or one per foreground class, which then take turns, so
+  that a rare class is seen as often as a common one. None is empty.
+
+  Raises:
+    InputError: No row has foreground, or it is unknown which have.
+  """
+  if table.pixels is None or not len(table.foreground):
+    raise InputError(
+        "--foreground_fraction needs slices with foreground in the training split; there are none"
+        " or they are not listed (records.csv). Pass --foreground_fraction=0."
+    )
+  if not by_class:
+    return (table.foreground,)
+  per_class: Sequence[np.ndarray] = [
+      np.flatnonzero(table.pixels[:, class_id] > 0) for class_id in range(1, table.pixels.shape[1])
+  ]
+  return tuple(rows for rows in per_class if len(rows))

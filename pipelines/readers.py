@@ -21,8 +21,8 @@ from flexunet.core import machine, progress
 from flexunet.core.errors import InputError
 from flexunet.imaging.slice_recipe import SliceRecipe
 from flexunet.pipelines import foreground_crop, tf_data
-from flexunet.pipelines.dataset_source import DatasetSource
-from flexunet.pipelines.record_table import DecodedSlice, RecordTable
+from flexunet.pipelines.dataset_source import DatasetSource, check_fold
+from flexunet.pipelines.record_table import DecodedSlice, RecordTable, concatenate
 from flexunet.pipelines.resizing import Resizing
 
 # One read call for most slices; a longer record costs further calls, a shorter one wasted bytes.
@@ -244,6 +244,31 @@ def slice_table(source: DatasetSource, split: str) -> RecordTable:
   """Returns the slices of a split: its records, or those that its whole volumes are cut into."""
   records = source.records(split)
   return _cut_volumes(source, split, records) if source.holds_volumes else records
+
+
+def split_tables(
+    source: DatasetSource, train_split: str, validation_split: str, fold: int | None
+) -> tuple[RecordTable, RecordTable]:
+  """Returns the tables to train on and to validate on.
+
+  Without a fold they are the two splits. With one, both splits are put together and divided again
+  by the fold of the subject; the test split stays out of it.
+
+  Raises:
+    InputError: Both splits are the same, a split is unknown, or the dataset has no such fold.
+  """
+  if train_split == validation_split:
+    raise InputError(
+        f"--validation_split must differ from --train_split. Both are {train_split!r}: a score on"
+        " slices that were trained on means nothing."
+    )
+  splits = [slice_table(source, split) for split in (train_split, validation_split)]
+  if fold is None:
+    return splits[0], splits[1]
+  both = concatenate(splits)
+  check_fold(source.name, both.fold.tolist(), fold)
+  inside = both.fold == fold
+  return both.take(np.flatnonzero(~inside)), both.take(np.flatnonzero(inside))
 
 
 def _cut_volumes(source: DatasetSource, split: str, records: RecordTable) -> RecordTable:

@@ -26,22 +26,22 @@ fi
 prepare_environment test
 
 step() { printf '\n== %s\n' "$*"; }
-flexunet() { "$PYTHON" -m "flexunet.$1" "${@:2}"; }
+flexunet() { "$PYTHON" -m flexunet "$@"; }
 
 step "1. Raw scans of $subjects phantom subjects, in the layout of a published dataset"
-flexunet tools.phantom hippocampus_t1w "$folder/raw" --subjects=$subjects --seed=1
+flexunet phantom hippocampus_t1w "$folder/raw" --subjects=$subjects --seed=1
 
-step "2. Records: python -m flexunet.tools.build"
-flexunet tools.build hippocampus_t1w --manual_dir="$folder/raw" --data_dir="$folder/data"
+step "2. Records: flexunet build"
+flexunet build hippocampus_t1w --manual_dir="$folder/raw" --data_dir="$folder/data"
 
-step "3. Training for $minutes minutes: python -m flexunet.train"
+step "3. Training for $minutes minutes: flexunet train"
 flexunet train --dataset=hippocampus_t1w --data_dir="$folder/data" --run_dir="$folder/run" \
   --max_minutes=$minutes
 
-step "4. Figures on held-out subjects: python -m flexunet.evaluate"
+step "4. Scores on held-out subjects: flexunet evaluate"
 flexunet evaluate --run_dir="$folder/run" --split=test
 
-step "5. Masks for scans without labels: python -m flexunet.predict"
+step "5. Masks for scans without labels: flexunet predict"
 flexunet predict --run_dir="$folder/run" --input="$folder/raw/Test" --output_dir="$folder/masks"
 
 step "Done. Open $folder/run/report.html; the masks lie in $folder/masks."

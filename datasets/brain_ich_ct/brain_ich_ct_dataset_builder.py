@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from flexunet.datasets import published_palettes
-from flexunet.datasets.brain_ich_ct import ct_ich_forms, ct_ich_patients, ct_ich_table
+from flexunet.datasets.brain_ich_ct import ct_ich_patients, ct_ich_releases
 from flexunet.datasets.builder import croissant, raw_folder
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
 from flexunet.datasets.builder.segmentation_builder import Slice
@@ -76,7 +76,7 @@ class Builder(VolumeBuilder):
     """Returns the labels of a slice: five subtypes, and fracture."""
     if self.options.form == "volumes":
       return {}
-    names = [*ct_ich_table.SUBTYPES, "fracture"]
+    names = [*ct_ich_releases.SUBTYPES, "fracture"]
     return {
         name: tfds.features.Scalar(np.int32, doc="0 or 1, label of the slice; -1 unknown.")
         for name in names
@@ -98,7 +98,7 @@ class Builder(VolumeBuilder):
       needs_scans.append("form=volumes")
     if scans is not None and (jpeg is None or needs_scans):
       findings.release = _NIFTI
-      ct_ich_forms.find_scans(findings)
+      ct_ich_releases.find_nifti_cases(findings)
     elif needs_scans and jpeg is not None:
       findings.problem(
           f"{findings.root}: holds JPEG slices (v1.0.0), which are 2-D and windowed already;"
@@ -106,27 +106,28 @@ class Builder(VolumeBuilder):
       )
     else:
       findings.release = _JPEG
-      ct_ich_forms.find_jpeg(findings)
+      ct_ich_releases.find_jpeg_cases(findings)
       if scans is not None:
         findings.warn("The folder holds v1.3.1 too; the JPEG slices of v1.0.0 are built.")
 
   def read_scan(self, case: Case, notes: Notes) -> Scan:
     """Reads one NIfTI scan, in a worker process."""
-    return ct_ich_forms.read_scan(case, notes, MASK_THRESHOLD)
+    return ct_ich_releases.read_scan(case, notes, MASK_THRESHOLD)
 
   def slices_of(self, case: Case, notes: Notes) -> Iterator[Slice]:
     """Reads one patient of either form, in a worker process."""
     if self.release == _NIFTI:
-      rows = {index: ct_ich_table.SliceRow.from_plain(row) for index, row in case.details}
+      rows = {index: ct_ich_releases.SliceRow.from_plain(row) for index, row in case.details}
       if self.options.plane not in (None, "axial") or self.options.isotropic_mm:
         rows = {}  # The readers judged the axial slices of the scan, no others.
       for cut in super().slices_of(case, notes):
         yield dataclasses.replace(cut, extras=_extras(rows.get(cut.index)))
       return
-    for number, image, label, row in ct_ich_forms.read_jpeg(case, notes, MASK_THRESHOLD):
+    for number, image, label, row in ct_ich_releases.read_slices(case, notes, MASK_THRESHOLD):
       yield Slice(number - 1, image, label, extras=_extras(row))
 
 
-def _extras(row: ct_ich_table.SliceRow | None) -> dict[str, int]:
-  row = row or ct_ich_table.SliceRow((ct_ich_table.UNKNOWN,) * 5, False, ct_ich_table.UNKNOWN)
-  return {**dict(zip(ct_ich_table.SUBTYPES, row.subtypes)), "fracture": row.fracture}
+def _extras(row: ct_ich_releases.SliceRow | None) -> dict[str, int]:
+  unknown = ct_ich_releases.UNKNOWN
+  row = row or ct_ich_releases.SliceRow((unknown,) * 5, False, unknown)
+  return {**dict(zip(ct_ich_releases.SUBTYPES, row.subtypes)), "fracture": row.fracture}

@@ -1,9 +1,8 @@
 """The base of all dataset builders: from a raw folder to TFRecords, split by subject.
 
 To add a dataset:
-1. Make the folder `datasets/<name>/` with `__init__.py` (options of its own, if any), `README.md`
-   (source, licence, what was left out or changed, class table, commands), `CITATIONS.bib`,
-   `TAGS.txt`.
+1. Make the folder `datasets/<name>/` with an empty `__init__.py`, `README.md` (source, licence,
+   what was left out or changed, class table, commands), `CITATIONS.bib`, `TAGS.txt`.
 2. In `<name>_dataset_builder.py` write `class Builder(VolumeBuilder)` for scans, or
    `class Builder(SegmentationBuilder)` for images, with VERSION, RELEASE_NOTES, HOMEPAGE, LICENSES,
    LAYOUT, SPLIT_SALT, MANUAL_DOWNLOAD_INSTRUCTIONS, BUILDER_CONFIGS: `RecordConfig`s that every raw
@@ -16,7 +15,8 @@ To add a dataset:
 5. For images write `slices_of(case, notes)`, a generator of `Slice`. It runs in a worker.
 6. Add name and options to `catalog.OPTIONS`, the folder to `packages` in setup.cfg, and a test with
    `tfds.testing.DatasetBuilderTestCase` on a phantom.
-A dataset may override also `extra_features`, `split_subjects`, `licenses` and `read_scan`.
+A dataset may override also `extra_features`, `split_subjects`, `licenses` and `read_scan`. Options
+of its own go into `datasets/<name>/options.py`, which loads no TFDS.
 """
 
 from __future__ import annotations

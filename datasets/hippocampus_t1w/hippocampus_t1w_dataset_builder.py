@@ -12,7 +12,7 @@ from flexunet.datasets import published_palettes
 from flexunet.datasets.builder import raw_folder, volume_builder
 from flexunet.datasets.builder.croissant import License
 from flexunet.datasets.builder.raw_folder import Case, Findings
-from flexunet.datasets.hippocampus_t1w import HippocampusOptions
+from flexunet.datasets.hippocampus_t1w.options import HippocampusOptions
 from flexunet.imaging import nifti
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.label_scheme import LabelClass, LabelScheme

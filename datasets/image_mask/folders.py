@@ -1,7 +1,6 @@
-"""Finds the images and masks of a ready-made folder, pairs them by stem, and reads their names.
+"""Finds the images and masks of a ready-made folder, pairs them by stem, and reads whose they are.
 
-Whose slice an image is, its file name states. A rule is a regular expression with a group `subject`
-and, where the name has the position, `slice`.
+The subject and the slice of an image are read from its file name, by rules.
 """
 
 from __future__ import annotations
@@ -23,14 +22,6 @@ _SPLITS = {
 _IMAGES = ("images", "image", "imgs")
 _MASKS = ("masks", "mask", "labels")
 _SEARCH_DEPTH = 2
-# The names the published preparations gave, the most specific first. An augmented copy, such as
-# barrdistorted_1001_0.3_0.3_Hemorrhagic_075_16, belongs to the subject of its original. A number
-# alone (10185) counts slices over all subjects: it names nobody.
-PUBLISHED_RULES = (
-    r"(?:^|_)(?P<slice>\d+)_(?P<subject>HFH_\d+)$",  # 10040_HFH_017, axial_10084_HFH_010
-    r"(?:^|_)(?P<subject>(?:Hemorrhagic|Ischemic)_\d+)_(?P<slice>\d+)$",
-    r"^(?P<subject>[A-Za-z]*\d+)_(?P<slice>\d+)$",  # 1001_130, 100003_128, GU001_77
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +116,16 @@ def _same_size(findings: Findings, image: pathlib.Path, mask: pathlib.Path) -> b
     )
     return False
   return len(sizes) == 2
+
+
+# The names the published preparations gave, the most specific first. An augmented copy, such as
+# barrdistorted_1001_0.3_0.3_Hemorrhagic_075_16, belongs to the subject of its original. A number
+# alone (10185) counts slices over all subjects: it names nobody.
+PUBLISHED_RULES = (
+    r"(?:^|_)(?P<slice>\d+)_(?P<subject>HFH_\d+)$",  # 10040_HFH_017, axial_10084_HFH_010
+    r"(?:^|_)(?P<subject>(?:Hemorrhagic|Ischemic)_\d+)_(?P<slice>\d+)$",
+    r"^(?P<subject>[A-Za-z]*\d+)_(?P<slice>\d+)$",  # 1001_130, 100003_128, GU001_77
+)
 
 
 @dataclasses.dataclass(frozen=True)

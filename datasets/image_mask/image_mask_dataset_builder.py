@@ -14,8 +14,9 @@ from flexunet.datasets.builder import raw_folder
 from flexunet.datasets.builder.croissant import License
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
 from flexunet.datasets.builder.segmentation_builder import RecordConfig, SegmentationBuilder, Slice
-from flexunet.datasets.image_mask import ImageMaskOptions, colors, folders
+from flexunet.datasets.image_mask import colors, folders
 from flexunet.datasets.image_mask.folders import Pair, SliceName
+from flexunet.datasets.image_mask.options import ImageMaskOptions
 from flexunet.datasets.published_palettes import PRESETS
 from flexunet.imaging import pictures
 from flexunet.imaging.label_scheme import LabelScheme

@@ -14,7 +14,8 @@ import tensorflow_datasets as tfds
 from flexunet.datasets import published_palettes
 from flexunet.datasets.builder import croissant, raw_folder, volume_builder
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
-from flexunet.datasets.ms_lesion_mri import MODALITIES, MsOptions, sequence_table
+from flexunet.datasets.ms_lesion_mri import sequence_table
+from flexunet.datasets.ms_lesion_mri.options import MODALITIES, MsOptions
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.imaging.slicing import SlicePlan

@@ -14,7 +14,7 @@ _TERMINAL_SECONDS, _LOG_SECONDS = 0.3, 30.0
 _LINE_UP = "\x1b[A"  # By which tqdm returns from the line of a second bar.
 _MOST_COLUMNS = 120
 _SHORTEST_CELL = 8
-_NUMBER = re.compile(r"[-+]?[\d.,]+( ?(%|px|MB|GB|GiB|ml|mm))?|-|nan")
+_NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]\d+)?( ?(%|px|MB|GB|GiB|ml|mm))?|-|nan")
 
 
 class _LogLines:
@@ -83,6 +83,11 @@ def table(rows: Sequence[Sequence[str]], columns: int | None = None) -> str:
     ]
     lines.append("  ".join(aligned).rstrip())
   return "\n".join(lines)
+
+
+def count(number: int, noun: str) -> str:
+  """Returns e.g. "1 slice" or "2 slices"."""
+  return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _cut(text: str, width: int) -> str:

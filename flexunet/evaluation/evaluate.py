@@ -27,7 +27,7 @@ from flexunet.core.errors import InputError
 from flexunet.evaluation import examples, summary, surface_distance
 from flexunet.evaluation.labelled_volumes import LabelledVolume, read_volumes
 from flexunet.evaluation.scores import DEFAULT_TOLERANCE_MM, SCORE_NAMES, label_scores
-from flexunet.pipelines import dataset_source, readers, selection
+from flexunet.pipelines import dataset_source, readers
 from flexunet.pipelines.dataset_source import DatasetSource, open_dataset
 from flexunet.pipelines.record_table import RecordTable
 from flexunet.prediction.predictor import Predictor, load_model, to_label
@@ -374,7 +374,7 @@ def _tables(
   if data.fold < 0:
     known = data.train_split in source.splits
     return _subjects(readers.slice_table(source, data.train_split)) if known else set(), tables
-  train, held_out = selection.split_tables(
+  train, held_out = readers.split_tables(
       source, data.train_split, data.validation_split, data.fold
   )
   cut_anew = {data.train_split: train, data.validation_split: held_out}

@@ -82,7 +82,7 @@ class SliceRecipe:
     return CutVolume(dataclasses.replace(resampled, pixels=pixels), label, native)
 
   def cut_record(self, record: Mapping[str, Any]) -> CutVolume:
-    """Cuts a decoded record of config `volumes`, {feature: value}, as its build would."""
+    """Cuts a record of config `volumes`, as TFDS decodes it, the way its build would."""
     # All scans of a dataset are stored in one dtype; that of the file decides the arithmetic.
     dtype = record["source_dtype"]
     voxels = record["image"].astype(dtype.decode() if isinstance(dtype, bytes) else dtype)

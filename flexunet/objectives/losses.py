@@ -14,13 +14,13 @@ from typing import Any
 import keras
 
 from flexunet.core.errors import InputError, unknown_name
-from flexunet.objectives.loss_base import SegmentationLoss
 from flexunet.objectives.segmentation_losses import (
   BinaryCrossEntropy,
   CrossEntropy,
   Dice,
   Focal,
   IoU,
+  SegmentationLoss,
   StructuralSimilarity,
   Tversky,
 )

@@ -17,7 +17,7 @@ import keras
 from keras import ops
 
 from flexunet.core.errors import InputError, unknown_name
-from flexunet.objectives import loss_base, names
+from flexunet.objectives import names, segmentation_losses
 
 # Ratios of true positives, false positives, false negatives and true negatives of one class.
 _SCORES = {
@@ -46,10 +46,10 @@ class DiceCoefMulticlass(keras.metrics.Metric):
     self.images = self.add_variable((), "zeros", dtype="float32", name="images")
 
   def update_state(self, y_true, y_pred, sample_weight=None):
-    label = loss_base.label_map(y_true)
-    one_hot = loss_base.one_hot_channels(label, self.num_classes)
+    label = segmentation_losses.label_map(y_true)
+    one_hot = segmentation_losses.one_hot_channels(label, self.num_classes)
     probability = ops.cast(ops.convert_to_tensor(y_pred), "float32")
-    weight = loss_base.pixel_weight(sample_weight, label)
+    weight = segmentation_losses.pixel_weight(sample_weight, label)
     inside = ops.expand_dims(weight, -1)
     axes = (1, 2, 3)
     overlap = ops.sum(inside * one_hot * probability, axis=axes)
@@ -106,8 +106,8 @@ class ConfusionMetrics(keras.metrics.Metric):
     )
 
   def update_state(self, y_true, y_pred, sample_weight=None):
-    label = loss_base.label_map(y_true)
-    weight = loss_base.pixel_weight(sample_weight, label)
+    label = segmentation_losses.label_map(y_true)
+    weight = segmentation_losses.pixel_weight(sample_weight, label)
     # A product of one-hot matrices: a scatter into few bins is slow on accelerators.
     truth = ops.one_hot(label, self.num_labels, dtype="float32") * ops.expand_dims(weight, -1)
     claim = ops.one_hot(self._hard(y_pred), self.num_labels, dtype="float32")

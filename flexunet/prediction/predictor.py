@@ -10,7 +10,9 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import keras
 import numpy as np
+import tensorflow as tf
 
 from flexunet import config, run_folder
 from flexunet.core.errors import InputError
@@ -18,22 +20,18 @@ from flexunet.imaging import slice_recipe
 from flexunet.imaging.slice_recipe import SliceRecipe
 from flexunet.imaging.slicing import Slices
 from flexunet.imaging.volume import Volume
+from flexunet.network import model as network
 from flexunet.pipelines import foreground_crop, readers
 from flexunet.pipelines.laterality import Laterality
 from flexunet.pipelines.resizing import Resizing
 
 
-def load_model(run: run_folder.RunFolder) -> Any:
+def load_model(run: run_folder.RunFolder) -> keras.Model:
   """Returns the run's best `keras.Model`, not compiled.
 
   Raises:
     InputError: The run has no model yet, or its file is damaged.
   """
-  import keras
-
-  # Registers the project's layers, without which Keras cannot read the file.
-  import flexunet.network.model  # noqa: F401
-
   run.check_trained()
   try:
     return keras.saving.load_model(run.model_keras, compile=False)
@@ -164,9 +162,7 @@ class Predictor:
     trained = self._model
     if resizing != self._resizing:
       if self._any_size_model is None:
-        from flexunet.network import model
-
-        self._any_size_model = model.accept_any_size(trained)
+        self._any_size_model = network.accept_any_size(trained)
       trained = self._any_size_model
     answers = _first_output(trained.predict_on_batch(batch))
     if self._mirror:
@@ -240,8 +236,6 @@ def predict_volume(
 
 def _resized(pixels: np.ndarray, resizing: Resizing, channels: int) -> np.ndarray:
   """Returns a slice, [H, W] or [H, W, C], as uint8 [h, w, channels]."""
-  import tensorflow as tf
-
   pixels = np.asarray(pixels)
   image = tf.constant(pixels[..., None] if pixels.ndim == 2 else pixels)
   return resizing.apply_image(readers.to_channels(image, channels)[None])[0].numpy()

@@ -23,7 +23,6 @@ from flexunet.pipelines import (
   order,
   readers,
   resizing,
-  selection,
   tf_data,
 )
 from flexunet.pipelines.augmentation import augment
@@ -58,7 +57,7 @@ def open_data(data: config.DataConfig) -> TrainingData:
   free_device_bytes = devices.free_memory()
   source = open_dataset(data.dataset, data.data_dir)
   fold = None if data.fold < 0 else data.fold
-  train, validation = selection.split_tables(
+  train, validation = readers.split_tables(
       source, data.train_split, data.validation_split, fold
   )
   if data.crop_foreground:
@@ -223,7 +222,7 @@ def make_order(run_config: config.RunConfig, table: RecordTable) -> order.EpochO
       seed=run_config.training.seed,
       drawn=drawn,
       passes=data.epoch_passes or 1,
-      pools=selection.pools(table, by_class=data.class_balance) if drawn else (),
+      pools=order.pools(table, by_class=data.class_balance) if drawn else (),
   )
 
 

@@ -164,8 +164,8 @@ def data_line(opened: input_pipeline.TrainingData) -> str:
   parts = []
   for what, table in (("train", opened.train), ("validate", opened.validation)):
     subjects = len(set(table.subject.tolist()) - {""})
-    people = f"{subjects} subject{'s' if subjects > 1 else ''}, " if subjects else ""
-    parts.append(f"{what} on {people}{len(table)} slices")
+    people = f"{progress.count(subjects, 'subject')}, " if subjects else ""
+    parts.append(f"{what} on {people}{progress.count(len(table), 'slice')}")
   return f"Data     {opened.source.name}\n         {'; '.join(parts)}"
 
 

@@ -16,6 +16,7 @@ from flexunet import config, run_folder
 from flexunet.core import progress
 from flexunet.network import weights
 from flexunet.pipelines import dataset_source, order
+from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.reporting import report
 from flexunet.training import (
   callbacks,
@@ -29,6 +30,7 @@ from flexunet.training import (
   monitoring,
   networks,
   resuming,
+  run_setup,
   time_budget,
   validation,
 )
@@ -74,6 +76,48 @@ class TrainingSetup:
   batches: input_pipeline.Streams
   left_out: list[str]
   replicas: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What a user gave: the configs with open fields."""
+
+  model: config.ModelConfig
+  data: config.DataConfig
+  training: config.TrainingConfig
+  augmentation: AugmentationConfig
+
+
+def complete(given: Settings, opened: input_pipeline.TrainingData) -> config.RunConfig:
+  """Plans what was left open."""
+  return run_setup.complete(
+      given.model, given.data, given.training, opened, given.augmentation
+  )
+
+
+def train(
+    given: Settings,
+    run_dir: str | os.PathLike,
+    *,
+    resume: bool = False,
+    command: Sequence[str] = (),
+) -> tuple[run_folder.RunFolder, list[dict[str, Any]]]:
+  """Trains, saying what is done on standard error.
+
+  Returns:
+    (the run folder, its history with one row per epoch).
+
+  Raises:
+    checkpointing.Interrupted: SIGTERM or SIGINT came; everything is saved.
+  """
+  started = resuming.check_paths(given.data, given.training, run_dir, resume=resume)
+  opened = input_pipeline.open_data(given.data)
+  progress.say(run_setup.data_line(opened))
+  run_config = complete(given, opened)
+  shown = resuming.merge(started.read_config(), run_config) if started else run_config
+  for line in run_setup.plan_lines(shown, devices.device_names()):
+    progress.say(line)
+  return fit(run_config, run_dir, opened, command, resume=resume)
 
 
 def fit(

@@ -11,7 +11,7 @@ import math
 import tensorflow as tf
 
 from flexunet.pipelines import tf_data
-from flexunet.pipelines.augmentation import draws, fields
+from flexunet.pipelines.augmentation import draws
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.pipelines.augmentation.spatial import where_drawn
 
@@ -84,10 +84,10 @@ def _tone(draw: draws.Draw, image: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
 
 def _bias_field(strength: tf.Tensor, seeds: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
   """Multiplies by a smooth gain between exp(-strength) and exp(strength)."""
-  rows, columns = (fields.spline_basis(edge, _BIAS_POINTS) for edge in image.shape[1:3])
+  rows, columns = (draws.spline_basis(edge, _BIAS_POINTS) for edge in image.shape[1:3])
   shape = [_BIAS_POINTS, _BIAS_POINTS]
   noise = 2 * draws.uniform_numbers(seeds, draws.BIAS_SALT, shape) - 1
-  gain = tf.exp(fields.field(rows, noise * strength[:, None, None], columns))
+  gain = tf.exp(draws.field(rows, noise * strength[:, None, None], columns))
   return _bytes(_floats(image) * gain[..., None])
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from flexunet.pipelines import tf_data
-from flexunet.pipelines.augmentation import draws, fields, sampling
+from flexunet.pipelines.augmentation import draws, sampling
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 
 
@@ -185,24 +185,24 @@ def _inverse_affine(draw: draws.Draw, size_hw: tuple[int, int]):
 
 def _elastic(config, draw, seeds, size_hw, y, x):
   """Adds white noise smoothed by a Gaussian."""
-  ratio = min(size_hw) / fields.REFERENCE_EDGE
+  ratio = min(size_hw) / draws.REFERENCE_EDGE
   sigma = max(1.0, config.elastic_sigma * ratio)
-  rows, columns = (fields.gaussian_basis(edge, sigma) for edge in size_hw)
+  rows, columns = (draws.gaussian_basis(edge, sigma) for edge in size_hw)
   shape = [2, rows.shape[1], columns.shape[1]]
   # Uniform noise in -1..1 over its deviation, 1 / sqrt(3): the basis expects unit deviation.
   noise = (2 * draws.uniform_numbers(seeds, draws.ELASTIC_SALT, shape) - 1) * 3**0.5
-  deviation = fields.smoothed_noise_deviation(config.elastic_sigma) * ratio
-  shift = fields.field(rows, noise * (draw["elastic"] * deviation)[:, None, None, None], columns)
+  deviation = draws.smoothed_noise_deviation(config.elastic_sigma) * ratio
+  shift = draws.field(rows, noise * (draw["elastic"] * deviation)[:, None, None, None], columns)
   return y + shift[:, 0], x + shift[:, 1]
 
 
 def _distortion(config, draw, seeds, size_hw, y, x):
   """Adds random shifts of a few control points, spread by cubic B-splines."""
   points = config.distortion_points
-  rows, columns = (fields.spline_basis(edge, points) for edge in size_hw)
+  rows, columns = (draws.spline_basis(edge, points) for edge in size_hw)
   noise = 2 * draws.uniform_numbers(seeds, draws.DISTORTION_SALT, [2, points, points]) - 1
   amount = draw["distortion"] * min(size_hw)
-  shift = fields.field(rows, noise * amount[:, None, None, None], columns)
+  shift = draws.field(rows, noise * amount[:, None, None, None], columns)
   return y + shift[:, 0], x + shift[:, 1]
 
 

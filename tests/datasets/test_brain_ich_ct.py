@@ -21,7 +21,7 @@ from flexunet.datasets import catalog
 from flexunet.datasets.brain_ich_ct import (
   brain_ich_ct_dataset_builder,
   ct_ich_patients,
-  ct_ich_table,
+  ct_ich_releases,
 )
 from flexunet.datasets.builder import croissant
 
@@ -138,7 +138,9 @@ def test_a_folder_with_a_gap_is_refused(tmp_path, spoil, message):
 
 
 def test_the_table_is_read_through_its_byte_order_mark(tmp_path):
-  rows = ct_ich_table.read(write_tree(tmp_path, patients=(TRAIN,)) / "hemorrhage_diagnosis.csv")
+  rows = ct_ich_releases.read_table(
+      write_tree(tmp_path, patients=(TRAIN,)) / "hemorrhage_diagnosis.csv"
+  )
   assert rows[(TRAIN, 2)].subtypes == (0, 1, 0, 0, 1) and rows[(TRAIN, 2)].hemorrhage
   assert not rows[(TRAIN, 1)].hemorrhage
 

@@ -12,12 +12,8 @@ from PIL import Image
 
 from flexunet.core.errors import InputError
 from flexunet.datasets import catalog
-from flexunet.datasets.image_mask import (
-  ImageMaskOptions,
-  colors,
-  folders,
-  image_mask_dataset_builder,
-)
+from flexunet.datasets.image_mask import colors, folders, image_mask_dataset_builder
+from flexunet.datasets.image_mask.options import ImageMaskOptions
 from flexunet.datasets.published_palettes import PRESETS
 
 NAME = "image_mask"

@@ -120,7 +120,7 @@ RUN = "--run_dir={run}"
     ("words", "message"),
     [
         (("train", "--run_dir={root}/new", "--data_dir={root}/none"), "no such folder"),
-        (("train", "--run_dir={root}/new", "--data_dir={empty}"), "--dataset is not given"),
+        (("train", "--run_dir={root}/new", "--data_dir={empty}"), "Pass one as --dataset"),
         (("train", "--run_dir={root}/new", "--data_dir={empty}", "--dataset=x"), "has no 'x'"),
         (("train", "--data_dir={data}"), "--run_dir must be given"),
         (("train", "--data_dir={data}", RUN), "must be new or empty"),

@@ -64,7 +64,7 @@ def test_evaluate_writes_figures_cases_and_report(run, tmp_path):
   assert run.cases_csv.is_file() and run.report_html.is_file()
   shown = start("evaluate", *flags).stdout
   assert all(len(line) <= 80 or str(run.path) in line for line in shown.splitlines())
-  assert "test: 1 subjects, 1 volumes" in shown and f"Report  {run.report_html}" in shown
+  assert "test: 1 subject, 1 volume" in shown and f"Report  {run.report_html}" in shown
   for name, value in line["dice"].items():
     assert re.search(rf"^{name} +{value:.3f} ", shown, re.MULTILINE)
 
@@ -87,7 +87,7 @@ def test_predict_writes_a_label_on_the_scan_even_larger_than_the_network(run, tm
   assert label.shape == (40, 26, 5) and label.get_data_dtype() == np.uint8
   assert (tmp_path / "out" / "scan_overlay.png").is_file()
   again = start("predict", *flags, "--overwrite").stdout
-  assert "1 scans predicted, 1 failed" in again and f"Labels  {tmp_path / 'out'}" in again
+  assert "1 scan predicted, 1 failed" in again and f"Labels  {tmp_path / 'out'}" in again
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import dataclasses
 import run_samples
 
 from flexunet import run_folder, train
+from flexunet.training import run_setup
 
 
 def row(epoch: int, dice: float, loss: float) -> dict:
@@ -47,7 +48,7 @@ def test_the_saved_model_is_the_later_of_equals_or_of_least_loss_or_the_last():
 
 
 def test_the_plan_of_a_run_fits_80_columns():
-  lines = train.plan_lines(run_samples.run_config(), ["CPU"])
+  lines = run_setup.plan_lines(run_samples.run_config(), ["CPU"])
   assert all(len(line) <= 80 for line in lines)
   text = "\n".join(lines)
   assert "32x32x1" in text and "CPU (" in text and "parameters" in text

@@ -5,7 +5,7 @@ import pytest
 from batch_samples import SIZE, content, make_loader, make_order
 
 from flexunet.core.errors import InputError
-from flexunet.pipelines import batches, cache, readers, resizing, selection
+from flexunet.pipelines import batches, cache, order, readers, resizing
 
 
 def test_a_batch_keeps_its_contract(source):
@@ -129,19 +129,19 @@ def test_context_needs_the_channels_it_makes():
 
 def test_folds_cut_by_subject_and_an_unknown_fold_is_refused(source):
   with pytest.raises(InputError, match="It has: 0"):
-    selection.split_tables(source, "train", "validation", 3)
+    readers.split_tables(source, "train", "validation", 3)
   with pytest.raises(InputError, match="must differ"):
-    selection.split_tables(source, "train", "train", None)
-  train, held_out = selection.split_tables(source, "train", "validation", 0)
+    readers.split_tables(source, "train", "train", None)
+  train, held_out = readers.split_tables(source, "train", "validation", 0)
   assert len(train) == 0 and len(held_out) == 16  # These samples are all of fold 0.
   assert set(held_out.subject) == {"a", "b", "c", "d"}
 
 
 def test_pools_hold_the_foreground(source):
   table = readers.slice_table(source, "train")
-  (pool,) = selection.pools(table, by_class=False)
+  (pool,) = order.pools(table, by_class=False)
   assert set(pool) == set(np.flatnonzero(table.slice_index < 3))
-  assert len(selection.pools(table, by_class=True)) == 2
+  assert len(order.pools(table, by_class=True)) == 2
 
 
 def test_corrupt_records_are_found(source, tmp_path):

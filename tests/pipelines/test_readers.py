@@ -7,7 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from flexunet.datasets import catalog
-from flexunet.pipelines import batches, readers, resizing, selection
+from flexunet.pipelines import batches, readers, resizing
 from flexunet.pipelines.dataset_source import open_dataset
 from flexunet.tools.phantom import layouts
 
@@ -86,7 +86,7 @@ def test_folds_over_two_splits_find_their_slices(sources):
   folds = set(readers.slice_table(source, "train").fold) | set(
     readers.slice_table(source, "validation").fold
   )
-  train, held_out = selection.split_tables(source, "train", "validation", int(min(folds)))
+  train, held_out = readers.split_tables(source, "train", "validation", int(min(folds)))
   assert not set(train.subject) & set(held_out.subject)
   spec = readers.ExampleSpec(resizing=resizing.Resizing((64, 64), "fit"))
   loader = batches.open_loader(source, train, spec)

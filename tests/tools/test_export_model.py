@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from flexunet.network import model
+from flexunet.network import export, model
+from flexunet.tools import export_model
 
 
 def started(*arguments: str) -> subprocess.CompletedProcess:
@@ -16,6 +17,10 @@ def started(*arguments: str) -> subprocess.CompletedProcess:
       [sys.executable, "-m", "flexunet.tools.export_model", *arguments],
       capture_output=True, text=True, check=False,
   )  # fmt: skip
+
+
+def test_the_formats_of_the_flag_are_those_that_can_be_written():
+  assert set(export_model._FORMATS_KNOWN) == set(export.FORMATS)
 
 
 @pytest.mark.slow
@@ -28,6 +33,8 @@ def test_a_model_file_becomes_a_folder_that_tells_its_checks(tmp_path):
   done = started(f"--model={tmp_path / 'model.keras'}", f"--output_dir={tmp_path / 'out'}",
                  "--formats=weights,saved_model")  # fmt: skip
   assert done.returncode == 0, done.stderr
+  assert done.stderr == "Loading TensorFlow ...\n"
+  assert all(len(line) <= 80 or str(tmp_path) in line for line in done.stdout.splitlines())
   facts = json.loads((tmp_path / "out" / "export.json").read_text())
   assert [entry["format"] for entry in facts["exports"]] == ["weights", "saved_model"]
   assert facts["image_size"] == [12, 20]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from flexunet.core.errors import InputError
 from flexunet.datasets.brain_ich_ct import ct_ich_patients
-from flexunet.tools.phantom import ct, layouts
+from flexunet.tools.phantom import images, layouts
 
 SMALL = {
     "brain_ich_ct": (96, 8),
@@ -87,7 +87,7 @@ def test_haemorrhage_table_and_masks_tell_the_same_but_for_the_planned_gaps(tmp_
             for path in root.rglob("*_HGE_Seg.jpg")}  # fmt: skip
   assert masked < positive
   # The eighth patient has no mask at all, as patient 049 of the real set.
-  unlabelled_patient = ct.ich_patients(9)[7]
+  unlabelled_patient = images.ich_patients(9)[7]
   patients = {patient for patient, _ in positive}
   assert patients - {patient for patient, _ in masked} == {unlabelled_patient}
   assert len(patients) == 6 and patients <= ct_ich_patients.HEMORRHAGE_PATIENTS
@@ -97,7 +97,7 @@ def test_haemorrhage_table_and_masks_tell_the_same_but_for_the_planned_gaps(tmp_
 
 
 def test_six_haemorrhage_subjects_cover_the_three_sides_of_the_split_with_masks():
-  patients = ct.ich_patients(6)
+  patients = images.ich_patients(6)
   sides = [ct_ich_patients.splits()[ct_ich_patients.subject_name(n)] for n in patients]
   # Of three subjects the third is healthy.
   bleeding = [side for index, side in enumerate(sides) if index % 3 != 2]
@@ -116,7 +116,7 @@ def test_haemorrhage_masks_are_grey_noisy_and_blood_is_brighter_than_brain(tmp_p
 
 def test_ct_volumes_hold_hounsfield_units_and_masks_with_rounding_noise(tmp_path):
   layouts.write("brain_ich_ct/nifti", tmp_path, 1, 0, SMALL["brain_ich_ct/nifti"])
-  patient = ct.ich_patients(1, absent=range(59, 66))[0]
+  patient = images.ich_patients(1, absent=range(59, 66))[0]
   scan = nib.load(tmp_path / "ct_scans" / f"{patient:03d}.nii")
   mask = voxels(tmp_path / "masks" / f"{patient:03d}.nii")
   assert scan.shape == mask.shape == (64, 64, 8)
@@ -128,7 +128,7 @@ def test_ct_volumes_hold_hounsfield_units_and_masks_with_rounding_noise(tmp_path
 def test_stroke_masks_come_in_every_known_form(tmp_path):
   root = layouts.write("brain_stroke_ct", tmp_path, 8, 0, SMALL["brain_stroke_ct"])
   data = next(root.rglob("data"))
-  unmasked = f"{ct.bleeding_patients()[2]:03d}"
+  unmasked = f"{images.bleeding_patients()[2]:03d}"
   bleeding = {p.name for p in data.glob("*/Hemorrhagic/images/*")}
   assert bleeding - {p.name for p in data.glob("*/Hemorrhagic/mask/*")} == {unmasked}
   assert list(data.rglob("*_HGE_Seg.jpg"))

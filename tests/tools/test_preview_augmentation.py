@@ -82,7 +82,7 @@ def test_examples_are_the_richest_slices_of_different_volumes(blobs):
 @pytest.mark.slow
 def test_the_program_writes_a_picture_and_refuses_a_bad_output(blobs, tmp_path):
   command = [sys.executable, "-m", "flexunet.tools.preview_augmentation", f"--data_dir={blobs}"]
-  out = tmp_path / "sheet.png"
+  out = tmp_path / "new" / "sheet.png"
   done = subprocess.run([*command, f"--output={out}", "--rows=1"], capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   assert Image.open(out).width > 1000

@@ -262,7 +262,8 @@ def test_the_report_is_one_file_with_the_counts_of_the_build(request, fixture, t
   dataset = built_dataset.open_folder(request.getfixturevalue(fixture))
   page.write_report(dataset, tmp_path / "a.html")
   html_page = (tmp_path / "a.html").read_text()
-  assert not re.findall(r'(?:src|href)="(?!data:|#)', html_page)  # Nothing is loaded from elsewhere.
+  # Nothing is loaded from elsewhere.
+  assert not re.findall(r'(?:src|href)="(?!data:|#)', html_page)
   assert str(len(dataset.rows)) in html_page and dataset.report["fingerprint"] in html_page
   for name in dataset.scheme.names:
     assert name.replace("_", " ") in html_page

@@ -66,10 +66,11 @@ def main(argv: Sequence[str]) -> None:
 @functools.cache
 def libraries() -> types.SimpleNamespace:
   """Returns what loads TensorFlow, imported when the flags are known to be right."""
-  # --help and a wrong flag are answered without TensorFlow.
+  # Heavy: --help and a wrong flag are answered without them.
   import keras
   import tensorflow as tf
 
+  # So are these.
   from flexunet.objectives import loss_settings, losses
   from flexunet.training import (
     checkpointing,

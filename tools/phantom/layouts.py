@@ -1,4 +1,4 @@
-"""Writes phantom raw data: synthetic heads in the file layout of a real dataset.
+"""Writes phantom raw data: made-up heads in the file layout of a real dataset.
 
     python -m flexunet.tools.phantom hippocampus_t1w OUT --subjects=12 --seed=0
 
@@ -14,14 +14,10 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import Image
 
 from flexunet.core import errors
-from flexunet.datasets import published_palettes
-from flexunet.tools.phantom import anatomy, appearance, ct, volumes
+from flexunet.tools.phantom import images, volumes
 
-IMAGE_SIZE = (256, 8)  # Edge in pixels, and slices per subject, of the folder of images and masks.
-_FIELD_MM = 230.0
 # So few patients of the published list never bled: one phantom of three takes their numbers.
 _MOST_CT_SUBJECTS = 54
 
@@ -54,21 +50,21 @@ def _hippocampus(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, .
 
 
 def _brain_ich_ct(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, ...]) -> None:
-  for index, patient in enumerate(ct.ich_patients(subjects)):
-    ct.write_ich(out, patient, index, _generator(seed, index), size)
+  for index, patient in enumerate(images.ich_patients(subjects)):
+    images.write_ich(out, patient, index, _generator(seed, index), size)
 
 
 def _brain_ich_ct_nifti(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, ...]) -> None:
   # Version 1.3.1, the NIfTI form, has no patients 059 to 065.
-  for index, patient in enumerate(ct.ich_patients(subjects, absent=range(59, 66))):
-    ct.write_ich_nifti(out, patient, index, _generator(seed, index), size)
+  for index, patient in enumerate(images.ich_patients(subjects, absent=range(59, 66))):
+    images.write_ich_nifti(out, patient, index, _generator(seed, index), size)
 
 
 def _brain_stroke_ct(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, ...]) -> None:
-  bleeding = ct.bleeding_patients()
+  bleeding = images.bleeding_patients()
   for index in range(subjects):
     patient = bleeding[index // 2]
-    ct.write_stroke(out, patient, index, _generator(seed, index), size)
+    images.write_stroke(out, patient, index, _generator(seed, index), size)
 
 
 def _full_head(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, ...]) -> None:
@@ -84,49 +80,18 @@ def _ms(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, ...]) -> N
 
 def _image_mask(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, ...]) -> None:
   for index in range(subjects):
-    _write_images(out, index, _generator(seed, index), size)
-
-
-def _write_images(
-    out: pathlib.Path, index: int, rng: np.random.Generator, size: tuple[int, ...]
-) -> None:
-  """Writes all slices of one subject, named `<1001 + index>_<slice>`.
-
-  Images are grey, stored as RGB; every second subject has JPEG images beside PNG masks. Masks are
-  RGB in the palette of the published full-head masks and, as those, were enlarged with
-  interpolation: colours between those of the palette run along every edge.
-  """
-  edge, slices = size
-  coarse = max(8, edge * 4 // 5)
-  field_mm = (_FIELD_MM, _FIELD_MM, 110.0)
-  shape = (coarse, coarse, slices)
-  grid = anatomy.Grid.covering(field_mm, shape, "LAS", (0.0, 0.0, 15.0))
-  tissue, _ = anatomy.tissue_map(anatomy.draw_head(rng), grid)
-  voxels = (appearance.mri(tissue, "t1", rng, bias=0.15) * 1.6).clip(0, 255).astype(np.uint8)
-  painted = published_palettes.FULL_HEAD.palette[tissue]
-  folder = out / ("train", "valid", "test", "train", "train")[index % 5]
-  for kind in ("images", "masks"):
-    (folder / kind).mkdir(parents=True, exist_ok=True)
-  for k in range(slices):
-    stem = f"{1001 + index}_{10 * (k + 1)}"
-    image = Image.fromarray(np.ascontiguousarray(np.rot90(voxels[..., k])))
-    mask = Image.fromarray(np.ascontiguousarray(np.rot90(painted[..., k, :])))
-    suffix = "jpg" if index % 2 == 1 else "png"
-    image = image.resize((edge, edge), Image.Resampling.BILINEAR).convert("RGB")
-    image.save(folder / "images" / f"{stem}.{suffix}")
-    mask = mask.resize((edge, edge), Image.Resampling.BILINEAR)
-    mask.save(folder / "masks" / f"{stem}.png")
+    images.write_subject(out, index, _generator(seed, index), size)
 
 
 LAYOUTS: dict[str, Layout] = {
-    "brain_ich_ct": Layout(ct.CT_SIZE, _MOST_CT_SUBJECTS, _brain_ich_ct),
+    "brain_ich_ct": Layout(images.CT_SIZE, _MOST_CT_SUBJECTS, _brain_ich_ct),
     "brain_ich_ct/nifti": Layout(
-        ct.CT_NIFTI_SIZE, _MOST_CT_SUBJECTS, _brain_ich_ct_nifti
+        images.CT_NIFTI_SIZE, _MOST_CT_SUBJECTS, _brain_ich_ct_nifti
     ),
-    "brain_stroke_ct": Layout(ct.STROKE_SIZE, _MOST_CT_SUBJECTS, _brain_stroke_ct),
+    "brain_stroke_ct": Layout(images.STROKE_SIZE, _MOST_CT_SUBJECTS, _brain_stroke_ct),
     "full_head_t1w": Layout(volumes.FULL_HEAD_SIZE, 900, _full_head),
     "hippocampus_t1w": Layout(volumes.HIPPOCAMPUS_SIZE, 800, _hippocampus),
-    "image_mask": Layout(IMAGE_SIZE, 900, _image_mask),
+    "image_mask": Layout(images.IMAGE_SIZE, 900, _image_mask),
     "ms_lesion_mri": Layout(volumes.MS_SIZE, 900, _ms),
 }
 

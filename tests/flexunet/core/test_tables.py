@@ -25,5 +25,9 @@ def test_a_table_fits_the_terminal(monkeypatch):
   assert max(map(len, progress.table(rows).splitlines())) == 40
 
 
+def test_a_count_agrees_with_its_noun():
+  assert progress.count(1, "slice") == "1 slice" and progress.count(1200, "slice") == "1,200 slices"
+
+
 def test_a_heading_alone_is_a_line():
   assert progress.table([("a", "b")]) == "a  b"

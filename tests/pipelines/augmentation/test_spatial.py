@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from flexunet.pipelines.augmentation import augment, draws, fields, sampling, spatial
+from flexunet.pipelines.augmentation import augment, draws, sampling, spatial
 from flexunet.pipelines.augmentation.config import PROBABILITIES, AugmentationConfig
 
 SIZE = 65
@@ -192,7 +192,7 @@ def test_the_elastic_field_scales_with_the_image():
 
 
 def test_spline_weights_sum_to_one_and_are_smooth():
-  basis = fields.spline_basis(101, 6)
+  basis = draws.spline_basis(101, 6)
   np.testing.assert_allclose(basis.sum(axis=1), 1, atol=1e-6)
   assert basis.min() >= 0
   assert np.abs(np.diff(basis, axis=0)).max() < 0.04

@@ -1,11 +1,12 @@
-"""The two published forms of CT-ICH, each with a table of its slices.
+"""The two releases of CT-ICH: their slice labels, and how their files become cases.
 
-v1.0.0 holds brain window slices as JPEG, with a mask beside the positive ones; v1.3.1 holds whole
-scans as NIfTI.
+v1.0.0: brain window slices as JPEG, a mask beside the positive ones, `hemorrhage_diagnosis.csv`.
+v1.3.1: whole scans as NIfTI, and a table whose slice numbers count from 1 within the scan.
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import pathlib
 import re
@@ -14,18 +15,86 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from flexunet.core.errors import InputError
-from flexunet.datasets.brain_ich_ct import ct_ich_patients, ct_ich_table
-from flexunet.datasets.brain_ich_ct.ct_ich_table import SliceRow
+from flexunet.datasets.brain_ich_ct import ct_ich_patients
 from flexunet.datasets.builder import raw_folder
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
 from flexunet.datasets.builder.volume_builder import Scan, check_same_grid
 from flexunet.imaging import nifti, pictures
 
+SUBTYPES = ("intraventricular", "intraparenchymal", "subarachnoid", "epidural", "subdural")
+UNKNOWN = -1
+_COLUMNS = ("PatientNumber", "SliceNumber", *(name.capitalize() for name in SUBTYPES))
+
+
+@dataclasses.dataclass(frozen=True)
+class SliceRow:
+  """What the readers found in one slice.
+
+  Attributes:
+    subtypes: 0 or 1 per entry of `SUBTYPES`; a slice may show several.
+    hemorrhage: Whether they called it a haemorrhage.
+    fracture: 0 or 1; `UNKNOWN` where the table has no such column.
+  """
+
+  subtypes: tuple[int, ...]
+  hemorrhage: bool
+  fracture: int
+
+  def plain(self) -> list:
+    """Returns it as lists and numbers, for `Case.details`."""
+    return [list(self.subtypes), self.hemorrhage, self.fracture]
+
+  @classmethod
+  def from_plain(cls, values: list) -> SliceRow:
+    """Reads what `plain` wrote."""
+    subtypes, hemorrhage, fracture = values
+    return cls(tuple(subtypes), hemorrhage, fracture)
+
+
+def read_table(path: pathlib.Path) -> dict[tuple[int, int], SliceRow]:
+  """Returns {(patient number, slice number): row}.
+
+  Raises:
+    InputError: When columns are missing, a number is none, or a slice is listed twice.
+  """
+  rows: dict[tuple[int, int], SliceRow] = {}
+  try:
+    # The published file begins with a byte order mark, which plain utf-8 would put into the name
+    # of the first column.
+    with open(path, newline="", encoding="utf-8-sig") as stream:
+      reader = csv.DictReader(stream)
+      names = {name.strip().lower(): name for name in reader.fieldnames or []}
+      if missing := [name for name in _COLUMNS if name.lower() not in names]:
+        raise InputError(
+            f"{path}: needs the columns {', '.join(missing)}, has {', '.join(names) or 'none'}."
+            " Fetch the file again."
+        )
+      for line, row in enumerate(reader, start=2):
+        key, found = _parse(path, line, {plain: row[name] for plain, name in names.items()})
+        if key in rows:
+          raise InputError(f"{path}: line {line} lists slice {key[1]} of patient {key[0]} again.")
+        rows[key] = found
+  except (OSError, UnicodeDecodeError, csv.Error) as error:
+    raise InputError(f"{path}: cannot be read as a table ({error}). Fetch it again.") from error
+  return rows
+
+
+def _parse(path: pathlib.Path, line: int, row: dict) -> tuple[tuple[int, int], SliceRow]:
+  try:
+    key = int(row["patientnumber"]), int(row["slicenumber"])
+    subtypes = tuple(int(row[name]) for name in SUBTYPES)
+    negative = int(row.get("no_hemorrhage", not any(subtypes)))
+    fracture = int(row.get("fracture_yes_no", UNKNOWN))
+  except (TypeError, ValueError) as error:
+    raise InputError(f"{path}: line {line} holds no whole numbers ({error}).") from error
+  return key, SliceRow(subtypes, any(subtypes) or not negative, fracture)
+
+
 _SLICE = re.compile(r"(\d+)\.jpe?g", re.IGNORECASE)
 _MASK = re.compile(r"(\d+)_HGE_Seg\.jpe?g", re.IGNORECASE)
 
 
-def find_jpeg(findings: Findings) -> None:
+def find_jpeg_cases(findings: Findings) -> None:
   """Adds a case per patient folder; its details are the (slice number, table row) to read."""
   folder = raw_folder.find_folder(findings.root, "Patients_CT")
   if folder is None:
@@ -37,7 +106,7 @@ def find_jpeg(findings: Findings) -> None:
         " mask is the same as one without haemorrhage."
     )
     return
-  table = ct_ich_table.read(table_file)
+  table = read_table(table_file)
   for patient_folder in raw_folder.children(raw_folder.folder_in(folder, "Patients_CT")):
     _find_patient(findings, patient_folder, table)
   # What a case becomes depends on the table too.
@@ -48,7 +117,7 @@ def find_jpeg(findings: Findings) -> None:
   raw_folder.note(findings)
 
 
-def read_jpeg(
+def read_slices(
     case: Case, notes: Notes, threshold: int
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, SliceRow]]:
   """Yields (slice number, image uint8 [H, W], label uint8 [H, W], table row)."""
@@ -135,7 +204,7 @@ def _images(
   return images, masks
 
 
-def find_scans(findings: Findings) -> None:
+def find_nifti_cases(findings: Findings) -> None:
   """Pairs ct_scans/NNN.nii with masks/NNN.nii."""
   folder = raw_folder.find_folder(findings.root, "ct_scans")
   if folder is None:
@@ -192,13 +261,13 @@ def _by_patient(findings: Findings, folder: pathlib.Path) -> dict[int, pathlib.P
 
 def _rows_by_patient(
     findings: Findings, table_file: pathlib.Path | None
-) -> dict[int, dict[int, ct_ich_table.SliceRow]]:
+) -> dict[int, dict[int, SliceRow]]:
   """Returns {patient: {0-based slice: row}}; the table numbers the slices of the scan itself."""
   if table_file is None:
     findings.warn("hemorrhage_diagnosis_raw_ct.csv is missing: the subtypes are unknown (-1)")
     return {}
-  rows: dict[int, dict[int, ct_ich_table.SliceRow]] = {}
-  for (patient, number), row in ct_ich_table.read(table_file).items():
+  rows: dict[int, dict[int, SliceRow]] = {}
+  for (patient, number), row in read_table(table_file).items():
     rows.setdefault(patient, {})[number] = row
   # Numbered from 0 or from 1: the first slice of the patient shows which.
   return {

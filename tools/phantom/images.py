@@ -1,4 +1,4 @@
-"""Writes phantom subjects of the CT datasets: slices as JPEG or PNG, and volumes in HU.
+"""Writes phantom slices as images: the CT datasets, also as volumes in HU, and ready-made folders.
 
 Sizes are (edge, slices): images of edge x edge pixels, slices from the skull base up.
 """
@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
+from flexunet.datasets import published_palettes
 from flexunet.datasets.brain_ich_ct import ct_ich_patients
 from flexunet.tools.phantom import anatomy, appearance
 
@@ -231,3 +232,41 @@ def write_stroke(
     elif ischemic and number % 3 == 2:
       values = mask[..., k] * rng.integers(251, 256, mask.shape[:2], dtype=np.uint8)
     png(values, root / "mask" / subject / f"{name}.png")
+
+
+IMAGE_SIZE = (256, 8)  # Edge in pixels, and slices per subject, of a ready-made folder.
+_SLICE_FIELD_MM = 230.0
+
+
+def split_of(index: int) -> str:
+  """Returns the published split of a subject: of each five, three train, one valid, one test."""
+  return ("train", "valid", "test", "train", "train")[index % 5]
+
+
+def write_subject(out: pathlib.Path, index: int, rng: np.random.Generator, size: Size) -> None:
+  """Writes all slices of one subject, named `<1001 + index>_<slice>`.
+
+  Images are grey, stored as RGB; every second subject has JPEG images beside PNG masks.
+  Masks are RGB in the palette of the published full-head masks and, as those, were enlarged with
+  interpolation: colours between those of the palette run along every edge.
+  """
+  edge, slices = size
+  coarse = max(8, edge * 4 // 5)
+  field_mm = (_SLICE_FIELD_MM, _SLICE_FIELD_MM, 110.0)
+  shape = (coarse, coarse, slices)
+  grid = anatomy.Grid.covering(field_mm, shape, "LAS", (0.0, 0.0, 15.0))
+  tissue, _ = anatomy.tissue_map(anatomy.draw_head(rng), grid)
+  image = (appearance.mri(tissue, "t1", rng, bias=0.15) * 1.6).clip(0, 255).astype(np.uint8)
+  mask = published_palettes.FULL_HEAD.palette[tissue]
+  folder = out / split_of(index)
+  for kind in ("images", "masks"):
+    (folder / kind).mkdir(parents=True, exist_ok=True)
+  for k in range(slices):
+    stem = f"{1001 + index}_{10 * (k + 1)}"
+    shown = Image.fromarray(np.ascontiguousarray(np.rot90(image[..., k])))
+    colors = Image.fromarray(np.ascontiguousarray(np.rot90(mask[..., k, :])))
+    suffix = "jpg" if index % 2 == 1 else "png"
+    shown = shown.resize((edge, edge), Image.Resampling.BILINEAR).convert("RGB")
+    shown.save(folder / "images" / f"{stem}.{suffix}")
+    colors = colors.resize((edge, edge), Image.Resampling.BILINEAR)
+    colors.save(folder / "masks" / f"{stem}.png")
