@@ -72,14 +72,14 @@ def folds(strata: Mapping[str, str], salt: str, num_folds: int = NUM_FOLDS) -> d
   return {subject: position % num_folds for position, subject in enumerate(subjects)}
 
 
-def subjects_on_two_sides(sides: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+def subjects_in_two_splits(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
   """Returns {subject: its splits} of the subjects with more than one; empty when all is well.
 
   Args:
-    sides: A (subject, split) pair per record.
+    pairs: A (subject, split) per record.
   """
   splits: dict[str, set[str]] = {}
-  for subject, split in sides:
+  for subject, split in pairs:
     splits.setdefault(subject, set()).add(split)
   return {subject: sorted(found) for subject, found in sorted(splits.items()) if len(found) > 1}
 

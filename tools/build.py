@@ -213,8 +213,8 @@ def _facts(path: pathlib.Path, is_label: bool) -> list[str]:
     return [*facts, _values(nifti.read(path).voxels)] if is_label else facts
   if not pictures.is_picture(path):
     return ["table"]
-  picture = pictures.read_header(path)
-  facts = [f"{picture.height} x {picture.width}", f"8-bit {picture.mode}"]
+  header_2d = pictures.read_header(path)
+  facts = [f"{header_2d.height} x {header_2d.width}", f"8-bit {header_2d.mode}"]
   return [*facts, _values(pictures.read_rgb(path)[..., 0])] if is_label else facts
 
 

@@ -1,4 +1,4 @@
-"""Writes a built dataset as a folder of pictures: {train,validation,test}/{images,masks}.
+"""Writes a built dataset as a folder of images: {train,validation,test}/{images,masks}.
 
   flexunet export_images DIR OUT [--image_mode=rgb|grey]
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import pathlib
 import re
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,7 +23,6 @@ from flexunet.core.errors import InputError
 from flexunet.core.progress import bar
 from flexunet.datasets import built_dataset
 from flexunet.datasets.built_dataset import BuiltDataset
-from flexunet.tools.dataset_report import statistics
 
 _PROGRAM = flags.Program(__doc__, usage="flexunet export_images DIR OUT")
 _IMAGE_MODE = _PROGRAM.enum(
@@ -31,22 +31,22 @@ _IMAGE_MODE = _PROGRAM.enum(
 
 
 def export(
-    dataset: BuiltDataset, out: pathlib.Path, image_mode: str = "rgb", progress: bool = False
+    dataset: BuiltDataset, out: pathlib.Path, image_mode: str = "rgb", show_progress: bool = False
 ) -> dict[str, int]:
   """Writes every record as a pair of PNG files; returns {split: pairs}.
 
   Args:
     dataset: A dataset of slices.
-    out: A new or an empty folder.
+    out: A new or an empty folder; it is created where there is none.
     image_mode: "rgb" repeats the grey channel three times, "grey" keeps one.
-    progress: Shows a bar.
+    show_progress: Whether a bar is shown.
   """
   if dataset.rows and not dataset.rows[0]["slice_index"]:
     raise InputError(
-        f"{dataset.path}: holds whole volumes, which are no pictures. Export a config of slices."
+        f"{dataset.path}: holds whole volumes, which are no images. Export a config of slices."
     )
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
-    raise InputError(f"{out}: pictures go into a new or an empty folder. Name another one.")
+    raise InputError(f"{out}: images go into a new or an empty folder. Name another one.")
   scheme = dataset.scheme
   counts: dict[str, int] = {}
   for split in dataset.splits:
@@ -56,19 +56,20 @@ def export(
   colors = {c.name: list(c.color) for c in scheme.classes}
   (out / "palette.json").write_text(json.dumps(colors, indent=1) + "\n", encoding="utf-8")
   records = bar(
-      dataset.records(), total=len(dataset.rows), unit=" record", disable=not progress, leave=False
-  )
+      dataset.records(), total=len(dataset.rows), unit=" record", disable=not show_progress,
+      leave=False,
+  )  # fmt: skip
   for row, example in records:
     # Keys may hold signs that a file name cannot; those of this project's datasets do not.
     name = re.sub(r"[^\w.-]", "_", row["key"]) + ".png"
     folder = out / row["split"]
     image = np.asarray(example["image"])
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    written = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     if image_mode == "rgb":
-      picture = picture.convert("RGB")
+      written = written.convert("RGB")
     if (folder / "images" / name).exists():
       raise InputError(f"{dataset.path}: two records would be called {name}.")
-    picture.save(folder / "images" / name)
+    written.save(folder / "images" / name)
     if row["split"] != "unlabeled":
       label = np.asarray(example["label"])[..., 0]
       Image.fromarray(scheme.colorize(label)).save(folder / "masks" / name)
@@ -81,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
     raise InputError(f"Usage: {_PROGRAM.usage}. Got: {' '.join(argv[1:]) or 'nothing'}.")
   dataset = built_dataset.find_one(pathlib.Path(argv[1]))
   out = pathlib.Path(argv[2])
-  counts = export(dataset, out, _IMAGE_MODE.value, statistics.shows_progress())
+  counts = export(dataset, out, _IMAGE_MODE.value, sys.stderr.isatty())
   listing = ", ".join(f"{split} {count}" for split, count in counts.items())
   print(f"{out}: {listing}")
 

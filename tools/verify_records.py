@@ -5,10 +5,8 @@
 DIR is a version folder or any folder above; every dataset below is read whole. Each problem is
 one line with shard and record; exit code 1 when there is one.
 
-Walks one TFRecord shard and says, record by record, what is wrong with it.
-
-The container keeps two checksums a record: of its length, and of its payload. A record that was
-removed or copied whole passes both; then the identities inside the records tell.
+The container keeps two checksums per record: of its length, and of its payload. A record that was
+removed or copied whole passes both; then the identities inside the records show it.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ import dataclasses
 import hashlib
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,19 +25,192 @@ from flexunet.core import command_line, files, flags
 from flexunet.core.errors import InputError
 from flexunet.core.progress import bar
 from flexunet.datasets import built_dataset, subject_splits
-from flexunet.datasets.builder import build_report, tfrecord
-from flexunet.datasets.built_dataset import BuiltDataset
+from flexunet.datasets.builder import tfrecord
+from flexunet.datasets.built_dataset import RECORDS_NAME, REPORT_NAME, BuiltDataset
 from flexunet.imaging.label_scheme import LabelScheme
 
-# (subject, volume, slice index or None): unique in a dataset.
+# (subject, volume, slice index or ""): unique in a dataset.
 Identity = tuple[str, str, str]
+Row = dict[str, str]
 
 _PROGRAM = flags.Program(__doc__, usage="flexunet verify DIR")
 
 
 @dataclasses.dataclass(frozen=True)
+class Frame:
+  """One record as the file holds it.
+
+  Attributes:
+    position: Number in the shard, from 0.
+    offset: Byte at which it begins.
+    payload: Its bytes; None when they are not there whole, or changed.
+    problem: What is wrong with the frame, or "".
+  """
+
+  position: int
+  offset: int
+  payload: bytes | None
+  problem: str = ""
+
+
+def frames(path: pathlib.Path, expected_offsets: list[int]) -> Iterator[Frame]:
+  """Yields the records of a shard; a damaged length is skipped up to the next expected offset."""
+  size = path.stat().st_size
+  offset, position = 0, 0
+  with open(path, "rb") as stream:
+    while offset < size:
+      stream.seek(offset)
+      header = stream.read(tfrecord.HEADER_BYTES)
+      if len(header) < tfrecord.HEADER_BYTES:
+        yield Frame(position, offset, None, "the file ends within the record")
+        return
+      length = tfrecord.payload_length(header)
+      if tfrecord.masked_crc(header[:8]) != int.from_bytes(header[8:], "little"):
+        yield Frame(position, offset, None, "its length or the checksum of it changed")
+        later = [expected for expected in expected_offsets if expected > offset]
+        if not later:
+          return
+        offset, position = later[0], position + 1
+        continue
+      end = offset + tfrecord.FRAME_BYTES + length
+      if end > size:
+        yield Frame(position, offset, None, "the file ends within the record")
+        return
+      payload = stream.read(length)
+      stored = int.from_bytes(stream.read(4), "little")
+      if tfrecord.masked_crc(payload) != stored:
+        yield Frame(position, offset, None, "its bytes changed (checksum)")
+      else:
+        yield Frame(position, offset, payload)
+      offset, position = end, position + 1
+
+
+class ShardCheck:
+  """Compares one shard with its rows of `records.csv`, record by record.
+
+  Attributes:
+    problems: One line each, naming shard and record.
+    subjects: The subject that each readable record names.
+  """
+
+  def __init__(self, dataset: BuiltDataset, path: pathlib.Path, rows: list[Row]):
+    """Reads the shard.
+
+    Args:
+      dataset: Decodes the records and bounds the label ids.
+      path: The shard.
+      rows: Its records in order.
+    """
+    self.problems: list[str] = []
+    self.subjects: list[str] = []
+    self._dataset, self._name = dataset, path.name
+    self._rows = {_identity_of_row(row): row for row in rows}
+    self._found: collections.Counter[Identity] = collections.Counter()
+    self._first_seen: dict[Identity, int] = {}
+    if rows and int(rows[0]["offset"]) < 0:
+      self._read_array_record(path, rows)
+    else:
+      self._read_tfrecord(path, rows)
+
+  def _read_tfrecord(self, path: pathlib.Path, rows: list[Row]) -> None:
+    by_offset = {int(row["offset"]): row for row in rows}
+    in_order = []
+    for frame in frames(path, sorted(by_offset)):
+      row = by_offset.get(frame.offset)
+      where = f"{self._name}: record {frame.position}"
+      named = f"{where} ({row['key']})" if row else where
+      if frame.payload is None:
+        self.problems.append(f"{named} at byte {frame.offset}: {frame.problem}.")
+        if row:
+          self._found[_identity_of_row(row)] += 1
+        continue
+      try:
+        example = self._dataset.decode(frame.payload)
+      except Exception as error:  # Decoders of images raise many kinds.
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        self.problems.append(f"{named}: cannot be decoded: {first_line}.")
+        continue
+      in_order.append(_identity_of(example))
+      self._check(example, where, frame.position)
+    for number, row in enumerate(rows):
+      if not self._found[_identity_of_row(row)]:
+        self.problems.append(f"{self._name}: record {number} ({row['key']}) is missing.")
+    expected = [_identity_of_row(row) for row in rows]
+    if not self.problems and in_order != expected:
+      first = next(n for n, pair in enumerate(zip(in_order, expected)) if pair[0] != pair[1])
+      self.problems.append(
+          f"{self._name}: record {first} onwards stand in another order than built."
+      )
+
+  def _check(self, example: dict[str, Any], where: str, position: int) -> None:
+    """Compares a decoded record with the row of what it says to be."""
+    identity = _identity_of(example)
+    self._found[identity] += 1
+    self.subjects.append(identity[0])
+    row = self._rows.get(identity)
+    if row is None:
+      self.problems.append(
+          f"{where}: belongs to no row of {RECORDS_NAME}: volume {identity[1]}, slice"
+          f" {identity[2] or '-'}."
+      )
+    elif identity in self._first_seen:
+      self.problems.append(
+          f"{where}: is a second copy of record {self._first_seen[identity]} ({row['key']})."
+      )
+    else:
+      texts = content_problems(example, row, self._dataset.scheme)
+      self.problems += [f"{where} ({row['key']}): {text}" for text in texts]
+    self._first_seen.setdefault(identity, position)
+
+  def _read_array_record(self, path: pathlib.Path, rows: list[Row]) -> None:
+    """This container has its own checksums and no byte offsets: its reader fails as a whole."""
+    try:
+      for row, payload in zip(rows, built_dataset.array_record_payloads(path), strict=True):
+        example = self._dataset.decode(payload)
+        self.subjects.append(str(example["subject"]))
+        texts = content_problems(example, row, self._dataset.scheme)
+        self.problems += [
+            f"{path.name}: record {row['record']} ({row['key']}): {text}" for text in texts
+        ]
+    except Exception as error:  # The reader and the decoders raise many kinds.
+      self.problems.append(
+          f"{path.name}: cannot be read after record {len(self.subjects) - 1}: {error}"
+      )
+
+
+def _identity_of_row(row: Row) -> Identity:
+  return row["subject"], row["volume"], row["slice_index"]
+
+
+def _identity_of(example: dict[str, Any]) -> Identity:
+  index = str(int(example["slice_index"])) if "slice_index" in example else ""
+  return str(example["subject"]), str(example["volume"]), index
+
+
+def content_problems(
+    example: dict[str, Any], row: Row, scheme: LabelScheme
+) -> Iterator[str]:
+  """Yields a line for each difference between a decoded record and its row."""
+  image, label = example["image"], np.asarray(example["label"])
+  if image.shape[:2] != label.shape[:2]:
+    yield f"image {image.shape} and label {label.shape} differ in size."
+  if row["height"] and (str(label.shape[0]), str(label.shape[1])) != (row["height"], row["width"]):
+    yield f"is {label.shape[:2]} pixels where records.csv says {row['height']} x {row['width']}."
+  if label.size and int(label.max()) >= scheme.num_classes:
+    yield (f"label values must be 0..{scheme.num_classes - 1}, the largest is"
+           f" {int(label.max())}.")  # fmt: skip
+    return
+  counts = np.bincount(label.ravel(), minlength=scheme.num_classes)
+  for name, count in zip(scheme.names, counts, strict=True):
+    if int(row[f"pixels_{name}"]) != int(count):
+      yield (f"has {int(count)} pixels of {name} where records.csv says"
+             f" {row[f'pixels_{name}']}.")  # fmt: skip
+      return
+
+
+@dataclasses.dataclass(frozen=True)
 class Verification:
-  """What reading a dataset whole brought up.
+  """What reading a dataset whole found.
 
   Attributes:
     name: dataset/config/version.
@@ -56,28 +227,29 @@ class Verification:
   notes: list[str]
 
 
-def verify(dataset: BuiltDataset, progress: bool = False) -> Verification:
+def verify(dataset: BuiltDataset, show_progress: bool = False) -> Verification:
   """Reads every shard of a dataset and compares it with the report and the table of records."""
   problems = list(_table_problems(dataset)) + list(_folder_problems(dataset))
-  sides: list[tuple[str, str]] = []
+  splits_of: list[tuple[str, str]] = []
   total = 0
   shards = dataset.report["shards"]
-  for shard in bar(shards, unit=" shard", disable=not progress, leave=False):
+  for shard in bar(shards, unit=" shard", disable=not show_progress, leave=False):
     rows = dataset.rows_of_shard[shard["file"]]
     path = dataset.path / shard["file"]
     if not path.is_file():
       problems.append(f"{shard['file']}: the shard is missing, with its {len(rows)} records.")
       continue
     total += path.stat().st_size
-    found, subjects = _check_shard(dataset, path, rows)
+    check = ShardCheck(dataset, path, rows)
+    found = check.problems
     if not found and files.sha256_of(path) != shard["sha256"]:
       found = [f"{shard['file']}: every record reads well, but the file is not the one that was"
                " built (sha256)."]  # fmt: skip
     problems += found
-    sides += [(subject, shard["split"]) for subject in subjects]
+    splits_of += [(subject, shard["split"]) for subject in check.subjects]
   notes = []
-  for subject, splits in subject_splits.subjects_on_two_sides(sides).items():
-    line = f"subject {subject} stands on two sides: {', '.join(splits)}."
+  for subject, splits in subject_splits.subjects_in_two_splits(splits_of).items():
+    line = f"subject {subject} stands in two splits: {', '.join(splits)}."
     if _published_so(dataset, subject):
       notes.append(f"{line} The source published it so.")
     else:
@@ -86,30 +258,10 @@ def verify(dataset: BuiltDataset, progress: bool = False) -> Verification:
 
 
 def _published_so(dataset: BuiltDataset, subject: str) -> bool:
-  """Tells whether the build kept, and said so, a published split that divides the subject."""
+  """Returns whether the build kept, and said so, a published split that divides the subject."""
   facts = dataset.report["volume_facts"]
   volumes = {row["volume"] for row in dataset.rows if row["subject"] == subject}
   return all("published_side" in facts.get(volume, {}) for volume in volumes)
-
-
-def _check_shard(dataset: BuiltDataset, path: pathlib.Path, rows):
-  if rows and int(rows[0]["offset"]) < 0:
-    return _check_array_record(dataset, path, rows)
-  return check(path, rows, dataset.decode, dataset.scheme)
-
-
-def _check_array_record(dataset: BuiltDataset, path: pathlib.Path, rows):
-  """This container has its own checksums and no byte offsets: its reader fails as a whole."""
-  subjects, problems = [], []
-  try:
-    for row, payload in zip(rows, built_dataset.array_record_payloads(path), strict=True):
-      example = dataset.decode(payload)
-      subjects.append(str(example["subject"]))
-      texts = content_problems(example, row, dataset.scheme)
-      problems += [f"{path.name}: record {row['record']} ({row['key']}): {text}" for text in texts]
-  except Exception as error:  # The reader and the decoders raise whatever they like.
-    problems.append(f"{path.name}: cannot be read after record {len(subjects) - 1}: {error}")
-  return problems, subjects
 
 
 def _table_problems(dataset: BuiltDataset) -> Iterator[str]:
@@ -118,11 +270,11 @@ def _table_problems(dataset: BuiltDataset) -> Iterator[str]:
   for shard in report["shards"]:
     listed = len(dataset.rows_of_shard[shard["file"]])
     if listed != shard["records"]:
-      yield (f"{build_report.RECORDS_NAME}: lists {listed} records of {shard['file']}, the build"
+      yield (f"{RECORDS_NAME}: lists {listed} records of {shard['file']}, the build"
              f" report {shard['records']}.")  # fmt: skip
   yield from _split_problems(dataset)
   if _fingerprint(dataset) != report["fingerprint"]:
-    yield f"{build_report.REPORT_NAME}: its fingerprint does not fit the keys and shards it lists."
+    yield f"{REPORT_NAME}: its fingerprint does not fit the keys and shards it lists."
   for name, split in dataset.info.splits.items():
     wanted = [shard["records"] for shard in report["shards"] if shard["split"] == name]
     if list(split.shard_lengths) != wanted:
@@ -131,7 +283,7 @@ def _table_problems(dataset: BuiltDataset) -> Iterator[str]:
 
 
 def _split_problems(dataset: BuiltDataset) -> Iterator[str]:
-  """Counts subjects, records and pixels of each split anew from records.csv."""
+  """Counts subjects, records and pixels of each split again, from records.csv."""
   for name, entry in dataset.splits.items():
     rows = [row for row in dataset.rows if row["split"] == name]
     counted = {
@@ -142,12 +294,12 @@ def _split_problems(dataset: BuiltDataset) -> Iterator[str]:
     }
     for what, value in counted.items():
       if entry[what] != value:
-        yield (f"{build_report.REPORT_NAME}: {what} of split {name} is {entry[what]}, by"
-               f" {build_report.RECORDS_NAME} it is {value}.")  # fmt: skip
+        yield (f"{REPORT_NAME}: {what} of split {name} is {entry[what]}, by"
+               f" {RECORDS_NAME} it is {value}.")  # fmt: skip
 
 
 def _fingerprint(dataset: BuiltDataset) -> str:
-  """Computes anew what `build_report` wrote: a digest of all keys and shard sums, in order."""
+  """Computes again what `build_report` wrote: a digest of all keys and shard sums, in order."""
   digest = hashlib.sha256()
   for split in sorted(dataset.splits):
     keys = [row["key"] for row in dataset.rows if row["split"] == split]
@@ -169,7 +321,7 @@ def main(argv: Sequence[str]) -> None:
     raise InputError(f"Usage: {_PROGRAM.usage}. Got: {' '.join(argv[1:]) or 'nothing'}.")
   failed = False
   for dataset in built_dataset.find(pathlib.Path(argv[1])):
-    result = verify(dataset, progress=sys.stderr.isatty())
+    result = verify(dataset, show_progress=sys.stderr.isatty())
     size = f"{result.records} records in {result.shards} shards, {result.bytes / 1e6:.1f} MB"
     if not result.problems:
       print("\n  ".join([f"{result.name}: ok, {size}", *result.notes]))
@@ -184,147 +336,6 @@ def main(argv: Sequence[str]) -> None:
 
 def run() -> None:
   command_line.run(main, _PROGRAM)
-
-
-@dataclasses.dataclass(frozen=True)
-class Frame:
-  """One record as the file holds it.
-
-  Attributes:
-    position: Number in the shard, from 0.
-    offset: Byte at which it begins.
-    payload: Its bytes; None when they are not there whole, or changed.
-    problem: What is wrong with the frame, or "".
-  """
-
-  position: int
-  offset: int
-  payload: bytes | None
-  problem: str = ""
-
-
-def frames(path: pathlib.Path, expected_offsets: list[int]) -> Iterator[Frame]:
-  """Yields the records of a shard; after a damaged length goes on at the next expected offset."""
-  size = path.stat().st_size
-  offset, position = 0, 0
-  with open(path, "rb") as stream:
-    while offset < size:
-      stream.seek(offset)
-      header = stream.read(tfrecord.HEADER_BYTES)
-      if len(header) < tfrecord.HEADER_BYTES:
-        yield Frame(position, offset, None, "the file ends within the record")
-        return
-      length = int.from_bytes(header[:8], "little")
-      if tfrecord.masked_crc(header[:8]) != int.from_bytes(header[8:], "little"):
-        yield Frame(position, offset, None, "its length or the checksum of it changed")
-        later = [expected for expected in expected_offsets if expected > offset]
-        if not later:
-          return
-        offset, position = later[0], position + 1
-        continue
-      end = offset + tfrecord.FRAME_BYTES + length
-      if end > size:
-        yield Frame(position, offset, None, "the file ends within the record")
-        return
-      payload = stream.read(length)
-      stored = int.from_bytes(stream.read(4), "little")
-      if tfrecord.masked_crc(payload) != stored:
-        yield Frame(position, offset, None, "its bytes changed (checksum)")
-      else:
-        yield Frame(position, offset, payload)
-      offset, position = end, position + 1
-
-
-def identity_of(row: dict[str, str]) -> Identity:
-  return row["subject"], row["volume"], row["slice_index"]
-
-
-def check(
-    path: pathlib.Path,
-    rows: list[dict[str, str]],
-    decode: Callable[[bytes], dict[str, Any]],
-    scheme: LabelScheme,
-) -> tuple[list[str], list[str]]:
-  """Compares a shard with its rows of `records.csv`.
-
-  Args:
-    path: The shard.
-    rows: Its records in order.
-    decode: Record bytes -> features.
-    scheme: Bounds the label ids.
-
-  Returns:
-    problems: One line each, naming shard and record.
-    subjects: The subject that each readable record names.
-  """
-  by_offset = {int(row["offset"]): row for row in rows}
-  by_identity = {identity_of(row): row for row in rows}
-  found: collections.Counter[Identity] = collections.Counter()
-  problems, subjects = [], []
-  first_seen: dict[Identity, int] = {}
-  in_order = []
-  for frame in frames(path, sorted(by_offset)):
-    row = by_offset.get(frame.offset)
-    where = f"{path.name}: record {frame.position}"
-    named = f"{where} ({row['key']})" if row else where
-    if frame.payload is None:
-      problems.append(f"{named} at byte {frame.offset}: {frame.problem}.")
-      if row:
-        found[identity_of(row)] += 1
-      continue
-    try:
-      example = decode(frame.payload)
-    except Exception as error:  # Decoders of pictures raise whatever they like.
-      first_line = (str(error).splitlines() or [type(error).__name__])[0]
-      problems.append(f"{named}: cannot be decoded: {first_line}.")
-      continue
-    identity = (
-        str(example["subject"]), str(example["volume"]),
-        str(int(example["slice_index"])) if "slice_index" in example else "",
-    )  # fmt: skip
-    found[identity] += 1
-    subjects.append(identity[0])
-    in_order.append(identity)
-    true_row = by_identity.get(identity)
-    if true_row is None:
-      problems.append(f"{where}: belongs to no row of records.csv: volume {identity[1]}, slice"
-                      f" {identity[2] or '-'}.")  # fmt: skip
-    elif identity in first_seen:
-      problems.append(f"{where}: is a second copy of record {first_seen[identity]}"
-                      f" ({true_row['key']}).")  # fmt: skip
-    else:
-      problems += [f"{where} ({true_row['key']}): {text}"
-                   for text in content_problems(example, true_row, scheme)]  # fmt: skip
-    first_seen.setdefault(identity, frame.position)
-  for number, row in enumerate(rows):
-    if not found[identity_of(row)]:
-      problems.append(f"{path.name}: record {number} ({row['key']}) is missing.")
-  expected_order = [identity_of(row) for row in rows]
-  if not problems and in_order != expected_order:
-    first = next(n for n, pair in enumerate(zip(in_order, expected_order)) if pair[0] != pair[1])
-    problems.append(f"{path.name}: record {first} onwards stand in another order than built.")
-  return problems, subjects
-
-
-def content_problems(
-    example: dict[str, Any], row: dict[str, str], scheme: LabelScheme
-) -> Iterator[str]:
-  """Yields what a decoded record and its row say differently."""
-  image, label = example["image"], np.asarray(example["label"])
-  if image.shape[:2] != label.shape[:2]:
-    yield f"image {image.shape} and label {label.shape} differ in size."
-  if row["height"] and (str(label.shape[0]), str(label.shape[1])) != (row["height"], row["width"]):
-    yield f"is {label.shape[:2]} pixels where records.csv says {row['height']} x {row['width']}."
-  if label.size and int(label.max()) >= scheme.num_classes:
-    yield (f"label values must be 0..{scheme.num_classes - 1}, the largest is"
-           f" {int(label.max())}.")  # fmt: skip
-    return
-  counts = np.bincount(label.ravel(), minlength=scheme.num_classes)
-  for name, count in zip(scheme.names, counts, strict=True):
-    if int(row[f"pixels_{name}"]) != int(count):
-      yield (f"has {int(count)} pixels of {name} where records.csv says"
-             f" {row[f'pixels_{name}']}.")  # fmt: skip
-      return
 
 
 if __name__ == "__main__":

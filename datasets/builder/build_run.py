@@ -90,7 +90,7 @@ def build(builder: RunBuilder, root: pathlib.Path, download_config: Any) -> None
   """Writes shards, report and table into the builder's (temporary) folder, and sets its splits.
 
   Args:
-    builder: Of the dataset.
+    builder: That of the dataset.
     root: The raw folder.
     download_config: A `tfds.download.DownloadConfig`, for its limits on shards and examples.
 

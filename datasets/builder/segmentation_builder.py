@@ -16,7 +16,7 @@ To add a dataset:
 6. Add name and options to `catalog.OPTIONS`, the folder to `packages` in setup.cfg, and a test with
    `tfds.testing.DatasetBuilderTestCase` on a phantom.
 A dataset may override also `extra_features`, `split_subjects`, `licenses` and `read_scan`. Options
-of its own go into `datasets/<name>/options.py`.
+of its own go into `datasets/<name>/options.py`, which loads no TFDS.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
   """
 
   HOMEPAGE: ClassVar[str] = ""
-  LICENSES: ClassVar[tuple[License, ...]] = ()  # Of the source: the records are under them too.
+  LICENSES: ClassVar[tuple[License, ...]] = ()  # The source's; the records are under them too.
   LAYOUT: ClassVar[str] = ""  # One line: what the raw folder must look like.
   SPLIT_SALT: ClassVar[str] = "flexunet"
   EXTRA_CONFIGS: ClassVar[list[RecordConfig]] = []

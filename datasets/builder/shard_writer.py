@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import IO
 
 from flexunet.core import files
 from flexunet.core.errors import InputError
@@ -95,7 +96,9 @@ def write_split(
   return placed, shards
 
 
-def _payloads(records: Sequence[PlacedRecord], read) -> Iterator[tuple[bytes, int]]:
+def _payloads(
+    records: Sequence[PlacedRecord], read: Callable[[pathlib.Path], IO[bytes]]
+) -> Iterator[tuple[bytes, int]]:
   for record in records:
     stream = read(record.work_file)
     stream.seek(record.row.start)
@@ -114,7 +117,7 @@ def writer_of(file_format: str) -> Callable:
   return _WRITERS[file_format]
 
 
-def _write_tfrecord(path: pathlib.Path, payloads) -> list[int]:
+def _write_tfrecord(path: pathlib.Path, payloads: Iterator[tuple[bytes, int]]) -> list[int]:
   offsets, offset = [], 0
   with open(path, "wb") as stream:
     for payload, crc in payloads:
@@ -123,10 +126,11 @@ def _write_tfrecord(path: pathlib.Path, payloads) -> list[int]:
   return offsets
 
 
-def _write_array_record(path: pathlib.Path, payloads) -> list[int]:
+def _write_array_record(path: pathlib.Path, payloads: Iterator[tuple[bytes, int]]) -> list[int]:
+  # Needed for this container alone, which few builds write.
   from array_record.python import array_record_module
 
-  # One record a group: random access reads nothing but the record (TFDS writes the same).
+  # One record per group: random access reads nothing but the record (TFDS writes the same).
   writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1")
   count = 0
   for payload, _ in payloads:

@@ -21,7 +21,7 @@ from flexunet.datasets.published_palettes import PRESETS
 from flexunet.imaging import pictures
 from flexunet.imaging.label_scheme import LabelScheme
 
-# Of the painted pixels, how many may be foreign to the palette before the palette is refused.
+# Share of the painted pixels that may be foreign to the palette before it is refused.
 _FOREIGN_LIMIT = 0.05
 _FEW_PIXELS = 50
 

@@ -391,8 +391,8 @@ def write_like(
   Args:
     source_path: The scan the label belongs to.
     label: Integer ids [i, j, k], 0..255, on the source's grid.
-    target_path: Of the same kind as the source: .nii for .nii, .hdr or .img for a pair; with or
-      without .gz.
+    target_path: The same kind of file as the source: .nii for .nii, .hdr or .img for a pair;
+      with or without .gz.
 
   Raises:
     InputError: When the kinds or the shapes differ.

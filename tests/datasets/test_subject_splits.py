@@ -49,7 +49,7 @@ def test_folds_have_equal_sizes():
 
 def test_a_subject_on_two_sides_is_named():
   sides = [("a", "train"), ("b", "test"), ("a", "train"), ("b", "train")]
-  assert subject_splits.subjects_on_two_sides(sides) == {"b": ["test", "train"]}
+  assert subject_splits.subjects_in_two_splits(sides) == {"b": ["test", "train"]}
 
 
 def test_ratios_that_do_not_sum_to_one_are_refused():

@@ -146,7 +146,7 @@ def test_a_record_moved_to_another_shard_is_found(copy):
   path.write_bytes(path.read_bytes() + frame_of(data, other))
   problems = problems_of(copy)
   assert any(f"{path.name}: record {len(rows)}: belongs to no row" in line for line in problems)
-  assert f"subject {other['subject']} stands on two sides: test, train." in problems
+  assert f"subject {other['subject']} stands in two splits: test, train." in problems
 
 
 def test_a_missing_and_an_unknown_shard_are_found(copy):
@@ -203,7 +203,7 @@ def test_a_rewritten_shard_with_another_label_is_found(copy):
 
 
 def test_a_folder_without_a_dataset_is_refused(tmp_path):
-  with pytest.raises(InputError, match="no built dataset was found"):
+  with pytest.raises(InputError, match="holds no built dataset"):
     built_dataset.find(tmp_path)
   with pytest.raises(InputError, match="no such folder"):
     built_dataset.find(tmp_path / "none")
@@ -244,8 +244,8 @@ def test_an_exported_folder_builds_again_as_image_mask_with_equal_pixels(slices,
   assert {(row["split"], row["key"]): row["pixels_hippocampus"] for row in again.rows} == labelled
 
 
-def test_whole_volumes_are_no_pictures(volumes, tmp_path):
-  with pytest.raises(InputError, match="no pictures"):
+def test_whole_volumes_are_no_images(volumes, tmp_path):
+  with pytest.raises(InputError, match="no images"):
     export_images.export(built_dataset.open_folder(volumes), tmp_path / "out")
   assert not (tmp_path / "out").exists()
 

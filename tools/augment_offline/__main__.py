@@ -4,8 +4,8 @@
         --output_dir=OUT --copies=3 --only_class=hemorrhagic
 
 OUT becomes a data_dir that holds the dataset brain_stroke_ct/slices_augmented: the training split
-with its copies, the other splits unchanged. With --output_form=pictures OUT is a folder of
-{train,validation,test}/{images,masks} instead. The names of the copies tell what was done:
+with its copies, the other splits unchanged. With --output_form=images OUT is a folder of
+{train,validation,test}/{images,masks} instead. The names of the copies say what was done:
 KEY_aug01_rot+07_flipx. Validation and test are never augmented. The same settings and the same
 --seed give the same files; all augmentation flags apply.
 
@@ -23,7 +23,6 @@ from flexunet.core import command_line, files, flags
 from flexunet.datasets import built_dataset
 from flexunet.pipelines import dataset_source, laterality
 from flexunet.pipelines.augmentation.config import AugmentationConfig
-from flexunet.tools.dataset_report import statistics
 
 _PROGRAM = flags.Program(__doc__, first=("dataset", "data_dir", "output_dir"))
 _DATASET = _PROGRAM.string(
@@ -36,10 +35,9 @@ _OUTPUT_DIR = _PROGRAM.string("output_dir", None, "Where the result goes.", requ
 _FORM = _PROGRAM.enum(
     "output_form",
     "records",
-    ["records", "pictures"],
+    ["records", "images"],
     "TFRecords that TFDS reads, or folders of images and masks.",
 )
-_SPLIT = _PROGRAM.string("split", "train", "Only the training split can get copies.")
 _COPIES = _PROGRAM.integer(
     "copies", 1, "Copies of each slice.", lower_bound=1, upper_bound=99
 )
@@ -61,38 +59,37 @@ def main(argv: Sequence[str]) -> None:
   settings = flags.read(AugmentationConfig, _SETTINGS)
   out = pathlib.Path(_OUTPUT_DIR.value).expanduser()
   files.check_writable(out, "--output_dir")
-  dataset_source.check_folder(_DATASET.value, _DATA_DIR.value, [_SPLIT.value])
+  dataset_source.check_folder(_DATASET.value, _DATA_DIR.value, ["train"])
   command_line.load_tensorflow()
   # They load TensorFlow, which --help and a wrong flag must not wait for.
   from flexunet.pipelines import readers
-  from flexunet.tools.augment_offline import dataset
+  from flexunet.tools.augment_offline import copies, dataset
 
   opened = dataset_source.open_dataset(_DATASET.value, _DATA_DIR.value)
   source_dataset = built_dataset.open_folder(opened.path)
   names = source_dataset.scheme.names
   decided = laterality.decide_for(
       opened,
-      readers.slice_table(opened, _SPLIT.value),
+      readers.slice_table(opened, "train"),
       names,
       requested=settings.flip_horizontal_probability,
   )
   config = settings.resolve(mirroring=decided.mirroring)
   if decided.reason:
     print(f"Note: {decided.reason}.", file=sys.stderr)
-  plan = dataset.Plan(
+  plan = copies.Plan(
       config=config,
       copies=_COPIES.value,
       seed=_SEED.value,
       only_classes=tuple(_ONLY_CLASS.value),
       draw_by=_DRAW_BY.value,
-      split=_SPLIT.value,
   )
-  progress = statistics.shows_progress()
-  if _FORM.value == "pictures":
-    count = dataset.write_pictures(source_dataset, plan, out, progress)
-    print(f"{out}: {count} augmented copies among the training pictures.")
+  watched = sys.stderr.isatty()
+  if _FORM.value == "images":
+    count = dataset.write_images(source_dataset, plan, out, watched)
+    print(f"{out}: {count} augmented copies among the training images.")
   else:
-    target, count = dataset.write_records(source_dataset, plan, out, progress)
+    target, count = dataset.write_records(source_dataset, plan, out, watched)
     print(f"{target}: {count} augmented copies in the training split.")
 
 

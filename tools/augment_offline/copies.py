@@ -5,19 +5,56 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from flexunet.core.errors import InputError, unknown_name
-from flexunet.datasets.builder import tfrecord
 from flexunet.datasets.built_dataset import BuiltDataset
-from flexunet.pipelines.augmentation import draws
+from flexunet.pipelines.augmentation import augment, draws
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 
-# A draw that changes nothing, or moves the wanted class out of the picture, is drawn again.
+TRAIN = "train"  # The only split that gets copies.
+# A draw that changes nothing, or moves the wanted class out of the image, is drawn again.
 _ATTEMPTS = 100
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+  """Which copies are wanted.
+
+  Attributes:
+    config: A resolved config.
+    copies: Of each chosen slice.
+    seed: Decides every draw.
+    only_classes: Names of classes; empty for all slices.
+    draw_by: "slice" or "volume".
+  """
+
+  config: AugmentationConfig
+  copies: int = 1
+  seed: int = 1
+  only_classes: tuple[str, ...] = ()
+  draw_by: str = "slice"
+
+  def __post_init__(self):
+    if not self.config.enabled:
+      raise InputError(
+          "The augmentation is off: its copies would be the same as their sources. Pass"
+          " --augmentation=default or the probability of a transformation."
+      )
+
+  def settings(self) -> dict[str, Any]:
+    """Returns what the build report says of the copies."""
+    return {
+        "copies": self.copies,
+        "seed": self.seed,
+        "only_classes": list(self.only_classes),
+        "draw_by": self.draw_by,
+        "config": dataclasses.asdict(self.config),
+    }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,7 +64,7 @@ class Copy:
   Attributes:
     source_key: Key of its source.
     suffix: aug01, aug02, ...
-    done: What was done, as `naming.describe` says it.
+    done: What was done, as `draws.describe` says it.
     image: uint8 [H, W, C].
     label: uint8 [H, W].
     payload: The serialized record of the source.
@@ -42,6 +79,7 @@ class Copy:
 
   @property
   def key(self) -> str:
+    """Key of its record."""
     return f"{self.source_key}_{self.suffix}_{self.done}"
 
   def pixels(self, num_classes: int) -> tuple[int, ...]:
@@ -49,24 +87,12 @@ class Copy:
     return tuple(int(n) for n in np.bincount(self.label.ravel(), minlength=num_classes))
 
 
-def choose(
-    dataset: BuiltDataset, split: str, only_classes: Sequence[str]
-) -> list[dict[str, Any]]:
-  """Returns the rows of the records that get copies.
-
-  Args:
-    dataset: A dataset of slices.
-    split: Must be the training split.
-    only_classes: Records with a pixel of any of these classes; all records when empty.
+def choose(dataset: BuiltDataset, plan: Plan) -> list[dict[str, str]]:
+  """Returns the rows of the training records that get copies.
 
   Raises:
-    InputError: Another split, a dataset that has copies already, an unknown class, or no record.
+    InputError: A dataset of volumes or one that has copies already, an unknown class, or no record.
   """
-  if split != "train":
-    raise InputError(
-        f"--split must be train: copies in {split!r} would make its scores those of made-up"
-        " images. Leave the flag out."
-    )
   if "augmentation" in dataset.report:
     raise InputError(
         f"{dataset.path}: holds augmented copies already; copies of copies would be mixed up with"
@@ -77,65 +103,39 @@ def choose(
   if dataset.report.get("file_format", "tfrecord") != "tfrecord":
     raise InputError(f"{dataset.path}: copies are made of tfrecord files. Build with them.")
   names = dataset.scheme.names
-  for name in only_classes:
+  for name in plan.only_classes:
     if name not in names[1:]:
       raise unknown_name("class", name, names[1:])
-  rows = [row for row in dataset.rows if row["split"] == split]
-  if only_classes:
-    rows = [r for r in rows if any(int(r[f"pixels_{name}"]) for name in only_classes)]
+  rows = [row for row in dataset.rows if row["split"] == TRAIN]
+  if plan.only_classes:
+    rows = [r for r in rows if any(int(r[f"pixels_{name}"]) for name in plan.only_classes)]
   if not rows:
-    wanted = f" with {' or '.join(only_classes)}" if only_classes else ""
+    wanted = f" with {' or '.join(plan.only_classes)}" if plan.only_classes else ""
     raise InputError(f"{dataset.path}: its training split holds no record{wanted}.")
   return rows
 
 
 def make(
-    dataset: BuiltDataset,
-    rows: Sequence[dict[str, Any]],
-    config: AugmentationConfig,
-    *,
-    copies: int,
-    seed: int,
-    only_classes: Sequence[str] = (),
-    draw_by: str = "slice",
+    dataset: BuiltDataset, rows: Sequence[dict[str, str]], plan: Plan
 ) -> Iterator[Copy]:
   """Yields the copies of each row in turn.
 
   Args:
     dataset: Whose rows these are.
     rows: From `choose`.
-    config: A resolved config that changes something.
-    copies: Of each record.
-    seed: Together with key (or volume) and number it decides a copy, and nothing else does.
-    only_classes: A copy keeps a pixel of one of them.
-    draw_by: "slice" draws for each slice; "volume" gives all slices of a volume the same draw,
-      so that neighbouring slices of a copy still fit each other.
+    plan: Its seed, together with key (or volume) and number, decides a copy, and nothing else.
   """
-  whole_volumes = draw_by == "volume"
+  whole_volumes = plan.draw_by == "volume"
   # What one slice needs must not change the draw of its volume.
-  wanted = [] if whole_volumes else [dataset.scheme.names.index(name) for name in only_classes]
+  wanted = [] if whole_volumes else [dataset.scheme.names.index(n) for n in plan.only_classes]
   for row in rows:
-    payload = _payload(dataset, row)
+    payload = dataset.payload(row)  # Checked: damage must not be copied under a new checksum.
     example = dataset.decode(payload)
     image, label = np.asarray(example["image"]), np.asarray(example["label"])[..., 0]
-    identity = f"{seed}:{row['volume'] if whole_volumes else row['key']}"
-    for number in range(1, copies + 1):
-      done, new_image, new_label = _copy(config, image, label, f"{identity}:{number}", wanted)
+    identity = f"{plan.seed}:{row['volume'] if whole_volumes else row['key']}"
+    for number in range(1, plan.copies + 1):
+      done, new_image, new_label = _copy(plan.config, image, label, f"{identity}:{number}", wanted)
       yield Copy(row["key"], f"aug{number:02d}", done, new_image, new_label, payload)
-
-
-def _payload(dataset: BuiltDataset, row: dict[str, Any]) -> bytes:
-  """Reads one record and checks it: damage must not be copied under a new checksum."""
-  length = int(row["length"])
-  with open(dataset.path / row["shard"], "rb") as stream:
-    stream.seek(int(row["offset"]) + tfrecord.HEADER_BYTES)
-    payload, stored = stream.read(length), int.from_bytes(stream.read(4), "little")
-  if len(payload) < length or tfrecord.masked_crc(payload) != stored:
-    raise InputError(
-        f"{dataset.path / row['shard']}: record {row['record']} ({row['key']}) is damaged. Run"
-        f" python -m flexunet.tools.verify_records {dataset.path}."
-    )
-  return payload
 
 
 def _copy(
@@ -161,13 +161,11 @@ def _copy(
 
 
 @functools.lru_cache(64)
-def _changer(config: AugmentationConfig, shape: tuple[int, int, int]):
+def _changer(
+    config: AugmentationConfig, shape: tuple[int, int, int]
+) -> tuple[Callable, tuple[str, ...]]:
   """Returns a compiled (image, label, seed) -> (image, label, values), and the values' names."""
-  import tensorflow as tf
-
-  from flexunet.pipelines.augmentation import augment, draws
-
-  def change(image, label, seed):
+  def change(image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, ...]:
     draw = draws.draw(config, shape[:2], seed[None])
     images, labels = augment.apply(config, draw, image[None], label[None], seed[None])
     return images[0], labels[0], draw.values[0]

@@ -1,10 +1,8 @@
-"""Writes a built dataset with augmented copies of its training slices, as records or pictures.
+"""Writes a built dataset again with augmented copies in its training split.
 
-Writes a built dataset again with augmented copies in its training split, as TFRecords.
-
-A copy is the record of its source with another image and label: subject, fold and all else stay,
-so that splits and folds by subject keep copies where their sources are. Its volume is a name of
-its own (<volume>_aug01): no volume gets a slice twice.
+As TFRecords or as images. A copy is the record of its source with another image and label: subject,
+fold and all else stay, so that splits and folds by subject keep copies where their sources are. Its
+volume is a name of its own (<volume>_aug01): no volume gets a slice twice.
 """
 
 from __future__ import annotations
@@ -19,100 +17,65 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import tensorflow as tf
+from PIL import Image
+
 from flexunet.core.errors import InputError
 from flexunet.core.progress import bar
 from flexunet.datasets import subject_splits
-from flexunet.datasets.builder import build_report, case_records, shard_writer, tfrecord
+from flexunet.datasets.builder import (
+  build_report,
+  case_records,
+  croissant,
+  shard_writer,
+  tfrecord,
+)
 from flexunet.datasets.builder.build_report import BuiltSplit
 from flexunet.datasets.builder.case_records import RecordRow
-from flexunet.datasets.builder.raw_folder import Case, Notes
+from flexunet.datasets.builder.raw_folder import Case
 from flexunet.datasets.builder.shard_writer import PlacedRecord, Shard
-from flexunet.datasets.built_dataset import BuiltDataset
-from flexunet.pipelines.augmentation.config import AugmentationConfig
+from flexunet.datasets.built_dataset import INFO_NAME, BuiltDataset
+from flexunet.tools import export_images
 from flexunet.tools.augment_offline import copies
-from flexunet.tools.augment_offline.copies import Copy
-
-TRAIN = "train"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-  """What is to be made.
-
-  Attributes:
-    config: A resolved config.
-    copies: Of each chosen slice.
-    seed: Decides every draw.
-    only_classes: Names of classes; empty for all slices.
-    draw_by: "slice" or "volume".
-    split: The training split.
-  """
-
-  config: AugmentationConfig
-  copies: int = 1
-  seed: int = 1
-  only_classes: tuple[str, ...] = ()
-  draw_by: str = "slice"
-  split: str = "train"
-
-  def __post_init__(self):
-    if not self.config.enabled:
-      raise InputError(
-          "The augmentation is off: its copies would be the same as their sources. Pass"
-          " --augmentation=default or the probability of a transformation."
-      )
-
-  def settings(self) -> dict:
-    """Returns what the build report says of the copies."""
-    return {
-        "copies": self.copies,
-        "seed": self.seed,
-        "only_classes": list(self.only_classes),
-        "draw_by": self.draw_by,
-        "config": dataclasses.asdict(self.config),
-    }
+from flexunet.tools.augment_offline.copies import TRAIN, Copy, Plan
 
 
 def write_records(
-    dataset: BuiltDataset, plan: Plan, out: pathlib.Path, progress: bool = False
+    dataset: BuiltDataset, plan: Plan, out: pathlib.Path, show_progress: bool = False
 ) -> tuple[pathlib.Path, int]:
   """Writes the dataset with its copies below the data_dir `out`.
 
   Returns:
     (version folder, number of copies). An interrupted call leaves nothing there.
   """
-  rows = copies.choose(dataset, plan.split, plan.only_classes)
+  rows = copies.choose(dataset, plan)
   report = dataset.report
   config_name = f"{report['config']}_augmented"
   target = out / report["dataset"] / config_name / report["version"]
   if target.exists():
     raise InputError(f"{target}: exists already. Remove it, or name another --output_dir.")
   with _whole_or_nothing(target) as work:
-    made = _copies(dataset, rows, plan, progress)
+    made = _copies(dataset, rows, plan, show_progress)
     count = write(dataset, made, work, config_name, plan.settings())
   return target, count
 
 
-def write_pictures(
-    dataset: BuiltDataset, plan: Plan, out: pathlib.Path, progress: bool = False
+def write_images(
+    dataset: BuiltDataset, plan: Plan, out: pathlib.Path, show_progress: bool = False
 ) -> int:
-  """Writes all splits as pictures to `out`, with the copies among those of the training split.
+  """Writes all splits as images to `out`, with the copies among those of the training split.
 
   Returns:
     The number of copies. An interrupted call leaves nothing at `out`.
   """
-  from PIL import Image
-
-  from flexunet.tools import export_images
-
-  rows = copies.choose(dataset, plan.split, plan.only_classes)
+  rows = copies.choose(dataset, plan)
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
-    raise InputError(f"{out}: pictures go into a new or an empty folder. Name another one.")
+    raise InputError(f"{out}: images go into a new or an empty folder. Name another one.")
   count = 0
   with _whole_or_nothing(out.absolute()) as work:
-    export_images.export(dataset, work, progress=progress)
-    folder = work / plan.split
-    for copy in _copies(dataset, rows, plan, progress):
+    export_images.export(dataset, work, show_progress=show_progress)
+    folder = work / TRAIN
+    for copy in _copies(dataset, rows, plan, show_progress):
       name = re.sub(r"[^\w.+-]", "_", copy.key) + ".png"
       pixels = copy.image[..., 0] if copy.image.shape[-1] == 1 else copy.image
       Image.fromarray(pixels).convert("RGB").save(folder / "images" / name)
@@ -141,23 +104,17 @@ def _whole_or_nothing(target: pathlib.Path) -> Iterator[pathlib.Path]:
     raise
 
 
-def _copies(dataset: BuiltDataset, rows, plan: Plan, progress: bool) -> Iterator[Copy]:
-  made = copies.make(
-      dataset,
-      rows,
-      plan.config,
-      copies=plan.copies,
-      seed=plan.seed,
-      only_classes=plan.only_classes,
-      draw_by=plan.draw_by,
-  )
+def _copies(
+    dataset: BuiltDataset, rows: list[dict[str, str]], plan: Plan, show_progress: bool
+) -> Iterator[Copy]:
+  made = copies.make(dataset, rows, plan)
   total = len(rows) * plan.copies
-  yield from bar(made, total=total, unit=" copy", disable=not progress, leave=False)
+  yield from bar(made, total=total, unit=" copy", disable=not show_progress, leave=False)
 
 
 def write(
     dataset: BuiltDataset,
-    copies: Iterator[Copy],
+    found: Iterator[Copy],
     folder: pathlib.Path,
     config_name: str,
     settings: Mapping[str, Any],
@@ -166,9 +123,9 @@ def write(
 
   Args:
     dataset: The source; of slices, in TFRecords.
-    copies: Of records of its training split.
+    found: Copies of records of its training split.
     folder: Version folder of the new dataset.
-    config_name: Of the new dataset.
+    config_name: Config of the new dataset.
     settings: What the build report says of the copies.
   """
   splits: dict[str, BuiltSplit] = {}
@@ -177,30 +134,23 @@ def write(
     records = _records_of(dataset, name)
     if name == TRAIN:
       work_file = folder / "copies.part"
-      made = _write_copies(dataset, copies, records, work_file)
+      made = _write_copies(dataset, found, records, work_file)
       count = len(made)
       splits[name] = _write_train(dataset, [*records.values(), *made], folder)
       work_file.unlink()
     else:
       splits[name] = _copy_split(dataset, name, records, folder)
   old = dataset.report
-  about = {key: value for key, value in old.items() if key not in _WRITTEN_ANEW}
-  about.update(config=config_name, augmentation={**settings, "source": old.get("fingerprint")})
-  notes = {volume: Notes(facts=facts) for volume, facts in old.get("volume_facts", {}).items()}
-  notes[""] = Notes(histograms=old.get("mask_values", {}))
-  left_out = {entry["file"]: entry["reason"] for entry in old.get("left_out", [])}
-  build_report.write(
-      folder, about, dataset.scheme, splits, notes, left_out, old.get("warnings", [])
-  )
+  # What does not follow from the records stays as it is in the source's report.
+  about = {
+      **old,
+      "config": config_name,
+      "augmentation": {**settings, "source": old.get("fingerprint")},
+  }
+  report = build_report.write(folder, about, dataset.scheme, splits)
+  croissant.write(folder, report, croissant.read_prose(dataset.path))
   _write_info(dataset, folder, config_name, splits[TRAIN])
   return count
-
-
-# What `build_report.write` makes itself.
-_WRITTEN_ANEW = (
-    "label_scheme", "splits", "split_realised", "mask_values", "volume_facts", "left_out",
-    "warnings", "shards", "fingerprint",
-)  # fmt: skip
 
 
 def _records_of(dataset: BuiltDataset, split: str) -> dict[str, PlacedRecord]:
@@ -236,7 +186,7 @@ def _records_of(dataset: BuiltDataset, split: str) -> dict[str, PlacedRecord]:
 
 def _write_copies(
     dataset: BuiltDataset,
-    copies: Iterator[Copy],
+    found: Iterator[Copy],
     records: Mapping[str, PlacedRecord],
     work_file: pathlib.Path,
 ) -> list[PlacedRecord]:
@@ -244,7 +194,7 @@ def _write_copies(
   made = []
   start = 0
   with open(work_file, "wb") as stream:
-    for copy in copies:
+    for copy in found:
       source = records[copy.source_key]
       volume = f"{source.case.volume}_{copy.suffix}"
       payload = _edited(copy, volume)
@@ -265,8 +215,6 @@ def _write_copies(
 
 def _edited(copy: Copy, volume: str) -> bytes:
   """Returns the payload of the source with the copy's image, label and volume."""
-  import tensorflow as tf
-
   example = tf.train.Example.FromString(copy.payload)
   image = copy.image[..., 0] if copy.image.shape[-1] == 1 else copy.image
   values = {
@@ -325,11 +273,11 @@ def _write_info(
   for path in dataset.path.iterdir():
     if path.suffix in (".json", ".txt") and not (folder / path.name).exists():
       shutil.copyfile(path, folder / path.name)
-  info = json.loads((dataset.path / "dataset_info.json").read_text(encoding="utf-8"))
+  info = json.loads((dataset.path / INFO_NAME).read_text(encoding="utf-8"))
   info["configName"] = config_name
   for split in info["splits"]:
     if split["name"] == TRAIN:
       split["shardLengths"] = [str(shard.records) for shard in train.shards]
       split["numBytes"] = str(sum(record.row.length for record in train.records))
   text = json.dumps(info, indent=2, sort_keys=True)
-  (folder / "dataset_info.json").write_text(text + "\n", encoding="utf-8")
+  (folder / INFO_NAME).write_text(text + "\n", encoding="utf-8")

@@ -17,7 +17,7 @@ _PROGRAM = flags.Program(__doc__, usage="flexunet phantom DATASET OUT [--subject
 _SUBJECTS = _PROGRAM.integer("subjects", 12, "Labelled subjects to make.", lower_bound=1)
 _SEED = _PROGRAM.integer("seed", 0, "Decides everything about them.", lower_bound=0)
 _SIZE = _PROGRAM.list(
-    "size", None, "Voxels per stored axis (volumes), or edge and slices (pictures), e.g. 96,40,96."
+    "size", None, "Voxels per stored axis (volumes), or edge and slices (images), e.g. 96,40,96."
 )
 
 

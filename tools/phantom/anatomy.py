@@ -14,6 +14,7 @@ import numpy as np
 
 # The numbering of the full-head dataset, whose seven classes the phantoms know.
 OUTSIDE, AIR, GREY, WHITE, CSF, BONE, SOFT = range(7)
+Coordinates = list[np.ndarray]  # Right, anterior, superior in mm; they broadcast to a grid.
 _WORLD_AXIS = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
 
 
@@ -34,15 +35,21 @@ class Grid:
   centre_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
   @classmethod
-  def covering(cls, field_mm: Sequence[float], shape: Sequence[int], axes: str, centre_mm) -> Grid:
+  def covering(
+      cls,
+      field_mm: Sequence[float],
+      shape: Sequence[int],
+      axes: str,
+      centre_mm: tuple[float, float, float],
+  ) -> Grid:
     """Returns the grid that covers a field with voxels of whatever size that takes."""
     i, j, k = (int(count) for count in shape)
     x, y, z = (float(mm) for mm in field_mm)
-    return cls((i, j, k), (x / i, y / j, z / k), axes, tuple(centre_mm))
+    return cls((i, j, k), (x / i, y / j, z / k), axes, centre_mm)
 
   @property
   def affine(self) -> np.ndarray:
-    """[4, 4] float64: voxel index to right, anterior, superior millimetres."""
+    """float64 [4, 4]: voxel index to right, anterior, superior millimetres."""
     affine = np.zeros((4, 4))
     affine[:3, 3], affine[3, 3] = self.centre_mm, 1
     for axis, code in enumerate(self.axes):
@@ -51,8 +58,8 @@ class Grid:
       affine[world, 3] -= affine[world, axis] * (self.shape[axis] - 1) / 2
     return affine
 
-  def coordinates(self) -> list[np.ndarray]:
-    """Right, anterior, superior of each voxel: three float32 arrays that broadcast to `shape`."""
+  def coordinates(self) -> Coordinates:
+    """Returns right, anterior, superior of each voxel: float32 arrays that broadcast to `shape`."""
     affine = self.affine
     result: list[np.ndarray] = [np.zeros(0)] * 3
     for axis, code in enumerate(self.axes):
@@ -87,10 +94,10 @@ class TubeShape:
 
 @dataclasses.dataclass(frozen=True)
 class HeadShape:
-  """Everything that tells one phantom subject from another.
+  """Everything in which one phantom subject differs from another.
 
   Attributes:
-    half_axes_mm: Of the skin's ellipsoid.
+    half_axes_mm: Half axes of the skin's ellipsoid.
     wobble: [6] Strength and phase of the skull's departure from an ellipsoid.
     fold_phase: [3] Where the folds of the cortex lie.
     fold_mm: Distance from fold to fold.
@@ -132,15 +139,17 @@ def draw_head(rng: np.random.Generator) -> HeadShape:
   )
 
 
-def ellipsoid(coordinates, centre_mm, half_axes_mm) -> np.ndarray:
-  """Squared normalised distance from the centre: below 1 inside."""
+def ellipsoid(
+    coordinates: Coordinates, centre_mm: Sequence[float], half_axes_mm: Sequence[float]
+) -> np.ndarray:
+  """Returns the squared normalized distance from the centre: below 1 inside."""
   return sum(
       ((x - c) / a) ** 2 for x, c, a in zip(coordinates, centre_mm, half_axes_mm, strict=True)
   )
 
 
-def radius(head: HeadShape, coordinates) -> np.ndarray:
-  """Normalised distance from the head's centre: 1 on the skin."""
+def radius(head: HeadShape, coordinates: Coordinates) -> np.ndarray:
+  """Returns the normalized distance from the head's centre: 1 on the skin."""
   right, anterior, superior = coordinates
   strength, phase = head.wobble[:3], head.wobble[3:]
   wobble = (
@@ -152,8 +161,8 @@ def radius(head: HeadShape, coordinates) -> np.ndarray:
   return (np.sqrt(squared) * (1 + wobble)).astype(np.float32)
 
 
-def folds(head: HeadShape, coordinates) -> np.ndarray:
-  """A gyroid, -1.5..1.5: its level sets wind through space as the cortex does."""
+def folds(head: HeadShape, coordinates: Coordinates) -> np.ndarray:
+  """Returns a gyroid, -1.5..1.5: its level sets wind through space as the cortex does."""
   angles = [
       2 * np.pi * x / head.fold_mm + phase
       for x, phase in zip(coordinates, head.fold_phase, strict=True)
@@ -162,8 +171,10 @@ def folds(head: HeadShape, coordinates) -> np.ndarray:
   return (sx * cy + sy * cz + sz * cx).astype(np.float32)
 
 
-def _tube_section(tube: TubeShape, coordinates) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Squared distance from the tube's axis (1 on its surface), and the two directions across it."""
+def _tube_section(
+    tube: TubeShape, coordinates: Coordinates
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns the squared distance from the axis, 1 on the surface, and two directions across."""
   right, anterior, superior = coordinates
   distance, middle, height = tube.centre_mm
   along = (anterior - middle) / tube.half_length_mm
@@ -205,7 +216,9 @@ def tissue_map(head: HeadShape, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
   return tissue, _paint_hippocampi(head, tissue, coordinates)
 
 
-def _paint_cortex(head: HeadShape, tissue, r, fold) -> None:
+def _paint_cortex(
+    head: HeadShape, tissue: np.ndarray, r: np.ndarray, fold: np.ndarray
+) -> None:
   mean_radius_mm = float(np.mean(head.half_axes_mm))
   depth_mm = (0.84 - r) * mean_radius_mm
   # Sulci are the valleys of the fold field, filled with fluid; the grey ribbon follows both.
@@ -215,7 +228,7 @@ def _paint_cortex(head: HeadShape, tissue, r, fold) -> None:
   tissue[brain & (depth_mm > np.maximum(3.5, 9 - 7 * fold))] = WHITE
 
 
-def _paint_deep_grey(tissue, coordinates) -> None:
+def _paint_deep_grey(tissue: np.ndarray, coordinates: Coordinates) -> None:
   for side in (-1, 1):
     for centre, half_axes in (
         ((side * 12, -14, 6), (8, 14, 8)),
@@ -226,7 +239,9 @@ def _paint_deep_grey(tissue, coordinates) -> None:
       tissue[np.broadcast_to(inside, tissue.shape)] = GREY
 
 
-def _paint_ventricles(head: HeadShape, tissue, coordinates) -> None:
+def _paint_ventricles(
+    head: HeadShape, tissue: np.ndarray, coordinates: Coordinates
+) -> None:
   right, anterior, superior = coordinates
   scale = head.ventricle_scale
   # The arch of the lateral ventricles: their height falls off towards both ends.
@@ -238,7 +253,9 @@ def _paint_ventricles(head: HeadShape, tissue, coordinates) -> None:
   tissue[np.broadcast_to(third, tissue.shape)] = CSF
 
 
-def _paint_hippocampi(head: HeadShape, tissue, coordinates) -> np.ndarray:
+def _paint_hippocampi(
+    head: HeadShape, tissue: np.ndarray, coordinates: Coordinates
+) -> np.ndarray:
   hippocampus = np.zeros(tissue.shape, np.uint8)
   for label, tube in enumerate(head.hippocampi, start=1):
     section, across, upright = _tube_section(tube, coordinates)

@@ -1,20 +1,19 @@
-"""How phantom tissues look to a scanner: MRI contrasts with bias field and noise, CT in HU.
+"""How phantom tissues and lesions look to a scanner: MRI contrasts with bias and noise, CT in HU.
 
-Tissue maps are uint8 [i, j, k] in the numbering of `phantom_anatomy`.
-
-Phantom lesions: bleedings of the five subtypes, infarcts, and multiple-sclerosis plaques.
-
-Masks are bool arrays of the grid's shape. Coordinates are those of `phantom_anatomy`.
+Tissue maps are uint8 [i, j, k] in the numbering of `anatomy`, coordinates are those of its grids.
+Masks of lesions (bleedings of the five subtypes, infarcts, plaques) are bool of the same shape.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
 from scipy import ndimage
 
 from flexunet.tools.phantom import anatomy
+from flexunet.tools.phantom.anatomy import Coordinates, HeadShape
 
 # Mean signal of outside, air cavity, grey, white, fluid, bone, soft tissue; then lesion.
 MRI_SIGNAL = {
@@ -37,8 +36,10 @@ def _broadcast_lines(shape: tuple[int, ...]) -> list[np.ndarray]:
   return lines
 
 
-def bias_field(shape: tuple[int, int, int], strength: float, rng) -> np.ndarray:
-  """A smooth field around 1, float32 of `shape`, within about 1 - strength .. 1 + strength."""
+def bias_field(
+    shape: tuple[int, int, int], strength: float, rng: np.random.Generator
+) -> np.ndarray:
+  """Returns a smooth field, float32 of `shape`, within about 1 - strength .. 1 + strength."""
   x, y, z = _broadcast_lines(shape)
   a = rng.uniform(-1, 1, 6)
   field = a[0] * x + a[1] * y + a[2] * z + a[3] * x * y + a[4] * y * z + a[5] * x * z
@@ -85,8 +86,13 @@ def window(hu: np.ndarray, level: float, width: float) -> np.ndarray:
   return ((hu - low) * (255 / width)).clip(0, 255).round().astype(np.uint8)
 
 
-def _blob(coordinates, centre_mm, half_axes_mm, rng) -> np.ndarray:
-  """An ellipsoid with a lumpy surface."""
+def _blob(
+    coordinates: Coordinates,
+    centre_mm: Sequence[float],
+    half_axes_mm: Sequence[float],
+    rng: np.random.Generator,
+) -> np.ndarray:
+  """Returns an ellipsoid with a lumpy surface."""
   phase = rng.uniform(0, 2 * np.pi, 3)
   lumps = sum(
       np.sin(x / (0.5 * a) + p)
@@ -95,8 +101,15 @@ def _blob(coordinates, centre_mm, half_axes_mm, rng) -> np.ndarray:
   return anatomy.ellipsoid(coordinates, centre_mm, half_axes_mm) * (1 + 0.12 * lumps) < 1
 
 
-def _cap(head, coordinates, side: int, rng, inner: float, spread: float) -> np.ndarray:
-  """A shell piece under the skull of one side: from radius `inner` out, `spread` wide."""
+def _cap(
+    head: HeadShape,
+    coordinates: Coordinates,
+    side: int,
+    rng: np.random.Generator,
+    inner: float,
+    spread: float,
+) -> np.ndarray:
+  """Returns a shell piece under the skull of one side: from radius `inner` out, `spread` wide."""
   r = anatomy.radius(head, coordinates)
   anterior_mm, superior_mm = rng.uniform(-25, 35), rng.uniform(0, 40)
   towards = np.array([side * 60.0, anterior_mm, superior_mm])
@@ -108,8 +121,14 @@ def _cap(head, coordinates, side: int, rng, inner: float, spread: float) -> np.n
   return (r < 0.865) & (r > 0.865 - thickness) & (thickness > 0.02)
 
 
-def bleeding(subtype: str, head, coordinates, tissue, rng) -> np.ndarray:
-  """Draws one bleeding of a subtype into a head's tissue map; returns its mask."""
+def bleeding(
+    subtype: str,
+    head: HeadShape,
+    coordinates: Coordinates,
+    tissue: np.ndarray,
+    rng: np.random.Generator,
+) -> np.ndarray:
+  """Returns the mask of one bleeding of a subtype in a head."""
   side = 1 if rng.random() < 0.5 else -1
   brain = np.isin(tissue, (anatomy.GREY, anatomy.WHITE, anatomy.CSF))
   if subtype == "Intraventricular":
@@ -129,16 +148,20 @@ def bleeding(subtype: str, head, coordinates, tissue, rng) -> np.ndarray:
   return brain & _cap(head, coordinates, side, rng, inner=0.73, spread=0.45)
 
 
-def infarct(coordinates, tissue, rng) -> np.ndarray:
-  """A wedge-like territory of one hemisphere, grey and white matter alike."""
+def infarct(
+    coordinates: Coordinates, tissue: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+  """Returns a wedge-like territory of one hemisphere, grey and white matter alike."""
   side = 1 if rng.random() < 0.5 else -1
   centre = (side * rng.uniform(34, 48), rng.uniform(-30, 30), rng.uniform(-2, 35))
   brain = np.isin(tissue, (anatomy.GREY, anatomy.WHITE))
   return brain & _blob(coordinates, centre, rng.uniform(16, 26, 3), rng)
 
 
-def plaques(coordinates, tissue, rng) -> np.ndarray:
-  """Plaques in the white matter around the ventricles: few large, more small."""
+def plaques(
+    coordinates: Coordinates, tissue: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+  """Returns plaques in the white matter around the ventricles: few large, more small."""
   mask = np.zeros(tissue.shape, bool)
   for half_axis in rng.uniform(4, 9, rng.integers(8, 16)):
     side = 1 if rng.random() < 0.5 else -1

@@ -1,4 +1,6 @@
 """Writes phantom slices as images: the CT datasets, also as volumes in HU, and ready-made folders.
+
+Sizes are (edge, slices): images of edge x edge pixels, slices from the skull base up.
 """
 
 from __future__ import annotations
@@ -6,12 +8,13 @@ from __future__ import annotations
 import csv
 import dataclasses
 import pathlib
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 
 import nibabel as nib
 import numpy as np
 from PIL import Image
 
+from flexunet.datasets import published_palettes
 from flexunet.datasets.brain_ich_ct import ct_ich_patients
 from flexunet.tools.phantom import anatomy, appearance
 
@@ -39,7 +42,7 @@ class CtScan:
   Attributes:
     hu: float32 [i, j, k], axes left, anterior, superior.
     lesions: subtype -> bool [i, j, k]; empty for a healthy head.
-    spacing_mm: Of the three axes.
+    spacing_mm: Edge of a voxel along each axis.
   """
 
   hu: np.ndarray
@@ -74,16 +77,18 @@ def draw_ct(rng: np.random.Generator, size: Size, lesions: tuple[str, ...]) -> C
 
 
 def upright(voxels: np.ndarray) -> np.ndarray:
-  """[i, j, k] in axes L, A, S -> [rows, columns, k] with anterior up."""
+  """Returns [i, j, k] in axes L, A, S as [rows, columns, k] with anterior up."""
   return np.rot90(voxels)
 
 
 def jpeg(pixels: np.ndarray, path: pathlib.Path, quality: int = 90) -> None:
+  """Writes uint8 [H, W] as JPEG."""
   path.parent.mkdir(parents=True, exist_ok=True)
   Image.fromarray(np.ascontiguousarray(pixels)).save(path, quality=quality)
 
 
 def png(pixels: np.ndarray, path: pathlib.Path) -> None:
+  """Writes uint8 [H, W] as PNG."""
   path.parent.mkdir(parents=True, exist_ok=True)
   Image.fromarray(np.ascontiguousarray(pixels)).save(path)
 
@@ -119,7 +124,7 @@ def ich_patients(count: int, absent: Container[int] = ()) -> list[int]:
 
 
 def ich_lesions(index: int, rng: np.random.Generator) -> tuple[str, ...]:
-  """Two of three subjects bleed: one subtype each in turn, every second one with another."""
+  """Returns subtypes in turn; every third subject has none, every second of the others two."""
   if index % 3 == 2:
     return ()
   first = appearance.SUBTYPES[(index + 1) % 5]
@@ -130,11 +135,11 @@ def ich_lesions(index: int, rng: np.random.Generator) -> tuple[str, ...]:
 def write_ich(
     out: pathlib.Path, patient: int, index: int, rng: np.random.Generator, size: Size
 ) -> None:
-  """One CT-ICH patient of v1.0.0: brain and bone windows, masks on positive slices, CSV rows.
+  """Writes a CT-ICH patient of v1.0.0: brain and bone windows, masks of positive slices, rows.
 
   The quirks: masks carry JPEG noise; the first positive slice of every third subject has no mask
   (the CSV alone knows it bleeds), and the eighth, seventeenth, ... has no masks at all; one bone
-  picture of the first subject is missing.
+  image of the first subject is missing.
   """
   scan = draw_ct(rng, size, ich_lesions(index, rng))
   folder = out / _ICH_ROOT / "Patients_CT" / f"{patient:03d}"
@@ -163,7 +168,9 @@ def write_ich(
   _append_rows(out / _ICH_ROOT / "hemorrhage_diagnosis.csv", _CSV_COLUMNS, rows)
 
 
-def _append_rows(path: pathlib.Path, columns, rows) -> None:
+def _append_rows(
+    path: pathlib.Path, columns: Sequence[str], rows: Sequence[Sequence[int]]
+) -> None:
   new = not path.exists()
   # The published table opens with a byte order mark and ends its lines with CR LF.
   with path.open("a", newline="", encoding="utf-8-sig" if new else "utf-8") as stream:
@@ -176,7 +183,7 @@ def _append_rows(path: pathlib.Path, columns, rows) -> None:
 def write_ich_nifti(
     out: pathlib.Path, patient: int, index: int, rng: np.random.Generator, size: Size
 ) -> None:
-  """One CT-ICH patient of v1.3.1: HU and a 0/255 mask with rounding noise, axes L, A, S."""
+  """Writes one CT-ICH patient of v1.3.1: HU and a 0/255 mask with rounding noise, axes L, A, S."""
   scan = draw_ct(rng, size, ich_lesions(index, rng))
   affine = np.diag([-scan.spacing_mm[0], *scan.spacing_mm[1:], 1.0])
   # The mask was resampled by the publisher, so its values are near 0 and 255, not equal to them.
@@ -196,7 +203,7 @@ def write_ich_nifti(
 def write_stroke(
     out: pathlib.Path, patient: int, index: int, rng: np.random.Generator, size: Size
 ) -> None:
-  """One subject of the stroke set: even ones bleed, odd ones have an infarct.
+  """Writes one subject of the stroke set: even ones bleed, odd ones have an infarct.
 
   The quirks: one bleeding subject in four has no mask folder; of the others every second calls its
   masks `N_HGE_Seg.jpg`; infarct masks hold 0/255, 0..5, or 0 and 251..255, in turn.
@@ -227,22 +234,21 @@ def write_stroke(
     png(values, root / "mask" / subject / f"{name}.png")
 
 
-PICTURE_SIZE = (256, 8)  # Edge in pixels, and slices a subject.
-# Background, air, grey, white, fluid, bone, soft tissue.
-PALETTE = ((0, 0, 0), (10, 180, 10), (255, 255, 255), (128, 128, 128), (0, 128, 255),
-           (255, 255, 0), (180, 100, 100))  # fmt: skip
+IMAGE_SIZE = (256, 8)  # Edge in pixels, and slices per subject, of a ready-made folder.
 _SLICE_FIELD_MM = 230.0
 
 
-def side_of(index: int) -> str:
-  """Published side of a subject: of each five, three train, one valid, one test."""
+def split_of(index: int) -> str:
+  """Returns the published split of a subject: of each five, three train, one valid, one test."""
   return ("train", "valid", "test", "train", "train")[index % 5]
 
 
 def write_subject(out: pathlib.Path, index: int, rng: np.random.Generator, size: Size) -> None:
-  """All slices of one subject, named `<1001 + index>_<slice>`.
+  """Writes all slices of one subject, named `<1001 + index>_<slice>`.
 
   Images are grey, stored as RGB; every second subject has JPEG images beside PNG masks.
+  Masks are RGB in the palette of the published full-head masks and, as those, were enlarged with
+  interpolation: colours between those of the palette run along every edge.
   """
   edge, slices = size
   coarse = max(8, edge * 4 // 5)
@@ -251,16 +257,16 @@ def write_subject(out: pathlib.Path, index: int, rng: np.random.Generator, size:
   grid = anatomy.Grid.covering(field_mm, shape, "LAS", (0.0, 0.0, 15.0))
   tissue, _ = anatomy.tissue_map(anatomy.draw_head(rng), grid)
   image = (appearance.mri(tissue, "t1", rng, bias=0.15) * 1.6).clip(0, 255).astype(np.uint8)
-  mask = np.array(PALETTE, np.uint8)[tissue]
-  folder = out / side_of(index)
+  mask = published_palettes.FULL_HEAD.palette[tissue]
+  folder = out / split_of(index)
   for kind in ("images", "masks"):
     (folder / kind).mkdir(parents=True, exist_ok=True)
   for k in range(slices):
     stem = f"{1001 + index}_{10 * (k + 1)}"
-    picture = Image.fromarray(np.ascontiguousarray(np.rot90(image[..., k])))
+    shown = Image.fromarray(np.ascontiguousarray(np.rot90(image[..., k])))
     colors = Image.fromarray(np.ascontiguousarray(np.rot90(mask[..., k, :])))
     suffix = "jpg" if index % 2 == 1 else "png"
-    picture = picture.resize((edge, edge), Image.Resampling.BILINEAR).convert("RGB")
-    picture.save(folder / "images" / f"{stem}.{suffix}")
+    shown = shown.resize((edge, edge), Image.Resampling.BILINEAR).convert("RGB")
+    shown.save(folder / "images" / f"{stem}.{suffix}")
     colors = colors.resize((edge, edge), Image.Resampling.BILINEAR)
     colors.save(folder / "masks" / f"{stem}.png")

@@ -91,7 +91,7 @@ LAYOUTS: dict[str, Layout] = {
     "brain_stroke_ct": Layout(images.STROKE_SIZE, _MOST_CT_SUBJECTS, _brain_stroke_ct),
     "full_head_t1w": Layout(volumes.FULL_HEAD_SIZE, 900, _full_head),
     "hippocampus_t1w": Layout(volumes.HIPPOCAMPUS_SIZE, 800, _hippocampus),
-    "image_mask": Layout(images.PICTURE_SIZE, 900, _image_mask),
+    "image_mask": Layout(images.IMAGE_SIZE, 900, _image_mask),
     "ms_lesion_mri": Layout(volumes.MS_SIZE, 900, _ms),
 }
 
@@ -110,7 +110,7 @@ def write(
     out_dir: Created when missing; a folder with anything in it is refused.
     subjects: Labelled subjects; a layout with an unlabelled part gets some more.
     seed: Decides everything about them, together with the number of the subject.
-    size: Voxels per stored axis, or (edge, slices) of pictures; see `Layout.default_size`.
+    size: Voxels per stored axis, or (edge, slices) of images; see `Layout.default_size`.
   """
   if dataset not in LAYOUTS:
     raise errors.unknown_name("phantom dataset", dataset, LAYOUTS)

@@ -59,7 +59,7 @@ _DATE = (1980, 1, 1, 0, 0, 0)
 
 
 def _analyze(voxels: np.ndarray, spacing_mm, byte_order: str, path: pathlib.Path) -> None:
-  """ANALYZE 7.5 pair of an int16 [i, j, k] array, with the trailing axis of length 1."""
+  """Writes an ANALYZE 7.5 pair of an int16 [i, j, k] array, with the trailing axis of length 1."""
   header = nib.AnalyzeHeader(endianness=byte_order)
   header.set_data_dtype(np.int16)
   header.set_data_shape((*voxels.shape, 1))
@@ -72,7 +72,7 @@ def _analyze(voxels: np.ndarray, spacing_mm, byte_order: str, path: pathlib.Path
 def write_hippocampus(
     out: pathlib.Path, index: int, labelled: bool, rng: np.random.Generator, size: Size
 ) -> None:
-  """One HFH subject: coronal slices on axis 1, axes left, anterior, superior.
+  """Writes one HFH subject: coronal slices on axis 1, axes left, anterior, superior.
 
   As in the published files there are two in-plane matrices: subjects 4, 5, 9, 10, ... have 4/3 of
   the given edge on voxels of 3/4 the size. Every second subject is big-endian.
@@ -93,7 +93,7 @@ def write_hippocampus(
 
 
 def write_full_head(out: pathlib.Path, index: int, rng: np.random.Generator, size: Size) -> None:
-  """One subject of the full-head set: T1 as int16, the seven classes as float32.
+  """Writes one subject of the full-head set: T1 as int16, the seven classes as float32.
 
   Every fifth subject is a control (no `_deface` in its names); the label of every fourth is 4-D,
   that of every third is stored as uint8.
@@ -121,7 +121,7 @@ def write_full_head(out: pathlib.Path, index: int, rng: np.random.Generator, siz
 
 
 def write_ms(out: pathlib.Path, index: int, rng: np.random.Generator, size: Size) -> None:
-  """One MS patient: three modalities, each on a grid of its own, as float64 without geometry.
+  """Writes one MS patient: three modalities on grids of their own, as float64 without geometry.
 
   Axes are posterior, right, superior. T1 is finer by 8/7 in its plane, FLAIR has two slices more.
   """
@@ -149,7 +149,7 @@ def write_ms(out: pathlib.Path, index: int, rng: np.random.Generator, size: Size
 
 
 def _bare_nifti(voxels: np.ndarray, path: pathlib.Path) -> None:
-  """float64 NIfTI that states neither spacing nor orientation."""
+  """Writes a float64 NIfTI that states neither spacing nor orientation."""
   image = nib.Nifti1Image(voxels.astype(np.float64), None)
   image.header.set_data_dtype(np.float64)
   image.set_qform(None, code=0)
@@ -158,7 +158,7 @@ def _bare_nifti(voxels: np.ndarray, path: pathlib.Path) -> None:
 
 
 def write_ms_tables(out: pathlib.Path, subjects: int, size: Size) -> None:
-  """The two spreadsheets; of the second, which has two header rows, builders read the spacing."""
+  """Writes the two spreadsheets; builders read the spacing from the second one."""
   patients: list[list[float | str | None]] = [["ID"]]
   patients.extend([n + 1] for n in range(subjects))
   write(out / "Supplementary Table 1 for patient info .xlsx", patients)

@@ -34,7 +34,7 @@ def built(raw, tmp_path_factory):
 
 def two_sides(listing: pathlib.Path) -> dict:
   with open(listing, newline="") as stream:
-    return subject_splits.subjects_on_two_sides(
+    return subject_splits.subjects_in_two_splits(
         (row["subject"], row["split"]) for row in csv.DictReader(stream))
 
 
