@@ -73,7 +73,7 @@ def training_batches(
   Args:
     loader: Reads the examples.
     order: Which example stands where.
-    start_step: Of the whole run, from 0.
+    start_step: Step of the whole run, from 0.
     num_steps: Length of the stream; its cardinality is known. Default: one epoch.
     cache: Decoded examples of the loader's rows.
     augment: Changes one example by a seed that is a function of (run seed, epoch, position).

@@ -242,7 +242,7 @@ def numbers(name: str, words: Sequence[str], kind: type) -> tuple:
   """Returns the numbers of a flag of the form 1,2,3.
 
   Args:
-    name: Of the flag, for the error.
+    name: The flag, for the error.
     words: Its value.
     kind: int or float.
 
