@@ -120,7 +120,7 @@ def test_the_overlay_shows_slices_and_probabilities_keep_the_grid(tmp_path):
     assert np.isclose(stored["probability"].max(), 0.8, atol=1e-3)
 
 
-def test_a_dataset_of_another_spacing_is_met_on_its_grid_and_left_again(tmp_path, monkeypatch):
+def test_a_dataset_of_another_spacing_is_met_on_its_grid_and_left_again(tmp_path):
   # Blocks of 2 x 2 x 2 voxels of 1 mm: at 2 mm isotropic each is one voxel, so nothing is lost.
   blocks = make_label((6, 8, 5))
   truth = blocks.repeat(2, 0).repeat(2, 1).repeat(2, 2)
@@ -128,17 +128,12 @@ def test_a_dataset_of_another_spacing_is_met_on_its_grid_and_left_again(tmp_path
   nib.save(nib.Nifti1Image(GREYS[truth].astype(np.int16), affine), tmp_path / "a.nii")
   seen = []
 
-  class Isotropic:
-    def __getattr__(self, name):
-      return 2.0 if name == "isotropic_mm" else getattr(make_config().dataset_facts, name)
-
   class Watching(run_samples.BrightnessNetwork):
     def predict_on_batch(self, batch):
       seen.append(np.count_nonzero(batch.max(axis=(0, 3))))
       return super().predict_on_batch(batch)
 
-  run_config = make_config()
-  object.__setattr__(run_config, "dataset_facts", Isotropic())
+  run_config = make_config(isotropic_mm=2.0)
   (scan,) = scans.find(tmp_path / "a.nii", tmp_path, volumes_first=True).scans
   outputs = files.Outputs(folder=tmp_path / "out", overlay=False)
   files.predict_one(scan, Predictor(Watching(), make_config()), run_config, outputs)
@@ -160,24 +155,24 @@ def test_a_picture_gives_class_ids_an_overlay_and_on_wish_colours(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_colour_picture_needs_a_network_of_three_channels(tmp_path, channels):
+def test_a_colour_image_needs_a_network_of_three_channels(tmp_path, channels):
   pixels = np.zeros((8, 9, 3), np.uint8)
   pixels[2:5] = (250, 60, 50)  # Its mean of 120 is class 1 of the stand-in.
   Image.fromarray(pixels).save(tmp_path / "a.png")
   model = dataclasses.replace(make_config().model, image_channels=channels)
   outcome = predict(tmp_path, tmp_path / "out", dataclasses.replace(make_config(), model=model))
   if channels == 1:
-    assert "must be a grey picture" in outcome.failures[0]
+    assert "must be a grey image" in outcome.failures[0]
   else:
     label = np.asarray(Image.open(tmp_path / "out" / "a_label.png"))
     assert np.array_equal(label, (pixels[..., 0] > 0).astype(np.uint8))
 
 
-def test_a_volume_for_a_run_on_pictures_is_refused(tmp_path):
+def test_a_volume_for_a_run_on_images_is_refused(tmp_path):
   nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.eye(4)), tmp_path / "a.nii")
   outcome = predict(tmp_path, tmp_path / "out", make_config(slice_plan=None))
   assert outcome.predicted == 0
-  assert "trained on pictures" in outcome.failures[0] and "a.nii" in outcome.failures[0]
+  assert "trained on images" in outcome.failures[0] and "a.nii" in outcome.failures[0]
 
 
 def test_a_bad_file_does_not_lose_the_others(tmp_path):
