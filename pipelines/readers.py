@@ -364,7 +364,8 @@ class VolumeSliceLoader:
   """Row of a table of cut volumes -> example, as `ExampleLoader` is for records of slices."""
 
   def __init__(self, table: RecordTable, spec: ExampleSpec):
-    self._slices = table.decoded
+    """Takes a table whose volumes are cut."""
+    self._slices = _decoded_slices(table)
     self.spec, self.num_rows, self.boxes = spec, len(table), table.boxes
     self.channels = spec.stored_channels
     reach = spec.context_slices
@@ -387,10 +388,18 @@ class VolumeSliceLoader:
     return image, self._slices[row].label[..., None]
 
 
+def _decoded_slices(table: RecordTable) -> np.ndarray:
+  if table.decoded is None:
+    raise ValueError("The records of this table are slices, not whole volumes.")
+  return table.decoded
+
+
 def _decoded_reader(table: RecordTable) -> NativeReader:
   """Returns row -> {"image", "label"}, uint8 [H, W, 1] each, inside a tf.data graph."""
+  slices = _decoded_slices(table)
+
   def stored(row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    one = table.decoded[row]
+    one = slices[row]
     return one.image[..., None], one.label[..., None]
 
   def read_row(row: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -19,7 +19,6 @@ import pathlib
 import struct
 import tempfile
 import zlib
-from typing import BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
@@ -124,9 +123,9 @@ def is_compressed(path: str | os.PathLike) -> bool:
   return pathlib.PurePath(path).name.lower().endswith(".gz")
 
 
-def open_stream(path: pathlib.Path) -> BinaryIO:
+def open_stream(path: pathlib.Path) -> io.BufferedIOBase:
   """Opens for reading, through gzip where the name ends in .gz."""
-  return cast(BinaryIO, gzip.open(path, "rb") if is_compressed(path) else open(path, "rb"))
+  return gzip.GzipFile(path, "rb") if is_compressed(path) else open(path, "rb")
 
 
 def unreadable(path: str | os.PathLike, error: Exception) -> InputError:

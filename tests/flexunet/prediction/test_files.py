@@ -128,17 +128,14 @@ def test_a_dataset_of_another_spacing_is_met_on_its_grid_and_left_again(tmp_path
   nib.save(nib.Nifti1Image(GREYS[truth].astype(np.int16), affine), tmp_path / "a.nii")
   seen = []
 
-  class Isotropic:
-    def __getattr__(self, name):
-      return 2.0 if name == "isotropic_mm" else getattr(make_config().dataset_facts, name)
-
   class Watching(run_samples.BrightnessNetwork):
     def predict_on_batch(self, batch):
       seen.append(np.count_nonzero(batch.max(axis=(0, 3))))
       return super().predict_on_batch(batch)
 
   run_config = make_config()
-  object.__setattr__(run_config, "dataset_facts", Isotropic())
+  facts = dataclasses.replace(run_config.dataset_facts, isotropic_mm=2.0)
+  run_config = dataclasses.replace(run_config, dataset_facts=facts)
   (scan,) = scans.find(tmp_path / "a.nii", tmp_path, volumes_first=True).scans
   outputs = files.Outputs(folder=tmp_path / "out", overlay=False)
   files.predict_one(scan, Predictor(Watching(), make_config()), run_config, outputs)
@@ -167,7 +164,7 @@ def test_a_colour_picture_needs_a_network_of_three_channels(tmp_path, channels):
   model = dataclasses.replace(make_config().model, image_channels=channels)
   outcome = predict(tmp_path, tmp_path / "out", dataclasses.replace(make_config(), model=model))
   if channels == 1:
-    assert "must be a grey picture" in outcome.failures[0]
+    assert "must be a grey image" in outcome.failures[0]
   else:
     label = np.asarray(Image.open(tmp_path / "out" / "a_label.png"))
     assert np.array_equal(label, (pixels[..., 0] > 0).astype(np.uint8))
@@ -177,7 +174,7 @@ def test_a_volume_for_a_run_on_pictures_is_refused(tmp_path):
   nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.eye(4)), tmp_path / "a.nii")
   outcome = predict(tmp_path, tmp_path / "out", make_config(slice_plan=None))
   assert outcome.predicted == 0
-  assert "trained on pictures" in outcome.failures[0] and "a.nii" in outcome.failures[0]
+  assert "trained on images" in outcome.failures[0] and "a.nii" in outcome.failures[0]
 
 
 def test_a_bad_file_does_not_lose_the_others(tmp_path):
