@@ -27,8 +27,10 @@ if extra:
 # Sources, templates, presets, licences and citations: all but the shell scripts of the checkout.
 wanted = {path if path.startswith("flexunet/") else f"flexunet/{path}"
           for path in tracked.read_text().split("\n") if path and not path.endswith(".sh")}
-if wanted - files:
-  sys.exit(f"the wheel lacks {sorted(wanted - files)}: see packages and package_data in setup.cfg")
+found = {path for path in files if path.startswith("flexunet/") and not path.endswith(".pyc")}
+if found != wanted:
+  sys.exit(f"the wheel lacks {sorted(wanted - found)} and holds {sorted(found - wanted)} too: see"
+           " packages and package_data in setup.cfg")
 
 import flexunet
 

@@ -21,7 +21,7 @@ import wrapt
 __version__ = "0.1.0"
 
 # In a checkout the sibling folders (datasets/, pipelines/, tools/) lie beside this one. In a
-# wheel setup.cfg has mapped them inside. setup.cfg itself tells which of the two this is.
+# wheel setup.cfg has mapped them inside. setup.cfg itself shows which of the two this is.
 _CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 if (_CHECKOUT / "setup.cfg").is_file() and (_CHECKOUT / "datasets").is_dir():
   __path__.append(str(_CHECKOUT))

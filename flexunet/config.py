@@ -1,9 +1,9 @@
 """What a run is: dataclasses, read from flags, written to `config.json`, read by every program.
 
-A field whose default is None is planned from the data (`flexunet.training.planning`); in a run
-folder every field has its value. Nothing is evaluated and unknown keys fail.
-
-What a run reads: the fields of `config.DataConfig` and their flags.
+What it reads (`DataConfig`), how it trains (`TrainingConfig`), its network (`ModelConfig`) and what
+it remembers of its dataset. A field whose default is None is planned from the data
+(`flexunet.training.planning`); in a run folder every field has its value. Nothing is evaluated and
+unknown keys fail.
 """
 
 from __future__ import annotations
@@ -34,6 +34,82 @@ _DEVICES = "Devices and precision"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(Checked):
+  """Which records are read, and how they become batches."""
+
+  dataset: str | None = knob(
+      None,
+      "Built dataset as name[/config[/version]], e.g. hippocampus_t1w/left_right; not needed when"
+      " --data_dir is the version folder itself.",
+      unset="",
+  )
+  data_dir: str = knob(
+      "~/tensorflow_datasets", "Folder of built datasets, or the version folder of one."
+  )
+  train_split: str = knob("train", "Split that is trained on.")
+  validation_split: str = knob("validation", "Split that picks the best checkpoint.")
+  fold: int = knob(
+      -1,
+      "Cross-validation: joins both splits, validates on the subjects of this fold (0..4) and"
+      " trains on the others; the test split stays out. -1: the splits as they are.",
+      minimum=-1,
+  )
+  image_key: str = knob("image", "Feature that holds the image, for datasets built elsewhere.")
+  label_key: str = knob("label", "Feature that holds the label, for datasets built elsewhere.")
+  resize_mode: str = knob(
+      None,
+      "How images are brought to --image_size: 'pad' keeps the resolution and adds a border, 'fit'"
+      " scales at equal aspect and adds a border, 'stretch' scales each axis (as published).",
+      choices=("pad", "fit", "stretch"),
+  )
+  crop_foreground: bool = knob(
+      False,
+      "Cuts the empty air around head or body away before an image is brought to --image_size."
+      " The box is found from the images alone, one per volume. Evaluation and prediction do the"
+      " same and answer on the full frame. Costs one more pass over the records at the start.",
+  )
+  context_slices: int = knob(
+      0,
+      "Neighbouring slices on each side that become channels (2.5-D); --image_channels must then be"
+      " twice this plus one.",
+      minimum=0,
+      maximum=8,
+  )
+  foreground_fraction: float = knob(
+      None,
+      "Share of each batch drawn from slices with foreground; the rest covers every slice once per"
+      " epoch. 0: all slices alike.",
+      minimum=0.0,
+      maximum=1.0,
+  )
+  class_balance: bool = knob(
+      None,
+      "Lets the foreground classes take turns in that share, so that a rare one is seen as often.",
+  )
+  epoch_passes: int = knob(
+      None,
+      "Passes over the training slices that make an epoch, after which a run validates and saves."
+      " 1 with --epochs.",
+      minimum=1,
+  )
+  cache: str = knob(
+      "auto",
+      "Where decoded slices are kept: 'ram', 'disk', 'device' (the memory of the GPU, so that only"
+      " row numbers travel), or 'none' to decode them again each epoch. 'auto' takes what fits;"
+      " RUN/manifest.json says why.",
+      choices=("auto", "device", "ram", "disk", "none"),
+  )
+  cache_dir: str | None = knob(
+      None, "Folder of --cache=disk. Default: the user's cache folder.", unset=""
+  )
+  skip_corrupt: int = knob(
+      0,
+      "Reads all records first and leaves out unreadable ones, at most this many; each is named.",
+      minimum=0,
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Checked):
   """How the weights are found."""
 
@@ -52,7 +128,12 @@ class TrainingConfig(Checked):
       group=_OPTIMIZER,
   )
   learning_rate: float = knob(None, "Initial learning rate.", minimum=0.0, group=_OPTIMIZER)
-  optimizer: str = knob(None, "Optimizer.", choices=("adam", "adamw", "sgd"), group=_OPTIMIZER)
+  optimizer: str = knob(
+      None,
+      "How gradients change the weights.",
+      choices=("adam", "adamw", "sgd"),
+      group=_OPTIMIZER,
+  )
   weight_decay: float = knob(
       None, "Decoupled weight decay of adamw.", minimum=0.0, unset="1e-4 with adamw",
       group=_OPTIMIZER,
@@ -324,79 +405,3 @@ class RunConfig:
         dataset_facts=DatasetFacts.from_json(values["dataset_facts"]),
         reasons=dict(values["reasons"]),
     )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig(Checked):
-  """Which records are read, and how they become batches."""
-
-  dataset: str | None = knob(
-      None,
-      "Built dataset as name[/config[/version]], e.g. hippocampus_t1w/left_right; not needed when"
-      " --data_dir is the version folder itself.",
-      unset="",
-  )
-  data_dir: str = knob(
-      "~/tensorflow_datasets", "Folder of built datasets, or the version folder of one."
-  )
-  train_split: str = knob("train", "Split that is trained on.")
-  validation_split: str = knob("validation", "Split that picks the best checkpoint.")
-  fold: int = knob(
-      -1,
-      "Cross-validation: joins both splits, validates on the subjects of this fold (0..4) and"
-      " trains on the others; the test split stays out. -1: the splits as they are.",
-      minimum=-1,
-  )
-  image_key: str = knob("image", "Feature that holds the image, for datasets built elsewhere.")
-  label_key: str = knob("label", "Feature that holds the label, for datasets built elsewhere.")
-  resize_mode: str = knob(
-      None,
-      "How images are brought to --image_size: 'pad' keeps the resolution and adds a border, 'fit'"
-      " scales at equal aspect and adds a border, 'stretch' scales each axis (as published).",
-      choices=("pad", "fit", "stretch"),
-  )
-  crop_foreground: bool = knob(
-      False,
-      "Cuts the empty air around head or body away before an image is brought to --image_size."
-      " The box is found from the images alone, one per volume. Evaluation and prediction do the"
-      " same and answer on the full frame. Costs one more pass over the records at the start.",
-  )
-  context_slices: int = knob(
-      0,
-      "Neighbouring slices on each side that become channels (2.5-D); --image_channels must then be"
-      " twice this plus one.",
-      minimum=0,
-      maximum=8,
-  )
-  foreground_fraction: float = knob(
-      None,
-      "Share of each batch drawn from slices with foreground; the rest covers every slice once per"
-      " epoch. 0: all slices alike.",
-      minimum=0.0,
-      maximum=1.0,
-  )
-  class_balance: bool = knob(
-      None,
-      "Lets the foreground classes take turns in that share, so that a rare one is seen as often.",
-  )
-  epoch_passes: int = knob(
-      None,
-      "Passes over the training slices that make an epoch, after which a run validates and saves."
-      " 1 with --epochs.",
-      minimum=1,
-  )
-  cache: str = knob(
-      "auto",
-      "Where decoded slices are kept: 'ram', 'disk', 'device' (the memory of the GPU, so that only"
-      " row numbers travel), or 'none' to decode them again each epoch. 'auto' takes what fits;"
-      " RUN/manifest.json says why.",
-      choices=("auto", "device", "ram", "disk", "none"),
-  )
-  cache_dir: str | None = knob(
-      None, "Folder of --cache=disk. Default: the user's cache folder.", unset=""
-  )
-  skip_corrupt: int = knob(
-      0,
-      "Reads all records first and leaves out unreadable ones, at most this many; each is named.",
-      minimum=0,
-  )

@@ -98,9 +98,9 @@ class Dataset:
       seed: Decides order and augmentation.
       num_steps: Batches of a shuffled stream; by default one epoch.
     """
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    height, width = [image_size] * 2 if isinstance(image_size, int) else image_size
     spec = readers.ExampleSpec(
-        resizing=Resizing(size, resize_mode), image_channels=image_channels
+        resizing=Resizing((height, width), resize_mode), image_channels=image_channels
     )
     table = readers.slice_table(self.source, split)
     batches.check_sizes(table, spec.resizing)

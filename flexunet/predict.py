@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
       "predicted": outcome.predicted,
       "failed": len(outcome.failures),
       "labels_skipped": found.labels_skipped,
-      "pictures_skipped": found.pictures_skipped,
+      "images_skipped": found.images_skipped,
   }
   print(json.dumps(counts) if _JSON.value else outcome_text(counts, target))
   if outcome.failures:
@@ -85,15 +85,15 @@ def outcome_text(counts: dict[str, int], target: pathlib.Path) -> str:
   """Returns what became of the scans, for people.
 
   Args:
-    counts: predicted, failed, labels_skipped, pictures_skipped.
+    counts: predicted, failed, labels_skipped, images_skipped.
     target: Where the labels lie.
   """
   predicted = progress.count(counts["predicted"], "scan")
   lines = [f"\n{predicted} predicted, {counts['failed']} failed"]
   if counts["labels_skipped"]:
     lines.append(f"{counts['labels_skipped']} files skipped, which are named like labels")
-  if counts["pictures_skipped"]:
-    lines.append(f"{counts['pictures_skipped']} images skipped, which lie beside volumes")
+  if counts["images_skipped"]:
+    lines.append(f"{counts['images_skipped']} images skipped, which lie beside volumes")
   return "\n".join([*lines, f"Labels  {target}"])
 
 

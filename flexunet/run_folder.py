@@ -20,7 +20,7 @@ class RunFolder:
 
   @property
   def config_json(self) -> pathlib.Path:
-    """Everything the run was told and planned (`config.RunConfig`)."""
+    """Everything that was given and planned (`config.RunConfig`)."""
     return self.path / "config.json"
 
   @property

@@ -49,7 +49,7 @@ class Host:
 def open_loader(source: DatasetSource, table: RecordTable, spec: ExampleSpec) -> Loader:
   """Returns what reads the rows of a table of `source`, whatever the form of the dataset."""
   if table.decoded is not None:
-    return VolumeSliceLoader(table, spec)
+    return VolumeSliceLoader(table, table.decoded, spec)
   return ExampleLoader(source, table, spec)
 
 
@@ -73,7 +73,7 @@ def training_batches(
   Args:
     loader: Reads the examples.
     order: Which example stands where.
-    start_step: Of the whole run, from 0.
+    start_step: Step of the whole run, from 0.
     num_steps: Length of the stream; its cardinality is known. Default: one epoch.
     cache: Decoded examples of the loader's rows.
     augment: Changes one example by a seed that is a function of (run seed, epoch, position).

@@ -141,7 +141,7 @@ def key_of(fingerprint: str, loader: Loader, rows: np.ndarray) -> str:
   """Returns the name of a disk cache: a hash of all that its content depends on.
 
   Args:
-    fingerprint: Of the dataset.
+    fingerprint: That of the dataset.
     loader: Reads the examples.
     rows: Offsets of the records, int64 [N].
   """

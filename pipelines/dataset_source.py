@@ -70,7 +70,7 @@ class DatasetSource:
 
     Args:
       label_key: Feature of the label.
-      num_classes: Of a dataset that names none: they are then called class_1, class_2, ... and
+      num_classes: For a dataset that names none: they are then called class_1, class_2, ... and
         `LabelScheme.named` is False.
 
     Raises:

@@ -363,9 +363,8 @@ def median_spacing_mm(
 class VolumeSliceLoader:
   """Row of a table of cut volumes -> example, as `ExampleLoader` is for records of slices."""
 
-  def __init__(self, table: RecordTable, spec: ExampleSpec):
-    """Takes a table whose volumes are cut."""
-    self._slices = _decoded_slices(table)
+  def __init__(self, table: RecordTable, slices: np.ndarray, spec: ExampleSpec):
+    self._slices = slices
     self.spec, self.num_rows, self.boxes = spec, len(table), table.boxes
     self.channels = spec.stored_channels
     reach = spec.context_slices
@@ -388,16 +387,8 @@ class VolumeSliceLoader:
     return image, self._slices[row].label[..., None]
 
 
-def _decoded_slices(table: RecordTable) -> np.ndarray:
-  if table.decoded is None:
-    raise ValueError("The records of this table are slices, not whole volumes.")
-  return table.decoded
-
-
-def _decoded_reader(table: RecordTable) -> NativeReader:
+def _decoded_reader(slices: np.ndarray) -> NativeReader:
   """Returns row -> {"image", "label"}, uint8 [H, W, 1] each, inside a tf.data graph."""
-  slices = _decoded_slices(table)
-
   def stored(row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     one = slices[row]
     return one.image[..., None], one.label[..., None]
@@ -420,7 +411,7 @@ def native_reader(
     InputError: The dataset has no such features, or its images are no slices.
   """
   if table.decoded is not None:
-    return _decoded_reader(table)
+    return _decoded_reader(table.decoded)
   reader = RecordReader(source.info.features, table, image_key, label_key)
   check_slices(source, image_key)
   return lambda row: reader.decode(reader.serialized(row))

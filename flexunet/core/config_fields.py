@@ -102,7 +102,7 @@ def _checked_value(field: dataclasses.Field, hint: Any, value: Any) -> Any:
     value = float(value)
   limits = field.metadata
   if choices := limits.get("choices"):
-    _check_choice(field.name, value, choices)
+    check_choice(field.name, value, choices)
   low, high = limits.get("minimum"), limits.get("maximum")
   if (low is not None and value < low) or (high is not None and value > high) or value != value:
     bounds = f">= {low}" if high is None else f"from {low} to {high}"
@@ -110,7 +110,8 @@ def _checked_value(field: dataclasses.Field, hint: Any, value: Any) -> Any:
   return value
 
 
-def _check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+  """Raises InputError unless `value` is among `choices`, with its nearest spelling."""
   if value not in choices:
     near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
     nearest = f" Did you mean {near[0]!r}?" if near else ""
@@ -123,7 +124,7 @@ def _checked_names(field: dataclasses.Field, value: Any) -> tuple[str, ...]:
     if not isinstance(name, str):
       raise InputError(f"{field.name} must be a list of names. Got: {value!r}.")
     if choices := field.metadata.get("choices"):
-      _check_choice(field.name, name, choices)
+      check_choice(field.name, name, choices)
   return names
 
 

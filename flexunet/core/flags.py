@@ -55,6 +55,7 @@ class Program:
     self._choices: dict[str, Collection[str]] = {}
     self._unset: dict[str, str] = {}  # What the default of None means.
     self._required: list[str] = []
+    self._one_of: list[str] = []
 
   def string(self, name: str, default: str | None, help: str, **options: Any) -> FlagHolder:
     """Defines a flag of text; `options` are `group` and `required`."""
@@ -84,8 +85,8 @@ class Program:
   ) -> FlagHolder:
     """Defines a flag whose value is one of `choices`; a mapping also says what each means."""
     self._choices[name] = choices
-    define = absl_flags.DEFINE_enum
-    return self._add(define, name, default, list(choices), help=help, **options)
+    self._one_of.append(name)
+    return self._add(absl_flags.DEFINE_string, name, default, help=help, **options)
 
   def fields(
       self,
@@ -136,6 +137,9 @@ class Program:
     except absl_flags.Error as error:
       raise InputError(f"{str(error).rstrip(' .')}. --help shows all flags.") from error
     absl_flags.FLAGS.mark_as_parsed()
+    for name in self._one_of:
+      if (value := self.values[name].value) is not None:
+        config_fields.check_choice(f"--{name}", value, self._choices[name])
     missing = [name for name in self._required if self.values[name].value in (None, "")]
     if missing:
       named = " and ".join(f"--{name}" for name in missing)
@@ -238,7 +242,7 @@ def numbers(name: str, words: Sequence[str], kind: type) -> tuple:
   """Returns the numbers of a flag of the form 1,2,3.
 
   Args:
-    name: Of the flag, for the error.
+    name: The flag, for the error.
     words: Its value.
     kind: int or float.
 

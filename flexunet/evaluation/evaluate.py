@@ -77,7 +77,7 @@ def score_split(
     class_names: By id, background first.
     split: Its name, for the rows.
     keys: Features of the image and of the label.
-    tolerance_mm: Of the surface Dice.
+    tolerance_mm: Distance up to which two surfaces count as agreeing, for the surface Dice.
     show_progress: Draws a bar on standard error.
   """
   rows: list[dict[str, Any]] = []
@@ -128,7 +128,7 @@ def score_volume(
     volume: Truth.
     predictions: uint8 [H, W] of each slice.
     class_names: By id, background first.
-    tolerance_mm: Of the surface Dice.
+    tolerance_mm: Distance up to which two surfaces count as agreeing, for the surface Dice.
   """
   kind = volume.distances
   spacing: tuple[float, ...]
@@ -262,7 +262,7 @@ def evaluate(
     splits: Names; at least one.
     data_dir: Where the dataset lies; as in training where None.
     allow_other_data: Accepts records that differ from those of the training.
-    tolerance_mm: Of the surface Dice.
+    tolerance_mm: Distance up to which two surfaces count as agreeing, for the surface Dice.
     batch_size: Slices per step.
     mirror: Averages over mirrored slices.
     show_progress: Draws a bar on standard error.

@@ -125,7 +125,7 @@ def is_compressed(path: str | os.PathLike) -> bool:
 
 def open_stream(path: pathlib.Path) -> io.BufferedIOBase:
   """Opens for reading, through gzip where the name ends in .gz."""
-  return gzip.GzipFile(path, "rb") if is_compressed(path) else open(path, "rb")
+  return gzip.open(path, "rb") if is_compressed(path) else open(path, "rb")
 
 
 def unreadable(path: str | os.PathLike, error: Exception) -> InputError:

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import pathlib
 import zipfile
+from typing import Any
 
 from flexunet.core.errors import InputError
 from flexunet.network.architecture import ModelConfig, Stage, count_parameters
@@ -21,10 +22,10 @@ class Row:
   Attributes:
     name: As in the Keras model.
     kind: convolution, pool, up, join or head.
-    size: Of the output.
-    channels: Of the output.
+    size: (height, width) of the output.
+    channels: Those of the output.
     kernel: Edge of the kernel; 0 where there is none.
-    dilation: Of the kernel.
+    dilation: That of the kernel.
     parameters: With those of the normalization that follows.
     multiply_adds: For one image.
     kept: Numbers that training keeps for the backward pass, for one image.
@@ -158,7 +159,7 @@ def training_bytes(config: ModelConfig, batch_size: int, *, bytes_per_number: in
   algorithms and the metrics come on top.
 
   Args:
-    knobs: Of the network.
+    config: Shape of the network.
     batch_size: Images a step.
     bytes_per_number: 4 for float32, 2 for mixed precision.
   """
@@ -215,8 +216,9 @@ def _config_by_name(layers: dict[str, dict]) -> ModelConfig:
   dropout = layers.get("encoder1_dropout", {"config": {"rate": 0.0}})["config"]["rate"]
   heads = sum(name.startswith("head") for name in layers)
   scale = layers["scale"]["class_name"]
+  size: Any = None if height is None or width is None else (height, width)
   return ModelConfig(
-      image_size=None if height is None or width is None else (height, width),
+      image_size=size,
       image_channels=channels,
       num_classes=layers["head"]["config"]["filters"],
       base_filters=first["filters"],

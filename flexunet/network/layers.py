@@ -146,7 +146,7 @@ def convolution_block(
   Args:
     x: [batch, height, width, channels] of any float type.
     filters, kernel, dilation: Channels, edge and spacing of the taps of both convolutions.
-    dropout_rate: Of the dropout between them; 0 leaves it out.
+    dropout_rate: Share dropped between them; 0 leaves the layer out.
     normalization, activation, kernel_initializer: As in `architecture`.
     name: Prefix of the layers' names.
 

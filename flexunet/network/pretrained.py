@@ -21,7 +21,7 @@ class StartingPoint:
     path: The `.keras` file.
     name: How messages call it.
     config: Shape of the network.
-    class_names: What its head tells apart; None for a file without a run around it.
+    class_names: The classes of its head; None for a file without a run around it.
   """
 
   path: pathlib.Path
@@ -72,7 +72,7 @@ def check_same_kind(start: StartingPoint, mine: architecture.ModelConfig) -> Non
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-  """What became of the layers, by name; to be told to the user.
+  """What became of the layers, by name.
 
   Attributes:
     copied: Taken over as they are.
@@ -148,6 +148,6 @@ def transfer_weights(
 
 
 def _for_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
-  """Returns [h, w, channels, filters] that answers equally to pictures of equal channels."""
+  """Returns [h, w, channels, filters] that answers equally to images of equal channels."""
   mean = kernel.sum(axis=2, keepdims=True) / channels
   return np.repeat(mean, channels, axis=2)

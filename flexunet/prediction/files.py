@@ -1,8 +1,8 @@
-"""Predicts scans into files: label volumes on the scan's own grid, label pictures, overlays.
+"""Predicts scans into files: label volumes on the scan's own grid, label images, overlays.
 
-A picture given to a network trained on volumes is taken as one upright slice whose grey values
+An image given to a network trained on volumes is taken as one upright slice whose grey values
 already are what the dataset's records hold (windowed to 8 bits). A volume given to a network
-trained on pictures is refused: the run does not know how to cut it.
+trained on images is refused: the run does not know how to cut it.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class Outcome:
     predicted: Scans that were segmented.
     failures, warnings: One line each.
     labels_skipped: Files that were taken for labels.
-    pictures_skipped: Images that lie beside volumes.
+    images_skipped: Images that lie beside volumes.
   """
 
   predicted: int
   failures: list[str]
   warnings: list[str]
   labels_skipped: int = 0
-  pictures_skipped: int = 0
+  images_skipped: int = 0
 
 
 def predict_all(
@@ -100,7 +100,7 @@ def predict_path(
   return dataclasses.replace(
       outcome,
       labels_skipped=found.labels_skipped,
-      pictures_skipped=found.pictures_skipped,
+      images_skipped=found.images_skipped,
   )
 
 
@@ -113,8 +113,8 @@ def predict_one(
     InputError: The file is bad, of the wrong kind, or an output exists already.
   """
   _refuse_existing(scan, outputs)
-  if scan.kind == "picture":
-    _predict_picture(scan, predictor, run_config, outputs)
+  if scan.kind == "image":
+    _predict_image(scan, predictor, run_config, outputs)
     return []
   return _predict_volume(scan, predictor, run_config, outputs)
 
@@ -153,10 +153,10 @@ def _predict_volume(
   return _spacing_warning(scan, found.seen_spacing_mm, facts.spacing_mm)
 
 
-def _predict_picture(
+def _predict_image(
     scan: Scan, predictor: Predictor, run_config: config.RunConfig, outputs: Outputs
 ) -> None:
-  pixels = _read_picture(scan, run_config)
+  pixels = _read_image(scan, run_config)
   image = pixels if pixels.ndim == 2 else np.round(pixels.mean(axis=-1)).astype(np.uint8)
   probability = next(predictor.probabilities([pixels]))
   label = to_label(probability)
@@ -172,8 +172,8 @@ def _predict_picture(
   _write_png(scan, outputs, "_label.png", label)
 
 
-def _read_picture(scan: Scan, run_config: config.RunConfig) -> np.ndarray:
-  """Returns uint8 [H, W], or [H, W, 3] for a colour picture and a network of three channels."""
+def _read_image(scan: Scan, run_config: config.RunConfig) -> np.ndarray:
+  """Returns uint8 [H, W], or [H, W, 3] for a colour image and a network of three channels."""
   try:
     return pictures.read_gray(scan.path)
   except InputError:
@@ -209,7 +209,7 @@ def _refuse_existing(scan: Scan, outputs: Outputs) -> None:
     wanted.append(scan.output(outputs.folder, f"_label{twin}"))
   for ending, asked in (
       ("_overlay.png", outputs.overlay),
-      ("_color.png", outputs.color_masks and scan.kind == "picture"),
+      ("_color.png", outputs.color_masks and scan.kind == "image"),
       ("_probability.npz", outputs.probabilities),
   ):
     if asked:
@@ -221,8 +221,8 @@ def _refuse_existing(scan: Scan, outputs: Outputs) -> None:
     )
 
 
-def _write_png(scan: Scan, outputs: Outputs, ending: str, picture: np.ndarray) -> None:
-  files.write_bytes(scan.output(outputs.folder, ending), overlay.encode_png(picture))
+def _write_png(scan: Scan, outputs: Outputs, ending: str, image: np.ndarray) -> None:
+  files.write_bytes(scan.output(outputs.folder, ending), overlay.encode_png(image))
 
 
 def _write_probabilities(

@@ -61,7 +61,7 @@ class Predictor:
 
     Args:
       model: `keras.Model`, [B, h, w, channels] in 0..255 -> [B, h, w, classes] probabilities.
-      run_config: Of the run that trained it.
+      run_config: Config of the run that trained it.
       batch_size: Slices per step.
       mirror: Averages the answer with that for the mirrored slice; twice the time.
 

@@ -30,7 +30,7 @@ class Scan:
 
   Attributes:
     path: The file; the header of a pair.
-    kind: "volume" or "picture".
+    kind: "volume" or "image".
     folder: Where it lies below the input folder; outputs mirror it.
     stem: Its name without suffixes.
     suffix: As the file has it, ".gz" included.
@@ -58,12 +58,12 @@ class ScanList:
   Attributes:
     scans: To predict, sorted by path.
     labels_skipped: How many files were taken for labels.
-    pictures_skipped: How many pictures lie beside the volumes.
+    images_skipped: How many images lie beside the volumes.
   """
 
   scans: list[Scan]
   labels_skipped: int = 0
-  pictures_skipped: int = 0
+  images_skipped: int = 0
 
 
 def find(input_path: pathlib.Path, output_dir: pathlib.Path, *, volumes_first: bool) -> ScanList:
@@ -72,7 +72,7 @@ def find(input_path: pathlib.Path, output_dir: pathlib.Path, *, volumes_first: b
   Args:
     input_path: File or folder.
     output_dir: What lies in it is left out, unless it is the input itself.
-    volumes_first: The network was trained on volumes: pictures beside volumes are left out.
+    volumes_first: The network was trained on volumes: images beside volumes are left out.
 
   Raises:
     InputError: There is nothing to predict, or two inputs would write one output.
@@ -83,24 +83,24 @@ def find(input_path: pathlib.Path, output_dir: pathlib.Path, *, volumes_first: b
     scan = _scan(input_path, pathlib.PurePath())
     if scan is None:
       raise InputError(
-          f"--input {input_path} must be a volume (.nii, .nii.gz, .hdr + .img) or a picture"
+          f"--input {input_path} must be a volume (.nii, .nii.gz, .hdr + .img) or an image"
           f" ({', '.join(pictures.SUFFIXES)})."
       )
     return ScanList([scan])
   if not input_path.is_dir():
     raise InputError(f"--input {input_path} must be a file or a folder; there is none.")
   scans, labels = _scans_below(input_path, output_dir)
-  picture_files = 0
+  image_files = 0
   if volumes_first and any(scan.kind == "volume" for scan in scans):
-    picture_files = sum(scan.kind == "picture" for scan in scans)
+    image_files = sum(scan.kind == "image" for scan in scans)
     scans = [scan for scan in scans if scan.kind == "volume"]
   if not scans:
     raise InputError(
-        f"--input {input_path} must hold volumes or pictures. None was found"
+        f"--input {input_path} must hold volumes or images. None was found"
         + (f"; {labels} files were taken for labels. Name a file directly." if labels else ".")
     )
   _refuse_collisions(scans)
-  return ScanList(scans, labels, picture_files)
+  return ScanList(scans, labels, image_files)
 
 
 def _scans_below(
@@ -131,7 +131,7 @@ def _scan(path: pathlib.Path, folder: pathlib.PurePath) -> Scan | None:
     stem, suffix = path.name[: -len(suffix)], path.name[-len(suffix) :]
     return Scan(path, "volume", folder, stem, suffix)
   if pictures.is_picture(path):
-    return Scan(path, "picture", folder, path.stem, path.suffix)
+    return Scan(path, "image", folder, path.stem, path.suffix)
   return None
 
 

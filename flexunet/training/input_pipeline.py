@@ -298,7 +298,7 @@ def make_caches(
 
   Args:
     data: Which cache, and where.
-    loaders: Of the training and the validation split.
+    loaders: Those of the training and the validation split.
     keys: From `cache.key_of`, one per loader.
     room: What is known of the device.
 

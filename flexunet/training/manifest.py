@@ -1,4 +1,4 @@
-"""`manifest.json`: what is needed to repeat a run and to tell two runs apart."""
+"""`manifest.json`: what is needed to repeat a run and to distinguish two runs."""
 
 from __future__ import annotations
 

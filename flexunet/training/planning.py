@@ -239,7 +239,7 @@ class Facts:
 
   Attributes:
     train, validation: Records of the two splits.
-    class_names: Of the dataset, background first.
+    class_names: Classes of the dataset, background first.
     device: "cpu" or "gpu".
     cpu_cores: That training may use.
     memory_bytes: Free memory of the device; None where unknown.
@@ -428,7 +428,7 @@ def expected_steps(
 
   Args:
     model, data, training: Planned as far as network, drawing, batch and epochs go.
-    facts: Of the data and the machine.
+    facts: What is known of the data and the machine.
   """
   steps = training.epochs * data.epoch_passes * steps_per_pass(training, data, facts)
   if not training.max_minutes:

@@ -181,7 +181,7 @@ def plan_lines(run_config: config.RunConfig, device_names: Sequence[str]) -> lis
   size = "x".join(map(str, [*model.image_size, model.image_channels]))
   deepest = model.base_filters * 2 ** (model.num_layers - 1)
   filters = f"{model.base_filters}..{deepest}" if model.num_layers > 1 else f"{deepest}"
-  length = f"{settings.epochs} epochs"
+  length = progress.count(settings.epochs, "epoch")
   if settings.max_minutes:
     length = f"{settings.max_minutes:g} minutes"
   device = ", ".join(sorted(set(device_names)))

@@ -78,7 +78,7 @@ class Validation(keras.callbacks.Callback):
 
     Args:
       kept: The network to evaluate.
-      clock: Of the run.
+      clock: Clock of the run.
       held_out: What it is evaluated on.
       every: Epochs from one validation to the next.
       epochs: Epochs of the run.

@@ -23,13 +23,30 @@ def test_the_formats_of_the_flag_are_those_that_can_be_written():
   assert set(export_model._FORMATS_KNOWN) == set(export.FORMATS)
 
 
-@pytest.mark.slow
-def test_a_model_file_becomes_a_folder_that_tells_its_checks(tmp_path):
+def save_small_model(path):
   network = model.build_model(
       image_size=(12, 20), image_channels=1, num_classes=3, base_filters=4, base_kernels=3,
       num_layers=2,
   )
-  network.save(tmp_path / "model.keras")
+  network.save(path)
+
+
+@pytest.mark.needs_extra("export")
+@pytest.mark.slow
+def test_every_format_is_written_without_the_noise_of_its_packages(tmp_path):
+  save_small_model(tmp_path / "model.keras")
+  done = started(f"--model={tmp_path / 'model.keras'}", f"--output_dir={tmp_path / 'out'}",
+                 f"--formats={','.join(export.FORMATS)}")  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert done.stderr == "Loading TensorFlow ...\n"
+  facts = json.loads((tmp_path / "out" / "export.json").read_text())
+  assert [entry["format"] for entry in facts["exports"]] == list(export.FORMATS)
+  assert all(entry["max_difference"] < export.MAX_DIFFERENCE for entry in facts["exports"])
+
+
+@pytest.mark.slow
+def test_a_model_file_becomes_a_folder_that_tells_its_checks(tmp_path):
+  save_small_model(tmp_path / "model.keras")
   done = started(f"--model={tmp_path / 'model.keras'}", f"--output_dir={tmp_path / 'out'}",
                  "--formats=weights,saved_model")  # fmt: skip
   assert done.returncode == 0, done.stderr

@@ -27,7 +27,7 @@ class Plan:
 
   Attributes:
     config: A resolved config.
-    copies: Of each chosen slice.
+    copies: How many, per chosen slice.
     seed: Decides every draw.
     only_classes: Names of classes; empty for all slices.
     draw_by: "slice" or "volume".

@@ -127,7 +127,7 @@ def measure_rates(loader: Any, scratch: pathlib.Path) -> dict[str, Any]:
   """Returns images per second of every way to feed a step, and their ratios.
 
   Args:
-    loader: Of the examples.
+    loader: Reads the examples.
     scratch: Folder of the disk cache.
   """
   lib = libraries()
@@ -160,9 +160,9 @@ def measure_rates(loader: Any, scratch: pathlib.Path) -> dict[str, Any]:
       progress.say(f"turn {turn} {name}: {rate:.0f} images/s")
       if turn:  # The first turn traces and warms up.
         best[name] = max(best[name], rate)
-  told = {"device": devices.device_names()[0]} if with_device else {}
+  device = {"device": devices.device_names()[0]} if with_device else {}
   return {
-      **told,
+      **device,
       "dataset": loader_name(),
       "image_size": _SIZE.value,
       "batch_size": _BATCH.value,
@@ -297,7 +297,7 @@ def device_runs(
   """Returns name -> what goes through one epoch, every batch finished on the device.
 
   Args:
-    loader: Of the examples.
+    loader: Reads the examples.
     order: Their `EpochOrder`.
     ram: Their `ExampleCache` in main memory.
     augmentation: A resolved config.

@@ -249,7 +249,7 @@ def test_a_run_on_volumes_leaves_pictures_beside_volumes_alone(tmp_path):
   for name in ("a.nii", "screenshot.png"):
     (tmp_path / name).write_bytes(b"")
   found = scans.find(tmp_path, tmp_path / "out", volumes_first=True)
-  assert [scan.path.name for scan in found.scans] == ["a.nii"] and found.pictures_skipped == 1
+  assert [scan.path.name for scan in found.scans] == ["a.nii"] and found.images_skipped == 1
 
 
 def test_two_inputs_for_one_output_are_refused(tmp_path):
