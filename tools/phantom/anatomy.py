@@ -140,12 +140,15 @@ def draw_head(rng: np.random.Generator) -> HeadShape:
 
 
 def ellipsoid(
-    coordinates: Coordinates, centre_mm: Sequence[float], half_axes_mm: Sequence[float]
+    coordinates: Coordinates,
+    centre_mm: Sequence[float],
+    half_axes_mm: Sequence[float] | np.ndarray,
 ) -> np.ndarray:
   """Returns the squared normalized distance from the centre: below 1 inside."""
-  return sum(
-      ((x - c) / a) ** 2 for x, c, a in zip(coordinates, centre_mm, half_axes_mm, strict=True)
-  )
+  distance: np.ndarray = np.zeros(1, np.float32)
+  for x, c, a in zip(coordinates, centre_mm, half_axes_mm, strict=True):
+    distance = distance + ((x - c) / a) ** 2
+  return distance
 
 
 def radius(head: HeadShape, coordinates: Coordinates) -> np.ndarray:

@@ -89,7 +89,7 @@ def window(hu: np.ndarray, level: float, width: float) -> np.ndarray:
 def _blob(
     coordinates: Coordinates,
     centre_mm: Sequence[float],
-    half_axes_mm: Sequence[float],
+    half_axes_mm: Sequence[float] | np.ndarray,
     rng: np.random.Generator,
 ) -> np.ndarray:
   """Returns an ellipsoid with a lumpy surface."""
