@@ -15,6 +15,9 @@ from flexunet.core import flags
 from flexunet.core.errors import InputError
 
 
+_CLOSED_PIPE = 141  # As a shell reports a program that SIGPIPE has ended.
+
+
 def run(
     main: Callable[[Sequence[str]], None],
     program: flags.Program,
@@ -46,6 +49,10 @@ def run(
   except InputError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(1)
+  except BrokenPipeError:  # The reader has seen enough, as in `flexunet build --help | head`.
+    # Python would flush what is left at its end, and complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(_CLOSED_PIPE)
 
 
 def no_words(argv: Sequence[str]) -> None:

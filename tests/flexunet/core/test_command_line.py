@@ -90,3 +90,15 @@ def test_what_libraries_write_is_shown_only_where_they_fail(body, shown):
   )
   assert ("a warning of a library" in done.stderr) == shown
   assert (done.stdout == "['a warning of a library']\n") == (body == "pass")
+
+
+def test_a_reader_that_closes_the_pipe_early_gets_no_trace():
+  body = "[print('line', flush=True) for _ in range(100000)]"
+  program = subprocess.Popen(
+      [sys.executable, "-c", PROGRAM.format(body=body)],
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+  assert program.stdout.readline() == "line\n"
+  program.stdout.close()
+  assert program.stderr.read() == ""
+  assert program.wait() == 141
