@@ -14,7 +14,6 @@ from absl import logging
 from flexunet.core import flags
 from flexunet.core.errors import InputError
 
-
 _CLOSED_PIPE = 141  # As a shell reports a program that SIGPIPE has ended.
 
 
