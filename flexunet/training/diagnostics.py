@@ -136,7 +136,7 @@ def _memory_advice(run_config: config.RunConfig) -> str:
     text += ", or use --precision=mixed_bfloat16"
   if run_config.data.cache == "device" or (run_config.data.cache == "auto" and devices.has_gpu()):
     text += ", or keep the slices in main memory with --cache=ram"
-  return text + ". python -m flexunet.tools.inspect_model shows the memory per batch size."
+  return text + ". `flexunet inspect` shows the memory per batch size."
 
 
 def _listed(table: RecordTable, rows: list[int]) -> str:

@@ -403,7 +403,7 @@ def memory_warning(
   would = f"{fits} would fit" if fits else "not even 1 would fit"
   return (
       f"Warning: a training step needs about {needed(size) / 1e9:.1f} GB by the estimate of"
-      f" flexunet.tools.inspect_model, but {memory_bytes / 1e9:.1f} GB are free: the system may end"
+      f" `flexunet inspect`, but {memory_bytes / 1e9:.1f} GB are free: the system may end"
       f" the run without a word. Lower --batch_size (now {size}; {would}), --image_size (now"
       f" {','.join(map(str, model.image_size))}) or --base_filters (now {model.base_filters})."
   )

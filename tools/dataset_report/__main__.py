@@ -1,6 +1,6 @@
 """Writes one self-contained page on a built dataset, and the same as one image.
 
-    python -m flexunet.tools.dataset_report DIR [--output=FILE.html]
+    flexunet report DIR [--output=FILE.html]
 
 DIR is the folder of one built dataset. FILE.html holds everything it needs; FILE.png beside it
 holds the charts and the contact sheets. Without --output they are written into DIR as

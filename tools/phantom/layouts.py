@@ -1,6 +1,6 @@
 """Writes phantom raw data: made-up heads in the file layout of a real dataset.
 
-    python -m flexunet.tools.phantom hippocampus_t1w OUT --subjects=12 --seed=0
+    flexunet phantom hippocampus_t1w OUT --subjects=12 --seed=0
 
 The heads are drawn from formulas, no person is behind them. They let demo and tests run without a
 download, and give a model something it can learn. The same seed gives the same files, and subject
