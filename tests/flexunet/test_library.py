@@ -1,0 +1,62 @@
+"""What `import flexunet` offers, on a tiny dataset and a network that needs no training."""
+
+import numpy as np
+import pytest
+import run_samples
+
+import flexunet
+from flexunet import library
+from flexunet.core.errors import InputError
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+  made = run_samples.evaluated_run(tmp_path / "run")
+  network = run_samples.BrightnessNetwork()
+  monkeypatch.setattr(library.predictors, "load_model", lambda folder: network)
+  return flexunet.load(made.path)
+
+
+def test_a_run_names_its_classes_and_predicts_arrays(run):
+  assert run.class_names == run_samples.SCHEME.names
+  # Below 60 is background, below 180 the first class, above it the second.
+  slices = np.stack([np.full((20, 28), grey, np.uint8) for grey in (10, 100, 250)])
+  labels = run.predict(slices)
+  assert labels.dtype == np.uint8 and labels.shape == slices.shape
+  assert [np.unique(label).tolist() for label in labels] == [[0], [1], [2]]
+  assert (run.predict(slices[1]) == 1).all()
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((4, 4), np.float32), np.zeros((2, 4, 4, 1), np.uint8)]
+)
+def test_an_array_of_another_form_is_refused(run, array):
+  with pytest.raises(InputError, match=r"must be uint8 \[H, W\] or \[slices, H, W\]"):
+    run.predict(array)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+  with pytest.raises(InputError, match="has no config.json"):
+    flexunet.load(tmp_path)
+
+
+def test_a_dataset_gives_batches_and_volumes(blob_data):
+  dataset = flexunet.open_dataset(None, blob_data)
+  assert dataset.class_names[0] == "background"
+  # Nine subjects of four slices; two of them validate.
+  assert dataset.splits["train"] == {"subjects": 9, "volumes": 9, "slices": 36}
+  assert len(dataset.batches("train", image_size=(32, 48), batch_size=4)) == 9
+  (batch,) = dataset.batches("train", image_size=32, batch_size=4, num_steps=1)
+  assert batch["image"].shape == (4, 32, 32, 1) and batch["label"].shape == (4, 32, 32)
+  ordered = dataset.batches("validation", image_size=32, batch_size=3, shuffle=False)
+  rows = np.concatenate([batch["record"][batch["valid"]] for batch in ordered])
+  assert rows.tolist() == list(range(8))
+  assert sorted(volume.subject for volume in dataset.volumes("validation")) == ["j", "k"]
+
+
+def test_a_plan_is_complete_and_a_misspelt_setting_gets_its_nearest_name(blob_data):
+  planned = flexunet.plan(data_dir=str(blob_data), epochs=2, base_filters=4)
+  assert planned.model.base_filters == 4 and planned.training.epochs == 2
+  assert planned.model.num_layers and planned.reasons["num_layers"]
+  with pytest.raises(InputError, match="Did you mean 'base_filters'"):
+    flexunet.plan(data_dir=str(blob_data), base_filter=4)
