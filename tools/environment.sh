@@ -28,7 +28,7 @@ prepare_environment() {
     "$python" -m venv .venv || exit 1
   fi
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
-    echo "Installing the package and what it needs (about a minute, 3 GB) ..." >&2
+    echo "Installing the package and what it needs (about two minutes, 3 GB) ..." >&2
     .venv/bin/python -m pip install --quiet --disable-pip-version-check \
       -c constraints.txt -e ".[$1]" || exit 1
     echo "$wanted" > "$stamp"
