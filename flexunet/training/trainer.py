@@ -111,6 +111,7 @@ def train(
     checkpointing.Interrupted: SIGTERM or SIGINT came; everything is saved.
   """
   started = resuming.check_paths(given.data, given.training, run_dir, resume=resume)
+  progress.say("Opening the dataset ...")
   opened = input_pipeline.open_data(given.data)
   progress.say(run_setup.data_line(opened))
   run_config = complete(given, opened)
