@@ -14,7 +14,6 @@ from typing import Any
 
 from flexunet import run_folder
 from flexunet.core import command_line, files, flags, progress
-from flexunet.core.errors import InputError
 from flexunet.pipelines import dataset_source
 
 _PROGRAM = flags.Program(__doc__, first=("run_dir", "split", "data_dir", "json"))
@@ -28,9 +27,10 @@ _JSON = _PROGRAM.boolean("json", False, "Prints one JSON object per split instea
 _ALLOW_OTHER_DATA = _PROGRAM.boolean(
     "allow_other_data", False, "Accepts records other than those of the training."
 )
-_TOLERANCE = _PROGRAM.float(
-    "surface_tolerance_mm", 1.0, "Distance in mm up to which two surfaces count as agreeing."
-)
+_TOLERANCES = _PROGRAM.list(
+    "surface_tolerance_mm", ["1"],
+    "Distances in mm up to which two surfaces agree: one surface Dice each, as in 1,2,3.",
+)  # fmt: skip
 _BATCH_SIZE = _PROGRAM.integer("batch_size", 8, "Slices per step.", lower_bound=1)
 _TTA = _PROGRAM.boolean("tta", False, "Averages over mirrored slices; doubles the time.")
 
@@ -40,8 +40,10 @@ def main(argv: Sequence[str]) -> None:
   run = run_folder.RunFolder.open(_RUN_DIR.value)
   run.check_trained()
   files.check_writable(run.evaluation, "--run_dir")
-  if not _TOLERANCE.value > 0:
-    raise InputError(f"--surface_tolerance_mm must be above 0. Got: {_TOLERANCE.value}.")
+  # SciPy: --help does without.
+  from flexunet.evaluation.scores import checked_tolerances
+
+  tolerances_mm = checked_tolerances(_TOLERANCES.value)
   splits = list(dict.fromkeys(name.strip() for name in _SPLIT.value if name.strip()))
   dataset_source.check_folder(*run.read_config().dataset_in(_DATA_DIR.value), splits)
 
@@ -55,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
       splits,
       data_dir=_DATA_DIR.value,
       allow_other_data=_ALLOW_OTHER_DATA.value,
-      tolerance_mm=_TOLERANCE.value,
+      tolerances_mm=tolerances_mm,
       batch_size=_BATCH_SIZE.value,
       mirror=_TTA.value,
   )
@@ -73,29 +75,47 @@ def _summary(split: str, entry: Mapping[str, Any]) -> dict[str, Any]:
       "foreground_dice": entry["foreground_dice"]["mean"],
       "ci95": entry["foreground_dice"]["ci95"],
       "dice": {name: scores["dice"]["mean"] for name, scores in entry["per_class"].items()},
+      "surface_dice": {
+          f"{tolerance:g}mm": {name: scores[f"surface_dice_{tolerance:g}mm"]["mean"]
+                               for name, scores in entry["per_class"].items()}
+          for tolerance in entry["evaluated"]["surface_tolerances_mm"]
+      },
+      "warnings": entry["evaluated"]["warnings"],
   }
 
 
 def scores_text(split: str, entry: Mapping[str, Any]) -> str:
-  """Returns the scores of a split as a table for people.
+  """Returns the scores of a split as tables for people.
 
   Args:
     split: Its name.
     entry: Its entry in metrics.json.
   """
-  table = [("class", "Dice", "95 % interval", "HD95 mm", "surface Dice", "volumes", "empty")]
+  overlaps = [("class", "Dice", "95 % interval", "volumes", "empty")]
   for name, scores in entry["per_class"].items():
-    table.append((
-        name, *_dice(scores["dice"]), _number(scores["hd95_mm"]["mean"], 1),
-        _number(scores["nsd"]["mean"], 3), str(scores["dice"]["n"]),
-        str(scores["dice"]["n_empty"]),
-    ))  # fmt: skip
+    dice = scores["dice"]
+    overlaps.append((name, *_dice(dice), str(dice["n"]), str(dice["n_empty"])))
   mean = entry["foreground_dice"]
-  table.append(("mean", *_dice(mean), "", "", str(mean["n"]), str(mean["n_empty"])))
+  overlaps.append(("mean", *_dice(mean), str(mean["n"]), str(mean["n_empty"])))
   subjects = progress.count(entry["evaluated"]["subjects"], "subject")
   heading = f"{split}: {subjects}, {progress.count(entry['evaluated']['volumes'], 'volume')}"
   empty = "empty: volumes without the class in truth and prediction, which have no Dice"
-  return "\n".join(["", heading, progress.table(table), empty])
+  surfaces = _surface_table(entry)
+  return "\n".join(["", heading, progress.table(overlaps), empty, "", progress.table(surfaces)])
+
+
+def _surface_table(entry: Mapping[str, Any]) -> list[tuple[str, ...]]:
+  """Returns the rows of the scores of surfaces, the heading first."""
+  tolerances = [f"{tolerance:g}" for tolerance in entry["evaluated"]["surface_tolerances_mm"]]
+  shares = [f"surface Dice {tolerances[0]} mm", *(f"{other} mm" for other in tolerances[1:])]
+  table = [("class", "HD95 mm", "ASSD mm", *shares)]
+  for name, scores in entry["per_class"].items():
+    table.append((
+        name,
+        *(_number(scores[score]["mean"], 1) for score in ("hd95_mm", "assd_mm")),
+        *(_number(scores[f"surface_dice_{each}mm"]["mean"], 3) for each in tolerances),
+    ))
+  return table
 
 
 def _dice(scores: Mapping[str, Any]) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,12 @@ from flexunet.reporting import html_parts as page
 
 _HD95 = (
     "95th percentile of the distances between the two surfaces, in millimetres, the larger of both"
-    " directions. Not defined where truth or prediction is empty, or the spacing is unknown."
+    " directions. Distances run between the centres of surface voxels, each counted once. Not"
+    " defined where truth or prediction is empty, or the spacing is unknown."
+)
+_SURFACE_DICE = (
+    "Share of the area of both surfaces (of their length, within slices) that lies within {} mm of"
+    " the other one, after Nikolov et al. 2018. A surface without a counterpart counts as 0."
 )
 # How each score of `cases.csv` is written in a heading, and what it means.
 SCORES: dict[str, tuple[str, str]] = {
@@ -36,13 +42,11 @@ SCORES: dict[str, tuple[str, str]] = {
     "hd95_mm": ("HD95 (mm)", _HD95),
     "assd_mm": (
         "ASSD (mm)",
-        "Average symmetric distance between the two surfaces, in millimetres.",
-    ),
-    "nsd": (
-        "Surface Dice",
-        "Share of both surfaces that lies within the surface tolerance of the other one.",
+        "Average symmetric distance between the two surfaces, in millimetres, between the centres"
+        " of surface voxels like HD95.",
     ),
 }
+_SURFACE_DICE_NAME = re.compile(r"surface_dice_(.+)mm")
 _PRESENCE = {
     "both_present": "present and predicted",
     "missed": "present, not predicted",
@@ -55,7 +59,15 @@ _SUBJECTS_SHOWN = 60
 
 def label_of(score: str) -> str:
   """Returns how a score is written in a heading."""
-  return SCORES[score][0] if score in SCORES else score.replace("_", " ")
+  known = _named(score)
+  return known[0] if known else score.replace("_", " ")
+
+
+def _named(score: str) -> tuple[str, str] | None:
+  """Returns heading and meaning of a score; None for what is no score."""
+  if surface := _SURFACE_DICE_NAME.fullmatch(score):
+    return f"Surface Dice, {surface[1]} mm", _SURFACE_DICE.format(surface[1])
+  return SCORES.get(score)
 
 
 def tiles(split: str, figures: Mapping[str, Any]) -> str:
@@ -111,6 +123,7 @@ def caveats(
     evaluated = figures["evaluated"]
     sentences = _people_caveats(split, evaluated, run_config.data)
     sentences += _volume_caveats(evaluated, figures["foreground_dice"]["n_empty"])
+    sentences += [page.text(warning) for warning in evaluated["warnings"]]
     if evaluated["fingerprint"] != run_config.dataset_facts.fingerprint:
       sentences.append("evaluated on other records than the run was trained on.")
     if model_sha256 and evaluated["model_sha256"] != model_sha256:
@@ -362,12 +375,11 @@ def figure_definitions(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
     return ""
   figures = next(iter(evaluations.values()))
   scores = next(iter(figures["per_class"].values()))
-  entries = [SCORES[name] for name in scores if name in SCORES]
+  entries = [known for name in scores if (known := _named(name))]
   entries += [
       ("Foreground Dice", summary.FOREGROUND_RULE),
       ("95 % interval", summary.INTERVAL_RULE),
       ("Empty", "Volumes in which the class is empty in truth and in the prediction."),
-      ("Surface tolerance", f"{figures['evaluated']['surface_tolerance_mm']:g} mm."),
       ("dice_coef_multiclass", summary.PUBLISHED_RULE),
       (page.DASH, "Not defined."),
   ]

@@ -134,6 +134,31 @@ def test_cases_have_a_row_for_each_volume_and_class_with_empty_cells_for_nothing
   assert rows[-1]["status"] == "both_empty"
 
 
+def test_each_tolerance_has_its_figure_column_and_place_in_the_report(run, data_dir):
+  figures = scores_of(run, ["test"], data_dir, tolerances_mm=[3, 1, 2.5])["test"]
+  names = ["surface_dice_1mm", "surface_dice_2.5mm", "surface_dice_3mm"]
+  assert [name for name in figures["per_class"]["dim"] if "surface" in name] == names
+  assert figures["per_class"]["dim"]["surface_dice_2.5mm"]["mean"] == 1.0
+  assert figures["evaluated"]["surface_tolerances_mm"] == [1, 2.5, 3]
+  with open(run.cases_csv, newline="") as stream:
+    columns = csv.DictReader(stream).fieldnames
+  assert [name for name in columns if "surface" in name] == names
+  report = run.report_html.read_text()
+  assert "Surface Dice, 2.5 mm" in report and "lies within 3 mm" in report
+  assert "between the centres of surface voxels" in report
+
+
+def test_a_tolerance_below_the_voxel_is_a_warning_everywhere(run, data_dir, capsys):
+  # Voxels of the test split are 2 x 1 x 0.5 mm.
+  figures = scores_of(run, ["test"], data_dir, tolerances_mm=[1, 2])["test"]
+  (warning,) = figures["evaluated"]["warnings"]
+  assert warning.startswith("surface Dice at 1 mm: the tolerance is below the voxel size")
+  assert "up to 2 mm, of 3 of 3 volumes" in warning
+  assert warning in run.report_html.read_text() and warning in run.metrics_json.read_text()
+  assert f"warning: test: {warning}" in capsys.readouterr().err
+  assert not scores_of(run, ["test"], data_dir, tolerances_mm=[2])["test"]["evaluated"]["warnings"]
+
+
 def test_splits_evaluated_before_are_kept_and_one_evaluated_again_is_replaced(run, data_dir):
   scores_of(run, ["validation"], data_dir)
   scores_of(run, ["test"], data_dir)
@@ -198,7 +223,7 @@ def square(top: int, left: int, size: int = 3, shape=(12, 10)) -> np.ndarray:
 
 
 def score(truth: labelled_volumes.LabelledVolume, found) -> dict:
-  return evaluate.score_volume(truth, found, ["background", "x"], 1.0)[0]
+  return evaluate.score_volume(truth, found, ["background", "x"], [1.0])[0]
 
 
 def test_a_gapless_volume_is_measured_in_three_dimensions():
@@ -231,14 +256,21 @@ def test_slices_of_two_sizes_are_scored_together():
   truth = volume([square(2, 2), square(2, 2, shape=(9, 14))])
   row = score(truth, [square(2, 2), square(0, 0, 0, shape=(9, 14))])
   assert row["distances"] == "2d" and row["dice"] == 2 * 9 / (9 + 18)
-  # Eight surface pixels on each side of the first slice agree; the second has eight alone.
-  assert row["nsd"] == (8 + 8) / (8 + 8 + 8)
+  # The outlines of the first slice agree, that of the second is alone; all are equally long.
+  assert row["surface_dice_1mm"] == pytest.approx(2 / 3)
 
 
 def test_without_a_spacing_there_are_overlaps_but_no_distances():
   row = score(volume([square(2, 2)] * 2, spacing_mm=(math.nan, math.nan)), [square(2, 2)] * 2)
   assert row["distances"] == "none" and row["dice"] == 1.0
-  assert all(math.isnan(row[name]) for name in ("hd95_mm", "assd_mm", "nsd", "reference_ml"))
+  names = ("hd95_mm", "assd_mm", "surface_dice_1mm", "reference_ml")
+  assert all(math.isnan(row[name]) for name in names)
+
+
+def test_the_voxel_size_is_that_of_the_axes_in_which_surfaces_are_compared():
+  assert volume([square(2, 2)] * 2).axes_mm == (3.0, 1.0, 1.0)
+  assert volume([square(2, 2)] * 2, slice_index=[0, 2]).axes_mm == (1.0, 1.0)
+  assert volume([square(2, 2)], spacing_mm=(math.nan, math.nan)).axes_mm == ()
 
 
 def test_a_label_beyond_the_classes_of_the_run_is_refused():

@@ -161,7 +161,7 @@ def test_trained_evaluated_and_predicted_with_cropping(tmp_path, capsys):
   run, rows = trainer.fit(longer.config, tmp_path / "run", longer.data, resume=True)
   assert len(rows) == 12 and run.report_html.is_file()
 
-  figures = evaluate.evaluate(run, ["test"], tolerance_mm=1.0, show_progress=False)
+  figures = evaluate.evaluate(run, ["test"], tolerances_mm=[1.0], show_progress=False)
   predictor = Predictor(load_model(run), run.read_config())
   found = scans.find(tmp_path / "e.nii.gz", tmp_path / "out", volumes_first=True)
   outputs = files.Outputs(folder=tmp_path / "out", probabilities=True)
