@@ -101,18 +101,21 @@ def scores_text(split: str, entry: Mapping[str, Any]) -> str:
   heading = f"{split}: {subjects}, {progress.count(entry['evaluated']['volumes'], 'volume')}"
   empty = "empty: volumes without the class in truth and prediction, which have no Dice"
   surfaces = _surface_table(entry)
-  return "\n".join(["", heading, progress.table(overlaps), empty, "", progress.table(surfaces)])
+  none = "none: volumes in which the distances are not defined"
+  parts = [heading, progress.table(overlaps), empty, "", progress.table(surfaces), none]
+  return "\n".join(["", *parts])
 
 
 def _surface_table(entry: Mapping[str, Any]) -> list[tuple[str, ...]]:
   """Returns the rows of the scores of surfaces, the heading first."""
   tolerances = [f"{tolerance:g}" for tolerance in entry["evaluated"]["surface_tolerances_mm"]]
   shares = [f"surface Dice {tolerances[0]} mm", *(f"{other} mm" for other in tolerances[1:])]
-  table = [("class", "HD95 mm", "ASSD mm", *shares)]
+  table = [("class", "HD95 mm", "ASSD mm", "none", *shares)]
   for name, scores in entry["per_class"].items():
     table.append((
         name,
         *(_number(scores[score]["mean"], 1) for score in ("hd95_mm", "assd_mm")),
+        str(scores["hd95_mm"]["n_undefined"]),
         *(_number(scores[f"surface_dice_{each}mm"]["mean"], 3) for each in tolerances),
     ))
   return table
@@ -122,7 +125,7 @@ def _dice(scores: Mapping[str, Any]) -> tuple[str, str]:
   interval = scores["ci95"]
   return (
       _number(scores["mean"], 3),
-      f"{interval[0]:.3f} .. {interval[1]:.3f}" if interval else "-",
+      f"{interval['low']:.3f} .. {interval['high']:.3f}" if interval else "-",
   )
 
 

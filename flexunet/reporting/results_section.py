@@ -79,8 +79,9 @@ def tiles(split: str, figures: Mapping[str, Any]) -> str:
   """
   overall, evaluated = figures["foreground_dice"], figures["evaluated"]
   ci95 = overall["ci95"]
-  spread = f"95 % interval {page.interval(ci95)}" if ci95 else "too few subjects for an interval"
+  spread = f"95 % interval {page.interval(ci95)}" if ci95 else "no interval"
   volumes = page.count(overall["n"], "volume")
+  spread += "" if not ci95 else f" of {page.count(ci95['n'], 'subject')}"
   worst, best = page.number(overall["min"]), page.number(overall["max"])
   entries = [
       (f"Mean foreground Dice, {page.text(split)}", page.number(overall["mean"]),
@@ -140,8 +141,8 @@ def _people_caveats(
   sentences = []
   if evaluated["subjects"] < _FEW_SUBJECTS:
     sentences.append(
-        f"only {subjects}. The figures may be quite different for other people; with so few, even"
-        " the interval is too narrow."
+        f"only {subjects}. The figures may be quite different for other people; no interval shows a"
+        " failure that none of these few has."
     )
   if split == data.validation_split:
     sentences.append("it chose the best checkpoint, so its figures are optimistic.")
@@ -208,14 +209,16 @@ def split_section(
 
 
 def _dice_table(per_class: Mapping[str, Any], named: Mapping[str, str]) -> str:
-  headers = ["Class", "Mean Dice", "95 % interval", "Median", "SD", "Min", "Max", "Volumes"]
+  headers = ["Class", "Mean Dice", "95 % interval", "of subjects"]
+  headers += ["Median", "SD", "Min", "Max", "Volumes", "Empty"]
   rows = []
   for name, entry in per_class.items():
     dice = entry["dice"]
     spread = [page.number(dice[key]) for key in ("median", "sd", "min", "max", "n", "n_empty")]
     mean = f"<b>{page.number(dice['mean'])}</b>"
-    rows.append([named[name], mean, page.interval(dice["ci95"]), *spread])
-  return page.table([*headers, "Empty"], rows)
+    subjects = str(dice["ci95"]["n"]) if dice["ci95"] else page.DASH
+    rows.append([named[name], mean, page.interval(dice["ci95"]), subjects, *spread])
+  return page.table(headers, rows)
 
 
 def _score_table(per_class: Mapping[str, Any], named: Mapping[str, str]) -> str:
@@ -231,11 +234,14 @@ def _score_table(per_class: Mapping[str, Any], named: Mapping[str, str]) -> str:
   if not scores:
     return ""
   rows = [
-      [named[name], *(_mean_and_sd(entry[score], _digits(score)) for score in scores)]
+      [named[name], *(_score_cell(entry[score], _digits(score)) for score in scores)]
       for name, entry in per_class.items()
   ]
   table = page.table(["Class", *(page.text(label_of(score)) for score in scores)], rows)
-  note = "Mean ± standard deviation over the volumes that have a value."
+  note = (
+      "Mean ± standard deviation over the volumes that have a value; below it the 95 % interval,"
+      " and how many volumes have a value and how many none."
+  )
   return f'{table}<p class="note">{note}</p>'
 
 
@@ -268,9 +274,15 @@ def _distribution(cases: Sequence[Mapping[str, Any]], colors: Mapping[str, str])
   )
 
 
-def _mean_and_sd(entry: Mapping[str, Any], digits: int) -> str:
+def _score_cell(entry: Mapping[str, Any], digits: int) -> str:
+  """Returns mean and spread of a score, below them its interval and the volumes it is of."""
   mean = page.number(entry["mean"], digits)
-  return mean if entry["sd"] is None else f"{mean} ± {page.number(entry['sd'], digits)}"
+  spread = mean if entry["sd"] is None else f"{mean} ± {page.number(entry['sd'], digits)}"
+  below = [page.interval(entry["ci95"], digits)] if entry["ci95"] else []
+  below.append(f"n {entry['n']}")
+  if entry["n_undefined"]:
+    below.append(f"none in {entry['n_undefined']}")
+  return f'{spread}<br><span class="soft">{"; ".join(below)}</span>'
 
 
 def _digits(score: str) -> int:

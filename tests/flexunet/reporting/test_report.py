@@ -158,6 +158,15 @@ def test_few_subjects_and_missing_spacing_are_said_before_the_figures(page):
   assert "1 of 4 volumes without a known spacing" in page
 
 
+def test_each_score_stands_beside_its_interval_and_the_volumes_without_one(tmp_path):
+  text = report.render(run_samples.evaluated_run(tmp_path / "run", subjects=6))
+  entry = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())["test"]["per_class"]
+  dice = entry["grey_matter"]["dice"]["ci95"]
+  assert f"{dice['low']:.3f} to {dice['high']:.3f}" in text
+  assert "n 5; none in 1" in text  # The distances of the lesion.
+  assert "Simulated coverage" in text
+
+
 def test_worst_and_best_cases_show_four_images_each(page):
   assert page.index("Worst cases") < page.index("Best cases")
   assert page.count("<img ") == 4 * 4
