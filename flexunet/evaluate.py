@@ -75,12 +75,18 @@ def _summary(split: str, entry: Mapping[str, Any]) -> dict[str, Any]:
       "foreground_dice": entry["foreground_dice"]["mean"],
       "ci95": entry["foreground_dice"]["ci95"],
       "dice": {name: scores["dice"]["mean"] for name, scores in entry["per_class"].items()},
-      "surface_dice": {
-          f"{tolerance:g}mm": {name: scores[f"surface_dice_{tolerance:g}mm"]["mean"]
-                               for name, scores in entry["per_class"].items()}
-          for tolerance in entry["evaluated"]["surface_tolerances_mm"]
-      },
+      **_surface_dice(entry),
       "warnings": entry["evaluated"]["warnings"],
+  }
+
+
+def _surface_dice(entry: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+  """Returns score -> class -> mean, of the surface Dice at each tolerance in 3-D and in slices."""
+  per_class = entry["per_class"]
+  return {
+      score: {name: scores[score]["mean"] for name, scores in per_class.items()}
+      for score in next(iter(per_class.values()))
+      if score.startswith("surface_dice_")
   }
 
 
@@ -97,26 +103,40 @@ def scores_text(split: str, entry: Mapping[str, Any]) -> str:
     overlaps.append((name, *_dice(dice), str(dice["n"]), str(dice["n_empty"])))
   mean = entry["foreground_dice"]
   overlaps.append(("mean", *_dice(mean), str(mean["n"]), str(mean["n_empty"])))
-  subjects = progress.count(entry["evaluated"]["subjects"], "subject")
-  heading = f"{split}: {subjects}, {progress.count(entry['evaluated']['volumes'], 'volume')}"
-  empty = "empty: volumes without the class in truth and prediction, which have no Dice"
-  surfaces = _surface_table(entry)
-  none = "none: volumes in which the distances are not defined"
-  parts = [heading, progress.table(overlaps), empty, "", progress.table(surfaces), none]
-  return "\n".join(["", *parts])
+  evaluated = entry["evaluated"]
+  subjects = progress.count(evaluated["subjects"], "subject")
+  lines = ["", f"{split}: {subjects}, {progress.count(evaluated['volumes'], 'volume')}"]
+  lines.append(progress.table(overlaps))
+  lines.append("empty: volumes without the class in truth and prediction, which have no Dice")
+  flat = evaluated["volumes_with_2d_distances"]
+  solid = evaluated["volumes"] - flat - evaluated["volumes_without_spacing"]
+  if solid:
+    lines += ["", f"surfaces in 3-D: {progress.count(solid, 'volume')}"]
+    lines.append(progress.table(_surface_table(entry, "")))
+  if flat:
+    lines += ["", f"surfaces within slices: {progress.count(flat, 'volume')}"]
+    lines.append(progress.table(_surface_table(entry, "2d_")))
+  if solid or flat:
+    lines.append("none: volumes in which the distances are not defined")
+  return "\n".join(lines)
 
 
-def _surface_table(entry: Mapping[str, Any]) -> list[tuple[str, ...]]:
-  """Returns the rows of the scores of surfaces, the heading first."""
+def _surface_table(entry: Mapping[str, Any], kind: str) -> list[tuple[str, ...]]:
+  """Returns the rows of the scores of surfaces, the heading first.
+
+  Args:
+    entry: That of the split in metrics.json.
+    kind: "2d_" for surfaces compared within slices, "" for those in 3-D.
+  """
   tolerances = [f"{tolerance:g}" for tolerance in entry["evaluated"]["surface_tolerances_mm"]]
   shares = [f"surface Dice {tolerances[0]} mm", *(f"{other} mm" for other in tolerances[1:])]
   table = [("class", "HD95 mm", "ASSD mm", "none", *shares)]
   for name, scores in entry["per_class"].items():
     table.append((
         name,
-        *(_number(scores[score]["mean"], 1) for score in ("hd95_mm", "assd_mm")),
-        str(scores["hd95_mm"]["n_undefined"]),
-        *(_number(scores[f"surface_dice_{each}mm"]["mean"], 3) for each in tolerances),
+        *(_number(scores[f"{score}_{kind}mm"]["mean"], 1) for score in ("hd95", "assd")),
+        str(scores[f"hd95_{kind}mm"]["n_undefined"]),
+        *(_number(scores[f"surface_dice_{kind}{each}mm"]["mean"], 3) for each in tolerances),
     ))
   return table
 

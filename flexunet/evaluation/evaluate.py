@@ -1,8 +1,8 @@
 """Scores a run's network on a split: volumes put together from slices, at their own resolution.
 
-Surface distances of a volume are measured in 3-D when its slices are gapless, of one size, more
-than one, and their spacing is known; otherwise within slices, pooled over the volume. Without a
-pixel spacing there are none. Overlaps always count all pixels of the volume.
+Surfaces of a volume are compared in 3-D when its slices are gapless, of one size, more than one,
+and their spacing is known; otherwise within slices, in scores of their own names. Without a pixel
+spacing they are not compared. Overlaps always count all pixels of the volume.
 
 Evaluates a run: opens what it states, scores splits, writes `evaluation/` and the report.
 """
@@ -30,9 +30,10 @@ from flexunet.evaluation.scores import (
     DEFAULT_TOLERANCES_MM,
     VOLUME_NAMES,
     checked_tolerances,
+    in_slices,
     label_scores,
     score_names,
-    surface_dice_name,
+    surface_names,
 )
 from flexunet.pipelines import dataset_source, readers
 from flexunet.pipelines.dataset_source import DatasetSource, open_dataset
@@ -173,50 +174,74 @@ def score_volume(
     truth = np.concatenate([label.ravel() for label in volume.labels])[None]
     found = np.concatenate([label.ravel() for label in predictions])[None]
     spacing = (np.nan, np.nan)
-  scores = label_scores(truth, found, class_names, spacing, tolerances_mm)
-  if kind == "2d":
-    for class_id, row in enumerate(scores, start=1):
-      row.update(_distances_in_slices(volume, predictions, class_id, tolerances_mm))
+  rows = label_scores(truth, found, class_names, spacing, tolerances_mm)
+  for class_id, row in enumerate(rows, start=1):
+    row.update(_scores_in_slices(volume, predictions, class_id, tolerances_mm, kind == "2d"))
   return [
       {
           "subject": volume.subject,
           "volume": volume.volume,
           "class": row["class"],
-          **{name: row[name] for name in score_names(tolerances_mm)},
+          **{name: row[name] for name in volume_score_names(tolerances_mm)},
           **row,
           "slices": len(volume.labels),
           "distances": kind,
       }
-      for row in scores
+      for row in rows
   ]
 
 
-def _distances_in_slices(
+def volume_score_names(tolerances_mm: Sequence[float]) -> tuple[str, ...]:
+  """Returns the name of every score in a row of `score_volume`, in the order of its columns."""
+  return (*score_names(tolerances_mm), *map(in_slices, surface_names(tolerances_mm)))
+
+
+def _scores_in_slices(
     volume: LabelledVolume,
     predictions: Sequence[np.ndarray],
     class_id: int,
     tolerances_mm: Sequence[float],
-) -> dict[str, float]:
-  """Returns the scores of the surfaces within each slice, pooled over the slices.
+    compared: bool,
+) -> dict[str, Any]:
+  """Returns the scores of the surfaces within each slice, pooled over the slices of the volume.
 
-  A surface in a slice where the other mask is empty has no distance there; for the surface Dice it
-  agrees nowhere.
+  Also how many slices have the class in the truth only (`slices_missed`) and in the prediction only
+  (`slices_false_alarm`). In such a slice a surface agrees nowhere and has no distance: then neither
+  has the volume, for that of its other slices would be better than the volume deserves.
+
+  Args:
+    volume: Truth.
+    predictions: uint8 [H, W] of each slice.
+    class_id: The class.
+    tolerances_mm: Distances up to which two surfaces agree.
+    compared: Whether surfaces are compared within slices; otherwise the scores are NaN.
   """
-  pooled: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-  agreement = surface_distance.SurfaceAgreement(np.zeros(len(tolerances_mm)), 0.0)
-  for label, prediction in zip(volume.labels, predictions, strict=True):
-    masks = label == class_id, prediction == class_id
-    distances = surface_distance.surface_distances(*masks, volume.spacing_mm)
-    pooled[0].append(distances.from_reference)
-    pooled[1].append(distances.from_prediction)
-    agreement += surface_distance.surface_agreement(*masks, volume.spacing_mm, tolerances_mm)
-  merged = surface_distance.SurfaceDistances(*map(np.concatenate, pooled))
-  shares = zip(map(surface_dice_name, tolerances_mm), agreement.surface_dice(), strict=True)
-  return {
-      "hd95_mm": merged.hausdorff(95.0),
-      "assd_mm": merged.average(),
-      **{name: float(share) for name, share in shares},
+  slices = [
+      (label == class_id, prediction == class_id)
+      for label, prediction in zip(volume.labels, predictions, strict=True)
+  ]
+  present = [(bool(truth.any()), bool(found.any())) for truth, found in slices]
+  counts = {
+      "slices_missed": present.count((True, False)),
+      "slices_false_alarm": present.count((False, True)),
   }
+  names = [in_slices(name) for name in surface_names(tolerances_mm)]
+  if not compared:
+    return {**dict.fromkeys(names, math.nan), **counts}
+  spacing_mm = volume.spacing_mm
+  agreement = surface_distance.SurfaceAgreement(np.zeros(len(tolerances_mm)), 0.0)
+  for masks in slices:
+    agreement += surface_distance.surface_agreement(*masks, spacing_mm, tolerances_mm)
+  hausdorff = average = math.nan
+  if not any(counts.values()):
+    each = [surface_distance.surface_distances(*masks, spacing_mm) for masks in slices]
+    pooled = surface_distance.SurfaceDistances(
+        np.concatenate([one.from_reference for one in each]),
+        np.concatenate([one.from_prediction for one in each]),
+    )
+    hausdorff, average = pooled.hausdorff(95.0), pooled.average()
+  values = (hausdorff, average, *agreement.surface_dice().tolist())
+  return {**dict(zip(names, values, strict=True)), **counts}
 
 
 class _Published:
@@ -346,8 +371,8 @@ def _provenance(source: DatasetSource, run: run_folder.RunFolder) -> dict[str, A
 
 def _figures(split: str, scores: SplitScores, about: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the entry of a split in `metrics.json`."""
-  averaged = [name for name in score_names(about["surface_tolerances_mm"])
-              if name not in VOLUME_NAMES]  # fmt: skip
+  names = volume_score_names(about["surface_tolerances_mm"])
+  averaged = [name for name in names if name not in VOLUME_NAMES]
   figures = summary.summarize(scores.rows, scores.class_names, averaged)
   figures["published"] = scores.published
   figures["evaluated"] = {"split": split, **scores.counts, **about, "warnings": scores.warnings}

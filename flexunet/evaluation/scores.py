@@ -16,7 +16,10 @@ Two empty masks agree on nothing: 1 would reward datasets for empty volumes. A m
 no distance: infinity would spoil every mean, and any finite substitute would be arbitrary. So a
 mean of distances must be read beside the count of missed structures, which Dice and surface Dice
 count as 0. HD95 and ASSD run between voxel centres, the surface Dice counts area: see
-`surface_distance`. With an unknown spacing the scores in mm and ml are NaN whatever the status.
+`surface_distance`. Scores of surfaces that were compared within slices have names of their own
+(`in_slices`), so that they are never averaged with those in 3-D; a slice with the class in only one
+of reference and prediction has no distance, nor has its volume.
+With an unknown spacing the scores in mm and ml are NaN whatever the status.
 """
 
 from __future__ import annotations
@@ -62,10 +65,35 @@ def surface_dice_name(tolerance_mm: float) -> str:
   return f"surface_dice_{tolerance_mm:g}mm"
 
 
+def surface_names(tolerances_mm: Sequence[float]) -> tuple[str, ...]:
+  """Returns the names of the scores of surfaces: distances, and a surface Dice per tolerance."""
+  return (*DISTANCE_NAMES, *map(surface_dice_name, tolerances_mm))
+
+
 def score_names(tolerances_mm: Sequence[float]) -> tuple[str, ...]:
   """Returns the name of every score in a row of `mask_scores`, in the order of its columns."""
-  surface = tuple(surface_dice_name(tolerance) for tolerance in tolerances_mm)
-  return (*OVERLAP_NAMES, *DISTANCE_NAMES, *surface, *VOLUME_NAMES)
+  return (*OVERLAP_NAMES, *surface_names(tolerances_mm), *VOLUME_NAMES)
+
+
+def in_slices(surface_name: str) -> str:
+  """Returns the name of a score of surfaces compared within slices: `hd95_2d_mm`."""
+  stem, tolerance_and_unit = surface_name.rsplit("_", 1)
+  return f"{stem}_2d_{tolerance_and_unit}"
+
+
+def is_in_slices(score_name: str) -> bool:
+  """Returns whether a score is one of surfaces compared within slices."""
+  return "_2d_" in score_name
+
+
+def is_surface(score_name: str) -> bool:
+  """Returns whether a score is one of surfaces, in 3-D or within slices."""
+  return is_distance(score_name) or score_name.startswith("surface_dice_")
+
+
+def is_distance(score_name: str) -> bool:
+  """Returns whether a score is a distance in mm, which no number bounds."""
+  return score_name in (*DISTANCE_NAMES, *map(in_slices, DISTANCE_NAMES))
 
 
 def mask_scores(
@@ -171,7 +199,7 @@ def _surface_scores(
     spacing: np.ndarray,
     tolerances: tuple[float, ...],
 ) -> dict[str, float]:
-  names = (*DISTANCE_NAMES, *map(surface_dice_name, tolerances))
+  names = surface_names(tolerances)
   if not np.isfinite(spacing).all():
     return dict.fromkeys(names, _NAN)
   distances = surface_distance.surface_distances(reference, prediction, spacing)

@@ -1,7 +1,8 @@
 """From scores of single volumes to the figures of a split: means, spreads, intervals.
 
 A row is one volume and class: a dict with `subject`, `volume`, `class` (name), `status` (one of
-`scores.STATUSES`), `dice` and any further scores. NaN means that a score is not
+`scores.STATUSES`), `distances` ("3d", "2d" or "none": how surfaces were compared), `slices_missed`,
+`slices_false_alarm`, `dice` and any further scores. NaN means that a score is not
 defined for that row: it is left out of averages and counted.
 """
 
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from flexunet.evaluation.scores import DISTANCE_NAMES, STATUSES
+from flexunet.evaluation.scores import STATUSES, is_distance, is_in_slices, is_surface
 
 Row = Mapping[str, Any]
 # Stored beside the figures, so that a reader of metrics.json need not guess.
@@ -158,8 +159,10 @@ def summarize(
 
   Returns:
     `foreground_dice`, `per_class`, `per_subject` and `rules`; NaN where undefined. Per class also
-    `presence`: in how many volumes it was found, missed, or found where there is none. Each score
-    has its `ci95` (see `subject_interval`) and `n_undefined`, the volumes that have none.
+    `presence`: in how many volumes it was found, missed, or found where there is none; and, of the
+    volumes whose surfaces are compared within slices, `slices_missed` and `slices_false_alarm`.
+    Each score has its `ci95` (see `subject_interval`) and `n_undefined`, the volumes without one;
+    of scores of surfaces only volumes count that are compared in this way, in 3-D or in slices.
   """
   per_volume = foreground_dice(rows)
   overall = list(per_volume.values())
@@ -180,7 +183,14 @@ def summarize(
 
 
 def _of_class(rows: Sequence[Row], score_names: Sequence[str]) -> dict[str, Any]:
-  entry: dict[str, Any] = {score: _spread(rows, score) for score in score_names}
+  flat = [row for row in rows if row["distances"] == "2d"]
+  others = [row for row in rows if row["distances"] != "2d"]
+  entry: dict[str, Any] = {}
+  for score in score_names:
+    if is_in_slices(score):
+      entry[score] = _spread(flat, score)
+    else:
+      entry[score] = _spread(others if is_surface(score) else rows, score)
   presence = collections.Counter(dict.fromkeys(STATUSES, 0))
   presence.update(row["status"] for row in rows)
   entry["dice"]["n_empty"] = presence["both_empty"]
@@ -189,13 +199,15 @@ def _of_class(rows: Sequence[Row], score_names: Sequence[str]) -> dict[str, Any]
   present = [row for row in rows if row["status"] in ("both_present", "missed")]
   entry["dice_where_present"] = _spread(present, "dice")
   entry["presence"] = dict(presence)
+  for count in ("slices_missed", "slices_false_alarm"):
+    entry[count] = sum(row[count] for row in flat)
   return entry
 
 
 def _spread(rows: Sequence[Row], score: str) -> dict[str, Any]:
   """Returns statistics and interval of a score, and how many volumes have none."""
   values = [row[score] for row in rows]
-  upper = math.inf if score in DISTANCE_NAMES else 1.0
+  upper = math.inf if is_distance(score) else 1.0
   return {
       **statistics(values),
       "ci95": subject_interval(values, [row["subject"] for row in rows], upper),

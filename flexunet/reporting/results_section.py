@@ -22,8 +22,12 @@ _HD95 = (
     " defined where truth or prediction is empty, or the spacing is unknown."
 )
 _SURFACE_DICE = (
-    "Share of the area of both surfaces (of their length, within slices) that lies within {} mm of"
-    " the other one, after Nikolov et al. 2018. A surface without a counterpart counts as 0."
+    "Share of the {} of both surfaces that lies within {} mm of the other one, after Nikolov et al."
+    " 2018. A surface without a counterpart counts as 0."
+)
+_IN_SLICES = (
+    "Only of volumes with gaps between slices or with a single slice. Not defined where a slice has"
+    " the class in only one of truth and prediction: such a slice has no distance."
 )
 # How each score of `cases.csv` is written in a heading, and what it means.
 SCORES: dict[str, tuple[str, str]] = {
@@ -40,13 +44,15 @@ SCORES: dict[str, tuple[str, str]] = {
         "Share of the pixels outside the class that were not predicted as it.",
     ),
     "hd95_mm": ("HD95 (mm)", _HD95),
+    "hd95_2d_mm": ("HD95 in slices (mm)", "As HD95, of all slices together. " + _IN_SLICES),
     "assd_mm": (
         "ASSD (mm)",
         "Average symmetric distance between the two surfaces, in millimetres, between the centres"
         " of surface voxels like HD95.",
     ),
+    "assd_2d_mm": ("ASSD in slices (mm)", "As ASSD, of all slices together. " + _IN_SLICES),
 }
-_SURFACE_DICE_NAME = re.compile(r"surface_dice_(.+)mm")
+_SURFACE_DICE_NAME = re.compile(r"surface_dice_(2d_)?(.+)mm")
 _PRESENCE = {
     "both_present": "present and predicted",
     "missed": "present, not predicted",
@@ -66,7 +72,9 @@ def label_of(score: str) -> str:
 def _named(score: str) -> tuple[str, str] | None:
   """Returns heading and meaning of a score; None for what is no score."""
   if surface := _SURFACE_DICE_NAME.fullmatch(score):
-    return f"Surface Dice, {surface[1]} mm", _SURFACE_DICE.format(surface[1])
+    flat, tolerance = surface.groups()
+    heading = f"Surface Dice{' in slices' if flat else ''}, {tolerance} mm"
+    return heading, _SURFACE_DICE.format("length, within slices," if flat else "area", tolerance)
   return SCORES.get(score)
 
 
@@ -88,11 +96,13 @@ def tiles(split: str, figures: Mapping[str, Any]) -> str:
        f"{volumes}; {spread}"),
       ("Median Dice", page.number(overall["median"]), f"worst {worst}, best {best}"),
   ]  # fmt: skip
-  medians = [entry["hd95_mm"]["median"] for entry in figures["per_class"].values()
-             if "hd95_mm" in entry]  # fmt: skip
-  if known := [value for value in medians if value is not None]:
-    what = "median over the volumes" + (", of the worst class" if len(medians) > 1 else "")
-    entries.append(("HD95", f"{max(known):.1f} mm", what))
+  for score, what in (("hd95_mm", "HD95"), ("hd95_2d_mm", "HD95 in slices")):
+    medians = [entry[score] for entry in figures["per_class"].values() if score in entry]
+    if known := [one for one in medians if one["median"] is not None]:
+      worst_class = max(known, key=lambda one: one["median"])
+      note = "median over the volumes" + (", of the worst class" if len(medians) > 1 else "")
+      none = f"; none in {worst_class['n_undefined']}" if worst_class["n_undefined"] else ""
+      entries.append((what, f"{worst_class['median']:.1f} mm", note + none))
   counts = ", ".join(page.count(evaluated[f"{unit}s"], unit) for unit in ("volume", "slice"))
   entries.append(("Subjects", page.number(evaluated["subjects"]), counts))
   return '<div class="tiles">' + "".join(
@@ -123,7 +133,7 @@ def caveats(
   for split, figures in evaluations.items():
     evaluated = figures["evaluated"]
     sentences = _people_caveats(split, evaluated, run_config.data)
-    sentences += _volume_caveats(evaluated, figures["foreground_dice"]["n_empty"])
+    sentences += _volume_caveats(figures)
     sentences += [page.text(warning) for warning in evaluated["warnings"]]
     if evaluated["fingerprint"] != run_config.dataset_facts.fingerprint:
       sentences.append("evaluated on other records than the run was trained on.")
@@ -156,18 +166,25 @@ def _people_caveats(
   return sentences
 
 
-def _volume_caveats(evaluated: Mapping[str, Any], empty: int) -> list[str]:
+def _volume_caveats(figures: Mapping[str, Any]) -> list[str]:
   """Returns which volumes have no Dice or no distances."""
+  evaluated, empty = figures["evaluated"], figures["foreground_dice"]["n_empty"]
   volumes = page.count(evaluated["volumes"], "volume")
   sentences = []
   if empty:
     sentences.append(
         f"{empty} of {volumes} empty in truth and prediction: no Dice, not part of its means."
     )
-  if flat := evaluated.get("volumes_with_2d_distances"):
+  if flat := evaluated["volumes_with_2d_distances"]:
+    missed, false_alarms = (
+        sum(entry[f"slices_{kind}"] for entry in figures["per_class"].values())
+        for kind in ("missed", "false_alarm")
+    )
     sentences.append(
-        f"{flat} of {volumes} with gaps between slices, or with a single slice: surface distances"
-        " are measured within slices."
+        f"{flat} of {volumes} with gaps between slices, or with a single slice: surfaces are"
+        " compared within slices, in figures of their own. There a class was missed in a slice"
+        f" {page.count(missed, 'time')}, and found in a slice without it"
+        f" {page.count(false_alarms, 'time')}; a volume with such a slice has no distance."
     )
   if unknown := evaluated.get("volumes_without_spacing"):
     sentences.append(
@@ -226,7 +243,7 @@ def _score_table(per_class: Mapping[str, Any], named: Mapping[str, str]) -> str:
   entries = list(per_class.values())
   scores = [
       score for score in entries[0]
-      if score not in ("dice", "presence") and any(entry[score]["n"] for entry in entries)
+      if score != "dice" and _named(score) and any(entry[score]["n"] for entry in entries)
   ]  # fmt: skip
   if not any(entry["presence"]["false_alarm"] for entry in entries):
     # The same figures as those of Dice.

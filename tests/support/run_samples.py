@@ -71,6 +71,9 @@ def row(subject: str, class_name: str, dice: float, truth: int = 9, found: int =
       "dice": dice,
       "hd95_mm": 2.0,
       "surface_dice_1mm": 0.75,
+      "distances": "3d",
+      "slices_missed": 0,
+      "slices_false_alarm": 0,
       "status": case_status(truth, found),
   }
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import run_samples
 
+from flexunet import evaluate as program
 from flexunet import run_folder
 from flexunet.core.errors import InputError
 from flexunet.evaluation import evaluate, labelled_volumes
@@ -136,7 +137,7 @@ def test_cases_have_a_row_for_each_volume_and_class_with_empty_cells_for_nothing
 
 def test_each_tolerance_has_its_figure_column_and_place_in_the_report(run, data_dir):
   figures = scores_of(run, ["test"], data_dir, tolerances_mm=[3, 1, 2.5])["test"]
-  names = ["surface_dice_1mm", "surface_dice_2.5mm", "surface_dice_3mm"]
+  names = [f"surface_dice_{kind}{number}mm" for kind in ("", "2d_") for number in (1, 2.5, 3)]
   assert [name for name in figures["per_class"]["dim"] if "surface" in name] == names
   assert figures["per_class"]["dim"]["surface_dice_2.5mm"]["mean"] == 1.0
   assert figures["evaluated"]["surface_tolerances_mm"] == [1, 2.5, 3]
@@ -248,7 +249,7 @@ def test_otherwise_distances_are_within_slices(made):
   row = score(truth, [square(2, 4), square(5, 5)])
   assert row["distances"] == "2d"
   # In the first slice the outlines lie 2 pixels of 1 mm apart at most, in the second 0.
-  assert row["hd95_mm"] == 2.0
+  assert row["hd95_2d_mm"] == 2.0 and math.isnan(row["hd95_mm"])
   assert row["dice"] == (2 * (3 + 9)) / (4 * 9)
 
 
@@ -257,7 +258,48 @@ def test_slices_of_two_sizes_are_scored_together():
   row = score(truth, [square(2, 2), square(0, 0, 0, shape=(9, 14))])
   assert row["distances"] == "2d" and row["dice"] == 2 * 9 / (9 + 18)
   # The outlines of the first slice agree, that of the second is alone; all are equally long.
-  assert row["surface_dice_1mm"] == pytest.approx(2 / 3)
+  assert row["surface_dice_2d_1mm"] == pytest.approx(2 / 3)
+  assert math.isnan(row["surface_dice_1mm"])
+
+
+def test_missed_slices_leave_no_distance_within_slices():
+  # Nine of ten slices are missed; the one that was found fits to the pixel: no distance of 0.
+  nothing = square(0, 0, 0)
+  truth = volume([square(2, 2)] * 10, slice_index=range(0, 20, 2))
+  row = score(truth, [square(2, 2)] + [nothing] * 9)
+  assert math.isnan(row["hd95_2d_mm"]) and math.isnan(row["assd_2d_mm"])
+  assert (row["slices_missed"], row["slices_false_alarm"]) == (9, 0)
+  # All outlines are equally long; of 10 true and 1 predicted one, 2 agree.
+  assert row["surface_dice_2d_1mm"] == pytest.approx(2 / 11)
+  back = score(volume([square(2, 2)] + [nothing] * 9, slice_index=range(0, 20, 2)), truth.labels)
+  assert math.isnan(back["hd95_2d_mm"])
+  assert (back["slices_missed"], back["slices_false_alarm"]) == (0, 9)
+
+
+def test_slices_in_which_the_class_is_in_neither_take_no_distance_away():
+  nothing = square(0, 0, 0)
+  row = score(volume([square(2, 2), nothing], slice_index=[0, 2]), [square(2, 3), nothing])
+  assert row["hd95_2d_mm"] == 1.0 and row["slices_missed"] == 0
+
+
+def test_distances_in_slices_are_not_averaged_with_those_in_three_dimensions(run, tmp_path):
+  # A is gapless; of B every other slice was kept, and of its first one the label is gone.
+  sparse = [record for record in records("B", 5) if record["slice_index"] % 2 == 0]
+  sparse[-1] = {**sparse[-1], "label": sparse[-1]["label"] * 0}
+  dataset_samples.write_dataset(tmp_path, {"train": records("T", 1),
+                                           "test": records("A", 3) + sparse})  # fmt: skip
+  figures = scores_of(run, ["test"], tmp_path)["test"]
+  assert figures["evaluated"]["volumes_with_2d_distances"] == 1
+  solid, flat = (figures["per_class"]["dim"][name] for name in ("hd95_mm", "hd95_2d_mm"))
+  assert (solid["n"], solid["n_undefined"], solid["mean"]) == (1, 0, 0.0)
+  assert (flat["n"], flat["n_undefined"], flat["mean"]) == (0, 1, None)
+  assert figures["per_class"]["dim"]["slices_false_alarm"] == 1
+  report = run.report_html.read_text()
+  assert "1 of 2 volumes with gaps between slices" in report
+  # Once for each of the two classes.
+  assert "missed in a slice 0 times, and found in a slice without it 2 times" in report
+  shown = program.scores_text("test", figures)
+  assert "surfaces in 3-D: 1 volume\n" in shown and "within slices: 1 volume\n" in shown
 
 
 def test_without_a_spacing_there_are_overlaps_but_no_distances():

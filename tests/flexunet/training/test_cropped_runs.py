@@ -174,7 +174,7 @@ def test_trained_evaluated_and_predicted_with_cropping(tmp_path, capsys):
   assert label.shape == wanted.shape == (50, 61, 4)
   # What evaluation says of the full frame is what the files say.
   names = dataset_samples.NAMES
-  expected = label_scores(wanted, label, names, (1.0, 1.0, 2.0), 1.0)
+  expected = label_scores(wanted, label, names, (1.0, 1.0, 2.0), [1.0])
   with open(run.cases_csv, newline="") as stream:
     cases = {row["class"]: row for row in csv.DictReader(stream)}
   for row in expected:
