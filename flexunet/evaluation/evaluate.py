@@ -312,7 +312,7 @@ def evaluate(
 ) -> dict[str, Any]:
   """Scores splits and writes metrics.json, cases.csv, examples and the report.
 
-  Earlier figures of other splits are kept. Everything is checked before anything is predicted.
+  Figures of other splits are kept where they have the same form. All is checked before the start.
 
   Args:
     run: A trained run.
@@ -451,7 +451,8 @@ def _write_split(
   """Puts one split into the files of `evaluation/`, each replaced in one step."""
   metrics = {}
   if run.metrics_json.is_file():
-    metrics = json.loads(run.metrics_json.read_text(encoding="utf-8"))
+    stored = json.loads(run.metrics_json.read_text(encoding="utf-8"))
+    metrics = {name: entry for name, entry in stored.items() if summary.is_current(entry)}
   others = []
   if run.cases_csv.is_file():
     with open(run.cases_csv, newline="", encoding="utf-8") as stream:

@@ -44,6 +44,8 @@ PUBLISHED_RULE = (
     "Mean over slices of (2 sum(y p) + 1) / (sum(y) + sum(p) + 1), with y the one-hot truth, p the"
     " probabilities, and the sums over height, width and class, background included."
 )
+# The form of an entry in metrics.json; raised whenever its keys change their meaning.
+FORM = 2
 LEVEL = 0.95
 MIN_SUBJECTS = 5
 MIN_EFFECTIVE = 3.0
@@ -139,6 +141,11 @@ def mean_interval(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
   return float(mean - error * student(limit)), float(mean - error * student(-limit))
 
 
+def is_current(entry: Any) -> bool:
+  """Returns whether an entry of metrics.json has the form that `summarize` writes."""
+  return isinstance(entry, Mapping) and entry.get("form") == FORM
+
+
 def foreground_dice(rows: Sequence[Row]) -> dict[tuple[str, str], float]:
   """Returns (subject, volume) -> mean Dice of its foreground classes; NaN where none has one."""
   scores: dict[tuple[str, str], list[float]] = {}
@@ -158,15 +165,16 @@ def summarize(
     score_names: Columns to average per class, `dice` among them.
 
   Returns:
-    `foreground_dice`, `per_class`, `per_subject` and `rules`; NaN where undefined. Per class also
-    `presence`: in how many volumes it was found, missed, or found where there is none; and, of the
-    volumes whose surfaces are compared within slices, `slices_missed` and `slices_false_alarm`.
+    `form`, `foreground_dice`, `per_class`, `per_subject` and `rules`; NaN where undefined. Of each
+    class also `presence`: in how many volumes it was found, missed, or found where there is none;
+    and `slices_missed` and `slices_false_alarm` of volumes whose surfaces are compared in slices.
     Each score has its `ci95` (see `subject_interval`) and `n_undefined`, the volumes without one;
     of scores of surfaces only volumes count that are compared in this way, in 3-D or in slices.
   """
   per_volume = foreground_dice(rows)
   overall = list(per_volume.values())
   return {
+      "form": FORM,
       "foreground_dice": {
           **statistics(overall),
           "ci95": subject_interval(overall, [subject for subject, _ in per_volume]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -141,6 +141,15 @@ def caveats(
       sentences.append("evaluated with an earlier checkpoint of this run. Evaluate again.")
     found += [f"<b>{page.text(split)}</b>: {sentence}" for sentence in sentences]
   return found
+
+
+def left_out(splits: Collection[str]) -> list[str]:
+  """Returns a sentence (HTML) for each split whose stored scores cannot be shown."""
+  return [
+      f"<b>{page.text(split)}</b>: its scores were written by another version of FlexUNet and are"
+      " not shown. Evaluate again."
+      for split in sorted(splits)
+  ]
 
 
 def _people_caveats(

@@ -174,6 +174,15 @@ def test_splits_evaluated_before_are_kept_and_one_evaluated_again_is_replaced(ru
   assert "Results on validation" in run.report_html.read_text()
 
 
+def test_figures_of_an_earlier_form_do_not_stay_beside_new_ones(run, data_dir):
+  scores_of(run, ["validation"], data_dir)
+  metrics = json.loads(run.metrics_json.read_text())
+  del metrics["validation"]["form"]
+  run_samples.write_json(run.metrics_json, metrics)
+  scores_of(run, ["test"], data_dir)
+  assert set(json.loads(run.metrics_json.read_text())) == {"test"}
+
+
 def test_no_file_tells_where_it_was_made(run, data_dir):
   scores_of(run, ["test"], data_dir)
   for path in (run.metrics_json, run.cases_csv, run.report_html):

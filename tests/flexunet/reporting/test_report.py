@@ -217,6 +217,16 @@ def test_the_split_that_training_has_seen_least_of_comes_first(tmp_path):
   assert places == sorted(places, reverse=True)
 
 
+@pytest.mark.parametrize("entry", [{"foreground_dice": {"mean": 0.5}}, {"form": 1}, None])
+def test_scores_of_another_form_are_left_out_and_named(tmp_path, entry):
+  run = run_samples.evaluated_run(tmp_path / "run")
+  figures = json.loads(run.metrics_json.read_text())
+  run_samples.write_json(run.metrics_json, {**figures, "train": entry})
+  text = report.render(run)
+  assert "<b>train</b>: its scores were written by another version" in text
+  assert "Results on test" in text and "Results on train" not in text
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
   with pytest.raises(InputError, match=r"config\.json"):
     report.write_report(tmp_path)
