@@ -14,7 +14,6 @@ from typing import Any
 
 from flexunet import run_folder
 from flexunet.core import command_line, files, flags, progress
-from flexunet.core.errors import InputError
 from flexunet.pipelines import dataset_source
 
 _PROGRAM = flags.Program(__doc__, first=("run_dir", "split", "data_dir", "json"))
@@ -28,9 +27,10 @@ _JSON = _PROGRAM.boolean("json", False, "Prints one JSON object per split instea
 _ALLOW_OTHER_DATA = _PROGRAM.boolean(
     "allow_other_data", False, "Accepts records other than those of the training."
 )
-_TOLERANCE = _PROGRAM.float(
-    "surface_tolerance_mm", 1.0, "Distance in mm up to which two surfaces count as agreeing."
-)
+_TOLERANCES = _PROGRAM.list(
+    "surface_tolerance_mm", ["1"],
+    "Distances in mm up to which two surfaces agree: one surface Dice each, as in 1,2,3.",
+)  # fmt: skip
 _BATCH_SIZE = _PROGRAM.integer("batch_size", 8, "Slices per step.", lower_bound=1)
 _TTA = _PROGRAM.boolean("tta", False, "Averages over mirrored slices; doubles the time.")
 
@@ -40,8 +40,10 @@ def main(argv: Sequence[str]) -> None:
   run = run_folder.RunFolder.open(_RUN_DIR.value)
   run.check_trained()
   files.check_writable(run.evaluation, "--run_dir")
-  if not _TOLERANCE.value > 0:
-    raise InputError(f"--surface_tolerance_mm must be above 0. Got: {_TOLERANCE.value}.")
+  # SciPy: --help does without.
+  from flexunet.evaluation.scores import checked_tolerances
+
+  tolerances_mm = checked_tolerances(_TOLERANCES.value)
   splits = list(dict.fromkeys(name.strip() for name in _SPLIT.value if name.strip()))
   dataset_source.check_folder(*run.read_config().dataset_in(_DATA_DIR.value), splits)
 
@@ -55,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
       splits,
       data_dir=_DATA_DIR.value,
       allow_other_data=_ALLOW_OTHER_DATA.value,
-      tolerance_mm=_TOLERANCE.value,
+      tolerances_mm=tolerances_mm,
       batch_size=_BATCH_SIZE.value,
       mirror=_TTA.value,
   )
@@ -73,36 +75,77 @@ def _summary(split: str, entry: Mapping[str, Any]) -> dict[str, Any]:
       "foreground_dice": entry["foreground_dice"]["mean"],
       "ci95": entry["foreground_dice"]["ci95"],
       "dice": {name: scores["dice"]["mean"] for name, scores in entry["per_class"].items()},
+      **_surface_dice(entry),
+      "warnings": entry["evaluated"]["warnings"],
+  }
+
+
+def _surface_dice(entry: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+  """Returns score -> class -> mean, of the surface Dice at each tolerance in 3-D and in slices."""
+  per_class = entry["per_class"]
+  return {
+      score: {name: scores[score]["mean"] for name, scores in per_class.items()}
+      for score in next(iter(per_class.values()))
+      if score.startswith("surface_dice_")
   }
 
 
 def scores_text(split: str, entry: Mapping[str, Any]) -> str:
-  """Returns the scores of a split as a table for people.
+  """Returns the scores of a split as tables for people.
 
   Args:
     split: Its name.
     entry: Its entry in metrics.json.
   """
-  table = [("class", "Dice", "95 % interval", "HD95 mm", "surface Dice", "volumes", "empty")]
+  overlaps = [("class", "Dice", "95 % interval", "volumes", "empty")]
+  for name, scores in entry["per_class"].items():
+    dice = scores["dice"]
+    overlaps.append((name, *_dice(dice), str(dice["n"]), str(dice["n_empty"])))
+  mean = entry["foreground_dice"]
+  overlaps.append(("mean", *_dice(mean), str(mean["n"]), str(mean["n_empty"])))
+  evaluated = entry["evaluated"]
+  subjects = progress.count(evaluated["subjects"], "subject")
+  lines = ["", f"{split}: {subjects}, {progress.count(evaluated['volumes'], 'volume')}"]
+  lines.append(progress.table(overlaps))
+  lines.append("empty: volumes without the class in truth and prediction, which have no Dice")
+  flat = evaluated["volumes_with_2d_distances"]
+  solid = evaluated["volumes"] - flat - evaluated["volumes_without_spacing"]
+  if solid:
+    lines += ["", f"surfaces in 3-D: {progress.count(solid, 'volume')}"]
+    lines.append(progress.table(_surface_table(entry, "")))
+  if flat:
+    lines += ["", f"surfaces within slices: {progress.count(flat, 'volume')}"]
+    lines.append(progress.table(_surface_table(entry, "2d_")))
+  if solid or flat:
+    lines.append("none: volumes in which the distances are not defined")
+  return "\n".join(lines)
+
+
+def _surface_table(entry: Mapping[str, Any], kind: str) -> list[tuple[str, ...]]:
+  """Returns the rows of the scores of surfaces, the heading first.
+
+  Args:
+    entry: That of the split in metrics.json.
+    kind: "2d_" for surfaces compared within slices, "" for those in 3-D.
+  """
+  tolerances = [f"{tolerance:g}" for tolerance in entry["evaluated"]["surface_tolerances_mm"]]
+  shares = [f"surface Dice {tolerances[0]} mm", *(f"{other} mm" for other in tolerances[1:])]
+  table = [("class", "HD95 mm", "ASSD mm", "none", *shares)]
   for name, scores in entry["per_class"].items():
     table.append((
-        name, *_dice(scores["dice"]), _number(scores["hd95_mm"]["mean"], 1),
-        _number(scores["nsd"]["mean"], 3), str(scores["dice"]["n"]),
-        str(scores["dice"]["n_empty"]),
-    ))  # fmt: skip
-  mean = entry["foreground_dice"]
-  table.append(("mean", *_dice(mean), "", "", str(mean["n"]), str(mean["n_empty"])))
-  subjects = progress.count(entry["evaluated"]["subjects"], "subject")
-  heading = f"{split}: {subjects}, {progress.count(entry['evaluated']['volumes'], 'volume')}"
-  empty = "empty: volumes without the class in truth and prediction, which have no Dice"
-  return "\n".join(["", heading, progress.table(table), empty])
+        name,
+        *(_number(scores[f"{score}_{kind}mm"]["mean"], 1) for score in ("hd95", "assd")),
+        str(scores[f"hd95_{kind}mm"]["n_undefined"]),
+        *(_number(scores[f"surface_dice_{kind}{each}mm"]["mean"], 3) for each in tolerances),
+    ))
+  return table
 
 
 def _dice(scores: Mapping[str, Any]) -> tuple[str, str]:
   interval = scores["ci95"]
   return (
       _number(scores["mean"], 3),
-      f"{interval[0]:.3f} .. {interval[1]:.3f}" if interval else "-",
+      f"{interval['low']:.3f} .. {interval['high']:.3f}" if interval else "-",
   )
 
 

@@ -209,7 +209,7 @@ class Run:
 
     Args:
       splits: Names of splits.
-      **options: As in `evaluation.evaluate.evaluate`: data_dir, allow_other_data, tolerance_mm,
+      **options: As in `evaluation.evaluate.evaluate`: data_dir, allow_other_data, tolerances_mm,
         batch_size, mirror, show_progress.
 
     Returns:

@@ -1,8 +1,8 @@
 """Scores a run's network on a split: volumes put together from slices, at their own resolution.
 
-Surface distances of a volume are measured in 3-D when its slices are gapless, of one size, more
-than one, and their spacing is known; otherwise within slices, pooled over the volume. Without a
-pixel spacing there are none. Overlaps always count all pixels of the volume.
+Surfaces of a volume are compared in 3-D when its slices are gapless, of one size, more than one,
+and their spacing is known; otherwise within slices, in scores of their own names. Without a pixel
+spacing they are not compared. Overlaps always count all pixels of the volume.
 
 Evaluates a run: opens what it states, scores splits, writes `evaluation/` and the report.
 """
@@ -26,14 +26,21 @@ from flexunet.core import files, progress
 from flexunet.core.errors import InputError
 from flexunet.evaluation import examples, summary, surface_distance
 from flexunet.evaluation.labelled_volumes import LabelledVolume, read_volumes
-from flexunet.evaluation.scores import DEFAULT_TOLERANCE_MM, SCORE_NAMES, label_scores
+from flexunet.evaluation.scores import (
+    DEFAULT_TOLERANCES_MM,
+    VOLUME_NAMES,
+    checked_tolerances,
+    in_slices,
+    label_scores,
+    score_names,
+    surface_names,
+)
 from flexunet.pipelines import dataset_source, readers
 from flexunet.pipelines.dataset_source import DatasetSource, open_dataset
 from flexunet.pipelines.record_table import RecordTable
 from flexunet.prediction.predictor import Predictor, load_model, to_label
 from flexunet.reporting import report
 
-_SCORES = tuple(name for name in SCORE_NAMES if not name.endswith("_ml"))
 # Splits whose records carry an empty label because the source has none.
 _WITHOUT_TRUTH = ("unlabeled", "unlabelled")
 
@@ -48,6 +55,7 @@ class SplitScores:
     published: `dice_coef_multiclass` and `pixel_accuracy`.
     counts: subjects, volumes, slices, volumes_with_2d_distances, volumes_without_spacing.
     class_names: The foreground classes.
+    warnings: What a reader of the scores must know, one sentence each.
   """
 
   rows: list[dict[str, Any]]
@@ -55,6 +63,7 @@ class SplitScores:
   published: dict[str, float]
   counts: dict[str, int]
   class_names: list[str]
+  warnings: list[str]
 
 
 def score_split(
@@ -65,7 +74,7 @@ def score_split(
     *,
     split: str,
     keys: tuple[str, str] = ("image", "label"),
-    tolerance_mm: float,
+    tolerances_mm: Sequence[float],
     show_progress: bool = True,
 ) -> SplitScores:
   """Predicts every slice of a split and scores each volume; one volume is in memory at a time.
@@ -77,13 +86,13 @@ def score_split(
     class_names: By id, background first.
     split: Its name, for the rows.
     keys: Features of the image and of the label.
-    tolerance_mm: Distance up to which two surfaces count as agreeing, for the surface Dice.
+    tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
     show_progress: Draws a bar on standard error.
   """
   rows: list[dict[str, Any]] = []
   keeper = examples.ExampleKeeper()
   published = _Published()
-  subjects, kinds = set(), []
+  subjects, kinds, axes_mm = set(), [], []
   with progress.bar(
       total=len(table), desc=split, unit="slice", disable=not show_progress
   ) as bar:
@@ -96,10 +105,11 @@ def score_split(
         published.add(label, probability)
         predictions.append(to_label(probability))
         bar.update()
-      own = score_volume(volume, predictions, class_names, tolerance_mm)
+      own = score_volume(volume, predictions, class_names, tolerances_mm)
       rows += own
       subjects.add(volume.subject)
       kinds.append(volume.distances)
+      axes_mm.append(volume.axes_mm)
       keeper.offer(_example(volume, predictions, own))
   return SplitScores(
       rows=rows,
@@ -113,22 +123,47 @@ def score_split(
           "volumes_without_spacing": kinds.count("none"),
       },
       class_names=list(class_names[1:]),
+      warnings=_voxel_warnings(axes_mm, tolerances_mm),
   )
+
+
+def _voxel_warnings(
+    axes_mm: Sequence[tuple[float, ...]], tolerances_mm: Sequence[float]
+) -> list[str]:
+  """Returns a sentence for each tolerance that is below the voxel size of some volumes.
+
+  Surfaces lie on a grid: a distance along an axis is 0 or at least the spacing of that axis.
+
+  Args:
+    axes_mm: Of each volume, the spacing of the axes in which its surfaces are compared.
+    tolerances_mm: Those of the surface Dice.
+  """
+  sizes = [max(axes) for axes in axes_mm if axes]
+  found = []
+  for tolerance in tolerances_mm:
+    coarse = [size for size in sizes if size > tolerance + 1e-6]
+    if coarse:
+      found.append(
+          f"surface Dice at {tolerance:g} mm: the tolerance is below the voxel size, up to"
+          f" {max(coarse):.3g} mm, of {len(coarse)} of {progress.count(len(sizes), 'volume')}."
+          " Along such an axis surfaces agree only where they coincide."
+      )
+  return found
 
 
 def score_volume(
     volume: LabelledVolume,
     predictions: Sequence[np.ndarray],
     class_names: Sequence[str],
-    tolerance_mm: float,
+    tolerances_mm: Sequence[float],
 ) -> list[dict[str, Any]]:
-  """Returns one row per foreground class; see `evaluation_metrics` for the scores.
+  """Returns one row per foreground class; see `scores` for what is in it.
 
   Args:
     volume: Truth.
     predictions: uint8 [H, W] of each slice.
     class_names: By id, background first.
-    tolerance_mm: Distance up to which two surfaces count as agreeing, for the surface Dice.
+    tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
   """
   kind = volume.distances
   spacing: tuple[float, ...]
@@ -139,52 +174,74 @@ def score_volume(
     truth = np.concatenate([label.ravel() for label in volume.labels])[None]
     found = np.concatenate([label.ravel() for label in predictions])[None]
     spacing = (np.nan, np.nan)
-  scores = label_scores(truth, found, class_names, spacing, tolerance_mm)
-  if kind == "2d":
-    for class_id, row in enumerate(scores, start=1):
-      row.update(_distances_in_slices(volume, predictions, class_id, tolerance_mm))
+  rows = label_scores(truth, found, class_names, spacing, tolerances_mm)
+  for class_id, row in enumerate(rows, start=1):
+    row.update(_scores_in_slices(volume, predictions, class_id, tolerances_mm, kind == "2d"))
   return [
       {
           "subject": volume.subject,
           "volume": volume.volume,
           "class": row["class"],
-          **{name: row[name] for name in SCORE_NAMES},
+          **{name: row[name] for name in volume_score_names(tolerances_mm)},
           **row,
           "slices": len(volume.labels),
           "distances": kind,
       }
-      for row in scores
+      for row in rows
   ]
 
 
-def _distances_in_slices(
-    volume: LabelledVolume, predictions: Sequence[np.ndarray], class_id: int, tolerance_mm: float
-) -> dict[str, float]:
-  """Returns hd95_mm, assd_mm and nsd from the distances within each slice, pooled.
+def volume_score_names(tolerances_mm: Sequence[float]) -> tuple[str, ...]:
+  """Returns the name of every score in a row of `score_volume`, in the order of its columns."""
+  return (*score_names(tolerances_mm), *map(in_slices, surface_names(tolerances_mm)))
 
-  A surface in a slice where the other mask is empty has no distance there; for nsd it counts as
-  out of tolerance.
+
+def _scores_in_slices(
+    volume: LabelledVolume,
+    predictions: Sequence[np.ndarray],
+    class_id: int,
+    tolerances_mm: Sequence[float],
+    compared: bool,
+) -> dict[str, Any]:
+  """Returns the scores of the surfaces within each slice, pooled over the slices of the volume.
+
+  Also how many slices have the class in the truth only (`slices_missed`) and in the prediction only
+  (`slices_false_alarm`). In such a slice a surface agrees nowhere and has no distance: then neither
+  has the volume, for that of its other slices would be better than the volume deserves.
+
+  Args:
+    volume: Truth.
+    predictions: uint8 [H, W] of each slice.
+    class_id: The class.
+    tolerances_mm: Distances up to which two surfaces agree.
+    compared: Whether surfaces are compared within slices; otherwise the scores are NaN.
   """
-  pooled: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-  alone = 0
-  for label, prediction in zip(volume.labels, predictions, strict=True):
-    truth, found = label == class_id, prediction == class_id
-    if truth.any() and found.any():
-      distances = surface_distance.surface_distances(truth, found, volume.spacing_mm)
-      pooled[0].append(distances.from_reference)
-      pooled[1].append(distances.from_prediction)
-    elif truth.any() or found.any():
-      alone += int(np.count_nonzero(surface_distance.surface(truth | found)))
-  merged = surface_distance.SurfaceDistances(
-      *(np.concatenate(parts) if parts else np.zeros(0) for parts in pooled)
-  )
-  matched = merged.from_reference.size + merged.from_prediction.size
-  within = merged.surface_dice(tolerance_mm) * matched if merged.defined else 0.0
-  return {
-      "hd95_mm": merged.hausdorff(95.0),
-      "assd_mm": merged.average(),
-      "nsd": within / (matched + alone) if matched + alone else float("nan"),
+  slices = [
+      (label == class_id, prediction == class_id)
+      for label, prediction in zip(volume.labels, predictions, strict=True)
+  ]
+  present = [(bool(truth.any()), bool(found.any())) for truth, found in slices]
+  counts = {
+      "slices_missed": present.count((True, False)),
+      "slices_false_alarm": present.count((False, True)),
   }
+  names = [in_slices(name) for name in surface_names(tolerances_mm)]
+  if not compared:
+    return {**dict.fromkeys(names, math.nan), **counts}
+  spacing_mm = volume.spacing_mm
+  agreement = surface_distance.SurfaceAgreement(np.zeros(len(tolerances_mm)), 0.0)
+  for masks in slices:
+    agreement += surface_distance.surface_agreement(*masks, spacing_mm, tolerances_mm)
+  hausdorff = average = math.nan
+  if not any(counts.values()):
+    each = [surface_distance.surface_distances(*masks, spacing_mm) for masks in slices]
+    pooled = surface_distance.SurfaceDistances(
+        np.concatenate([one.from_reference for one in each]),
+        np.concatenate([one.from_prediction for one in each]),
+    )
+    hausdorff, average = pooled.hausdorff(95.0), pooled.average()
+  values = (hausdorff, average, *agreement.surface_dice().tolist())
+  return {**dict(zip(names, values, strict=True)), **counts}
 
 
 class _Published:
@@ -248,21 +305,21 @@ def evaluate(
     *,
     data_dir: str | os.PathLike | None = None,
     allow_other_data: bool = False,
-    tolerance_mm: float = DEFAULT_TOLERANCE_MM,
+    tolerances_mm: Sequence[float | str] = DEFAULT_TOLERANCES_MM,
     batch_size: int = 8,
     mirror: bool = False,
     show_progress: bool = True,
 ) -> dict[str, Any]:
   """Scores splits and writes metrics.json, cases.csv, examples and the report.
 
-  Earlier figures of other splits are kept. Everything is checked before anything is predicted.
+  Figures of other splits are kept where they have the same form. All is checked before the start.
 
   Args:
     run: A trained run.
     splits: Names; at least one.
     data_dir: Where the dataset lies; as in training where None.
     allow_other_data: Accepts records that differ from those of the training.
-    tolerance_mm: Distance up to which two surfaces count as agreeing, for the surface Dice.
+    tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
     batch_size: Slices per step.
     mirror: Averages over mirrored slices.
     show_progress: Draws a bar on standard error.
@@ -274,16 +331,12 @@ def evaluate(
     InputError: Nothing to evaluate, data of another kind, or no trained network.
   """
   run_config = run.read_config()
-  if not tolerance_mm > 0:
-    raise InputError(f"--surface_tolerance_mm must be above 0. Got: {tolerance_mm}.")
+  tolerances = checked_tolerances(tolerances_mm)
   source = open_run_dataset(run_config, data_dir)
   check_data(source, run_config, splits, allow_other_data)
   predictor = Predictor(load_model(run), run_config, batch_size=batch_size, mirror=mirror)
-  about = {
-      **_provenance(source, run),
-      "surface_tolerance_mm": tolerance_mm,
-      "mirrored": mirror,
-  }
+  made_with = {"surface_tolerances_mm": tolerances, "mirrored": mirror}
+  about = {**_provenance(source, run), **made_with}
   written = {}
   trained, tables = _tables(source, run_config, splits)
   for split, table in tables.items():
@@ -294,10 +347,12 @@ def evaluate(
         run_config.dataset_facts.label_scheme.names,
         split=split,
         keys=(run_config.data.image_key, run_config.data.label_key),
-        tolerance_mm=tolerance_mm,
+        tolerances_mm=tolerances,
         show_progress=show_progress,
     )
     leaked = len(_subjects(table) & trained)
+    for warning in scores.warnings:
+      progress.say(f"warning: {split}: {warning}")
     written[split] = _figures(split, scores, {"subjects_also_trained_on": leaked, **about})
     _write_split(run, split, written[split], scores)
   report.write_report(run)
@@ -316,9 +371,11 @@ def _provenance(source: DatasetSource, run: run_folder.RunFolder) -> dict[str, A
 
 def _figures(split: str, scores: SplitScores, about: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the entry of a split in `metrics.json`."""
-  figures = summary.summarize(scores.rows, scores.class_names, _SCORES)
+  names = volume_score_names(about["surface_tolerances_mm"])
+  averaged = [name for name in names if name not in VOLUME_NAMES]
+  figures = summary.summarize(scores.rows, scores.class_names, averaged)
   figures["published"] = scores.published
-  figures["evaluated"] = {"split": split, **scores.counts, **about}
+  figures["evaluated"] = {"split": split, **scores.counts, **about, "warnings": scores.warnings}
   return summary.strict(figures)
 
 
@@ -394,7 +451,8 @@ def _write_split(
   """Puts one split into the files of `evaluation/`, each replaced in one step."""
   metrics = {}
   if run.metrics_json.is_file():
-    metrics = json.loads(run.metrics_json.read_text(encoding="utf-8"))
+    stored = json.loads(run.metrics_json.read_text(encoding="utf-8"))
+    metrics = {name: entry for name, entry in stored.items() if summary.is_current(entry)}
   others = []
   if run.cases_csv.is_file():
     with open(run.cases_csv, newline="", encoding="utf-8") as stream:

@@ -48,6 +48,13 @@ class LabelledVolume:
     one_size = len({label.shape for label in self.labels}) == 1
     return "3d" if gapless and one_size and np.isfinite(self.slice_spacing_mm) else "2d"
 
+  @property
+  def axes_mm(self) -> tuple[float, ...]:
+    """The spacing along each axis in which surfaces are compared; () where they are not."""
+    across = {"3d": (self.slice_spacing_mm,), "2d": ()}
+    kind = self.distances
+    return (*across[kind], *self.spacing_mm) if kind in across else ()
+
 
 def read_volumes(
     source: DatasetSource, table: RecordTable, keys: tuple[str, str] = ("image", "label")

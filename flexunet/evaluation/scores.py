@@ -5,21 +5,26 @@ same order, NaN where the source has none.
 
 Rules for what is not defined; NaN is never averaged, and `status` says why:
 
-| status       | reference | prediction | dice, iou | sensitivity | precision | nsd | hd95, assd |
-|--------------|-----------|------------|-----------|-------------|-----------|-----|------------|
-| both_present | voxels    | voxels     | value     | value       | value     | value | value    |
-| missed       | voxels    | none       | 0         | 0           | NaN       | 0   | NaN        |
-| false_alarm  | none      | voxels     | 0         | NaN         | 0         | 0   | NaN        |
-| both_empty   | none      | none       | NaN       | NaN         | NaN       | NaN | NaN        |
+| status       | reference | prediction | overlaps, surface Dice | sensitivity | precision | mm    |
+|--------------|-----------|------------|------------------------|-------------|-----------|-------|
+| both_present | voxels    | voxels     | given                  | given       | given     | given |
+| missed       | voxels    | none       | 0                      | 0           | NaN       | NaN   |
+| false_alarm  | none      | voxels     | 0                      | NaN         | 0         | NaN   |
+| both_empty   | none      | none       | NaN                    | NaN         | NaN       | NaN   |
 
 Two empty masks agree on nothing: 1 would reward datasets for empty volumes. A missed structure has
 no distance: infinity would spoil every mean, and any finite substitute would be arbitrary. So a
-mean of distances must be read beside the count of missed structures; Dice and NSD count them as 0.
+mean of distances must be read beside the count of missed structures, which Dice and surface Dice
+count as 0. HD95 and ASSD run between voxel centres, the surface Dice counts area: see
+`surface_distance`. Scores of surfaces that were compared within slices have names of their own
+(`in_slices`), so that they are never averaged with those in 3-D; a slice with the class in only one
+of reference and prediction has no distance, nor has its volume.
 With an unknown spacing the scores in mm and ml are NaN whatever the status.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,38 +35,95 @@ from flexunet.evaluation import surface_distance
 
 _NAN = float("nan")
 STATUSES = ("both_present", "missed", "false_alarm", "both_empty")
-# Every number in a row of `mask_scores`, in the order of its columns.
-SCORE_NAMES = (
-    "dice", "iou", "sensitivity", "specificity", "precision", "hd95_mm", "assd_mm", "nsd",
-    "reference_ml", "predicted_ml",
-)
+OVERLAP_NAMES = ("dice", "iou", "sensitivity", "specificity", "precision")
+DISTANCE_NAMES = ("hd95_mm", "assd_mm")
+VOLUME_NAMES = ("reference_ml", "predicted_ml")
 # Contours that two experts draw of brain structures on 1 mm scans differ by about 1 mm.
-DEFAULT_TOLERANCE_MM = 1.0
+DEFAULT_TOLERANCES_MM = (1.0,)
+
+
+def checked_tolerances(tolerances_mm: Sequence[float | str]) -> tuple[float, ...]:
+  """Returns the tolerances as distinct numbers, in rising order.
+
+  Raises:
+    InputError: One is no positive number, or there is none.
+  """
+  try:
+    tolerances = tuple(sorted({float(tolerance) for tolerance in tolerances_mm}))
+  except ValueError:
+    tolerances = ()
+  if not tolerances or not all(0 < tolerance < math.inf for tolerance in tolerances):
+    raise InputError(
+        "--surface_tolerance_mm must be numbers and must be above 0, with commas between several."
+        f" Got: {','.join(map(str, tolerances_mm))!r}."
+    )
+  return tolerances
+
+
+def surface_dice_name(tolerance_mm: float) -> str:
+  """Returns the name of the surface Dice at a tolerance: `surface_dice_1mm`."""
+  return f"surface_dice_{tolerance_mm:g}mm"
+
+
+def surface_names(tolerances_mm: Sequence[float]) -> tuple[str, ...]:
+  """Returns the names of the scores of surfaces: distances, and a surface Dice per tolerance."""
+  return (*DISTANCE_NAMES, *map(surface_dice_name, tolerances_mm))
+
+
+def score_names(tolerances_mm: Sequence[float]) -> tuple[str, ...]:
+  """Returns the name of every score in a row of `mask_scores`, in the order of its columns."""
+  return (*OVERLAP_NAMES, *surface_names(tolerances_mm), *VOLUME_NAMES)
+
+
+def in_slices(surface_name: str) -> str:
+  """Returns the name of a score of surfaces compared within slices: `hd95_2d_mm`."""
+  stem, tolerance_and_unit = surface_name.rsplit("_", 1)
+  return f"{stem}_2d_{tolerance_and_unit}"
+
+
+def is_in_slices(score_name: str) -> bool:
+  """Returns whether a score is one of surfaces compared within slices."""
+  return "_2d_" in score_name
+
+
+def is_surface(score_name: str) -> bool:
+  """Returns whether a score is one of surfaces, in 3-D or within slices."""
+  return is_distance(score_name) or score_name.startswith("surface_dice_")
+
+
+def is_distance(score_name: str) -> bool:
+  """Returns whether a score is a distance in mm, which no number bounds."""
+  return score_name in (*DISTANCE_NAMES, *map(in_slices, DISTANCE_NAMES))
 
 
 def mask_scores(
     reference: np.ndarray,
     prediction: np.ndarray,
     spacing_mm: Sequence[float] | np.ndarray,
-    tolerance_mm: float = DEFAULT_TOLERANCE_MM,
+    tolerances_mm: Sequence[float] = DEFAULT_TOLERANCES_MM,
 ) -> dict[str, Any]:
   """Returns the scores of one boolean mask against another of the same shape.
 
-  Keys: `status`, `reference_pixels`, `predicted_pixels` and those of `SCORE_NAMES`. `nsd` is the
-  normalized surface Dice at `tolerance_mm`; volumes in ml need three axes.
+  Keys: `status`, `reference_pixels`, `predicted_pixels` and those of `score_names`. Volumes in ml
+  need three axes.
+
+  Args:
+    reference: Truth.
+    prediction: Of the same shape.
+    spacing_mm: One number per axis.
+    tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
 
   Raises:
-    InputError: Shapes, spacing or tolerance do not fit.
+    InputError: Shapes, spacing or tolerances do not fit.
   """
   reference, prediction = np.asarray(reference, bool), np.asarray(prediction, bool)
   spacing = surface_distance.checked_spacing(spacing_mm, reference, prediction)
-  if not tolerance_mm > 0:
-    raise InputError(f"tolerance_mm must be above 0. Got: {tolerance_mm!r}.")
+  tolerances = checked_tolerances(tolerances_mm)
   truth, claim = int(np.count_nonzero(reference)), int(np.count_nonzero(prediction))
   overlap = int(np.count_nonzero(reference & prediction))
   scores = {
       **count_scores(truth, claim, overlap, reference.size),
-      **_surface_scores(reference, prediction, spacing, tolerance_mm),
+      **_surface_scores(reference, prediction, spacing, tolerances),
   }
   voxel_ml = float(np.prod(spacing)) / 1000.0 if spacing.size == 3 else _NAN
   scores["reference_ml"] = truth * voxel_ml
@@ -102,7 +164,7 @@ def label_scores(
     prediction: np.ndarray,
     class_names: Sequence[str],
     spacing_mm: Sequence[float] | np.ndarray,
-    tolerance_mm: float = DEFAULT_TOLERANCE_MM,
+    tolerances_mm: Sequence[float] = DEFAULT_TOLERANCES_MM,
 ) -> list[dict[str, Any]]:
   """Returns one row per foreground class: `class` (its name) and the keys of `mask_scores`.
 
@@ -111,7 +173,7 @@ def label_scores(
     prediction: Class ids of the same shape.
     class_names: Names by id, background first.
     spacing_mm: One number per axis.
-    tolerance_mm: Distance up to which two surfaces agree, for the normalized surface Dice.
+    tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
 
   Raises:
     InputError: Shapes or spacing do not fit, or an id has no name.
@@ -125,23 +187,25 @@ def label_scores(
           f" Got {ids.min()}..{ids.max()}."
       )
   return [
-      {"class": name, **mask_scores(reference == i, prediction == i, spacing_mm, tolerance_mm)}
+      {"class": name, **mask_scores(reference == i, prediction == i, spacing_mm, tolerances_mm)}
       for i, name in enumerate(class_names)
       if i
   ]
 
 
 def _surface_scores(
-    reference: np.ndarray, prediction: np.ndarray, spacing: np.ndarray, tolerance_mm: float
+    reference: np.ndarray,
+    prediction: np.ndarray,
+    spacing: np.ndarray,
+    tolerances: tuple[float, ...],
 ) -> dict[str, float]:
+  names = surface_names(tolerances)
   if not np.isfinite(spacing).all():
-    return {"hd95_mm": _NAN, "assd_mm": _NAN, "nsd": _NAN}
+    return dict.fromkeys(names, _NAN)
   distances = surface_distance.surface_distances(reference, prediction, spacing)
-  if distances.defined:
-    nsd = distances.surface_dice(tolerance_mm)
-  else:  # A surface without a counterpart agrees nowhere; without any surface nothing is defined.
-    nsd = 0.0 if reference.any() or prediction.any() else _NAN
-  return {"hd95_mm": distances.hausdorff(95.0), "assd_mm": distances.average(), "nsd": nsd}
+  agreement = surface_distance.surface_agreement(reference, prediction, spacing, tolerances)
+  values = (distances.hausdorff(95.0), distances.average(), *agreement.surface_dice().tolist())
+  return dict(zip(names, values, strict=True))
 
 
 def _ratio(part: int, whole: int) -> float:

@@ -94,9 +94,9 @@ def count(amount: int, unit: str) -> str:
   return f"{amount:,} {unit}" + ("" if amount == 1 else "s")
 
 
-def interval(ends: Sequence[float] | None, digits: int = 3) -> str:
-  """Returns "0.81 to 0.89"; a dash for None."""
-  return DASH if not ends else f"{number(ends[0], digits)} to {number(ends[1], digits)}"
+def interval(ends: Mapping[str, float] | None, digits: int = 3) -> str:
+  """Returns "0.81 to 0.89" of `low` and `high`; a dash for None."""
+  return DASH if not ends else f"{number(ends['low'], digits)} to {number(ends['high'], digits)}"
 
 
 def table(

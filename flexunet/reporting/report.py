@@ -17,7 +17,7 @@ from typing import Any
 from flexunet import config, run_folder
 from flexunet.core import files
 from flexunet.core.errors import InputError
-from flexunet.evaluation import examples
+from flexunet.evaluation import examples, summary
 from flexunet.reporting import html_parts as page
 from flexunet.reporting import results_section, training_section
 
@@ -42,12 +42,14 @@ def render(run: run_folder.RunFolder) -> str:
   """
   run_config = run.read_config()
   manifest = _read_json(run.manifest_json)
-  evaluations = _least_seen_first(_read_json(run.metrics_json), run_config.data)
+  stored = _least_seen_first(_read_json(run.metrics_json), run_config.data)
+  evaluations = {split: entry for split, entry in stored.items() if summary.is_current(entry)}
   model_sha256 = files.sha256_of(run.model_keras) if run.model_keras.is_file() else None
   headline = next(iter(evaluations), None)
   top = results_section.tiles(headline, evaluations[headline]) if headline else ""
   top += results_section.caveat_box(
       results_section.caveats(evaluations, run_config, model_sha256)
+      + results_section.left_out(set(stored) - set(evaluations))
   )
   model = run_config.model
   size = " × ".join(str(edge) for edge in model.image_size or ("any", "any"))

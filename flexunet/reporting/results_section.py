@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,16 @@ from flexunet.reporting import html_parts as page
 
 _HD95 = (
     "95th percentile of the distances between the two surfaces, in millimetres, the larger of both"
-    " directions. Not defined where truth or prediction is empty, or the spacing is unknown."
+    " directions. Distances run between the centres of surface voxels, each counted once. Not"
+    " defined where truth or prediction is empty, or the spacing is unknown."
+)
+_SURFACE_DICE = (
+    "Share of the {} of both surfaces that lies within {} mm of the other one, after Nikolov et al."
+    " 2018. A surface without a counterpart counts as 0."
+)
+_IN_SLICES = (
+    "Only of volumes with gaps between slices or with a single slice. Not defined where a slice has"
+    " the class in only one of truth and prediction: such a slice has no distance."
 )
 # How each score of `cases.csv` is written in a heading, and what it means.
 SCORES: dict[str, tuple[str, str]] = {
@@ -34,15 +44,15 @@ SCORES: dict[str, tuple[str, str]] = {
         "Share of the pixels outside the class that were not predicted as it.",
     ),
     "hd95_mm": ("HD95 (mm)", _HD95),
+    "hd95_2d_mm": ("HD95 in slices (mm)", "As HD95, of all slices together. " + _IN_SLICES),
     "assd_mm": (
         "ASSD (mm)",
-        "Average symmetric distance between the two surfaces, in millimetres.",
+        "Average symmetric distance between the two surfaces, in millimetres, between the centres"
+        " of surface voxels like HD95.",
     ),
-    "nsd": (
-        "Surface Dice",
-        "Share of both surfaces that lies within the surface tolerance of the other one.",
-    ),
+    "assd_2d_mm": ("ASSD in slices (mm)", "As ASSD, of all slices together. " + _IN_SLICES),
 }
+_SURFACE_DICE_NAME = re.compile(r"surface_dice_(2d_)?(.+)mm")
 _PRESENCE = {
     "both_present": "present and predicted",
     "missed": "present, not predicted",
@@ -55,7 +65,17 @@ _SUBJECTS_SHOWN = 60
 
 def label_of(score: str) -> str:
   """Returns how a score is written in a heading."""
-  return SCORES[score][0] if score in SCORES else score.replace("_", " ")
+  known = _named(score)
+  return known[0] if known else score.replace("_", " ")
+
+
+def _named(score: str) -> tuple[str, str] | None:
+  """Returns heading and meaning of a score; None for what is no score."""
+  if surface := _SURFACE_DICE_NAME.fullmatch(score):
+    flat, tolerance = surface.groups()
+    heading = f"Surface Dice{' in slices' if flat else ''}, {tolerance} mm"
+    return heading, _SURFACE_DICE.format("length, within slices," if flat else "area", tolerance)
+  return SCORES.get(score)
 
 
 def tiles(split: str, figures: Mapping[str, Any]) -> str:
@@ -67,19 +87,22 @@ def tiles(split: str, figures: Mapping[str, Any]) -> str:
   """
   overall, evaluated = figures["foreground_dice"], figures["evaluated"]
   ci95 = overall["ci95"]
-  spread = f"95 % interval {page.interval(ci95)}" if ci95 else "too few subjects for an interval"
+  spread = f"95 % interval {page.interval(ci95)}" if ci95 else "no interval"
   volumes = page.count(overall["n"], "volume")
+  spread += "" if not ci95 else f" of {page.count(ci95['n'], 'subject')}"
   worst, best = page.number(overall["min"]), page.number(overall["max"])
   entries = [
       (f"Mean foreground Dice, {page.text(split)}", page.number(overall["mean"]),
        f"{volumes}; {spread}"),
       ("Median Dice", page.number(overall["median"]), f"worst {worst}, best {best}"),
   ]  # fmt: skip
-  medians = [entry["hd95_mm"]["median"] for entry in figures["per_class"].values()
-             if "hd95_mm" in entry]  # fmt: skip
-  if known := [value for value in medians if value is not None]:
-    what = "median over the volumes" + (", of the worst class" if len(medians) > 1 else "")
-    entries.append(("HD95", f"{max(known):.1f} mm", what))
+  for score, what in (("hd95_mm", "HD95"), ("hd95_2d_mm", "HD95 in slices")):
+    medians = [entry[score] for entry in figures["per_class"].values() if score in entry]
+    if known := [one for one in medians if one["median"] is not None]:
+      worst_class = max(known, key=lambda one: one["median"])
+      note = "median over the volumes" + (", of the worst class" if len(medians) > 1 else "")
+      none = f"; none in {worst_class['n_undefined']}" if worst_class["n_undefined"] else ""
+      entries.append((what, f"{worst_class['median']:.1f} mm", note + none))
   counts = ", ".join(page.count(evaluated[f"{unit}s"], unit) for unit in ("volume", "slice"))
   entries.append(("Subjects", page.number(evaluated["subjects"]), counts))
   return '<div class="tiles">' + "".join(
@@ -110,13 +133,23 @@ def caveats(
   for split, figures in evaluations.items():
     evaluated = figures["evaluated"]
     sentences = _people_caveats(split, evaluated, run_config.data)
-    sentences += _volume_caveats(evaluated, figures["foreground_dice"]["n_empty"])
+    sentences += _volume_caveats(figures)
+    sentences += [page.text(warning) for warning in evaluated["warnings"]]
     if evaluated["fingerprint"] != run_config.dataset_facts.fingerprint:
       sentences.append("evaluated on other records than the run was trained on.")
     if model_sha256 and evaluated["model_sha256"] != model_sha256:
       sentences.append("evaluated with an earlier checkpoint of this run. Evaluate again.")
     found += [f"<b>{page.text(split)}</b>: {sentence}" for sentence in sentences]
   return found
+
+
+def left_out(splits: Collection[str]) -> list[str]:
+  """Returns a sentence (HTML) for each split whose stored scores cannot be shown."""
+  return [
+      f"<b>{page.text(split)}</b>: its scores were written by another version of FlexUNet and are"
+      " not shown. Evaluate again."
+      for split in sorted(splits)
+  ]
 
 
 def _people_caveats(
@@ -127,8 +160,8 @@ def _people_caveats(
   sentences = []
   if evaluated["subjects"] < _FEW_SUBJECTS:
     sentences.append(
-        f"only {subjects}. The figures may be quite different for other people; with so few, even"
-        " the interval is too narrow."
+        f"only {subjects}. The figures may be quite different for other people; no interval shows a"
+        " failure that none of these few has."
     )
   if split == data.validation_split:
     sentences.append("it chose the best checkpoint, so its figures are optimistic.")
@@ -142,18 +175,25 @@ def _people_caveats(
   return sentences
 
 
-def _volume_caveats(evaluated: Mapping[str, Any], empty: int) -> list[str]:
+def _volume_caveats(figures: Mapping[str, Any]) -> list[str]:
   """Returns which volumes have no Dice or no distances."""
+  evaluated, empty = figures["evaluated"], figures["foreground_dice"]["n_empty"]
   volumes = page.count(evaluated["volumes"], "volume")
   sentences = []
   if empty:
     sentences.append(
         f"{empty} of {volumes} empty in truth and prediction: no Dice, not part of its means."
     )
-  if flat := evaluated.get("volumes_with_2d_distances"):
+  if flat := evaluated["volumes_with_2d_distances"]:
+    missed, false_alarms = (
+        sum(entry[f"slices_{kind}"] for entry in figures["per_class"].values())
+        for kind in ("missed", "false_alarm")
+    )
     sentences.append(
-        f"{flat} of {volumes} with gaps between slices, or with a single slice: surface distances"
-        " are measured within slices."
+        f"{flat} of {volumes} with gaps between slices, or with a single slice: surfaces are"
+        " compared within slices, in figures of their own. There a class was missed in a slice"
+        f" {page.count(missed, 'time')}, and found in a slice without it"
+        f" {page.count(false_alarms, 'time')}; a volume with such a slice has no distance."
     )
   if unknown := evaluated.get("volumes_without_spacing"):
     sentences.append(
@@ -195,14 +235,16 @@ def split_section(
 
 
 def _dice_table(per_class: Mapping[str, Any], named: Mapping[str, str]) -> str:
-  headers = ["Class", "Mean Dice", "95 % interval", "Median", "SD", "Min", "Max", "Volumes"]
+  headers = ["Class", "Mean Dice", "95 % interval", "of subjects"]
+  headers += ["Median", "SD", "Min", "Max", "Volumes", "Empty"]
   rows = []
   for name, entry in per_class.items():
     dice = entry["dice"]
     spread = [page.number(dice[key]) for key in ("median", "sd", "min", "max", "n", "n_empty")]
     mean = f"<b>{page.number(dice['mean'])}</b>"
-    rows.append([named[name], mean, page.interval(dice["ci95"]), *spread])
-  return page.table([*headers, "Empty"], rows)
+    subjects = str(dice["ci95"]["n"]) if dice["ci95"] else page.DASH
+    rows.append([named[name], mean, page.interval(dice["ci95"]), subjects, *spread])
+  return page.table(headers, rows)
 
 
 def _score_table(per_class: Mapping[str, Any], named: Mapping[str, str]) -> str:
@@ -210,7 +252,7 @@ def _score_table(per_class: Mapping[str, Any], named: Mapping[str, str]) -> str:
   entries = list(per_class.values())
   scores = [
       score for score in entries[0]
-      if score not in ("dice", "presence") and any(entry[score]["n"] for entry in entries)
+      if score != "dice" and _named(score) and any(entry[score]["n"] for entry in entries)
   ]  # fmt: skip
   if not any(entry["presence"]["false_alarm"] for entry in entries):
     # The same figures as those of Dice.
@@ -218,11 +260,14 @@ def _score_table(per_class: Mapping[str, Any], named: Mapping[str, str]) -> str:
   if not scores:
     return ""
   rows = [
-      [named[name], *(_mean_and_sd(entry[score], _digits(score)) for score in scores)]
+      [named[name], *(_score_cell(entry[score], _digits(score)) for score in scores)]
       for name, entry in per_class.items()
   ]
   table = page.table(["Class", *(page.text(label_of(score)) for score in scores)], rows)
-  note = "Mean ± standard deviation over the volumes that have a value."
+  note = (
+      "Mean ± standard deviation over the volumes that have a value; below it the 95 % interval,"
+      " and how many volumes have a value and how many none."
+  )
   return f'{table}<p class="note">{note}</p>'
 
 
@@ -255,9 +300,15 @@ def _distribution(cases: Sequence[Mapping[str, Any]], colors: Mapping[str, str])
   )
 
 
-def _mean_and_sd(entry: Mapping[str, Any], digits: int) -> str:
+def _score_cell(entry: Mapping[str, Any], digits: int) -> str:
+  """Returns mean and spread of a score, below them its interval and the volumes it is of."""
   mean = page.number(entry["mean"], digits)
-  return mean if entry["sd"] is None else f"{mean} ± {page.number(entry['sd'], digits)}"
+  spread = mean if entry["sd"] is None else f"{mean} ± {page.number(entry['sd'], digits)}"
+  below = [page.interval(entry["ci95"], digits)] if entry["ci95"] else []
+  below.append(f"n {entry['n']}")
+  if entry["n_undefined"]:
+    below.append(f"none in {entry['n_undefined']}")
+  return f'{spread}<br><span class="soft">{"; ".join(below)}</span>'
 
 
 def _digits(score: str) -> int:
@@ -362,12 +413,11 @@ def figure_definitions(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
     return ""
   figures = next(iter(evaluations.values()))
   scores = next(iter(figures["per_class"].values()))
-  entries = [SCORES[name] for name in scores if name in SCORES]
+  entries = [known for name in scores if (known := _named(name))]
   entries += [
       ("Foreground Dice", summary.FOREGROUND_RULE),
       ("95 % interval", summary.INTERVAL_RULE),
       ("Empty", "Volumes in which the class is empty in truth and in the prediction."),
-      ("Surface tolerance", f"{figures['evaluated']['surface_tolerance_mm']:g} mm."),
       ("dice_coef_multiclass", summary.PUBLISHED_RULE),
       (page.DASH, "Not defined."),
   ]

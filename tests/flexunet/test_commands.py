@@ -163,7 +163,7 @@ def test_what_is_wrong_with_a_path_or_a_flag_is_said_before_tensorflow_is_loaded
     ("words", "message"),
     [
         (("evaluate", "--split=tset"), "Did you mean 'test'"),
-        (("evaluate", "--surface_tolerance_mm=0"), "must be above 0"),
+        (("evaluate", "--surface_tolerance_mm=1,0"), "must be above 0"),
         (("predict", "--input={root}/none", "--output_dir={root}/out"), "--input"),
         (("predict", "--input={root}", "--output_dir={root}/file"), "--output_dir"),
     ],

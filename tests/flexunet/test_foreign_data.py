@@ -69,7 +69,7 @@ def test_another_dataset_trains_and_is_scored_under_its_own_names(foreign, tmp_p
   made = run(foreign, tmp_path / "run", model, resize_mode="pad", **KEYS)
   names = made.read_config().dataset_facts.label_scheme.names
   assert names == ["background", "class_1", "class_2"]
-  figures = evaluate.evaluate(made, ["validation"], tolerance_mm=1.0, show_progress=False)
+  figures = evaluate.evaluate(made, ["validation"], tolerances_mm=[1.0], show_progress=False)
   assert figures["validation"]["evaluated"]["volumes"] == 6  # Every record is one alone.
   assert json.loads(made.metrics_json.read_text())["validation"]["foreground_dice"] is not None
 
@@ -89,7 +89,7 @@ def test_a_run_on_a_fold_is_scored_on_the_subjects_of_that_fold(tmp_path):
       tmp_path / "data", {"train": slices("abc", 0), "validation": slices("de", 40)}
   )
   made = run(folder, tmp_path / "run", fold=1)
-  figures = evaluate.evaluate(made, ["validation"], tolerance_mm=1.0, show_progress=False)
+  figures = evaluate.evaluate(made, ["validation"], tolerances_mm=[1.0], show_progress=False)
   # Fold 1 holds b of the first split and e of the second.
   assert {row["subject"] for row in figures["validation"]["per_subject"]} == {"b", "e"}
   assert figures["validation"]["evaluated"]["subjects_also_trained_on"] == 0

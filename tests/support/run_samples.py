@@ -70,6 +70,10 @@ def row(subject: str, class_name: str, dice: float, truth: int = 9, found: int =
       "class": class_name,
       "dice": dice,
       "hd95_mm": 2.0,
+      "surface_dice_1mm": 0.75,
+      "distances": "3d",
+      "slices_missed": 0,
+      "slices_false_alarm": 0,
       "status": case_status(truth, found),
   }
 
@@ -94,11 +98,12 @@ def evaluated_run(path, subjects: int = 4) -> run_folder.RunFolder:
       own[1].update(dice=float("nan"), hd95_mm=float("nan"), status="both_empty")
     rows += own
     keeper.offer(_example(own, generator))
-  figures = summary.summarize(rows, NAMES, ["dice", "hd95_mm"])
+  figures = summary.summarize(rows, NAMES, ["dice", "hd95_mm", "surface_dice_1mm"])
   figures["published"] = {"dice_coef_multiclass": 0.9987, "pixel_accuracy": 0.9979}
   figures["evaluated"] = {
       "split": "test", "subjects": subjects, "volumes": subjects, "slices": 31 * subjects,
-      "fingerprint": "f" * 16, "model_sha256": "0" * 64, "surface_tolerance_mm": 1.0,
+      "fingerprint": "f" * 16, "model_sha256": "0" * 64, "surface_tolerances_mm": [1.0],
+      "warnings": ["surface Dice at 1 mm: the tolerance is below the voxel size"],
       "subjects_also_trained_on": 0, "volumes_with_2d_distances": 0, "volumes_without_spacing": 1,
       "dataset_splits": {"test": {"subjects": subjects, "volumes": subjects, "slices": 124}},
   }  # fmt: skip

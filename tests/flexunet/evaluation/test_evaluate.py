@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import run_samples
 
+from flexunet import evaluate as program
 from flexunet import run_folder
 from flexunet.core.errors import InputError
 from flexunet.evaluation import evaluate, labelled_volumes
@@ -134,6 +135,31 @@ def test_cases_have_a_row_for_each_volume_and_class_with_empty_cells_for_nothing
   assert rows[-1]["status"] == "both_empty"
 
 
+def test_each_tolerance_has_its_figure_column_and_place_in_the_report(run, data_dir):
+  figures = scores_of(run, ["test"], data_dir, tolerances_mm=[3, 1, 2.5])["test"]
+  names = [f"surface_dice_{kind}{number}mm" for kind in ("", "2d_") for number in (1, 2.5, 3)]
+  assert [name for name in figures["per_class"]["dim"] if "surface" in name] == names
+  assert figures["per_class"]["dim"]["surface_dice_2.5mm"]["mean"] == 1.0
+  assert figures["evaluated"]["surface_tolerances_mm"] == [1, 2.5, 3]
+  with open(run.cases_csv, newline="") as stream:
+    columns = csv.DictReader(stream).fieldnames
+  assert [name for name in columns if "surface" in name] == names
+  report = run.report_html.read_text()
+  assert "Surface Dice, 2.5 mm" in report and "lies within 3 mm" in report
+  assert "between the centres of surface voxels" in report
+
+
+def test_a_tolerance_below_the_voxel_is_a_warning_everywhere(run, data_dir, capsys):
+  # Voxels of the test split are 2 x 1 x 0.5 mm.
+  figures = scores_of(run, ["test"], data_dir, tolerances_mm=[1, 2])["test"]
+  (warning,) = figures["evaluated"]["warnings"]
+  assert warning.startswith("surface Dice at 1 mm: the tolerance is below the voxel size")
+  assert "up to 2 mm, of 3 of 3 volumes" in warning
+  assert warning in run.report_html.read_text() and warning in run.metrics_json.read_text()
+  assert f"warning: test: {warning}" in capsys.readouterr().err
+  assert not scores_of(run, ["test"], data_dir, tolerances_mm=[2])["test"]["evaluated"]["warnings"]
+
+
 def test_splits_evaluated_before_are_kept_and_one_evaluated_again_is_replaced(run, data_dir):
   scores_of(run, ["validation"], data_dir)
   scores_of(run, ["test"], data_dir)
@@ -146,6 +172,15 @@ def test_splits_evaluated_before_are_kept_and_one_evaluated_again_is_replaced(ru
   names = sorted(path.name for path in run.evaluation.iterdir())
   assert names == ["cases.csv", "examples_test.npz", "examples_validation.npz", "metrics.json"]
   assert "Results on validation" in run.report_html.read_text()
+
+
+def test_figures_of_an_earlier_form_do_not_stay_beside_new_ones(run, data_dir):
+  scores_of(run, ["validation"], data_dir)
+  metrics = json.loads(run.metrics_json.read_text())
+  del metrics["validation"]["form"]
+  run_samples.write_json(run.metrics_json, metrics)
+  scores_of(run, ["test"], data_dir)
+  assert set(json.loads(run.metrics_json.read_text())) == {"test"}
 
 
 def test_no_file_tells_where_it_was_made(run, data_dir):
@@ -198,7 +233,7 @@ def square(top: int, left: int, size: int = 3, shape=(12, 10)) -> np.ndarray:
 
 
 def score(truth: labelled_volumes.LabelledVolume, found) -> dict:
-  return evaluate.score_volume(truth, found, ["background", "x"], 1.0)[0]
+  return evaluate.score_volume(truth, found, ["background", "x"], [1.0])[0]
 
 
 def test_a_gapless_volume_is_measured_in_three_dimensions():
@@ -223,7 +258,7 @@ def test_otherwise_distances_are_within_slices(made):
   row = score(truth, [square(2, 4), square(5, 5)])
   assert row["distances"] == "2d"
   # In the first slice the outlines lie 2 pixels of 1 mm apart at most, in the second 0.
-  assert row["hd95_mm"] == 2.0
+  assert row["hd95_2d_mm"] == 2.0 and math.isnan(row["hd95_mm"])
   assert row["dice"] == (2 * (3 + 9)) / (4 * 9)
 
 
@@ -231,14 +266,62 @@ def test_slices_of_two_sizes_are_scored_together():
   truth = volume([square(2, 2), square(2, 2, shape=(9, 14))])
   row = score(truth, [square(2, 2), square(0, 0, 0, shape=(9, 14))])
   assert row["distances"] == "2d" and row["dice"] == 2 * 9 / (9 + 18)
-  # Eight surface pixels on each side of the first slice agree; the second has eight alone.
-  assert row["nsd"] == (8 + 8) / (8 + 8 + 8)
+  # The outlines of the first slice agree, that of the second is alone; all are equally long.
+  assert row["surface_dice_2d_1mm"] == pytest.approx(2 / 3)
+  assert math.isnan(row["surface_dice_1mm"])
+
+
+def test_missed_slices_leave_no_distance_within_slices():
+  # Nine of ten slices are missed; the one that was found fits to the pixel: no distance of 0.
+  nothing = square(0, 0, 0)
+  truth = volume([square(2, 2)] * 10, slice_index=range(0, 20, 2))
+  row = score(truth, [square(2, 2)] + [nothing] * 9)
+  assert math.isnan(row["hd95_2d_mm"]) and math.isnan(row["assd_2d_mm"])
+  assert (row["slices_missed"], row["slices_false_alarm"]) == (9, 0)
+  # All outlines are equally long; of 10 true and 1 predicted one, 2 agree.
+  assert row["surface_dice_2d_1mm"] == pytest.approx(2 / 11)
+  back = score(volume([square(2, 2)] + [nothing] * 9, slice_index=range(0, 20, 2)), truth.labels)
+  assert math.isnan(back["hd95_2d_mm"])
+  assert (back["slices_missed"], back["slices_false_alarm"]) == (0, 9)
+
+
+def test_slices_in_which_the_class_is_in_neither_take_no_distance_away():
+  nothing = square(0, 0, 0)
+  row = score(volume([square(2, 2), nothing], slice_index=[0, 2]), [square(2, 3), nothing])
+  assert row["hd95_2d_mm"] == 1.0 and row["slices_missed"] == 0
+
+
+def test_distances_in_slices_are_not_averaged_with_those_in_three_dimensions(run, tmp_path):
+  # A is gapless; of B every other slice was kept, and of its first one the label is gone.
+  sparse = [record for record in records("B", 5) if record["slice_index"] % 2 == 0]
+  sparse[-1] = {**sparse[-1], "label": sparse[-1]["label"] * 0}
+  dataset_samples.write_dataset(tmp_path, {"train": records("T", 1),
+                                           "test": records("A", 3) + sparse})  # fmt: skip
+  figures = scores_of(run, ["test"], tmp_path)["test"]
+  assert figures["evaluated"]["volumes_with_2d_distances"] == 1
+  solid, flat = (figures["per_class"]["dim"][name] for name in ("hd95_mm", "hd95_2d_mm"))
+  assert (solid["n"], solid["n_undefined"], solid["mean"]) == (1, 0, 0.0)
+  assert (flat["n"], flat["n_undefined"], flat["mean"]) == (0, 1, None)
+  assert figures["per_class"]["dim"]["slices_false_alarm"] == 1
+  report = run.report_html.read_text()
+  assert "1 of 2 volumes with gaps between slices" in report
+  # Once for each of the two classes.
+  assert "missed in a slice 0 times, and found in a slice without it 2 times" in report
+  shown = program.scores_text("test", figures)
+  assert "surfaces in 3-D: 1 volume\n" in shown and "within slices: 1 volume\n" in shown
 
 
 def test_without_a_spacing_there_are_overlaps_but_no_distances():
   row = score(volume([square(2, 2)] * 2, spacing_mm=(math.nan, math.nan)), [square(2, 2)] * 2)
   assert row["distances"] == "none" and row["dice"] == 1.0
-  assert all(math.isnan(row[name]) for name in ("hd95_mm", "assd_mm", "nsd", "reference_ml"))
+  names = ("hd95_mm", "assd_mm", "surface_dice_1mm", "reference_ml")
+  assert all(math.isnan(row[name]) for name in names)
+
+
+def test_the_voxel_size_is_that_of_the_axes_in_which_surfaces_are_compared():
+  assert volume([square(2, 2)] * 2).axes_mm == (3.0, 1.0, 1.0)
+  assert volume([square(2, 2)] * 2, slice_index=[0, 2]).axes_mm == (1.0, 1.0)
+  assert volume([square(2, 2)], spacing_mm=(math.nan, math.nan)).axes_mm == ()
 
 
 def test_a_label_beyond_the_classes_of_the_run_is_refused():

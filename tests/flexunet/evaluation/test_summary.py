@@ -78,25 +78,56 @@ def test_the_spread_of_a_single_value_is_not_defined():
   assert math.isnan(summary.statistics([0.5])["sd"])
 
 
-def test_the_interval_resamples_subjects_not_volumes():
-  # Ten volumes each of three subjects: volumes alone would claim a narrow interval.
-  values = [0.2] * 10 + [0.5] * 10 + [0.8] * 10
-  by_subject = summary.subject_interval(values, ["A"] * 10 + ["B"] * 10 + ["C"] * 10)
-  by_volume = summary.subject_interval(values, [str(k) for k in range(30)])
-  # One draw in 27 is three times the worst subject: beyond 2.5 %, so the interval reaches it.
-  assert by_subject == pytest.approx((0.2, 0.8))
-  assert by_volume[1] - by_volume[0] < 0.25
+def test_the_interval_counts_subjects_not_volumes():
+  # Four volumes each of six subjects, all alike: volumes alone would claim a narrow interval.
+  subjects = [0.2, 0.3, 0.5, 0.6, 0.8, 0.9]
+  one = summary.subject_interval(subjects, list("ABCDEF"))
+  four = summary.subject_interval(subjects * 4, list("ABCDEF") * 4)
+  assert (four["low"], four["high"]) == pytest.approx((one["low"], one["high"]))
+  assert one["n"] == four["n"] == 6
+  single = summary.subject_interval(subjects * 4, [str(k) for k in range(24)])
+  assert single["high"] - single["low"] < 0.6 * (one["high"] - one["low"])
 
 
-def test_no_interval_from_two_subjects():
-  assert summary.subject_interval([0.1, 0.9, NAN], ["A", "B", "C"]) is None
+def test_the_interval_is_no_minimum_and_maximum_and_stays_within_the_possible():
+  # Of three subjects there was one: their minimum and maximum.
+  assert summary.subject_interval([0.5, 0.7, 0.9], list("ABC")) is None
+  values = [0.1, 0.9, 0.95, 0.97, 0.99]
+  found = summary.subject_interval(values, list("ABCDE"))
+  assert 0 <= found["low"] < np.mean(values) < found["high"] <= 1
+  # One in five failed: others may fare much worse than these, but hardly better.
+  assert np.mean(values) - found["low"] > 2 * (found["high"] - np.mean(values))
+  millimetres = summary.subject_interval([1.0, 9.0, 3.0, 4.0, 2.0], list("ABCDE"), math.inf)
+  assert millimetres["low"] >= 0 and millimetres["high"] > 6
 
 
-def test_the_interval_is_the_same_each_time():
-  values, subjects = [0.3, 0.5, 0.6, 0.9], ["A", "B", "C", "D"]
-  first = summary.subject_interval(values, subjects)
-  assert first == summary.subject_interval(values, subjects)
-  assert first[0] < np.mean(values) < first[1]
+@pytest.mark.parametrize(
+    ("values", "subjects"),
+    [
+        ([0.1, 0.9, 0.5, 0.6, NAN], "ABCDE"),  # Four have a value.
+        ([0.4] * 6, "ABCDEF"),  # All alike.
+        ([0.1] * 40 + [0.5, 0.6, 0.7, 0.8], "A" * 40 + "BCDE"),  # One has nearly all volumes.
+    ],
+)
+def test_there_is_no_interval_where_the_spread_is_unknown(values, subjects):
+  assert summary.subject_interval(values, list(subjects)) is None
+
+
+def test_the_interval_says_what_it_is():
+  found = summary.subject_interval([0.3, 0.5, 0.6, 0.9, 0.8], list("ABCDE"))
+  assert found["level"] == 0.95 and found["n"] == 5 and "Student" in found["method"]
+
+
+def test_every_score_has_its_interval_and_says_how_many_volumes_have_none():
+  rows = [run_samples.row(name, NAMES[0], 0.5 + 0.05 * k) for k, name in enumerate("ABCDEFG")]
+  for k, row in enumerate(rows):
+    row["hd95_mm"] = 1.0 + k
+  rows[6].update(hd95_mm=NAN, dice=0.0, status="missed")
+  entry = summary.summarize(rows, NAMES[:1], ["dice", "hd95_mm"])["per_class"][NAMES[0]]
+  assert (entry["hd95_mm"]["n"], entry["hd95_mm"]["n_undefined"]) == (6, 1)
+  assert entry["hd95_mm"]["ci95"]["n"] == 6 and entry["hd95_mm"]["ci95"]["high"] > 1
+  assert (entry["dice"]["n_undefined"], entry["dice"]["ci95"]["n"]) == (0, 7)
+  assert entry["dice_where_present"]["ci95"]["n"] == 7
 
 
 def test_strict_values_are_json_without_nan():

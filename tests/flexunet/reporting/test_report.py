@@ -158,6 +158,15 @@ def test_few_subjects_and_missing_spacing_are_said_before_the_figures(page):
   assert "1 of 4 volumes without a known spacing" in page
 
 
+def test_each_score_stands_beside_its_interval_and_the_volumes_without_one(tmp_path):
+  text = report.render(run_samples.evaluated_run(tmp_path / "run", subjects=6))
+  entry = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())["test"]["per_class"]
+  dice = entry["grey_matter"]["dice"]["ci95"]
+  assert f"{dice['low']:.3f} to {dice['high']:.3f}" in text
+  assert "n 5; none in 1" in text  # The distances of the lesion.
+  assert "Simulated coverage" in text
+
+
 def test_worst_and_best_cases_show_four_images_each(page):
   assert page.index("Worst cases") < page.index("Best cases")
   assert page.count("<img ") == 4 * 4
@@ -206,6 +215,16 @@ def test_the_split_that_training_has_seen_least_of_comes_first(tmp_path):
   assert "Mean foreground Dice, test" in text
   places = [text.index(f'id="results-{split}"') for split in splits]
   assert places == sorted(places, reverse=True)
+
+
+@pytest.mark.parametrize("entry", [{"foreground_dice": {"mean": 0.5}}, {"form": 1}, None])
+def test_scores_of_another_form_are_left_out_and_named(tmp_path, entry):
+  run = run_samples.evaluated_run(tmp_path / "run")
+  figures = json.loads(run.metrics_json.read_text())
+  run_samples.write_json(run.metrics_json, {**figures, "train": entry})
+  text = report.render(run)
+  assert "<b>train</b>: its scores were written by another version" in text
+  assert "Results on test" in text and "Results on train" not in text
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

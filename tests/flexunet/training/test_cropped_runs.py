@@ -161,7 +161,7 @@ def test_trained_evaluated_and_predicted_with_cropping(tmp_path, capsys):
   run, rows = trainer.fit(longer.config, tmp_path / "run", longer.data, resume=True)
   assert len(rows) == 12 and run.report_html.is_file()
 
-  figures = evaluate.evaluate(run, ["test"], tolerance_mm=1.0, show_progress=False)
+  figures = evaluate.evaluate(run, ["test"], tolerances_mm=[1.0], show_progress=False)
   predictor = Predictor(load_model(run), run.read_config())
   found = scans.find(tmp_path / "e.nii.gz", tmp_path / "out", volumes_first=True)
   outputs = files.Outputs(folder=tmp_path / "out", probabilities=True)
@@ -174,7 +174,7 @@ def test_trained_evaluated_and_predicted_with_cropping(tmp_path, capsys):
   assert label.shape == wanted.shape == (50, 61, 4)
   # What evaluation says of the full frame is what the files say.
   names = dataset_samples.NAMES
-  expected = label_scores(wanted, label, names, (1.0, 1.0, 2.0), 1.0)
+  expected = label_scores(wanted, label, names, (1.0, 1.0, 2.0), [1.0])
   with open(run.cases_csv, newline="") as stream:
     cases = {row["class"]: row for row in csv.DictReader(stream)}
   for row in expected:
