@@ -35,6 +35,19 @@ class PictureHeader:
   format: str
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class IndexedImage:
+  """An image that stores positions in a palette of its own.
+
+  Attributes:
+    indices: uint8 [H, W].
+    palette: uint8 [256, 3], RGB; black beyond the entries of the file.
+  """
+
+  indices: np.ndarray
+  palette: np.ndarray
+
+
 def is_picture(path: str | os.PathLike) -> bool:
   """Returns by its suffix, in any case, whether a file is an image this package reads."""
   return pathlib.PurePath(path).suffix.lower() in SUFFIXES
@@ -68,6 +81,21 @@ def read_rgb(path: str | os.PathLike) -> np.ndarray:
   """Reads an image as uint8 [H, W, 3]; grey is repeated."""
   pixels = _decode(path)
   return np.repeat(pixels[..., None], 3, axis=-1) if pixels.ndim == 2 else pixels
+
+
+def read_indexed(path: str | os.PathLike) -> IndexedImage | None:
+  """Reads what a palette image stores, before colours are looked up; None for other images."""
+  with _opened(path) as picture:
+    if picture.mode != "P":
+      return None
+    try:
+      indices = np.asarray(picture)
+      entries = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    except _DECODE_ERRORS as error:
+      raise _unreadable(path, error) from error
+  palette = np.zeros((256, 3), np.uint8)
+  palette[: len(entries)] = entries[:256]
+  return IndexedImage(indices, palette)
 
 
 def _decode(path) -> np.ndarray:
