@@ -102,6 +102,29 @@ def test_a_header_that_declares_eight_gigabytes_is_refused_before_they_are_taken
   assert scan.stem in refusal(dataset, raw, tmp_path)
 
 
+@pytest.mark.parametrize("dataset", VOLUMES)
+def test_a_scan_of_nothing_but_zero_is_refused_by_name(dataset, tmp_path):
+  raw, _ = raw_and_scan(dataset, tmp_path)
+  [scan, *_] = sorted(p for p in raw.rglob(ALL[dataset][1]) if "LesionSeg" not in p.name)
+  data = bytearray(scan.read_bytes())
+  start = 352 if scan.suffix == ".nii" else 0  # Where the voxels begin.
+  data[start:] = bytes(len(data) - start)
+  scan.write_bytes(data)
+  message = refusal(dataset, raw, tmp_path)
+  assert scan.name in message and "all its voxels are zero" in message
+
+
+@pytest.mark.parametrize("dataset", ["brain_ich_ct", "brain_stroke_ct"])
+def test_an_image_that_is_shown_turned_is_refused_by_name(dataset, tmp_path):
+  raw, scan = raw_and_scan(dataset, tmp_path)
+  exif = Image.Exif()
+  exif[0x0112] = 6  # Turned by a quarter.
+  with Image.open(scan) as image:
+    image.copy().save(scan, exif=exif)
+  message = refusal(dataset, raw, tmp_path)
+  assert scan.name in message and "EXIF orientation" in message
+
+
 @pytest.mark.parametrize("dataset", PICTURES)
 @pytest.mark.parametrize(
     ("pixels", "what"),

@@ -367,6 +367,18 @@ def test_a_class_that_a_split_lacks_is_named(tmp_path):
       "Class ischemic occurs in train, but not in validation, test."]
 
 
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_a_turned_image_or_mask_is_refused(tmp_path, kind):
+  raw = write_tree(tmp_path / "raw")
+  path = raw / "train" / kind / "1001_9.png"
+  exif = Image.Exif()
+  exif[0x0112] = 6  # Turned by a quarter.
+  with Image.open(path) as image:
+    image.copy().save(path, exif=exif)
+  with pytest.raises(InputError, match=rf"{kind}/1001_9\.png: its EXIF orientation must be 1"):
+    build(raw, tmp_path / "out")
+
+
 def _alone(raw):
   (raw / "train" / "masks" / "1001_9.png").unlink()
 
