@@ -23,7 +23,7 @@ import zlib
 import nibabel as nib
 import numpy as np
 
-from flexunet.core.errors import InputError
+from flexunet.core.errors import InputError, missing_file
 from flexunet.imaging import intensity
 from flexunet.imaging.volume import Volume, VolumeHeader, axis_codes_of, spacing_of
 
@@ -146,11 +146,13 @@ def files_of(path: str | os.PathLike) -> tuple[pathlib.Path, pathlib.Path]:
         f"{path}: not a volume. Expected .nii, .nii.gz, or a pair .hdr + .img (also .gz)."
     )
   if not path.is_file():
-    raise InputError(f"{path}: there is no such file.")
+    raise missing_file(path)
   kind = suffix[:4]
   if kind == ".nii":
     return path, path
   twin = _find_twin(path, suffix, _TWIN[kind])
+  if not twin.is_file():
+    raise missing_file(twin)
   return (path, twin) if kind == ".hdr" else (twin, path)
 
 

@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image
 
-from flexunet.core.errors import InputError
+from flexunet.core.errors import InputError, missing_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 # A radiograph has 10 million pixels. More than this is a decompression bomb or no slice.
@@ -122,7 +122,9 @@ def _decodable(path) -> Iterator[Image.Image]:
   """Opens an image whose bytes are whole and whose pixels stand as they are to be seen."""
   with _opened(path, whole=True) as picture:
     try:
-      orientation = picture.getexif().get(ExifTags.Base.Orientation, _UPRIGHT)
+      with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # Of other tags, which are not used.
+        orientation = picture.getexif().get(ExifTags.Base.Orientation, _UPRIGHT)
     except _DECODE_ERRORS as error:
       raise _unreadable(path, error) from error
     if orientation in range(_UPRIGHT + 1, 9):
@@ -138,7 +140,7 @@ def _opened(path, *, whole: bool = False) -> Iterator[Image.Image]:
   """Opens an image; `whole` verifies the checksums of a PNG, for which all of it is read."""
   path = pathlib.Path(path)
   if not path.is_file():
-    raise InputError(f"{path}: there is no such file.")
+    raise missing_file(path)
   with contextlib.ExitStack() as stack:
     try:
       stream = stack.enter_context(open(path, "rb"))
