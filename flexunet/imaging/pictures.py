@@ -122,8 +122,7 @@ def _decodable(path) -> Iterator[Image.Image]:
   """Opens an image whose bytes are whole and whose pixels stand as they are to be seen."""
   with _opened(path, whole=True) as picture:
     try:
-      with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # Of other tags, which are not used.
+      with _quiet():
         orientation = picture.getexif().get(ExifTags.Base.Orientation, _UPRIGHT)
     except _DECODE_ERRORS as error:
       raise _unreadable(path, error) from error
@@ -147,9 +146,7 @@ def _opened(path, *, whole: bool = False) -> Iterator[Image.Image]:
       if whole:
         _check_png(path, stream)
         stream.seek(0)
-      # The limit below is stricter than the one Pillow warns about.
-      with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+      with _quiet():
         picture = Image.open(stream, formats=_FORMATS)
     except Image.DecompressionBombError as error:
       raise InputError(
@@ -163,6 +160,15 @@ def _opened(path, *, whole: bool = False) -> Iterator[Image.Image]:
     stack.enter_context(picture)
     _check(path, picture)
     yield picture
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Silences Pillow about sizes, for which our limit is stricter, and about unused EXIF tags."""
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    warnings.simplefilter("ignore", UserWarning)
+    yield
 
 
 def _check_png(path: pathlib.Path, stream: BinaryIO) -> None:
