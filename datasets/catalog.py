@@ -127,7 +127,7 @@ def recognise(root: str | os.PathLike) -> list[str]:
     chosen = builder_class(name)
     for config in chosen.BUILDER_CONFIGS:
       findings = Findings(pathlib.Path(root))
-      with contextlib.suppress(InputError):
+      with contextlib.suppress(InputError, OSError):
         chosen(data_dir=os.fspath(root), config=config.name).find_cases(findings)
       if findings.cases:
         default = config.name == chosen.DEFAULT_BUILDER_CONFIG_NAME

@@ -138,8 +138,12 @@ def _raw_folder(dataset: str) -> pathlib.Path:
         f" {catalog.builder_class(name).MANUAL_DOWNLOAD_INSTRUCTIONS}"
     )
   folder = pathlib.Path(_MANUAL_DIR.value).expanduser()
-  if not folder.is_dir() or not any(folder.iterdir()):
-    what = "the folder is empty" if folder.is_dir() else "there is no such folder"
+  try:
+    is_empty = folder.is_dir() and not any(folder.iterdir())
+  except OSError as error:
+    raise InputError(f"--manual_dir {folder}: cannot be read ({error.strerror}).") from error
+  if is_empty or not folder.is_dir():
+    what = "the folder is empty" if is_empty else "there is no such folder"
     raise InputError(
         f"--manual_dir {folder}: {what}."
         f" {catalog.builder_class(name).MANUAL_DOWNLOAD_INSTRUCTIONS}"

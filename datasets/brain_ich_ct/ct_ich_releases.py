@@ -23,6 +23,7 @@ from flexunet.imaging import nifti, pictures
 
 SUBTYPES = ("intraventricular", "intraparenchymal", "subarachnoid", "epidural", "subdural")
 UNKNOWN = -1
+_SHOWN_NUMBERS = 10
 _COLUMNS = ("PatientNumber", "SliceNumber", *(name.capitalize() for name in SUBTYPES))
 
 
@@ -107,8 +108,11 @@ def find_jpeg_cases(findings: Findings) -> None:
     )
     return
   table = read_table(table_file)
-  for patient_folder in raw_folder.children(raw_folder.folder_in(folder, "Patients_CT")):
+  patient_folders = raw_folder.children(raw_folder.folder_in(folder, "Patients_CT"))
+  for patient_folder in patient_folders:
     _find_patient(findings, patient_folder, table)
+  present = {int(path.name) for path in patient_folders if path.name.isdigit()}
+  _warn_of_patients(findings, table_file, {patient for patient, _ in table} - present)
   # What a case becomes depends on the table too.
   findings.cases[:] = [
       dataclasses.replace(case, files={**case.files, "table": table_file})
@@ -155,6 +159,8 @@ def _find_patient(
   images, masks = _images(findings, brain)
   for number in sorted(masks.keys() - images.keys()):
     findings.problem(f"{findings.relative(masks[number])}: has no image {number}.jpg beside it.")
+  listed = {number for one, number in table if one == patient}
+  _warn_of_slices(findings, brain, listed - images.keys())
   files, details = {}, []
   for number in sorted(images):
     row, mask = table.get((patient, number)), masks.get(number)
@@ -183,6 +189,27 @@ def _find_patient(
             stratum=ct_ich_patients.stratum(patient), fold=ct_ich_patients.fold(patient),
         )
     )
+
+
+def _warn_of_patients(findings: Findings, table_file: pathlib.Path, missing: set[int]) -> None:
+  if missing:
+    findings.warn(
+        f"{findings.relative(table_file)}: patients that it lists are missing ({len(missing)}):"
+        f" {_listed(missing, '03d')}."
+    )
+
+
+def _warn_of_slices(findings: Findings, path: pathlib.Path, missing: set[int]) -> None:
+  if missing:
+    findings.warn(
+        f"{findings.relative(path)}: slices that the table lists are missing ({len(missing)}):"
+        f" {_listed(missing)}."
+    )
+
+
+def _listed(numbers: set[int], form: str = "d") -> str:
+  shown = ", ".join(format(number, form) for number in sorted(numbers)[:_SHOWN_NUMBERS])
+  return shown + (", ..." if len(numbers) > _SHOWN_NUMBERS else "")
 
 
 def _images(
@@ -216,9 +243,14 @@ def find_nifti_cases(findings: Findings) -> None:
   raw_folder.unpaired(findings, [masks[p] for p in sorted(masks.keys() - scans.keys())], "scan")
   table_file = raw_folder.child(folder, "hemorrhage_diagnosis_raw_ct.csv")
   rows = _rows_by_patient(findings, table_file)
+  if table_file is not None:
+    _warn_of_patients(findings, table_file, rows.keys() - scans.keys())
   for patient in sorted(scans.keys() & masks.keys()):
     if not raw_folder.check_volumes(findings, scans[patient], masks[patient]):
       continue
+    depth = nifti.read_header(scans[patient]).shape[2]  # The scans are stored slice by slice.
+    beyond = {number + 1 for number in rows.get(patient, ()) if number >= depth}
+    _warn_of_slices(findings, scans[patient], beyond)
     name = ct_ich_patients.subject_name(patient)
     files = raw_folder.volume_files("image", scans[patient])
     files |= raw_folder.volume_files("label", masks[patient])
@@ -238,7 +270,7 @@ def read_scan(case: Case, notes: Notes, threshold: float) -> Scan:
   """Reads one scan; its mask is 0 or 255 with rounding noise, hence a threshold."""
   stored, slope, inter = nifti.read_stored(case.files["image"])
   mask = nifti.read(case.files["label"])
-  check_same_grid(stored, mask, case.files["label"])
+  check_same_grid(stored, mask, case.files["label"], notes)
   values = np.nan_to_num(mask.voxels, nan=-1.0) if mask.voxels.dtype.kind == "f" else mask.voxels
   if values.min() < -1 or values.max() > 256:
     raise InputError(

@@ -23,6 +23,8 @@ _COLUMNS = (
     "split", "shard", "record", "offset", "length", "key", "subject", "volume", "slice_index",
     "fold", "height", "width",
 )
+# A label with less background than this may have its colours swapped.
+_LEAST_BACKGROUND = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +79,7 @@ def write(
       "label_scheme": scheme.to_json(),
       "splits": {name: _split_entry(split, scheme) for name, split in splits.items()},
       "split_realised": _shares(splits),
+      "warnings": sorted({*about["warnings"], *label_warnings(scheme, splits)}),
       "shards": [
           {"split": name, **dataclasses.asdict(shard)}
           for name, split in splits.items()
@@ -88,6 +91,39 @@ def write(
   (folder / REPORT_NAME).write_text(text + "\n", encoding="utf-8")
   _write_records(folder / RECORDS_NAME, scheme, splits)
   return report
+
+
+def label_warnings(scheme: LabelScheme, splits: Mapping[str, BuiltSplit]) -> list[str]:
+  """Returns what is suspect about the labels: swapped masks, and splits that lack classes."""
+  found = []
+  pixels: dict[str, list[int]] = {}
+  for name, split in splits.items():
+    labelled = [record.row for record in split.records if record.case.labelled]
+    if not labelled:
+      continue
+    full = [row.key for row in labelled if row.pixels[0] < _LEAST_BACKGROUND * sum(row.pixels)]
+    if full:
+      found.append(
+          f"Split {name}: {len(full)} of {len(labelled)} labels, such as {full[0]}, are more than"
+          f" {100 * (1 - _LEAST_BACKGROUND):.0f} % foreground. Are foreground and background"
+          " swapped?"
+      )
+    counts = [sum(column) for column in zip(*(row.pixels for row in labelled), strict=True)]
+    if any(counts[1:]):
+      pixels[name] = counts
+    else:
+      found.append(
+          f"Split {name} has no foreground: all {len(labelled)} labels are {scheme.names[0]}. No"
+          " score can come of it."
+      )
+  for index, name in enumerate(scheme.names):
+    lacking = [split for split, counts in pixels.items() if not counts[index]]
+    having = [split for split in pixels if split not in lacking]
+    if index and having and lacking:
+      found.append(
+          f"Class {name} occurs in {', '.join(having)}, but not in {', '.join(lacking)}."
+      )
+  return found
 
 
 def _split_entry(split: BuiltSplit, scheme: LabelScheme) -> dict[str, Any]:

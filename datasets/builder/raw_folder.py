@@ -76,7 +76,7 @@ class Case:
       stat = path.stat()
       name = path.relative_to(root).as_posix()
       parts.append(f"{role}:{name}:{stat.st_size}:{stat.st_mtime_ns}")
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return hashlib.sha256(os.fsencode("\n".join(parts))).hexdigest()
 
 
 class NothingFoundError(errors.InputError):
@@ -120,11 +120,15 @@ class Findings:
     self.problems.append(text)
 
   def relative(self, path: pathlib.Path) -> str:
-    """Returns the file's name below the root; no local path may enter a report."""
+    """Returns the file's name below the root; no local path may enter a report.
+
+    Bytes that are no UTF-8 are escaped, for a report is.
+    """
     try:
-      return pathlib.Path(path).relative_to(self.root).as_posix()
+      name = pathlib.Path(path).relative_to(self.root).as_posix()
     except ValueError:
-      return pathlib.Path(path).name
+      name = pathlib.Path(path).name
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
   def finish(self, expected_layout: str) -> None:
     """Adds what holds for every dataset and raises all problems at once.
@@ -133,6 +137,7 @@ class Findings:
       InputError: All problems of the folder, the first ten in full.
     """
     self._check_keys()
+    self._check_names()
     self._check_links()
     self._drop_unlabelled_of_labelled()
     if not self.problems and not self.cases:
@@ -154,15 +159,32 @@ class Findings:
         self.problem(f"{files[1]}: duplicate of {files[0]}: both are {case.key!r}; keep one.")
       seen[case.key] = case
 
+  def _check_names(self) -> None:
+    for path in self._files():
+      if not _is_utf8(path.relative_to(self.root) if path.is_relative_to(self.root) else path):
+        self.problem(f"{self.relative(path)}: a file name must be UTF-8. Rename it.")
+
   def _check_links(self) -> None:
-    root = self.root.resolve()
-    for case in self.cases:
-      for path in case.files.values():
-        if not path.resolve().is_relative_to(root):  # The file, or a folder above it, is a link.
-          self.problem(
-              f"{self.relative(path)}: a link that leads out of the folder; put the file itself"
-              " there."
-          )
+    root = os.path.realpath(self.root)  # Unlike Path.resolve it survives a link to itself.
+    links = []
+    for path in self._files():
+      real = pathlib.Path(os.path.realpath(path))
+      if not real.is_relative_to(root):  # The file, or a folder above it, is a link.
+        self.problem(
+            f"{self.relative(path)}: a link that leads out of the folder; put the file itself"
+            " there."
+        )
+      elif path.is_symlink():
+        links.append(path)
+    if links:
+      self.warn(
+          f"Links to files inside the folder were followed: {len(links)}, such as"
+          f" {self.relative(links[0])}."
+      )
+
+  def _files(self) -> list[pathlib.Path]:
+    """Returns the files of all cases, each once."""
+    return sorted({path for case in self.cases for path in case.files.values()})
 
   def _drop_unlabelled_of_labelled(self) -> None:
     labelled = {case.subject for case in self.cases if case.labelled}
@@ -199,12 +221,35 @@ class Notes:
 
 
 def children(folder: pathlib.Path) -> list[pathlib.Path]:
-  """Returns what lies in a folder, sorted, without hidden files and litter."""
-  return sorted(
-      path
-      for path in folder.iterdir()
-      if not path.name.startswith(".") and path.name.lower() not in _LITTER
+  """Returns what lies in a folder, sorted, without hidden files and litter.
+
+  Raises:
+    InputError: When the folder cannot be read.
+  """
+  try:
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if not path.name.startswith(".") and path.name.lower() not in _LITTER
+    )
+  except OSError as error:
+    raise unreadable(error) from error
+
+
+def unreadable(error: OSError) -> InputError:
+  """Returns the error for a file or folder of the source that the system does not let be read."""
+  return InputError(
+      f"{error.filename}: cannot be read ({error.strerror}). Make it readable, or take it out of"
+      " the raw folder."
   )
+
+
+def _is_utf8(path: pathlib.Path) -> bool:
+  try:
+    os.fsencode(path).decode("utf-8")
+  except UnicodeDecodeError:
+    return False
+  return True
 
 
 def child(folder: pathlib.Path, *names: str) -> pathlib.Path | None:
@@ -244,23 +289,25 @@ def volumes_by_stem(folder: pathlib.Path, findings: Findings) -> dict[str, pathl
 
   Two volumes of one stem are a problem; files that are no volumes are left out with a line.
   """
-  found: dict[str, pathlib.Path] = {}
+  found: dict[str, dict[str, pathlib.Path]] = {}
   for path in children(folder):
     if path.is_dir():
       continue
     if not nifti.is_volume(path):
       findings.leave_out(path, "not a volume")
       continue
-    stem = nifti.stem_of(path)
-    first = found.setdefault(stem, path)
-    kinds = {nifti.suffix_of(file)[:4] for file in (first, path)}
-    if first is not path and kinds != {".hdr", ".img"}:
+    kind = nifti.suffix_of(path)[:4]
+    others = found.setdefault(nifti.stem_of(path), {})
+    # A header and its voxels belong together; anything else of one name is a second volume.
+    if others and (kind in others or ".nii" in (kind, *others)):
+      first = others.get(kind) or next(iter(others.values()))
       findings.problem(
           f"{findings.relative(path)}: duplicate of {findings.relative(first)}; keep one of them."
       )
-    elif nifti.suffix_of(path)[:4] == ".hdr":
-      found[stem] = path
-  return found
+    others.setdefault(kind, path)
+  return {
+      stem: kinds.get(".hdr") or next(iter(kinds.values())) for stem, kinds in found.items()
+  }
 
 
 def volume_files(role: str, path: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -313,4 +360,10 @@ def _walk(findings: Findings, folder: pathlib.Path, used: set[pathlib.Path], rea
     if path.is_dir() and not path.is_symlink():
       _walk(findings, path, used, reason)
     elif path not in used:
-      findings.leave_out(path, reason)
+      findings.leave_out(path, _reason_of_link(path) if path.is_symlink() else reason)
+
+
+def _reason_of_link(path: pathlib.Path) -> str:
+  if not path.exists():
+    return "a link that leads nowhere"
+  return "a link to a folder, which is not searched" if path.is_dir() else "a link to a file"

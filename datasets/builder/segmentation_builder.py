@@ -36,7 +36,7 @@ from etils import epath
 from flexunet.core import config_fields
 from flexunet.core.errors import InputError
 from flexunet.datasets import subject_splits
-from flexunet.datasets.builder import build_run, case_records
+from flexunet.datasets.builder import build_run, case_records, raw_folder
 from flexunet.datasets.builder.croissant import License
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
 from flexunet.datasets.builder.record_options import RecordOptions
@@ -182,7 +182,10 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     if not findings.root.is_dir():
       findings.problem(f"{findings.root}: there is no such folder.")
     else:
-      self.find_cases(findings)
+      try:
+        self.find_cases(findings)
+      except OSError as error:
+        findings.problem(str(raw_folder.unreadable(error)))
     findings.finish(self.LAYOUT)
     return findings
 
@@ -277,6 +280,8 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
       root = pathlib.Path(dl_manager.manual_dir)
     except AssertionError as error:  # So TFDS says that it is missing or empty.
       raise InputError(" ".join(str(error).split("\n"))) from error
+    except OSError as error:
+      raise raw_folder.unreadable(error) from error
     build_run.build(self, root, download_config)
 
   def _split_generators(self, dl_manager):

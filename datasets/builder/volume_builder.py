@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -60,11 +61,16 @@ class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=
   def read_scan(self, case: Case, notes: Notes) -> Scan:
     """Reads one case, in a worker process."""
     stored, slope, inter = nifti.read_stored(case.files["image"])
+    if unknown := int(np.isnan(stored.voxels).sum()) if stored.voxels.dtype.kind == "f" else 0:
+      notes.warnings.append(
+          f"{case.volume}: {unknown} of its {stored.voxels.size} voxels are NaN; they count as the"
+          " lowest intensity."
+      )
     label = None
     if case.labelled:
       path = case.files["label"]
       raw = nifti.read(path)
-      check_same_grid(stored, raw, path)
+      check_same_grid(stored, raw, path, notes)
       label = map_label(raw.voxels, self.label_map(), path, notes)
     return Scan(stored, slope, inter, label)
 
@@ -163,14 +169,26 @@ class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=
     return functools.reduce(np.promote_types, sorted(dtypes, key=str))
 
 
-def check_same_grid(image: Volume, label: Volume, path: str | os.PathLike) -> None:
-  """Refuses a label that does not lie voxel by voxel on its scan."""
+def check_same_grid(
+    image: Volume, label: Volume, path: str | os.PathLike, notes: Notes
+) -> None:
+  """Refuses a label that does not lie voxel by voxel on its scan.
+
+  Where only one of the two states how its axes point, nothing shows that they agree: `notes` gets a
+  warning.
+  """
   if image.voxels.shape != label.voxels.shape:
     raise InputError(
         f"{path}: a label must lie on the grid of its scan. Scan {image.voxels.shape}, label"
         f" {label.voxels.shape}."
     )
-  if image.oriented and label.oriented:
+  if image.oriented != label.oriented:
+    stating, silent = ("scan", "label") if image.oriented else ("label", "scan")
+    notes.warnings.append(
+        f"{pathlib.Path(path).name}: the {stating} states an orientation, the {silent} does not:"
+        " the label is taken to lie on the scan voxel by voxel, as both are stored."
+    )
+  elif image.oriented:
     # A tenth of a voxel: headers round, and no label is shifted by that little.
     tolerance = 0.1 * float(image.spacing_mm.min())
     corners = np.array([[0, 0, 0, 1], [*image.voxels.shape, 1]], np.float64)

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
-import numpy as np
 import tensorflow_datasets as tfds
 
 from flexunet.core.errors import InputError
@@ -14,16 +13,12 @@ from flexunet.datasets.builder import raw_folder
 from flexunet.datasets.builder.croissant import License
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
 from flexunet.datasets.builder.segmentation_builder import RecordConfig, SegmentationBuilder, Slice
-from flexunet.datasets.image_mask import colors, folders
+from flexunet.datasets.image_mask import folders, masks
 from flexunet.datasets.image_mask.folders import Pair, SliceName
 from flexunet.datasets.image_mask.options import ImageMaskOptions
 from flexunet.datasets.published_palettes import PRESETS
 from flexunet.imaging import pictures
 from flexunet.imaging.label_scheme import LabelScheme
-
-# Share of the painted pixels that may be foreign to the palette before it is refused.
-_FOREIGN_LIMIT = 0.05
-_FEW_PIXELS = 50
 
 
 class ImageMaskConfig(RecordConfig):
@@ -42,7 +37,7 @@ class Builder(SegmentationBuilder):
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES: ClassVar = {"1.0.0": "Initial release."}
   HOMEPAGE = ""
-  LICENSES: ClassVar = (License("The licence of the pictures"),)  # The user knows it.
+  LICENSES: ClassVar = (License("The licence of the images"),)  # The user knows it.
   LAYOUT = "{train,valid,test}/{images,masks}/NAME.png, or images/NAME.png and masks/NAME.png"
   SPLIT_SALT = "image_mask"
   MANUAL_DOWNLOAD_INSTRUCTIONS = f"Any folder of this form will do: {LAYOUT}."
@@ -67,7 +62,7 @@ class Builder(SegmentationBuilder):
     return super().split_subjects(strata)
 
   def find_cases(self, findings: Findings) -> None:
-    """Looks through `findings.root`; reads headers only."""
+    """Looks through `findings.root`; reads headers, and masks until one shows a colour."""
     pairs = folders.find_pairs(findings)
     pattern = self.options.subject_pattern
     names = folders.parse_all([pair.stem for pair in pairs], pattern)
@@ -77,18 +72,31 @@ class Builder(SegmentationBuilder):
       return
     if unmatched:
       findings.warn(
-          f"{len(unmatched)} of {len(names)} file names, such as {unmatched[0]}, tell no subject:"
-          " each such picture counts as a subject of its own. Give --subject_pattern if you know"
+          f"{len(unmatched)} of {len(names)} file names, such as {unmatched[0]}, name no subject:"
+          " each such image counts as a subject of its own. Give --subject_pattern if you know"
           " better."
       )
+    class_of = self._class_of(findings, pairs)
     groups: dict[str, dict[str, list[Pair]]] = {}
     for pair in pairs:
       subject = names[pair.stem].subject or pair.stem
       groups.setdefault(subject, {}).setdefault(pair.split, []).append(pair)
     for subject, by_split in sorted(groups.items()):
-      self._add_subject(findings, subject, by_split, names)
+      self._add_subject(findings, subject, by_split, names, class_of)
     if findings.cases:
       raw_folder.note(findings)
+
+  def _class_of(self, findings: Findings, pairs: list[Pair]) -> list[tuple[int, int]] | None:
+    """Returns (stored value, class id) of all ids, as JSON has it; None for masks in colours."""
+    try:
+      found = masks.find_stored_ids((pair.mask for pair in pairs), self.label_scheme())
+    except InputError as error:
+      findings.problem(str(error))
+      return None
+    if found is None:
+      return None
+    findings.warn(found.reason)
+    return sorted(found.class_of.items())
 
   def _add_subject(
       self,
@@ -96,6 +104,7 @@ class Builder(SegmentationBuilder):
       subject: str,
       by_split: dict[str, list[Pair]],
       names: dict[str, SliceName],
+      class_of: list[tuple[int, int]] | None,
   ) -> None:
     every = [pair for pairs in by_split.values() for pair in pairs]
     published = self.options.split == "published" and "" not in by_split
@@ -107,71 +116,30 @@ class Builder(SegmentationBuilder):
           f"Subject {subject} stands on two published sides: {', '.join(sorted(by_split))}.{advice}"
       )
     if not published:
-      findings.add(_case(subject, subject, every, names))
+      findings.add(_case(subject, subject, every, names, class_of))
     elif len(by_split) == 1:
       [(split, pairs)] = by_split.items()
-      findings.add(_case(subject, subject, pairs, names, stratum=split))
+      findings.add(_case(subject, subject, pairs, names, class_of, stratum=split))
     else:
       for split, pairs in by_split.items():
-        made = _case(subject, f"{subject}_{split}", pairs, names, stratum=split)
+        made = _case(subject, f"{subject}_{split}", pairs, names, class_of, stratum=split)
         findings.add(dataclasses.replace(made, split=split))
 
   def slices_of(self, case: Case, notes: Notes) -> Iterator[Slice]:
     """Reads one case, in a worker process."""
-    options, scheme = self.options, self.label_scheme()
-    read = pictures.read_gray if options.image_channels == 1 else pictures.read_rgb
-    off_pixels, all_pixels = 0.0, 0
-    without_class: list[str] = []
-    with_class = False
-    for index in case.details:
-      path = case.files[f"mask_{index:06d}"]
-      rgb = pictures.read_rgb(path)
-      label, off_share = scheme.decode(rgb)
-      # JPEG moves every colour a little, which is no sign of another palette.
-      lossy = path.suffix.lower() in (".jpg", ".jpeg")
-      found = colors.MaskColors(rgb, scheme)
-      far_share = found.far_share if lossy else off_share
-      if far_share > options.off_palette_limit:
-        raise InputError(
-            f"{path}: {100 * far_share:.1f} % of its pixels are of no palette colour, the limit is"
-            f" {100 * options.off_palette_limit:g} %. {colors.palette_hint(rgb)}"
-        )
-      if found.foreign > max(_FEW_PIXELS, _FOREIGN_LIMIT * found.painted):
-        raise InputError(
-            f"{path}: {found.foreign} of its {found.painted} painted pixels are of colours foreign"
-            f" to the palette, such as {found.commonest_foreign()}. {colors.palette_hint(rgb)}"
-        )
-      if found.has_class_color:
-        with_class = True
-      elif found.painted > _FEW_PIXELS:
-        without_class.append(
-            f"{path}: no pixel has the colour of a class, though {found.painted} are painted, such"
-            f" as {found.commonest_painted()}. {colors.palette_hint(rgb)}"
-        )
-      _count_gray(rgb, notes)
-      off_pixels += off_share * label.size
-      all_pixels += label.size
+    scheme, class_of = self.label_scheme(), case.details["class_of"]
+    read = pictures.read_gray if self.options.image_channels == 1 else pictures.read_rgb
+    reader: masks.ColorReader | masks.IdReader
+    if class_of is None:
+      reader = masks.ColorReader(scheme, self.options.off_palette_limit)
+    else:
+      reader = masks.IdReader(dict(class_of))
+    for index in case.details["numbers"]:
+      label = reader.read(case.files[f"mask_{index:06d}"], notes)
       yield Slice(index, read(case.files[f"image_{index:06d}"]), label)
-    # A faint mask may be blurred all over; where all of a subject's are, the palette is wrong.
-    if without_class and not with_class:
-      raise InputError(without_class[0])
-    notes.warnings.extend(_faint_masks(case, without_class))
-    notes.facts["off_palette_share"] = round(off_pixels / max(all_pixels, 1), 6)
+    reader.finish(case.volume, notes)
     if case.split:
       notes.facts["published_side"] = case.split
-
-
-def _faint_masks(case: Case, lines: list[str]) -> list[str]:
-  """Returns a warning about masks that hold mixed colours only."""
-  if not lines:
-    return []
-  return [f"{case.volume}: masks with colours between those of the palette only: {len(lines)}."]
-
-
-def _count_gray(rgb: np.ndarray, notes: Notes) -> None:
-  """Notes the values of a grey mask; a colour mask is described by its shares."""
-  if (rgb[..., 0] == rgb[..., 1]).all() and (rgb[..., 1] == rgb[..., 2]).all():
-    notes.count_values("gray_mask", *np.unique(rgb[..., 0], return_counts=True))
 
 
 def _case(
@@ -179,6 +147,7 @@ def _case(
     volume: str,
     pairs: list[Pair],
     names: dict[str, SliceName],
+    class_of: list[tuple[int, int]] | None,
     stratum: str = "",
 ) -> Case:
   """Returns the images of a subject; they are numbered where their names do not number them."""
@@ -193,5 +162,5 @@ def _case(
     files[f"mask_{index:06d}"] = pair.mask
   return Case(
       key=volume, subject=subject, volume=volume, files=files, stratum=stratum,
-      details=tuple(sorted(numbers)),
+      details={"numbers": sorted(numbers), "class_of": class_of},
   )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 from flexunet.core.config_fields import knob
 from flexunet.core.errors import InputError
 from flexunet.datasets.builder.record_options import RecordOptions
-from flexunet.datasets.image_mask import colors, folders
+from flexunet.datasets.image_mask import folders, masks
 from flexunet.datasets.published_palettes import PRESETS
 from flexunet.imaging.label_scheme import LabelScheme
 
@@ -59,7 +59,7 @@ class ImageMaskOptions(RecordOptions):
     folders.compile_rules(self.subject_pattern)
     if self.palette_colors is None and self.palette and self.palette not in PRESETS:
       # The colours, not the file, are what a build depends on; a path has no place in a report.
-      found = {c.name: c.color for c in colors.palette_scheme(self.palette).classes}
+      found = {c.name: c.color for c in masks.palette_scheme(self.palette).classes}
       object.__setattr__(self, "palette_colors", _as_pairs(found))
     if self.palette_colors is not None:
       object.__setattr__(self, "palette", "custom")
@@ -68,8 +68,8 @@ class ImageMaskOptions(RecordOptions):
   def scheme(self) -> LabelScheme:
     """Returns classes and colours."""
     if self.palette_colors is not None:
-      return colors.scheme_of(dict(self.palette_colors), "palette_colors")
-    return colors.palette_scheme(self.palette or "binary")
+      return masks.scheme_of(dict(self.palette_colors), "palette_colors")
+    return masks.palette_scheme(self.palette or "binary")
 
 
 def _as_pairs(given: Any) -> tuple:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Sequence
 
 _SHOWN_IN_FULL = 10
@@ -28,6 +29,13 @@ def from_problems(problems: Sequence[str], advice: str) -> InputError:
   hidden = len(problems) - _SHOWN_IN_FULL
   more = f"\n  - and {hidden} more" if hidden > 0 else ""
   return InputError(f"{len(problems)} problems were found. {advice}{shown}{more}")
+
+
+def missing_file(path: str | os.PathLike) -> InputError:
+  """Returns the error for a file that is not there, or a link to one."""
+  if os.path.islink(path):
+    return InputError(f"{path}: the link leads to no file. Put the file itself there.")
+  return InputError(f"{path}: there is no such file.")
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:

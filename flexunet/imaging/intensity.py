@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 
 import numpy as np
 
 from flexunet.core.errors import InputError, unknown_name
 
 KINDS = ("percentile", "window", "none")
+# Far beyond any unit of any scanner; what is larger comes from a damaged number.
+_MOST_INTENSITY = 1e15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,3 +79,31 @@ class IntensityWindow:
     np.clip(scaled, 0.0, 255.0, out=scaled)
     scaled += working(0.5)  # Rounds to nearest: the cast below cuts.
     return scaled.astype(np.uint8)
+
+
+def check_scan(voxels: np.ndarray, slope: float, inter: float, path: str | os.PathLike) -> None:
+  """Refuses a scan that shows nothing, or whose intensities cannot be.
+
+  Args:
+    voxels: The stored numbers, of any shape; intensity = voxels * slope + inter.
+    path: Names the file in errors.
+
+  Raises:
+    InputError: All voxels are NaN or equal, or an intensity is infinite or beyond any scanner's.
+  """
+  lowest, highest = voxels.min(), voxels.max()
+  if np.isnan(lowest):  # One NaN makes both NaN.
+    if np.isnan(voxels).all():
+      raise InputError(f"{path}: a scan must hold numbers; all its voxels are NaN. Remove it.")
+    lowest, highest = np.nanmin(voxels), np.nanmax(voxels)
+  low, high = sorted((float(lowest) * slope + inter, float(highest) * slope + inter))
+  # Written so that NaN fails too: it comes of infinity times zero.
+  if not (low >= -_MOST_INTENSITY and high <= _MOST_INTENSITY):
+    scale = "" if (slope, inter) == (1, 0) else f", after the slope {slope:g} and inter {inter:g}"
+    raise InputError(
+        f"{path}: intensities must be finite and at most {_MOST_INTENSITY:g}, found {low:g} to"
+        f" {high:g}{scale}. The file is damaged, or its scale factors are wrong."
+    )
+  if low == high:
+    what = "zero" if low == 0 else f"the same number, {low:g}"
+    raise InputError(f"{path}: a scan must show something; all its voxels are {what}. Remove it.")

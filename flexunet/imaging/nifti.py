@@ -23,13 +23,15 @@ import zlib
 import nibabel as nib
 import numpy as np
 
-from flexunet.core.errors import InputError
+from flexunet.core.errors import InputError, missing_file
+from flexunet.imaging import intensity
 from flexunet.imaging.volume import Volume, VolumeHeader, axis_codes_of, spacing_of
 
 STREAM_ERRORS = (OSError, EOFError, zlib.error, struct.error)
 _HEADER_ERRORS = (
-    nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError, ValueError, KeyError
-)
+    nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError, ValueError, KeyError,
+    OverflowError,
+)  # fmt: skip
 # Larger than any clinical scan (512 x 512 x 2000 int16 is 1 GiB), small enough to be held.
 MAX_VOLUME_BYTES = 4 << 30
 # Deflate cannot shrink data more than 1032-fold (RFC 1951: 258 bytes in 2 bits).
@@ -47,6 +49,7 @@ _IMAGE_CLASSES: dict[type, type] = {
     nib.nifti2.Nifti2PairHeader: nib.Nifti2Pair,
     nib.spm2analyze.Spm2AnalyzeHeader: nib.Spm2AnalyzeImage,
 }
+_SPACINGS_MM = (1e-5, 1e5)  # Beyond these no header is true.
 # What a header may say about the person or the site; a mask must not carry it on.
 _FREE_TEXT = (
     "descrip", "aux_file", "intent_name", "db_name", "data_type", "generated", "scannum",
@@ -143,11 +146,13 @@ def files_of(path: str | os.PathLike) -> tuple[pathlib.Path, pathlib.Path]:
         f"{path}: not a volume. Expected .nii, .nii.gz, or a pair .hdr + .img (also .gz)."
     )
   if not path.is_file():
-    raise InputError(f"{path}: there is no such file.")
+    raise missing_file(path)
   kind = suffix[:4]
   if kind == ".nii":
     return path, path
   twin = _find_twin(path, suffix, _TWIN[kind])
+  if not twin.is_file():
+    raise missing_file(twin)
   return (path, twin) if kind == ".hdr" else (twin, path)
 
 
@@ -170,10 +175,21 @@ def open_header(path: str | os.PathLike) -> OpenedHeader:
   if dtype.kind not in "iuf" or dtype.itemsize > 8:
     raise InputError(f"{header_path}: voxels must be real numbers of at most 64 bits, got {dtype}.")
   _check_size(header_path, data_path, shape, dtype)
+  if "scl_slope" in header and np.isinf(header["scl_slope"]):  # nibabel takes it for none.
+    raise InputError(f"{header_path}: the header's slope is infinite. Repair the header.")
+  if offset < 0:
+    raise InputError(f"{header_path}: the header puts the voxels {-offset} bytes before the file.")
   slope = 1.0 if slope is None else float(slope)
   inter = 0.0 if inter is None else float(inter)
   oriented = _is_oriented(header)
   affine = _affine_of(header_path, header, oriented, pixdim)
+  edges = spacing_of(affine)
+  known = edges[np.isfinite(edges)]
+  if not all(_SPACINGS_MM[0] <= edge <= _SPACINGS_MM[1] for edge in known):
+    raise InputError(
+        f"{header_path}: the edges of a voxel must lie in {_SPACINGS_MM[0]:g}..{_SPACINGS_MM[1]:g}"
+        f" mm, found {' x '.join(f'{edge:g}' for edge in edges)}. Repair the header."
+    )
   return OpenedHeader(header, header_path, data_path, stored_shape, shape, dtype, offset,
                       slope, inter, affine, oriented)
 
@@ -318,16 +334,28 @@ def read(path: str | os.PathLike) -> Volume:
   Raises:
     InputError: When the file is unreadable, truncated, corrupt, larger than the limit or not 3-D.
   """
-  stored, slope, inter = read_stored(path)
+  stored, slope, inter = _read_voxels(open_header(path))
   return stored.scaled(slope, inter)
 
 
 def read_stored(path: str | os.PathLike) -> tuple[Volume, float, float]:
-  """Reads the numbers as they are stored: (volume, slope, inter).
+  """Reads the numbers of a scan as they are stored: (volume, slope, inter).
 
-  What they stand for is `stored * slope + inter`. Without scale factors these are 1 and 0.
+  What they stand for is `stored * slope + inter`. Without scale factors these are 1 and 0. Voxels
+  may be NaN in part: some programs write that outside of the head.
+
+  Raises:
+    InputError: As in `read`, or the voxels show nothing: they are all NaN or all equal, or some
+      intensity is infinite or larger than any scanner's.
   """
   header = open_header(path)
+  stored, slope, inter = _read_voxels(header)
+  intensity.check_scan(stored.voxels, slope, inter, header.data_path)
+  return stored, slope, inter
+
+
+def _read_voxels(header: OpenedHeader) -> tuple[Volume, float, float]:
+  """Returns (volume, slope, inter) of an opened file; the voxels in native byte order."""
   expected = header.num_bytes
   data = _read_exactly(header.data_path, header.data_offset, expected)
   flat = np.frombuffer(data, header.dtype)

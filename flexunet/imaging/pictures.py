@@ -1,4 +1,8 @@
-"""Reads 8-bit images (PNG, JPEG, BMP) with distrust: size, depth and wholeness are checked."""
+"""Reads 8-bit images (PNG, JPEG, BMP) with distrust: size, depth and wholeness are checked.
+
+The checksum of every chunk of a PNG is verified, which Pillow leaves to the caller; JPEG and BMP
+have none. What is shown otherwise than it is stored (turned by EXIF, animated) is refused.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,12 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
-from flexunet.core.errors import InputError
+from flexunet.core.errors import InputError, missing_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 # A radiograph has 10 million pixels. More than this is a decompression bomb or no slice.
@@ -23,6 +28,9 @@ _FORMATS = ("PNG", "JPEG", "BMP")
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 # Grey images saved as colour JPEG come back with channels this far apart, by rounding.
 _GREY_TOLERANCE = 16
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_BLOCK_BYTES = 1 << 20
+_UPRIGHT = 1  # EXIF has 2..8 for images that must be mirrored or turned before they are shown.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +41,19 @@ class PictureHeader:
   width: int
   mode: str
   format: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class IndexedImage:
+  """An image that stores positions in a palette of its own.
+
+  Attributes:
+    indices: uint8 [H, W].
+    palette: uint8 [256, 3], RGB; black beyond the entries of the file.
+  """
+
+  indices: np.ndarray
+  palette: np.ndarray
 
 
 def is_picture(path: str | os.PathLike) -> bool:
@@ -70,9 +91,24 @@ def read_rgb(path: str | os.PathLike) -> np.ndarray:
   return np.repeat(pixels[..., None], 3, axis=-1) if pixels.ndim == 2 else pixels
 
 
+def read_indexed(path: str | os.PathLike) -> IndexedImage | None:
+  """Reads what a palette image stores, before colours are looked up; None for other images."""
+  with _decodable(path) as picture:
+    if picture.mode != "P":
+      return None
+    try:
+      indices = np.asarray(picture)
+      entries = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    except _DECODE_ERRORS as error:
+      raise _unreadable(path, error) from error
+  palette = np.zeros((256, 3), np.uint8)
+  palette[: len(entries)] = entries[:256]
+  return IndexedImage(indices, palette)
+
+
 def _decode(path) -> np.ndarray:
   """Returns uint8 [H, W] for grey files, [H, W, 3] for colour and palette files."""
-  with _opened(path) as picture:
+  with _decodable(path) as picture:
     try:
       if picture.mode in ("1", "L"):
         return np.asarray(picture.convert("L"))
@@ -82,25 +118,80 @@ def _decode(path) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _opened(path) -> Iterator[Image.Image]:
+def _decodable(path) -> Iterator[Image.Image]:
+  """Opens an image whose bytes are whole and whose pixels stand as they are to be seen."""
+  with _opened(path, whole=True) as picture:
+    try:
+      with _quiet():
+        orientation = picture.getexif().get(ExifTags.Base.Orientation, _UPRIGHT)
+    except _DECODE_ERRORS as error:
+      raise _unreadable(path, error) from error
+    if orientation in range(_UPRIGHT + 1, 9):
+      raise InputError(
+          f"{path}: its EXIF orientation must be 1, got {orientation}: programs show it turned or"
+          " mirrored, and it may not fit its twin. Save it upright, without the tag."
+      )
+    yield picture
+
+
+@contextlib.contextmanager
+def _opened(path, *, whole: bool = False) -> Iterator[Image.Image]:
+  """Opens an image; `whole` verifies the checksums of a PNG, for which all of it is read."""
   path = pathlib.Path(path)
   if not path.is_file():
-    raise InputError(f"{path}: there is no such file.")
-  try:
-    with warnings.catch_warnings():
-      # The limit below is stricter than the one Pillow warns about.
-      warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-      picture = Image.open(path, formats=_FORMATS)
-  except Image.DecompressionBombError as error:
-    raise InputError(
-        f"{path}: the image declares more than {MAX_PIXELS} pixels, which no slice has. Remove"
-        " the file."
-    ) from error
-  except _DECODE_ERRORS as error:
-    raise _unreadable(path, error) from error
-  with picture:
+    raise missing_file(path)
+  with contextlib.ExitStack() as stack:
+    try:
+      stream = stack.enter_context(open(path, "rb"))
+      if whole:
+        _check_png(path, stream)
+        stream.seek(0)
+      with _quiet():
+        picture = Image.open(stream, formats=_FORMATS)
+    except Image.DecompressionBombError as error:
+      raise InputError(
+          f"{path}: the image declares more than {MAX_PIXELS} pixels, which no slice has. Remove"
+          " the file."
+      ) from error
+    except InputError:
+      raise
+    except _DECODE_ERRORS as error:
+      raise _unreadable(path, error) from error
+    stack.enter_context(picture)
     _check(path, picture)
     yield picture
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Silences Pillow about sizes, for which our limit is stricter, and about unused EXIF tags."""
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    warnings.simplefilter("ignore", UserWarning)
+    yield
+
+
+def _check_png(path: pathlib.Path, stream: BinaryIO) -> None:
+  """Refuses a PNG of which a chunk is not what its checksum says; other formats pass."""
+  if stream.read(len(_PNG_SIGNATURE)) != _PNG_SIGNATURE:
+    return
+  kind = b""
+  while kind != b"IEND":
+    head = stream.read(8)
+    left = int.from_bytes(head[:4], "big")
+    kind = head[4:]
+    checksum = zlib.crc32(kind)
+    while left and (block := stream.read(min(left, _BLOCK_BYTES))):
+      checksum = zlib.crc32(block, checksum)
+      left -= len(block)
+    stored = stream.read(4)
+    if len(stored) < 4:
+      raise InputError(f"{path}: the image is damaged: it breaks off. Fetch it again.")
+    if int.from_bytes(stored, "big") != checksum:
+      raise InputError(
+          f"{path}: the image is damaged: the checksum of its chunk {kind.decode('latin-1')!r} does"
+          " not fit. Fetch it again."
+      )
 
 
 def _check(path: pathlib.Path, picture: Image.Image) -> None:
@@ -115,6 +206,10 @@ def _check(path: pathlib.Path, picture: Image.Image) -> None:
     raise InputError(
         f"{path}: must be 8-bit grey or RGB without transparency, got mode {picture.mode!r}."
         " Convert it first."
+    )
+  if (frames := getattr(picture, "n_frames", 1)) > 1:  # Pillow gives this to some formats only.
+    raise InputError(
+        f"{path}: must be a single image, got {frames} frames. Save each as a file of its own."
     )
 
 

@@ -1,5 +1,8 @@
 """One table of faults for all builders: each is one line that names the file; nothing is built."""
 
+import errno
+import gzip
+import os
 import pathlib
 import shutil
 import struct
@@ -72,6 +75,72 @@ def test_a_link_out_of_the_folder_is_refused(dataset, tmp_path):
 
 
 @pytest.mark.parametrize("dataset", ALL)
+@pytest.mark.parametrize("target", ["nowhere", "itself"])
+def test_a_link_that_leads_nowhere_is_refused(dataset, tmp_path, target):
+  raw, scan = raw_and_scan(dataset, tmp_path)
+  scan.unlink()
+  scan.symlink_to(scan.name if target == "itself" else "nowhere")
+  message = refusal(dataset, raw, tmp_path)
+  assert scan.name in message and "the link leads to no file" in message
+
+
+@pytest.mark.parametrize("dataset", ALL)
+def test_links_inside_the_folder_are_followed_and_reported(dataset, tmp_path):
+  raw, scan = raw_and_scan(dataset, tmp_path)
+  real = scan.rename(scan.with_name(f"{scan.name}.real"))
+  scan.symlink_to(real.name)
+  (raw / "gone").symlink_to("nowhere")
+  (raw / "round").symlink_to(raw)
+  findings = catalog.builder(ALL[dataset][2], tmp_path / "out").inspect_source(raw)
+  name = scan.relative_to(raw).as_posix()
+  assert f"Links to files inside the folder were followed: 1, such as {name}." in findings.warnings
+  assert findings.left_out["gone"] == "a link that leads nowhere"
+  assert findings.left_out["round"] == "a link to a folder, which is not searched"
+
+
+@pytest.mark.parametrize("dataset", ["ms_lesion_mri", "brain_stroke_ct"])
+def test_a_stray_name_that_is_no_utf8_is_escaped_in_the_report(dataset, tmp_path):
+  raw, scan = raw_and_scan(dataset, tmp_path)
+  for folder in (raw, scan.parent):
+    (folder / os.fsdecode(b"caf\xe9.txt")).write_text("x")
+  builder = build_samples.build(ALL[dataset][2], raw, tmp_path / "out")
+  names = [entry["file"] for entry in build_samples.report_of(builder)["left_out"]]
+  assert sum(name.endswith("caf\\xe9.txt") for name in names) == 2
+
+
+@pytest.mark.parametrize("dataset", ["full_head_t1w", "image_mask"])
+def test_a_scan_whose_name_is_no_utf8_is_refused(dataset, tmp_path):
+  raw, scan = raw_and_scan(dataset, tmp_path)
+  for path in sorted(raw.rglob(f"{scan.stem}.*")):  # The mask of an image has its name.
+    path.rename(path.with_name(os.fsdecode(b"caf\xe9") + path.suffix))
+  message = refusal(dataset, raw, tmp_path)
+  assert f"caf\\xe9{scan.suffix}: a file name must be UTF-8. Rename it." in message
+
+
+@pytest.mark.parametrize("dataset", VOLUMES)
+def test_a_scan_beside_its_compressed_self_is_refused(dataset, tmp_path):
+  raw, scan = raw_and_scan(dataset, tmp_path)
+  twin = scan.with_name(f"{scan.name}.gz")
+  twin.write_bytes(gzip.compress(scan.read_bytes()))
+  assert f"{twin.name}: duplicate of" in refusal(dataset, raw, tmp_path)
+
+
+@pytest.mark.parametrize("dataset", ALL)
+def test_a_folder_that_may_not_be_read_is_named(dataset, tmp_path, monkeypatch):
+  raw, scan = raw_and_scan(dataset, tmp_path)
+  iterdir = pathlib.Path.iterdir
+
+  def refuse(folder):
+    if folder == scan.parent:
+      raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+    return iterdir(folder)
+
+  monkeypatch.setattr(pathlib.Path, "iterdir", refuse)
+  message = refusal(dataset, raw, tmp_path)
+  assert message.startswith(f"{scan.parent}: cannot be read (Permission denied).")
+
+
+@pytest.mark.parametrize("dataset", ALL)
 def test_an_unreadable_scan_is_refused_by_name(dataset, tmp_path):
   raw, scan = raw_and_scan(dataset, tmp_path)
   scan.write_bytes(scan.read_bytes()[: scan.stat().st_size // 3])
@@ -100,6 +169,29 @@ def test_a_header_that_declares_eight_gigabytes_is_refused_before_they_are_taken
   data[40:48] = struct.pack(f"{order}4h", 3, 2000, 2000, 2000)
   header.write_bytes(data)
   assert scan.stem in refusal(dataset, raw, tmp_path)
+
+
+@pytest.mark.parametrize("dataset", VOLUMES)
+def test_a_scan_of_nothing_but_zero_is_refused_by_name(dataset, tmp_path):
+  raw, _ = raw_and_scan(dataset, tmp_path)
+  [scan, *_] = sorted(p for p in raw.rglob(ALL[dataset][1]) if "LesionSeg" not in p.name)
+  data = bytearray(scan.read_bytes())
+  start = 352 if scan.suffix == ".nii" else 0  # Where the voxels begin.
+  data[start:] = bytes(len(data) - start)
+  scan.write_bytes(data)
+  message = refusal(dataset, raw, tmp_path)
+  assert scan.name in message and "all its voxels are zero" in message
+
+
+@pytest.mark.parametrize("dataset", ["brain_ich_ct", "brain_stroke_ct"])
+def test_an_image_that_is_shown_turned_is_refused_by_name(dataset, tmp_path):
+  raw, scan = raw_and_scan(dataset, tmp_path)
+  exif = Image.Exif()
+  exif[0x0112] = 6  # Turned by a quarter.
+  with Image.open(scan) as image:
+    image.copy().save(scan, exif=exif)
+  message = refusal(dataset, raw, tmp_path)
+  assert scan.name in message and "EXIF orientation" in message
 
 
 @pytest.mark.parametrize("dataset", PICTURES)

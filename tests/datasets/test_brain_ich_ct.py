@@ -117,6 +117,34 @@ def test_an_empty_split_is_warned_about(tmp_path):
   assert sum("is empty" in line for line in report["warnings"]) == 2
 
 
+def test_slices_and_patients_of_the_table_that_are_missing_are_named(tmp_path):
+  raw = write_tree(tmp_path / "raw", slices=4)
+  for number in (1, 4):
+    (raw / f"Patients_CT/078/brain/{number}.jpg").unlink()
+  shutil.rmtree(raw / "Patients_CT/080")
+  findings = catalog.builder("brain_ich_ct", tmp_path / "out").inspect_source(raw)
+  assert sorted(findings.warnings) == [
+      "Patients_CT/078/brain: slices that the table lists are missing (2): 1, 4.",
+      "hemorrhage_diagnosis.csv: patients that it lists are missing (1): 080.",
+  ]
+
+
+def test_rows_beyond_the_last_slice_of_a_scan_are_named(tmp_path):
+  raw = build_samples.raw_folder("brain_ich_ct/nifti", tmp_path / "raw", subjects=2)
+  findings = catalog.builder("brain_ich_ct", tmp_path / "out").inspect_source(raw)
+  assert findings.warnings == []
+  table = raw / "hemorrhage_diagnosis_raw_ct.csv"
+  lines = table.read_text(encoding="utf-8-sig").split()
+  patient = lines[1].split(",")[0]
+  # The scans have 5 slices.
+  lines.append(",".join([patient, "6", *lines[1].split(",")[2:]]))
+  table.write_text("\n".join(lines))
+  findings = catalog.builder("brain_ich_ct", tmp_path / "out").inspect_source(raw)
+  [warning] = findings.warnings
+  name = f"{int(patient):03d}.nii"
+  assert warning.endswith(f"{name}: slices that the table lists are missing (1): 6.")
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"), [
         (lambda raw: (raw / "hemorrhage_diagnosis.csv").unlink(), "hemorrhage_diagnosis.csv"),

@@ -12,7 +12,7 @@ from PIL import Image
 
 from flexunet.core.errors import InputError
 from flexunet.datasets import catalog
-from flexunet.datasets.image_mask import colors, folders, image_mask_dataset_builder
+from flexunet.datasets.image_mask import folders, image_mask_dataset_builder, masks
 from flexunet.datasets.image_mask.options import ImageMaskOptions
 from flexunet.datasets.published_palettes import PRESETS
 
@@ -133,7 +133,7 @@ def test_names_without_a_subject_count_one_by_one_and_the_build_says_so(tmp_path
     write_pair(tmp_path / "raw" / "train", stem)
   report = build_samples.report_of(build(tmp_path / "raw", tmp_path / "out"))
   assert report["splits"]["train"]["num_subjects"] == 3
-  assert any("3 of 3 file names, such as 10185, tell no subject" in w for w in report["warnings"])
+  assert any("3 of 3 file names, such as 10185, name no subject" in w for w in report["warnings"])
 
 
 def test_a_given_pattern_decides_and_must_fit_every_name(tmp_path):
@@ -222,12 +222,12 @@ def test_a_palette_file_gives_names_and_colours_and_leaves_no_path(tmp_path):
 def test_a_bad_palette_file_is_refused(tmp_path, text, message):
   (tmp_path / "p.json").write_text(text)
   with pytest.raises(InputError, match=message):
-    colors.palette_scheme(str(tmp_path / "p.json"))
+    masks.palette_scheme(str(tmp_path / "p.json"))
 
 
 def test_an_unknown_preset_gets_the_nearest_spelling():
   with pytest.raises(InputError, match="'hippocampus_t1w'"):
-    colors.palette_scheme("hipocampus_t1w")
+    masks.palette_scheme("hipocampus_t1w")
 
 
 def test_two_configs_of_different_colours_do_not_share_a_folder():
@@ -257,6 +257,126 @@ def test_colour_pictures_need_to_be_asked_for(tmp_path):
   builder = build(tmp_path / "raw", tmp_path / "again", image_channels=3)
   [example] = tfds.as_numpy(builder.as_dataset("train"))
   np.testing.assert_array_equal(example["image"], picture)
+
+
+GREY_RAMP = [level for value in range(256) for level in (value,) * 3]
+# Colours for the eye, as labelling programs give them: black, dark red, green, olive.
+OWN_COLORS = [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0]
+
+
+def write_ids(raw, values, palette=None, suffix="png"):
+  """Replaces the square of each mask by one of `values`, in turn; `palette` makes it indexed."""
+  for number, path in enumerate(sorted(raw.rglob("masks/*.png"))):
+    ids = np.zeros(SHAPE, np.uint8)
+    ids[8:16, 8:16] = values[number % len(values)]
+    image = Image.fromarray(ids)
+    if palette:
+      image.putpalette(palette)
+    path.unlink()
+    image.save(path.with_suffix(f".{suffix}"))
+  return raw
+
+
+@pytest.mark.parametrize(
+    ("values", "palette", "config", "classes"),
+    [
+        ((1,), None, "binary", {"foreground"}),
+        ((1,), GREY_RAMP, "binary", {"foreground"}),
+        ((1,), OWN_COLORS, "binary", {"foreground"}),
+        ((5,), None, "binary", {"foreground"}),
+        ((2,), None, "binary", {"foreground"}),
+        ((1, 2), None, "brain_stroke_ct", {"hemorrhagic", "ischemic"}),
+        ((2, 1), OWN_COLORS, "brain_stroke_ct", {"hemorrhagic", "ischemic"}),
+    ],
+)
+def test_masks_of_class_ids_are_read_as_such_and_the_build_says_so(
+    tmp_path, values, palette, config, classes
+):
+  raw = write_ids(write_tree(tmp_path / "raw"), values, palette)
+  builder = build(raw, tmp_path / "out", config=config)
+  report, rows = build_samples.report_of(builder), build_samples.rows_of(builder)
+  assert sum("are read as class ids (0 background" in line for line in report["warnings"]) == 1
+  found = {name for row in rows for name in classes if row[f"pixels_{name}"] == "64"}
+  assert found == classes and all(row["pixels_background"] == "536" for row in rows)
+
+
+def test_a_palette_image_in_the_colours_of_the_classes_is_read_by_its_colours(tmp_path):
+  raw = write_tree(tmp_path / "raw")
+  # Index 1 is ischemic, the second class: its colour counts, not its number.
+  write_ids(raw, (1,), [0, 0, 0, 0, 255, 0, 255, 0, 0])
+  builder = build(raw, tmp_path / "out", config="brain_stroke_ct")
+  assert {row["pixels_ischemic"] for row in build_samples.rows_of(builder)} == {"64"}
+  assert build_samples.report_of(builder)["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("values", "palette", "suffix", "message"),
+    [
+        ((2, 3), None, "png", "hold 0, 2, 3, which are neither colours .* nor ids 0..1"),
+        ((5,), None, "jpg", "blurs class ids: store them as PNG"),
+        # Red is a colour of another preset, not a number.
+        ((1,), [0, 0, 0, 255, 0, 0], "png", "Its colours fit --palette=brain_stroke_ct"),
+    ],
+)
+def test_masks_that_fit_neither_reading_are_refused(tmp_path, values, palette, suffix, message):
+  raw = write_ids(write_tree(tmp_path / "raw"), values, palette, suffix)
+  with pytest.raises(InputError, match=message):
+    build(raw, tmp_path / "out", config="binary")
+
+
+def test_a_mask_of_ids_among_masks_of_colours_is_refused(tmp_path):
+  raw = write_tree(tmp_path / "raw")
+  write_ids(raw / "valid", (1,))
+  with pytest.raises(InputError, match=r"1003_\d+\.png: holds values 0, 1 only"):
+    build(raw, tmp_path / "out")
+
+
+def test_empty_masks_are_empty_in_either_reading(tmp_path):
+  raw = write_ids(write_tree(tmp_path / "raw"), (1, 0))
+  builder = build(raw, tmp_path / "out", config="binary")
+  assert [row["pixels_foreground"] for row in build_samples.rows_of(builder)].count("64") == 4
+
+
+def warnings_of(raw, out, config="hippocampus_t1w"):
+  return build_samples.report_of(build(raw, out, config=config))["warnings"]
+
+
+def test_swapped_masks_are_named(tmp_path):
+  raw = write_tree(tmp_path / "raw")
+  for path in sorted((raw / "train" / "masks").iterdir()):
+    mask = np.zeros((*SHAPE, 3), np.uint8)
+    mask[1:, 1:] = RED
+    Image.fromarray(mask).save(path)
+  [warning] = warnings_of(raw, tmp_path / "out")
+  assert warning.startswith("Split train: 4 of 4 labels, such as 100")
+  assert "foreground and background swapped?" in warning
+
+
+def test_a_split_without_foreground_is_named(tmp_path):
+  raw = write_tree(tmp_path / "raw")
+  for path in (raw / "valid" / "masks").iterdir():
+    Image.fromarray(np.zeros((*SHAPE, 3), np.uint8)).save(path)
+  [warning] = warnings_of(raw, tmp_path / "out")
+  assert warning.startswith("Split validation has no foreground: all 2 labels are background.")
+
+
+def test_a_class_that_a_split_lacks_is_named(tmp_path):
+  raw = write_tree(tmp_path / "raw")
+  write_pair(raw / "train", "1001_9", color=(0, 255, 0))
+  assert warnings_of(raw, tmp_path / "out", "brain_stroke_ct") == [
+      "Class ischemic occurs in train, but not in validation, test."]
+
+
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_a_turned_image_or_mask_is_refused(tmp_path, kind):
+  raw = write_tree(tmp_path / "raw")
+  path = raw / "train" / kind / "1001_9.png"
+  exif = Image.Exif()
+  exif[0x0112] = 6  # Turned by a quarter.
+  with Image.open(path) as image:
+    image.copy().save(path, exif=exif)
+  with pytest.raises(InputError, match=rf"{kind}/1001_9\.png: its EXIF orientation must be 1"):
+    build(raw, tmp_path / "out")
 
 
 def _alone(raw):

@@ -1,5 +1,6 @@
 """The build tool: what it prints, what it refuses, and that it leaves nothing half-written."""
 
+import errno
 import gzip
 import json
 import pathlib
@@ -67,6 +68,23 @@ def test_a_dry_run_prints_every_file_and_builds_nothing(pristine, tmp_path, caps
   assert len(headers) == 7 and all(name in printed for name in headers)
   assert "24 x 12 x 20" in printed and "unstated" in printed and "0 1 2" in printed
   assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("inside", ["", "Train"])
+def test_a_raw_folder_that_may_not_be_read_is_not_blamed_on_the_output(
+    pristine, tmp_path, monkeypatch, inside
+):
+  raw, iterdir = pristine[HIPPOCAMPUS], pathlib.Path.iterdir
+
+  def refuse(folder):
+    if folder == raw / inside:
+      raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+    return iterdir(folder)
+
+  monkeypatch.setattr(pathlib.Path, "iterdir", refuse)
+  with pytest.raises(InputError, match=r"cannot be read \(Permission denied\)") as caught:
+    run(HIPPOCAMPUS, f"--manual_dir={raw}", f"--data_dir={tmp_path / 'out'}")
+  assert str(raw / inside) in str(caught.value) and "--data_dir" not in str(caught.value)
 
 
 def test_options_make_a_config_of_their_own(pristine, tmp_path, capsys):

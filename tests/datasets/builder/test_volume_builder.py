@@ -149,9 +149,35 @@ def test_a_label_placed_elsewhere_than_its_scan_is_refused():
   shifted[0, 3] = 2.0
   scan = Volume(voxels, np.eye(4), oriented=True)
   with pytest.raises(InputError, match="elsewhere"):
-    volume_builder.check_same_grid(scan, Volume(voxels, shifted, oriented=True), "label.nii")
-  # A file that states no orientation cannot contradict.
-  volume_builder.check_same_grid(scan, Volume(voxels, shifted, oriented=False), "label.nii")
+    volume_builder.check_same_grid(
+        scan, Volume(voxels, shifted, oriented=True), "label.nii", Notes())
+
+
+@pytest.mark.parametrize(
+    ("of_scan", "of_label", "warning"),
+    [
+        (True, False, "label.nii: the scan states an orientation, the label does not"),
+        (False, True, "label.nii: the label states an orientation, the scan does not"),
+        (True, True, ""),
+        (False, False, ""),
+    ],
+)
+def test_an_orientation_that_only_scan_or_label_states_is_warned_of(of_scan, of_label, warning):
+  voxels, notes = np.zeros(SHAPE), Notes()
+  scan, label = (Volume(voxels, np.eye(4), oriented) for oriented in (of_scan, of_label))
+  volume_builder.check_same_grid(scan, label, "folder/label.nii", notes)
+  assert [line.split(":")[:2] for line in notes.warnings] == (
+      [warning.split(":")] if warning else [])
+
+
+def test_voxels_that_are_nan_in_part_are_warned_of(tmp_path):
+  for number in (1, 2, 3):
+    voxels = numbers(number, np.float32)
+    voxels[0, 0, :2] = np.nan
+    write_pair(tmp_path / "raw", number, voxels)
+  builder = build_samples.build("hippocampus_t1w", tmp_path / "raw", tmp_path / "out")
+  warnings = [line for line in build_samples.report_of(builder)["warnings"] if "NaN" in line]
+  assert len(warnings) == 3 and f"2 of its {np.prod(SHAPE)} voxels are NaN" in warnings[0]
 
 
 def test_a_case_changes_its_state_with_its_files(tmp_path):

@@ -1,6 +1,7 @@
 """Reading and writing volumes: formats, byte orders, scale factors, and files that lie."""
 
 import gzip
+import random
 
 import nibabel as nib
 import numpy as np
@@ -209,6 +210,100 @@ def test_a_file_that_cannot_be_right_is_refused_in_one_line(tmp_path, make, mess
     nifti.read(path)
   assert path.stem.split(".")[0] in str(caught.value)
   assert "\n" not in str(caught.value)
+
+
+def of_floats(value):
+  def make(folder):
+    voxels = VOXELS.astype(np.float32)
+    if value == "constant":
+      voxels[:] = 7
+    elif value == "one infinite":
+      voxels[1, 2, 3] = np.inf
+    else:
+      voxels[:] = value
+    return save_nifti(folder / "a.nii", voxels)
+
+  return make
+
+
+@pytest.mark.parametrize(
+    ("make", "message"), [
+        (of_floats(np.nan), "all its voxels are NaN"),
+        (of_floats(np.inf), "must be finite .* found inf to inf"),
+        (of_floats("one infinite"), r"must be finite .* found -8\d\d to inf"),
+        (of_floats("constant"), "all its voxels are the same number, 7"),
+        (of_floats(0), "all its voxels are zero"),
+        (of_floats(1e30), "found 1e"),
+        (lambda folder: save_nifti(folder / "a.nii", slope=(3e38, 0)), r"after the slope 3e\+38"),
+    ],
+)  # fmt: skip
+def test_a_scan_that_shows_nothing_is_refused_in_one_line(tmp_path, make, message):
+  path = make(tmp_path)
+  with pytest.raises(InputError, match=message) as caught:
+    nifti.read_stored(path)
+  assert "a.nii: " in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_scan_may_be_nan_outside_of_the_head_and_a_label_may_be_empty(tmp_path):
+  voxels = VOXELS.astype(np.float32)
+  voxels[0] = np.nan
+  stored, _, _ = nifti.read_stored(save_nifti(tmp_path / "scan.nii", voxels))
+  np.testing.assert_array_equal(stored.voxels, voxels)
+  empty = save_nifti(tmp_path / "label.nii", np.zeros(SHAPE, np.uint8))
+  assert not nifti.read(empty).voxels.any()
+
+
+def set_field(path, position, value):
+  """Overwrites a float32 of the header."""
+  content = bytearray(path.read_bytes())
+  content[position : position + 4] = np.array(value, "<f4").tobytes()
+  path.write_bytes(content)
+  return path
+
+
+def huge_spacing(folder):
+  return save_nifti(folder / "a.nii", affine=np.diag([1e30, 1, 1, 1]))
+
+
+def huge_spacing_of_a_pair(folder):
+  save_analyze(folder / "a.hdr")
+  return set_field(folder / "a.hdr", 80, 1e30)  # pixdim[1]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"), [
+        (lambda d: set_field(save_nifti(d / "a.nii"), 108, np.inf), "header"),  # vox_offset
+        (lambda d: set_field(save_nifti(d / "a.nii"), 108, -352), "header"),
+        (lambda d: set_field(save_nifti(d / "a.nii"), 108, 1e30), "truncated"),
+        (lambda d: set_field(save_nifti(d / "a.nii"), 112, np.inf), "slope is infinite"),
+        (huge_spacing, "edges of a voxel must lie in .* found 1e"),
+        (huge_spacing_of_a_pair, "edges of a voxel must lie in .* found 1e"),
+    ],
+)  # fmt: skip
+def test_numbers_of_a_header_that_cannot_be_are_refused_in_one_line(tmp_path, make, message):
+  path = make(tmp_path)
+  with pytest.raises(InputError, match=message) as caught:
+    nifti.read_stored(path)
+  assert path.name in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_no_flipped_bit_of_a_compressed_scan_changes_voxels_silently(tmp_path):
+  scan = save_nifti(tmp_path / "whole.nii.gz")
+  content, whole = scan.read_bytes(), nifti.read(scan)
+  path, generator = tmp_path / "a.nii.gz", random.Random(0)
+  silent = []
+  for bit in generator.sample(range(8 * len(content)), 200):
+    damaged = bytearray(content)
+    damaged[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(damaged)
+    try:
+      volume = nifti.read(path)
+    except InputError:
+      continue
+    if not np.array_equal(volume.voxels, VOXELS) or (volume.affine != whole.affine).any():
+      silent.append(bit)
+  assert silent == []
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])

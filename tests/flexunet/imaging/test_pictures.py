@@ -1,5 +1,6 @@
-"""Reading 8-bit pictures."""
+"""Reading 8-bit images."""
 
+import random
 import struct
 import zlib
 
@@ -45,6 +46,29 @@ def truncated(folder, name):
   return path
 
 
+def animated(folder, suffix):
+  path = folder / f"a.{suffix}"
+  Image.fromarray(GREY).save(path, save_all=True, append_images=[Image.fromarray(255 - GREY)])
+  return path
+
+
+def turned(folder, suffix, orientation=6):
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  path = folder / f"a.{suffix}"
+  Image.fromarray(GREY).save(path, exif=exif)
+  return path
+
+
+def with_wrong_checksum(folder):
+  """Writes a PNG whose last checksum of pixels, right before the 12 bytes of IEND, is wrong."""
+  path = save(folder / "a.png", GREY)
+  content = bytearray(path.read_bytes())
+  content[-13] ^= 1
+  path.write_bytes(content)
+  return path
+
+
 @pytest.mark.parametrize("name", ["a.png", "a.bmp", "A.PNG"])
 @pytest.mark.parametrize("mode", [None, "RGB"])
 def test_grey_pictures_come_back_exactly_also_when_stored_as_colour(tmp_path, name, mode):
@@ -70,6 +94,11 @@ def test_colour_pictures_keep_their_channels_and_palettes_are_looked_up(tmp_path
         (lambda d: png_of_declared_size(d / "a.png", 20000, 20000), "pixels"),
         (lambda d: png_of_declared_size(d / "a.png", 9000, 9000), "pixels"),
         (damaged_png, "damaged"),
+        (with_wrong_checksum, "checksum of its chunk 'IDAT'"),
+        (lambda d: animated(d, "png"), "single image, got 2 frames"),
+        (lambda d: animated(d, "gif"), "another kind"),
+        (lambda d: turned(d, "png"), "EXIF orientation must be 1, got 6"),
+        (lambda d: turned(d, "jpg", 3), "EXIF orientation must be 1, got 3"),
         (lambda d: truncated(d, "a.png"), "damaged"),
         (lambda d: truncated(d, "a.jpg"), "damaged"),
         (lambda d: d / "none.png", "no such file"),
@@ -87,3 +116,32 @@ def test_a_colour_picture_is_no_grey_picture(tmp_path):
   rgb[..., 0] = 255
   with pytest.raises(InputError, match="grey"):
     pictures.read_gray(save(tmp_path / "a.png", rgb))
+
+
+def test_an_upright_image_with_exif_is_read(tmp_path):
+  np.testing.assert_array_equal(pictures.read_gray(turned(tmp_path, "png", 1)), GREY)
+
+
+def test_a_palette_image_gives_its_numbers(tmp_path):
+  image = Image.fromarray(GREY % 2)
+  image.putpalette([0, 0, 0, 9, 8, 7])
+  image.save(tmp_path / "a.png")
+  found = pictures.read_indexed(tmp_path / "a.png")
+  np.testing.assert_array_equal(found.indices, GREY % 2)
+  assert found.palette[:3].tolist() == [[0, 0, 0], [9, 8, 7], [0, 0, 0]]
+  assert pictures.read_indexed(save(tmp_path / "grey.png", GREY)) is None
+
+
+@pytest.mark.slow
+def test_no_flipped_bit_of_a_png_changes_pixels_silently(tmp_path):
+  content = save(tmp_path / "whole.png", GREY).read_bytes()
+  path, generator, caught = tmp_path / "a.png", random.Random(0), 0
+  for bit in generator.sample(range(8 * len(content)), 200):
+    damaged = bytearray(content)
+    damaged[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(damaged)
+    try:
+      np.testing.assert_array_equal(pictures.read_gray(path), GREY)
+    except InputError:
+      caught += 1
+  assert caught == 200  # Each byte is under a checksum, or is one.

@@ -16,6 +16,7 @@ from flexunet.prediction.predictor import Predictor
 from flexunet.reporting import overlay
 
 GREYS = np.array([10, 120, 240])
+VOXELS = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
 NO_WINDOW = {"kind": "none", "low": 0.0, "high": 255.0}
 # Every way in which three voxel axes can lie: 6 orders times 8 flips.
 ORIENTATIONS = [
@@ -169,7 +170,7 @@ def test_a_colour_image_needs_a_network_of_three_channels(tmp_path, channels):
 
 
 def test_a_volume_for_a_run_on_images_is_refused(tmp_path):
-  nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.eye(4)), tmp_path / "a.nii")
+  nib.save(nib.Nifti1Image(VOXELS, np.eye(4)), tmp_path / "a.nii")
   outcome = predict(tmp_path, tmp_path / "out", make_config(slice_plan=None))
   assert outcome.predicted == 0
   assert "trained on images" in outcome.failures[0] and "a.nii" in outcome.failures[0]
@@ -177,18 +178,20 @@ def test_a_volume_for_a_run_on_images_is_refused(tmp_path):
 
 def test_a_bad_file_does_not_lose_the_others(tmp_path):
   for name in ("a.nii", "c.nii"):
-    nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.eye(4)), tmp_path / name)
+    nib.save(nib.Nifti1Image(VOXELS, np.eye(4)), tmp_path / name)
   whole = (tmp_path / "a.nii").read_bytes()
   (tmp_path / "b.nii").write_bytes(whole[:-7])
+  nib.save(nib.Nifti1Image(np.full((3, 4, 5), np.nan), np.eye(4)), tmp_path / "d.nii")
   outcome = predict(tmp_path, tmp_path / "out")
   assert outcome.predicted == 2
-  assert len(outcome.failures) == 1 and "b.nii" in outcome.failures[0]
+  assert len(outcome.failures) == 2 and "b.nii" in outcome.failures[0]
+  assert "d.nii: a scan must hold numbers" in outcome.failures[1]
   written = sorted(path.name for path in (tmp_path / "out").iterdir())
   assert written == ["a_label.nii", "c_label.nii"]
 
 
 def test_output_is_never_replaced_unasked(tmp_path):
-  nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.eye(4)), tmp_path / "a.nii")
+  nib.save(nib.Nifti1Image(VOXELS, np.eye(4)), tmp_path / "a.nii")
   target = tmp_path / "out" / "a_label.nii"
   target.parent.mkdir()
   target.write_bytes(b"precious")
@@ -199,7 +202,7 @@ def test_output_is_never_replaced_unasked(tmp_path):
 
 
 def test_either_file_of_a_pair_protects_both(tmp_path):
-  nib.save(nib.AnalyzeImage(np.zeros((3, 4, 5), np.int16), None), tmp_path / "a.hdr")
+  nib.save(nib.AnalyzeImage(VOXELS, None), tmp_path / "a.hdr")
   (tmp_path / "out").mkdir()
   (tmp_path / "out" / "a_label.img").write_bytes(b"precious")
   assert "a_label.img" in predict(tmp_path / "a.hdr", tmp_path / "out").failures[0]
@@ -207,7 +210,7 @@ def test_either_file_of_a_pair_protects_both(tmp_path):
 
 def test_pixels_of_another_size_than_in_training_are_warned_of(tmp_path):
   affine = affine_of("LAS", spacing_mm=(0.4, 0.4, 3.0), oblique=False)
-  nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), affine), tmp_path / "a.nii")
+  nib.save(nib.Nifti1Image(VOXELS, affine), tmp_path / "a.nii")
   (line,) = predict(tmp_path, tmp_path / "out", make_config(spacing_mm=[1.0, 1.0])).warnings
   assert "0.4 x 0.4 mm" in line and "1 x 1 mm" in line
   assert predict(tmp_path, tmp_path / "on", make_config(spacing_mm=[0.5, 0.5])).warnings == []
@@ -266,7 +269,7 @@ def test_an_output_folder_that_is_a_file_is_refused(tmp_path):
 
 def test_a_label_that_cannot_be_written_names_its_scan(tmp_path):
   (tmp_path / "in" / "x").mkdir(parents=True)
-  nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.eye(4)), tmp_path / "in/x/a.nii")
+  nib.save(nib.Nifti1Image(VOXELS, np.eye(4)), tmp_path / "in/x/a.nii")
   (tmp_path / "out").mkdir()
   (tmp_path / "out" / "x").write_bytes(b"a file where the folder should be")
   (line,) = predict(tmp_path / "in", tmp_path / "out").failures
