@@ -135,10 +135,11 @@ def check_new(path: str | os.PathLike) -> pathlib.Path:
   path = pathlib.Path(path).expanduser()
   if path.exists() and not path.is_dir():
     raise InputError(f"--run_dir {path} must be a folder. Got a file.")
-  if path.is_dir() and any(path.iterdir()):
+  held = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+  if found := held - {files.LOCK_NAME}:
     raise InputError(
         f"--run_dir {path} must be new or empty, so that no earlier run is lost. It holds"
-        f" {len(list(path.iterdir()))} entries. Pass a new folder, or --resume to continue the run"
+        f" {len(found)} entries. Pass a new folder, or --resume to continue the run"
         " in it."
     )
   return path

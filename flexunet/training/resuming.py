@@ -104,10 +104,12 @@ def check_paths(
   Returns:
     The run to resume; None where a new one is to be started.
   """
-  started = existing_run(run_dir) if resume else None
+  folder = pathlib.Path(run_dir).expanduser()
+  files.check_unlocked(folder, "--run_dir")
+  started = existing_run(folder) if resume else None
   if not resume:
-    run_folder.check_new(run_dir)
-  files.check_writable(run_dir, "--run_dir")
+    run_folder.check_new(folder)
+  files.check_writable(folder, "--run_dir")
   splits = (data.train_split, data.validation_split)
   dataset_source.check_folder(data.dataset, data.data_dir, splits, data.fold)
   if training.init_from:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import keras
 from absl import logging
 
 from flexunet import config, run_folder
-from flexunet.core import progress
+from flexunet.core import files, progress
 from flexunet.network import weights
 from flexunet.pipelines import dataset_source, order
 from flexunet.pipelines.augmentation.config import AugmentationConfig
@@ -143,8 +144,22 @@ def fit(
 
   Raises:
     checkpointing.Interrupted: SIGTERM or SIGINT came; everything is saved.
-    InputError: Data, devices or memory do not allow the run, or its loss is no number.
+    InputError: Data, devices or memory do not allow the run, its loss is no number, or another
+      program trains in the folder.
   """
+  folder = pathlib.Path(run_dir).expanduser()
+  with files.locked(folder, "--run_dir"):
+    return _fit_locked(run_config, folder, opened, argv, resume)
+
+
+def _fit_locked(
+    run_config: config.RunConfig,
+    run_dir: pathlib.Path,
+    opened: input_pipeline.TrainingData,
+    argv: Sequence[str],
+    resume: bool,
+) -> tuple[run_folder.RunFolder, list[dict[str, Any]]]:
+  """Trains in a folder that no other program writes into."""
   existing = resuming.existing_run(run_dir) if resume else None
   if existing is not None:
     run_config = resuming.merge(existing.read_config(), run_config)
@@ -156,7 +171,6 @@ def fit(
   ended = trainer_of_run.resume()
   if not ended:
     # Only now, when nothing is left that could be refused.
-    run.path.mkdir(parents=True, exist_ok=True)
     run.write_config(run_config)
     _write_manifest(run, run_config, setup, argv, started=existing is None)
     trainer_of_run.train()

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -15,9 +16,18 @@ import numpy as np
 import pytest
 
 from flexunet import config, run_folder
+from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.pipelines.augmentation.config import AugmentationConfig
-from flexunet.training import devices, input_pipeline, networks, planning, run_setup, trainer
+from flexunet.training import (
+  devices,
+  input_pipeline,
+  networks,
+  planning,
+  resuming,
+  run_setup,
+  trainer,
+)
 
 
 def blobs(subjects, first_seed):
@@ -57,6 +67,16 @@ def train(data_dir, folder, **changes):
 @pytest.fixture(scope="module")
 def finished(data_dir, tmp_path_factory):
   return train(data_dir, tmp_path_factory.mktemp("runs") / "run")
+
+
+def test_a_second_trainer_in_a_run_folder_is_refused(data_dir, tmp_path):
+  with files.locked(tmp_path / "run", "--run_dir"):
+    with pytest.raises(InputError, match=f"--run_dir .*must be free.*process {os.getpid()}"):
+      train(data_dir, tmp_path / "run")
+    with pytest.raises(InputError, match="must be free"):  # Before TensorFlow is loaded.
+      parts = configs(data_dir)
+      resuming.check_paths(*parts[1:], tmp_path / "run", resume=True)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 def test_a_run_leaves_everything_it_promises(finished):
