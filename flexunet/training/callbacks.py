@@ -325,7 +325,7 @@ def save_model(model: keras.Model, run: run_folder.RunFolder) -> None:
   """
   partial = run.path / ".model.partial.keras"
   keras.Model(model.input, model.output, name=model.name).save(partial)
-  partial.replace(run.model_keras)
+  run.replace_model(partial)
 
 
 def scale(schedule: str, progress: float) -> float:

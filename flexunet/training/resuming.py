@@ -12,11 +12,6 @@ from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.pipelines import dataset_source
 
-# May change when a run is resumed: how long it lasts, where the data lie, what is shown and kept.
-_FREE = (
-    "epochs", "max_minutes", "dataset", "data_dir", "cache", "cache_dir", "previews",
-    "tensorboard_graph", "checkpoint_steps", "keep_checkpoints",
-)  # fmt: skip
 _PARTS = ("model", "data", "training", "augmentation")
 
 
@@ -64,10 +59,10 @@ def merge(saved: config.RunConfig, now: config.RunConfig) -> config.RunConfig:
       planned = "given" not in (
           saved.reasons.get(name, "given"), now.reasons.get(name, "given")
       )
-      free = name in _FREE and now.reasons.get(name, "given") == "given"
+      free = name in config.MAY_CHANGE and now.reasons.get(name, "given") == "given"
       if free and old != new:
         values[name], reasons[name] = new, now.reasons.get(name, "given")
-      elif old != new and not planned and name not in _FREE:
+      elif old != new and not planned and name not in config.MAY_CHANGE:
         changed.append(f"--{name} was {_shown(old)}, now it is {_shown(new)}")
     merged[part] = dataclasses.replace(before, **values)
   if changed:
@@ -107,6 +102,9 @@ def check_paths(
   folder = pathlib.Path(run_dir).expanduser()
   files.check_unlocked(folder, "--run_dir")
   started = existing_run(folder) if resume else None
+  if started:
+    started.read_config()
+    started.check_model_kept()
   if not resume:
     run_folder.check_new(folder)
   files.check_writable(folder, "--run_dir")

@@ -216,6 +216,8 @@ def _write_manifest(
   entry["cache"] = dataclasses.asdict(setup.batches.cache_choice)
   entry["steps_per_epoch"] = setup.epoch_order.steps_per_epoch
   entry["devices_sharing_a_batch"] = setup.replicas
+  if not run_folder.read_manifest(run.manifest_json):
+    entry |= run_folder.started_with(run_config)
   manifest.write(run.manifest_json, entry, started)
   for record in setup.left_out:
     progress.say(f"Left out, because it cannot be read: {record}.")

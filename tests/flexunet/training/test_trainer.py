@@ -1,9 +1,12 @@
 """The trainer from flags to run folder, on a tiny dataset."""
 
+import contextlib
 import csv
+import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -18,7 +21,9 @@ import pytest
 from flexunet import config, run_folder
 from flexunet.core import files
 from flexunet.core.errors import InputError
+from flexunet.network import weights
 from flexunet.pipelines.augmentation.config import AugmentationConfig
+from flexunet.prediction.predictor import load_model
 from flexunet.training import (
   devices,
   input_pipeline,
@@ -62,6 +67,51 @@ def train(data_dir, folder, **changes):
   opened = input_pipeline.open_data(parts[1])
   complete = run_setup.complete(*parts, opened)
   return trainer.fit(complete, folder, opened)
+
+
+def copied(run, folder):
+  shutil.copytree(run.path, folder)
+  return run_folder.RunFolder(folder)
+
+
+def test_a_finished_run_knows_its_network(finished, tmp_path):
+  run = copied(finished[0], tmp_path / "run")
+  written = json.loads(run.manifest_json.read_text())["model_sha256"]
+  assert written == [hashlib.sha256(run.model_keras.read_bytes()).hexdigest()]
+  load_model(run)
+  data = bytearray(run.model_keras.read_bytes())
+  data[len(data) // 2] ^= 16
+  run.model_keras.write_bytes(data)
+  with pytest.raises(InputError, match="must be the network that the run wrote"):
+    load_model(run)
+  with pytest.raises(InputError, match="must be the network that the run wrote"):
+    run_folder.network_file(run.path, "--init_from")
+  parts = configs(run.read_config().data.data_dir)
+  with pytest.raises(InputError, match="must be the network that the run wrote"):
+    resuming.check_paths(*parts[1:], run.path, resume=True)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(finished, tmp_path, bad):
+  network = keras.saving.load_model(finished[0].model_keras, compile=False)
+  kernel = network.get_layer("encoder0_conv0").kernel
+  values = np.array(kernel)
+  values[0, 0, 0, 0] = bad
+  kernel.assign(values)
+  network.save(tmp_path / "bad.keras")
+  with pytest.raises(InputError, match=r"bad\.keras must hold finite weights.*encoder0_conv0"):
+    weights.read_model(tmp_path / "bad.keras")
+
+
+def test_flipped_bits_of_a_model_file_without_a_run_end_in_one_line(finished, tmp_path):
+  whole = finished[0].model_keras.read_bytes()
+  generator = np.random.default_rng(4)
+  for place in generator.integers(0, len(whole), 12):
+    data = bytearray(whole)
+    data[place] ^= 1 << generator.integers(8)
+    (tmp_path / "m.keras").write_bytes(data)
+    with contextlib.suppress(InputError):  # Or harmless, in a time or a name that nobody reads.
+      weights.read_model(tmp_path / "m.keras")
 
 
 @pytest.fixture(scope="module")
