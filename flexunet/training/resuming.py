@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -11,6 +12,7 @@ from flexunet import config, run_folder
 from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.pipelines import dataset_source
+from flexunet.training import checkpoints
 
 _PARTS = ("model", "data", "training", "augmentation")
 
@@ -23,18 +25,31 @@ def existing_run(path: str | os.PathLike) -> run_folder.RunFolder | None:
   folder = pathlib.Path(path).expanduser()
   run = run_folder.RunFolder(folder)
   if run.config_json.is_file():
-    # Killed before its first checkpoint, a run begins again; a finished one would be overwritten.
-    if run.report_html.is_file() and not run.checkpoints.is_dir():
-      raise InputError(
-          f"--resume needs the checkpoints of {folder}, which is a finished run without any. Put"
-          " its checkpoints folder back, or start a new run in another --run_dir."
-      )
+    _check_checkpoints(run)
     return run
   if folder.is_dir():
+    with contextlib.suppress(OSError):  # Made just before the first file.
+      run.checkpoints.rmdir()
     for path in folder.glob(".config.json.*"):  # Killed while the first file was written.
       path.unlink()
   run_folder.check_new(folder)
   return None
+
+
+def _check_checkpoints(run: run_folder.RunFolder) -> None:
+  """Refuses a run whose checkpoints are gone: it would begin again over its own results.
+
+  Killed before its first checkpoint, a run does begin again. Its folder of checkpoints is made
+  before its config, and the first one is on the disk before the second epoch has ended.
+  """
+  if checkpoints.CheckpointStore(run.checkpoints).names():
+    return
+  rows = len(run.history_csv.read_text().splitlines()) - 1 if run.history_csv.is_file() else 0
+  if not run.checkpoints.is_dir() or run.report_html.is_file() or rows > 1:
+    raise InputError(
+        f"--resume needs the checkpoints of {run.path}, but {run.checkpoints} holds none. Put them"
+        " back, or start a new run in another --run_dir."
+    )
 
 
 def merge(saved: config.RunConfig, now: config.RunConfig) -> config.RunConfig:

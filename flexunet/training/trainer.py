@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -15,6 +16,7 @@ from absl import logging
 
 from flexunet import config, run_folder
 from flexunet.core import files, progress
+from flexunet.core.errors import InputError
 from flexunet.network import weights
 from flexunet.pipelines import dataset_source, order
 from flexunet.pipelines.augmentation.config import AugmentationConfig
@@ -167,14 +169,16 @@ def _fit_locked(
   devices.prepare(run_config.training)
   with diagnostics.explained(run_config, opened):
     setup = prepare(run_config, opened)
-  trainer_of_run = Trainer(run, run_config, setup)
-  ended = trainer_of_run.resume()
-  if not ended:
-    # Only now, when nothing is left that could be refused.
-    run.write_config(run_config)
-    _write_manifest(run, run_config, setup, argv, started=existing is None)
-    trainer_of_run.train()
-  return run, trainer_of_run.report()
+  with diagnostics.disk_explained(run):
+    trainer_of_run = Trainer(run, run_config, setup)
+    if not trainer_of_run.resume():
+      # Only now, when nothing is left that could be refused. The folder of checkpoints comes first:
+      # where there is a config without one, it was removed.
+      run.checkpoints.mkdir(exist_ok=True)
+      run.write_config(run_config)
+      _write_manifest(run, run_config, setup, argv, started=existing is None)
+      trainer_of_run.train()
+    return run, trainer_of_run.report()
 
 
 def prepare(run_config: config.RunConfig, opened: input_pipeline.TrainingData) -> TrainingSetup:
@@ -287,7 +291,10 @@ class Trainer:
     """
     with self._interruption:
       try:
-        with diagnostics.explained(self._config, self._setup.data):
+        with (
+            diagnostics.explained(self._config, self._setup.data),
+            diagnostics.disk_explained(self._run),  # Inside: a full disk is no full memory.
+        ):
           self._fit_spans()
         self.writer.wait()
       except checkpointing.Interrupted as interrupted:
@@ -296,6 +303,10 @@ class Trainer:
             f"{interrupted}: saved at {self.clock.position()}. The same command"
             " with --resume continues from there."
         )
+        raise
+      except Exception:
+        with contextlib.suppress(InputError):  # One that is being written may still be whole.
+          self.writer.wait()
         raise
       finally:
         self._progress_line.close()

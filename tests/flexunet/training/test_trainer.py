@@ -2,10 +2,12 @@
 
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from flexunet import config, run_folder
 from flexunet.core import files
@@ -25,7 +28,10 @@ from flexunet.network import weights
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.prediction.predictor import load_model
 from flexunet.training import (
+  callbacks,
+  checkpoints,
   devices,
+  diagnostics,
   input_pipeline,
   networks,
   planning,
@@ -67,6 +73,55 @@ def train(data_dir, folder, **changes):
   opened = input_pipeline.open_data(parts[1])
   complete = run_setup.complete(*parts, opened)
   return trainer.fit(complete, folder, opened)
+
+
+@pytest.mark.parametrize("name", ["config.json", "history.csv", "epoch_0001.png", "report.html"])
+def test_a_disk_that_refuses_a_file_is_one_line_and_keeps_the_checkpoints(
+    data_dir, tmp_path, monkeypatch, name
+):
+  write = files.write_bytes
+
+  def full(path, data):
+    if path.name == name:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    write(path, data)
+
+  monkeypatch.setattr(files, "write_bytes", full)
+  with pytest.raises(InputError, match="must be writable and have space, but: No space left"):
+    train(data_dir, tmp_path / "run", checkpoint_steps=1)
+  kept = checkpoints.CheckpointStore(tmp_path / "run" / "checkpoints")
+  assert kept.names() == [] if name == "config.json" else kept.read()[2] == []
+
+
+def test_a_network_that_does_not_fit_on_the_disk_leaves_the_one_before(tmp_path, finished):
+  run = copied(finished[0], tmp_path / "run")
+  before = run.model_keras.read_bytes()
+  network = keras.saving.load_model(run.model_keras, compile=False)
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))  # Bytes of a file.
+  try:
+    with pytest.raises(InputError, match="File too large"), diagnostics.disk_explained(run):
+      callbacks.save_model(network, run)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert run.model_keras.read_bytes() == before
+  assert not list(run.path.glob(".model*"))
+  run.check_model()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EACCES, "Permission denied"),
+     RuntimeError("errno = 28, No space left on device"),
+     tf.errors.ResourceExhaustedError(None, None, "/run/tensorboard; No space left on device")],
+)  # fmt: skip
+def test_what_the_disk_says_is_passed_on_from_every_library(tmp_path, error):
+  run = run_folder.RunFolder(tmp_path)
+  refused = pytest.raises(InputError, match="Permission denied|No space left")
+  with refused, diagnostics.disk_explained(run):
+    raise error
+  with pytest.raises(RuntimeError, match="something else"), diagnostics.disk_explained(run):
+    raise RuntimeError("something else")
 
 
 def copied(run, folder):
