@@ -25,6 +25,12 @@ from flexunet.objectives import names
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.pipelines.laterality import Laterality
 
+# May change when a run is resumed: how long it lasts, where the data lie, what is shown and kept.
+MAY_CHANGE = (
+    "epochs", "max_minutes", "dataset", "data_dir", "cache", "cache_dir", "previews",
+    "tensorboard_graph", "checkpoint_steps", "keep_checkpoints",
+)  # fmt: skip
+
 # Headings of the help, under which flags stand together.
 _OPTIMIZER = "Optimizer and schedule"
 _LOSS = "Loss"
@@ -334,18 +340,39 @@ class DatasetFacts:
   @classmethod
   def from_json(cls, values: Mapping[str, Any]) -> DatasetFacts:
     """Reads what `to_json` wrote; anything else is an InputError."""
+    if not isinstance(values, Mapping):
+      raise InputError(f"dataset_facts must be names with their values. Got: {values!r:.99}.")
     names = [field.name for field in dataclasses.fields(cls)]
     refuse_unknown(values, names, "dataset_facts in config.json")
     if missing := [name for name in names if name not in values]:
       raise InputError(f"dataset_facts in config.json must hold {names}. Missing: {missing}.")
-    plan, window, spacing = (values[name] for name in ("slice_plan", "intensity", "spacing_mm"))
-    read = {
-        "label_scheme": LabelScheme.from_json(values["label_scheme"]),
-        "slice_plan": None if plan is None else from_mapping(SlicePlan, plan),
-        "intensity": None if window is None else from_mapping(IntensityWindow, window),
-        "spacing_mm": None if spacing is None else (float(spacing[0]), float(spacing[1])),
-    }
-    return cls(**{**values, **read})
+    plain = from_mapping(_PlainFacts, {name: values[name] for name in _PLAIN_FACTS})
+    plan, window = values["slice_plan"], values["intensity"]
+    return cls(
+        **{name: getattr(plain, name) for name in _PLAIN_FACTS},
+        label_scheme=LabelScheme.from_json(values["label_scheme"]),
+        slice_plan=None if plan is None else from_mapping(SlicePlan, plan),
+        intensity=None if window is None else from_mapping(IntensityWindow, window),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _PlainFacts(Checked):
+  """Those dataset facts that are the same in JSON."""
+
+  name: str
+  fingerprint: str | None
+  spacing_mm: tuple[float, float] | None
+  isotropic_mm: float | None
+
+  def __post_init__(self):
+    super().__post_init__()
+    for number in (*(self.spacing_mm or ()), self.isotropic_mm):
+      if number is not None and not number > 0:
+        raise InputError(f"A spacing in dataset_facts must be above 0 mm. Got: {number}.")
+
+
+_PLAIN_FACTS = [field.name for field in dataclasses.fields(_PlainFacts)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -396,12 +423,27 @@ class RunConfig:
         "laterality": Laterality,
     }
     known = [*parts, "dataset_facts", "reasons"]
+    if not isinstance(values, Mapping):
+      raise InputError(f"config.json must hold {known}. Got: {values!r:.99}.")
     refuse_unknown(values, known, "config.json")
     if missing := [name for name in known if name not in values]:
       raise InputError(f"config.json must hold {known}. Missing: {missing}.")
+    reasons = values["reasons"]
+    texts = isinstance(reasons, Mapping) and all(isinstance(one, str) for one in reasons.values())
+    if not texts:
+      raise InputError(f"reasons must be names with a text each. Got: {reasons!r:.99}.")
     built: dict[str, Any] = {name: from_mapping(part, values[name]) for name, part in parts.items()}
-    return cls(
-        **built,
-        dataset_facts=DatasetFacts.from_json(values["dataset_facts"]),
-        reasons=dict(values["reasons"]),
-    )
+    facts = DatasetFacts.from_json(values["dataset_facts"])
+    return cls(**built, dataset_facts=facts, reasons=dict(reasons))
+
+  def check_network(self) -> None:
+    """Raises InputError unless the network is complete and answers with the dataset's classes."""
+    self.model.require_complete()
+    if self.model.image_size is None:
+      raise InputError("model.image_size must be two positive whole numbers. Got: null.")
+    classes, named = max(2, self.model.num_classes), self.dataset_facts.label_scheme.num_classes
+    if classes != named:
+      raise InputError(
+          f"model.num_classes must be that of dataset_facts.label_scheme, {named}. Got:"
+          f" {self.model.num_classes}."
+      )

@@ -45,6 +45,7 @@ def main(argv: Sequence[str]) -> None:
   source = pathlib.Path(_INPUT.value).expanduser()
   target = pathlib.Path(_OUTPUT_DIR.value).expanduser()
   core_files.check_writable(target, "--output_dir")
+  core_files.check_unlocked(target, "--output_dir")
   found = scans.find(
       source, target, volumes_first=run_config.dataset_facts.recipe is not None
   )

@@ -6,10 +6,17 @@ import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from flexunet import config
 from flexunet.core import files
 from flexunet.core.errors import InputError
+from flexunet.network import cost
+
+# Entries of the manifest that tie the run's files together.
+_FIXED, _MODEL_SHA256 = "started_with", "model_sha256"
+_NO_MODEL = "none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +115,53 @@ class RunFolder:
           " reached its first validation. Continue it with --resume, or name another --run_dir."
       )
 
+  def check_model(self) -> None:
+    """Raises InputError unless `model.keras` is the network that the run wrote.
+
+    The manifest holds its sha256, and `config.json` its shape.
+    """
+    self.check_trained()
+    known = read_manifest(self.manifest_json).get(_MODEL_SHA256)
+    digest = files.sha256_of(self.model_keras)
+    if known is not None and digest not in known:
+      raise InputError(
+          f"{self.model_keras} must be the network that the run wrote, with the sha256"
+          f" {known[-1][:12]}... of manifest.json. Got: {digest[:12]}... It was replaced or"
+          " damaged: put the file of the run back, or name another --run_dir."
+      )
+    wanted = _shape_of(self.read_config().model)
+    found = _shape_of(cost.config_of_keras_file(self.model_keras))
+    for name, value in wanted.items():
+      if found[name] != value:
+        raise InputError(
+            f"{self.model_keras} must be the network of config.json, whose {name} is {value}. Got:"
+            f" {found[name]}. Put the file of the run back, or name another --run_dir."
+        )
+
+  def check_model_kept(self) -> None:
+    """Raises InputError where the network that the run wrote is another one now, or gone."""
+    known = read_manifest(self.manifest_json).get(_MODEL_SHA256, [_NO_MODEL])
+    if self.model_keras.is_file():
+      self.check_model()
+    elif _NO_MODEL not in known:
+      raise InputError(
+          f"{self.model_keras} must be there: the run has written it, and keeps it until a better"
+          " one is found. Put it back, or start a new run in another --run_dir."
+      )
+
+  def replace_model(self, partial: pathlib.Path) -> None:
+    """Puts a written network in place of `model.keras`, and its hash into the manifest.
+
+    Its hash stands there before the network, beside that of the one before: whenever the program
+    is killed, the hash of the network that is there is known.
+    """
+    entries = read_manifest(self.manifest_json)
+    digest = files.sha256_of(partial)
+    known = entries.get(_MODEL_SHA256, [_NO_MODEL])
+    files.write_json(self.manifest_json, {**entries, _MODEL_SHA256: [*known, digest]})
+    partial.replace(self.model_keras)
+    files.write_json(self.manifest_json, {**entries, _MODEL_SHA256: [digest]})
+
   def remove_partial(self) -> None:
     """Removes files that a killed process was still writing; only while no other one writes."""
     for entry in (self.config_json, self.manifest_json, self.history_csv, self.curves_png,
@@ -119,15 +173,93 @@ class RunFolder:
 
   def read_config(self) -> config.RunConfig:
     """Returns the config of the run; InputError when it cannot be read."""
+    values = _read_json(self.config_json)
     try:
-      values = json.loads(self.config_json.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-      raise InputError(f"{self.config_json} must be readable JSON: {error}.") from error
-    return config.RunConfig.from_json(values)
+      read = config.RunConfig.from_json(values)
+      read.check_network()
+    except InputError as error:
+      raise InputError(
+          f"{self.config_json} must be as the run wrote it. {error} Put the file of the run back."
+      ) from error
+    self._check_fixed(values)
+    return read
+
+  def _check_fixed(self, values: Mapping[str, Any]) -> None:
+    """Refuses a config whose fixed fields are not those that the run was started with."""
+    started = read_manifest(self.manifest_json).get(_FIXED)
+    if started is None:  # Killed before it was written, or a run of an older version.
+      return
+    now = fixed_fields(values)
+    for name in [*started, *now]:
+      if name not in started or name not in now or started[name] != now[name]:
+        raise InputError(
+            f"{self.config_json} must hold what the run was started with: {name} was"
+            f" {_shown(started, name)}, now it is {_shown(now, name)}. Put the file of the run"
+            " back, or start a new run in another --run_dir."
+        )
 
   def write_config(self, run_config: config.RunConfig) -> None:
     """Replaces `config.json` in one step."""
     files.write_json(self.config_json, run_config.to_json())
+
+
+def read_manifest(path: pathlib.Path) -> dict[str, Any]:
+  """Returns `manifest.json`; empty where it is not written yet.
+
+  Raises:
+    InputError: It is damaged.
+  """
+  if not path.is_file():
+    return {}
+  values = _read_json(path)
+  hashes = values.get(_MODEL_SHA256, [""]) if isinstance(values, dict) else None
+  texts = isinstance(hashes, list) and hashes and all(isinstance(one, str) for one in hashes)
+  if not texts or not isinstance(values.get(_FIXED, {}), dict):
+    raise InputError(f"{path} must be as the run wrote it. Put the file of the run back.")
+  return values
+
+
+def fixed_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns {"part.name": value} of a config as JSON, without what may change at a resume.
+
+  Nor with `init_from`, a path that is used up when the run has started.
+  """
+  return {
+      f"{part}.{name}": value
+      for part, fields in values.items()
+      if part != "reasons"
+      for name, value in fields.items()
+      if name not in (*config.MAY_CHANGE, "init_from")
+  }
+
+
+def started_with(run_config: config.RunConfig) -> dict[str, Any]:
+  """Returns the entry of the manifest that `read_config` compares with."""
+  return {_FIXED: fixed_fields(run_config.to_json())}
+
+
+def _shape_of(network: config.ModelConfig) -> dict[str, int]:
+  """Returns what decides the shapes of the weights."""
+  first = network.stages()[0]
+  return {
+      "image_channels": network.image_channels,
+      "num_classes": network.num_classes,
+      "num_layers": network.num_layers,
+      "base_filters": first.filters,
+      "base_kernels": first.kernel,
+      "dilation": first.dilation,
+  }
+
+
+def _shown(fields: Mapping[str, Any], name: str) -> str:
+  return f"{json.dumps(fields[name]):.60}" if name in fields else "not there"
+
+
+def _read_json(path: pathlib.Path) -> Any:
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError, RecursionError) as error:  # Recursion: brackets within brackets.
+    raise InputError(f"{path} must be readable JSON: {error}.") from error
 
 
 def check_new(path: str | os.PathLike) -> pathlib.Path:
@@ -135,10 +267,11 @@ def check_new(path: str | os.PathLike) -> pathlib.Path:
   path = pathlib.Path(path).expanduser()
   if path.exists() and not path.is_dir():
     raise InputError(f"--run_dir {path} must be a folder. Got a file.")
-  if path.is_dir() and any(path.iterdir()):
+  held = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+  if found := held - {files.LOCK_NAME}:
     raise InputError(
         f"--run_dir {path} must be new or empty, so that no earlier run is lost. It holds"
-        f" {len(list(path.iterdir()))} entries. Pass a new folder, or --resume to continue the run"
+        f" {len(found)} entries. Pass a new folder, or --resume to continue the run"
         " in it."
     )
   return path
@@ -164,4 +297,5 @@ def network_file(path: str | os.PathLike, flag: str) -> pathlib.Path:
     raise InputError(
         f"{flag} {given} must be the folder of a trained run, with config.json and model.keras."
     )
+  run.check_model()
   return run.model_keras

@@ -97,8 +97,17 @@ class DatasetSource:
     """Returns where each record of the split lies and whose it is.
 
     Records are slices, or whole volumes; `readers.slice_table` gives the slices of both.
+
+    Raises:
+      InputError: There is no such split, or a shard is missing or not of its size.
     """
     files = self.filepaths(split)
+    if missing := [file for file in files if not os.path.isfile(file)]:
+      raise InputError(
+          f"{missing[0]}: the shard is missing"
+          + (f", as are {len(missing) - 1} more" if len(missing) > 1 else "")
+          + ". Build or copy the dataset again."
+      )
     listing = self.path / built_dataset.RECORDS_NAME
     if listing.is_file():
       return record_table.read(listing, split, files)

@@ -132,10 +132,12 @@ def read(listing: pathlib.Path, split: str, files: Sequence[str]) -> RecordTable
 
   try:
     shard = np.array([shard_of[row["shard"]] for row in rows], np.int32)
+    offset = integers("offset", np.int64)
+    _check_sizes(files, shard, offset + integers("length", np.int64) + tfrecord.FRAME_BYTES)
     return RecordTable(
         files=list(files),
         shard=shard,
-        offset=integers("offset", np.int64),
+        offset=offset,
         subject=np.array([row["subject"] for row in rows], str),
         volume=np.array([row["volume"] for row in rows], str),
         slice_index=integers("slice_index"),
@@ -146,11 +148,25 @@ def read(listing: pathlib.Path, split: str, files: Sequence[str]) -> RecordTable
         if pixel_columns
         else None,
     )
-  except (KeyError, ValueError) as error:
+  except InputError:
+    raise
+  except (KeyError, TypeError, ValueError, OverflowError) as error:
     raise InputError(
         f"{listing} must list the records of this dataset, but it cannot be read: {error}. Build"
         " the dataset again."
     ) from error
+
+
+def _check_sizes(files: Sequence[str], shard: np.ndarray, record_end: np.ndarray) -> None:
+  """Refuses shards that are longer or shorter than the end of their last record."""
+  expected = np.zeros(len(files), np.int64)
+  np.maximum.at(expected, shard, record_end)
+  for file, size in zip(files, expected.tolist(), strict=True):
+    if (found := os.path.getsize(file)) != size:
+      raise InputError(
+          f"{file} must have {size} bytes, as the table of its records says. It has {found}. Build"
+          " or copy the dataset again."
+      )
 
 
 def scan(files: Sequence[str]) -> RecordTable:

@@ -84,14 +84,14 @@ def write(
     size: (height, width) of the exported network; None for its own.
   """
   # Loads TensorFlow, which a wrong flag must not wait for.
-  from flexunet.network import export
+  from flexunet.network import export, weights
 
   # Written beside its place and renamed: an export that fails its check leaves nothing.
   output.parent.mkdir(parents=True, exist_ok=True)
   partial = pathlib.Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
   try:
     with command_line.noise_aside():
-      network = load_network(path)
+      network = weights.read_model(path)
       done = export.export(network, list(formats), partial, size)
     entries = [
         {**dataclasses.asdict(entry), "path": entry.path.name, "bytes": _bytes(entry.path)}
@@ -123,6 +123,7 @@ def _source() -> tuple[pathlib.Path, dict[str, Any]]:
     path = pathlib.Path(_MODEL.value).expanduser()
   else:
     run = run_folder.RunFolder.open(str(_RUN_DIR.value))
+    run.check_model()
     path = run.model_keras
     run_config = run.read_config()
     facts = {
@@ -143,18 +144,6 @@ def _size(texts: Sequence[str] | None) -> tuple[int, int] | None:
   if len(numbers) not in (1, 2) or min(numbers) < 1:
     raise InputError(f"--image_size must be one or two whole numbers. Got: {','.join(texts)}.")
   return numbers[0], numbers[-1]
-
-
-def load_network(path: pathlib.Path) -> Any:
-  """Returns the Keras model of a file; InputError when it is damaged."""
-  # Loads TensorFlow, which a wrong flag must not wait for.
-  import keras
-
-  try:
-    return keras.saving.load_model(path, compile=False)
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    raise InputError(f"{path} must be a model saved as .keras: {first}") from error
 
 
 def _bytes(path: pathlib.Path) -> int:

@@ -15,13 +15,13 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from flexunet.core import errors, machine
+from flexunet.core import errors, files, machine
 from flexunet.datasets import subject_splits
 from flexunet.datasets.builder import build_report, case_records, croissant, shard_writer, workers
 from flexunet.datasets.builder.case_records import CaseReader, CaseTask
@@ -30,11 +30,6 @@ from flexunet.datasets.builder.shard_writer import PlacedRecord
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.imaging.slicing import SlicePlan
-
-try:
-  import fcntl
-except ImportError:  # Windows: two builds of one dataset at once are not kept apart there.
-  fcntl = None  # type: ignore[assignment]
 
 # Part of the work folder's name: work files of an older form are not picked up.
 _WORK_FORM = 1
@@ -145,7 +140,7 @@ def _work_folder(builder: RunBuilder, folder: pathlib.Path) -> Iterator[pathlib.
   work.mkdir(parents=True, exist_ok=True)
   with open(work / "lock", "w") as lock:
     try:
-      _lock(lock)
+      files.lock_stream(lock)
     except OSError as error:
       raise errors.InputError(
           f"{folder.parent}: another process is building {builder.info.full_name} there. Wait for"
@@ -168,14 +163,8 @@ def _remove_abandoned(folder: pathlib.Path, pattern: str) -> None:
   """Removes work folders of builds that were given up, but none that is in use."""
   for work in folder.glob(pattern):
     with contextlib.suppress(OSError), open(work / "lock", "w") as lock:
-      _lock(lock)
+      files.lock_stream(lock)
       shutil.rmtree(work)
-
-
-def _lock(stream: IO[str]) -> None:
-  """Takes a lock that ends with this process; raises OSError where another one holds it."""
-  if fcntl is not None:
-    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _folds(builder: RunBuilder, cases: list[Case]) -> dict[str, int]:

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import sys
 import types
 import typing
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from flexunet.core.errors import InputError, unknown_name
+
+_LARGEST = 2**63 - 1  # NumPy and TensorFlow hold no larger whole numbers.
 
 
 def knob(
@@ -59,10 +63,26 @@ T = typing.TypeVar("T")
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
-  """Builds a config dataclass from names and values; an unknown name lists the nearest one."""
+  """Builds a dataclass from names and values, each of the type of its field.
+
+  Raises:
+    InputError: An unknown name, with the nearest one, a missing name or a wrong value.
+  """
+  if not isinstance(values, Mapping):
+    raise InputError(f"{cls.__name__} must be names with their values. Got: {values!r:.99}.")
   fields = dataclasses.fields(cls)  # type: ignore[arg-type]
   refuse_unknown(values, [field.name for field in fields], cls.__name__)
-  return cls(**values)
+  needed = [field.name for field in fields if field.default is dataclasses.MISSING]
+  if missing := [name for name in needed if name not in values]:
+    raise InputError(f"{cls.__name__} must hold {', '.join(needed)}. Missing: {missing}.")
+  if issubclass(cls, Checked):  # It checks itself.
+    return cls(**values)
+  hints = typing.get_type_hints(cls)
+  return cls(**{
+      field.name: _checked_value(field, hints[field.name], values[field.name])
+      for field in fields
+      if field.name in values
+  })
 
 
 def refuse_unknown(values: Mapping[str, Any], known: list[str], where: str) -> None:
@@ -97,14 +117,16 @@ def _checked_value(field: dataclasses.Field, hint: Any, value: Any) -> Any:
     value = int(value)  # NumPy's integers are none of Python's.
   wanted = (int, float) if base is float else base
   if not isinstance(value, wanted) or (isinstance(value, bool) and base is not bool):
-    raise InputError(f"{field.name} must be of type {base.__name__}. Got: {value!r}.")
+    raise InputError(f"{field.name} must be of type {base.__name__}. Got: {value!r:.99}.")
   if base is float:
-    value = float(value)
+    value = _finite(field.name, value)
+  if base is int and abs(value) > _LARGEST:
+    raise InputError(f"{field.name} must be a number of at most 63 bits. Got: {value!r:.99}.")
   limits = field.metadata
   if choices := limits.get("choices"):
     check_choice(field.name, value, choices)
   low, high = limits.get("minimum"), limits.get("maximum")
-  if (low is not None and value < low) or (high is not None and value > high) or value != value:
+  if (low is not None and value < low) or (high is not None and value > high):
     bounds = f">= {low}" if high is None else f"from {low} to {high}"
     raise InputError(f"{field.name} must be {bounds}. Got: {value!r}.")
   return value
@@ -119,13 +141,15 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
 
 
 def _checked_names(field: dataclasses.Field, value: Any) -> tuple[str, ...]:
-  names = (value,) if isinstance(value, str) else tuple(value)
+  names = (value,) if isinstance(value, str) else value
+  if not isinstance(names, (tuple, list)):
+    raise InputError(f"{field.name} must be a list of names. Got: {value!r:.99}.")
   for name in names:
     if not isinstance(name, str):
-      raise InputError(f"{field.name} must be a list of names. Got: {value!r}.")
+      raise InputError(f"{field.name} must be a list of names. Got: {value!r:.99}.")
     if choices := field.metadata.get("choices"):
       check_choice(field.name, name, choices)
-  return names
+  return tuple(names)
 
 
 def _checked_size(name: str, value: Any) -> tuple[int, int]:
@@ -133,13 +157,21 @@ def _checked_size(name: str, value: Any) -> tuple[int, int]:
   size = tuple(edges)
   size = size * 2 if len(size) == 1 else size
   whole = all(hasattr(edge, "__index__") and not isinstance(edge, bool) for edge in size)
-  if len(size) != 2 or not whole or min(size) < 1:
-    raise InputError(f"{name} must be one or two positive whole numbers. Got: {value!r}.")
+  if len(size) != 2 or not whole or min(size) < 1 or max(size) > _LARGEST:
+    raise InputError(f"{name} must be one or two positive whole numbers. Got: {value!r:.99}.")
   return int(size[0]), int(size[1])
 
 
 def _checked_pair(name: str, value: Any) -> tuple[float, float]:
   pair = tuple(value) if isinstance(value, (tuple, list)) else ()
   if len(pair) != 2 or not all(isinstance(number, (int, float)) for number in pair):
-    raise InputError(f"{name} must be two numbers. Got: {value!r}.")
-  return float(pair[0]), float(pair[1])
+    raise InputError(f"{name} must be two numbers. Got: {value!r:.99}.")
+  return _finite(name, pair[0]), _finite(name, pair[1])
+
+
+def _finite(name: str, value: Any) -> float:
+  """Returns a number as a float; JSON has neither NaN nor infinity, nor what overflows."""
+  number = float(value) if abs(value) <= sys.float_info.max else math.inf
+  if not math.isfinite(number):
+    raise InputError(f"{name} must be a finite number. Got: {value!r:.99}.")
+  return number

@@ -1,15 +1,29 @@
-"""Files written in one step, hashed, and folders checked before the work begins."""
+"""Files written in one step, hashed, and folders checked and locked before the work begins."""
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import errno
 import hashlib
 import json
 import os
 import pathlib
 import tempfile
-from typing import Any
+from collections.abc import Iterator
+from typing import IO, Any
 
 from flexunet.core.errors import InputError
+
+try:
+  import fcntl
+except ImportError:  # Windows has no such locks.
+  fcntl = None  # type: ignore[assignment]
+
+# Hidden, so that no program takes it for a result.
+LOCK_NAME = ".lock"
+# What file systems answer that offer no locks, such as some network ones.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def write_json(path: pathlib.Path, values: Any) -> None:
@@ -55,3 +69,156 @@ def check_writable(path: str | os.PathLike, flag: str) -> None:
     raise InputError(f"{flag} {path} cannot be made: {there} is a file. Name another place.")
   if not os.access(there, os.W_OK):
     raise InputError(f"{flag} {path} must be writable; {there} is not. Name another place.")
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path, flag: str) -> Iterator[None]:
+  """Keeps other programs from writing into a folder while the block runs.
+
+  The system holds the lock, over NFS too, and drops it however the program ends. Where a file
+  system offers none, the lock is the file itself: one whose process has died on this machine is
+  replaced, and the machine is known by a hash of its boot, not by name.
+
+  Args:
+    folder: Made where it does not exist, and removed again where nothing was written into it.
+    flag: What named it, for the error, e.g. "--run_dir".
+
+  Raises:
+    InputError: Another program writes into it, or it cannot be written.
+  """
+  missing = [path for path in (folder, *folder.parents) if not path.exists()]
+  try:
+    with _lock_file(folder, flag):
+      yield
+  finally:
+    for path in missing:
+      with contextlib.suppress(OSError):  # It holds something.
+        path.rmdir()
+
+
+def check_unlocked(folder: pathlib.Path, flag: str) -> None:
+  """Raises InputError where another program writes into the folder (`locked`)."""
+  if (folder / LOCK_NAME).exists():
+    with locked(folder, flag):
+      pass
+
+
+def lock_stream(stream: IO[Any]) -> None:
+  """Takes the system's lock of an open file, which ends with this process.
+
+  Raises:
+    BlockingIOError: Another process holds it.
+    OSError: The file system offers no locks.
+  """
+  if fcntl is not None:
+    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextlib.contextmanager
+def _lock_file(folder: pathlib.Path, flag: str) -> Iterator[None]:
+  """Holds the lock file of a folder, and removes it at the end."""
+  path = folder / LOCK_NAME
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    stream = _open_locked(path)
+  except BlockingIOError as error:
+    raise InputError(
+        f"{flag} {folder} must be free, but another program writes into it: {_holder(path)}. Wait"
+        f" until it has ended, or name another {flag}."
+    ) from error
+  except FileExistsError as error:
+    raise InputError(
+        f"{flag} {folder} must be free, but another program has locked it: {_holder(path)}. Wait"
+        f" until it has ended; if it has died, remove {path}."
+    ) from error
+  except OSError as error:
+    raise InputError(
+        f"{flag} {folder} must be writable: {error.strerror}. Name another {flag}."
+    ) from error
+  with stream:
+    try:
+      with contextlib.suppress(OSError):  # On a full disk the lock holds as well.
+        os.write(stream.fileno(), json.dumps(_own_process()).encode())
+      yield
+    finally:
+      path.unlink(missing_ok=True)
+
+
+def _open_locked(path: pathlib.Path) -> IO[bytes]:
+  """Returns the lock file, held; BlockingIOError or FileExistsError where another one holds it."""
+  while True:
+    stream = open(path, "ab")  # noqa: SIM115 - it stays open while it is held.
+    try:
+      if fcntl is None:
+        raise OSError(errno.ENOSYS, "no locks on this system")
+      lock_stream(stream)
+    except OSError as error:
+      stream.close()
+      if error.errno not in _NO_LOCKS:
+        raise
+      return _create_lock(path)
+    # Its holder may have removed it between opening and locking.
+    with contextlib.suppress(FileNotFoundError):
+      if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+        stream.truncate(0)
+        return stream
+    stream.close()
+
+
+def _create_lock(path: pathlib.Path) -> IO[bytes]:
+  """Returns a lock file that was not there: the lock where the file system offers none."""
+  if not path.stat().st_size or _has_died(_read_holder(path)):
+    path.unlink(missing_ok=True)
+  return open(path, "xb")
+
+
+def _own_process() -> dict[str, Any]:
+  now = datetime.datetime.now(datetime.timezone.utc)
+  return {
+      "process": os.getpid(),
+      "started": now.strftime("%Y-%m-%d %H:%M:%S UTC"),
+      "ticks": _start_ticks(os.getpid()),
+      "machine": _machine(),
+  }
+
+
+def _read_holder(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    values = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError):  # It is just being written, or removed.
+    return {}
+  return values if isinstance(values, dict) else {}
+
+
+def _holder(path: pathlib.Path) -> str:
+  """Returns which process holds a lock, for the user."""
+  found = _read_holder(path)
+  if not found:
+    return "a process that has just started"
+  return f"process {found.get('process')}, started {found.get('started')}"
+
+
+def _has_died(holder: dict[str, Any]) -> bool:
+  """Returns whether a process has surely ended; one of another machine may live."""
+  if holder.get("machine") is None or holder["machine"] != _machine():
+    return False
+  return _start_ticks(holder.get("process")) != holder.get("ticks")
+
+
+def _start_ticks(process: Any) -> int | None:
+  """Returns when a process started, in ticks of the kernel; None where there is none."""
+  try:
+    text = pathlib.Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
+  except OSError:
+    return None
+  return int(text.rpartition(")")[2].split()[19])  # The name before it may hold anything.
+
+
+def _machine() -> str | None:
+  """Returns a hash that changes with machine, boot and container; None where it is unknown."""
+  try:
+    boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8")
+    processes = os.readlink("/proc/self/ns/pid")
+  except OSError:
+    return None
+  return hashlib.sha256(f"{boot}{processes}".encode()).hexdigest()[:12]

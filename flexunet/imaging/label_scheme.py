@@ -117,8 +117,13 @@ class LabelScheme:
   def from_json(cls, classes: Sequence[Mapping]) -> LabelScheme:
     """Reads what `to_json` wrote."""
     try:
-      return cls(tuple(LabelClass(str(c["name"]), tuple(c["color"])) for c in classes))
-    except (KeyError, TypeError) as error:
+      made = cls(tuple(LabelClass(c["name"], tuple(c["color"])) for c in classes))
+      if not all(isinstance(name, str) and name for name in made.names):
+        raise TypeError("a name is no text")
+      return made
+    except InputError:
+      raise
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
       raise InputError(
           'A label scheme is a list of {"name": ..., "color": [red, green, blue]},'
           f" got {str(classes)[:200]}."

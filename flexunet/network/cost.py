@@ -9,6 +9,7 @@ import dataclasses
 import json
 import pathlib
 import zipfile
+import zlib
 from typing import Any
 
 from flexunet.core.errors import InputError
@@ -182,7 +183,8 @@ def config_of_keras_file(path: pathlib.Path) -> ModelConfig:
       layers = json.loads(archive.read("config.json"))["config"]["layers"]
   except FileNotFoundError:
     raise InputError(f"{path} does not exist. Pass a .keras file.") from None
-  except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+  except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, zlib.error,
+          zipfile.BadZipFile) as error:  # fmt: skip
     raise InputError(f"{path} must be a model saved as .keras: {error}.") from error
   return config_of_layers(layers, str(path))
 
@@ -199,7 +201,9 @@ def config_of_layers(layers: list[dict], source: str) -> ModelConfig:
   """
   try:
     return _config_by_name({layer["config"]["name"]: layer for layer in layers})
-  except (KeyError, TypeError, IndexError) as error:
+  except InputError:
+    raise
+  except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
     raise InputError(
         f"{source} must hold a FlexUNet made by flexunet.build_model. It has no layer or setting"
         f" {error}."

@@ -10,7 +10,7 @@ import numpy as np
 
 from flexunet import run_folder
 from flexunet.core.errors import InputError
-from flexunet.network import architecture, cost
+from flexunet.network import architecture, cost, weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class StartingPoint:
 
   def load(self) -> keras.Model:
     """Returns the network with its weights, not compiled."""
-    return keras.saving.load_model(self.path, compile=False)
+    return weights.read_model(self.path)
 
   def about_classes(self, mine: list[str]) -> str:
     """Returns a sentence, led by a blank, where the classes differ; else an empty text."""
@@ -142,8 +142,8 @@ def transfer_weights(
           f" {name}: {old[0].shape} there, {new[0].shape} here."
       )
     planned.append((layer, old))
-  for layer, weights in planned:  # Only now: a refused network is left untouched.
-    layer.set_weights(weights)
+  for layer, values in planned:  # Only now: a refused network is left untouched.
+    layer.set_weights(values)
   return done
 
 

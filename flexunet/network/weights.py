@@ -1,14 +1,44 @@
-"""First weights drawn by NumPy: the same from a seed on every backend and device."""
+"""Weights of a network: the first ones, drawn by NumPy, and those read from a file.
+
+First weights are the same from a seed on every backend and device.
+"""
 
 from __future__ import annotations
 
 import math
+import pathlib
 
 import keras
 import numpy as np
 
+from flexunet.core.errors import InputError
+
 # A normal distribution cut at two standard deviations keeps this share of its own.
 _CUT_DEVIATION = 0.87962566103423978
+
+
+def read_model(path: pathlib.Path) -> keras.Model:
+  """Returns the network of a `.keras` file, not compiled.
+
+  Raises:
+    InputError: The file is damaged, or a weight is NaN or infinite.
+  """
+  try:
+    network = keras.saving.load_model(path, compile=False)
+  except MemoryError:
+    raise
+  except Exception as error:  # Zip, JSON, HDF5 and Keras each have kinds of their own.
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    raise InputError(
+        f"{path} must be a model saved as .keras. Keras cannot read it: {first}"
+    ) from error
+  for variable in network.weights:
+    if not np.isfinite(keras.ops.convert_to_numpy(variable)).all():
+      raise InputError(
+          f"{path} must hold finite weights, but those of {variable.path} are not. Train it again,"
+          " or name another file."
+      )
+  return network
 
 
 def set_from_seed(model: keras.Model, seed: int) -> None:

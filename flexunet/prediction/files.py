@@ -65,7 +65,22 @@ def predict_all(
     *,
     show_progress: bool = True,
 ) -> Outcome:
-  """Predicts each scan; a file that cannot be read or written does not lose the others."""
+  """Predicts each scan; a file that cannot be read or written does not lose the others.
+
+  Raises:
+    InputError: Another program writes into the output folder.
+  """
+  with files.locked(outputs.folder, "--output_dir"):
+    return _predict_locked(wanted, predictor, run_config, outputs, show_progress)
+
+
+def _predict_locked(
+    wanted: Sequence[Scan],
+    predictor: Predictor,
+    run_config: config.RunConfig,
+    outputs: Outputs,
+    show_progress: bool,
+) -> Outcome:
   failures: list[str] = []
   warnings: list[str] = []
   bar = progress.bar(wanted, unit="scan", disable=not show_progress)

@@ -21,6 +21,7 @@ from flexunet.imaging.slice_recipe import SliceRecipe
 from flexunet.imaging.slicing import Slices
 from flexunet.imaging.volume import Volume
 from flexunet.network import model as network
+from flexunet.network import weights
 from flexunet.pipelines import foreground_crop, readers
 from flexunet.pipelines.laterality import Laterality
 from flexunet.pipelines.resizing import Resizing
@@ -30,16 +31,10 @@ def load_model(run: run_folder.RunFolder) -> keras.Model:
   """Returns the run's best `keras.Model`, not compiled.
 
   Raises:
-    InputError: The run has no model yet, or its file is damaged.
+    InputError: The run has no model yet, or the file is damaged or not the one the run wrote.
   """
-  run.check_trained()
-  try:
-    return keras.saving.load_model(run.model_keras, compile=False)
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise InputError(
-        f"{run.model_keras} must be a model saved by flexunet.train. Keras cannot read it:"
-        f" {str(error).splitlines()[0]}"
-    ) from error
+  run.check_model()
+  return weights.read_model(run.model_keras)
 
 
 class Predictor:

@@ -96,9 +96,10 @@ def curves_section(
   if not history:
     return ""
   kept = kept_epoch(history, training)
-  sentences = [f"{page.count(len(history), 'epoch')}{_duration(history)}."]
+  epochs = page.count(int(history[-1]["epoch"]), "epoch")
+  sentences = [f"{epochs}{_duration(history)}."]
   if kept:
-    sentences.append(f"The dashed line marks epoch {kept}, whose weights were kept.")
+    sentences.append(f"The dashed line marks epoch {kept:g}, whose weights were kept.")
   sentences.append(
       "Scores during training are of slices at the network's size, not of volumes."
   )
@@ -115,7 +116,7 @@ def curves_section(
 
 
 def history_charts(
-    history: Sequence[Mapping[str, float]], kept: int | None = None
+    history: Sequence[Mapping[str, float]], kept: float | None = None
 ) -> list[charts.LineChart]:
   """Returns the charts of a history: those of the report and of curves.png.
 
@@ -165,7 +166,7 @@ def _duration(history: Sequence[Mapping[str, float]]) -> str:
 
 def kept_epoch(
     history: Sequence[Mapping[str, float]], training: config.TrainingConfig
-) -> int | None:
+) -> float | None:
   """Returns the epoch whose weights are in model.keras; None when nothing was validated.
 
   Args:
@@ -178,10 +179,10 @@ def kept_epoch(
   if not scored:
     return None
   if not training.save_best:
-    return int(scored[-1]["epoch"])
+    return scored[-1]["epoch"]
   # Among equals the later one, as the trainer keeps it.
   best = max(reversed(scored), key=lambda row: -row[name] if by_loss else row[name])
-  return int(best["epoch"])
+  return best["epoch"]
 
 
 def settings_section(run_config: config.RunConfig) -> str:

@@ -107,6 +107,10 @@ class RunClock(RunCallback):
       )
     return min(bounds, default=None)
 
+  def epochs_at(self, step: int) -> float:
+    """Returns how many epochs were done after so many steps."""
+    return step / self._steps_per_epoch
+
   def epoch_text(self) -> str:
     """Returns which epoch the last step belongs to, for the user."""
     epoch = math.ceil(self.step / self._steps_per_epoch)
@@ -324,8 +328,12 @@ def save_model(model: keras.Model, run: run_folder.RunFolder) -> None:
   Without the optimizer, which checkpoints hold: Adam's would make the file three times as large.
   """
   partial = run.path / ".model.partial.keras"
-  keras.Model(model.input, model.output, name=model.name).save(partial)
-  partial.replace(run.model_keras)
+  try:
+    keras.Model(model.input, model.output, name=model.name).save(partial)
+    run.replace_model(partial)
+  except BaseException:
+    partial.unlink(missing_ok=True)
+    raise
 
 
 def scale(schedule: str, progress: float) -> float:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import math
+import os
 from collections.abc import Iterator
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from flexunet import config
+from flexunet import config, run_folder
 from flexunet.core.errors import InputError
 from flexunet.pipelines import batches, order
 from flexunet.pipelines.record_table import RecordTable
@@ -22,6 +24,11 @@ _NAMED_RECORDS = 20
 _OUT_OF_MEMORY = ("ResourceExhaustedError", "OutOfMemoryError")
 _PERHAPS_OUT_OF_MEMORY = ("InternalError", "XlaRuntimeError", "JaxRuntimeError", "RuntimeError")
 _UNREADABLE = ("DataLossError", "InvalidArgumentError", "OutOfRangeError", "UnknownError")
+# The system's words; HDF5 and TensorFlow have errors of their own with these in them.
+_DISK_TROUBLE = tuple(
+    os.strerror(number)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
+)
 
 
 class NanGuard(keras.callbacks.Callback):
@@ -103,6 +110,27 @@ def explained(run_config: config.RunConfig, opened: input_pipeline.TrainingData)
     raise InputError(
         f"Every record must be readable, but {len(corrupt)} cannot be: {_shortened(corrupt)}."
         f" Build or copy the dataset again, or leave them out with --skip_corrupt={len(corrupt)}."
+    ) from error
+
+
+@contextlib.contextmanager
+def disk_explained(run: run_folder.RunFolder) -> Iterator[None]:
+  """Turns errors of the disk, raised inside, into InputError."""
+  try:
+    yield
+  except BrokenPipeError:  # It is the reader of our output that is gone.
+    raise
+  except Exception as error:
+    of_disk = isinstance(error, OSError) or any(words in str(error) for words in _DISK_TROUBLE)
+    if isinstance(error, InputError) or not of_disk:
+      raise
+    said, file = (error.strerror, error.filename) if isinstance(error, OSError) else (None, None)
+    reason = (said or str(error) or type(error).__name__).strip().splitlines()[0]
+    raise InputError(
+        f"{run.path} must be writable and have space, but: {reason}"
+        f"{f' ({file})' if file else ''}. The checkpoints"
+        " written so far are kept. Free space or restore the permission, then continue with"
+        " --resume."
     ) from error
 
 

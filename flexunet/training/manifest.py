@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
@@ -15,6 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from flexunet import run_folder
 from flexunet.core import files
 
 _PACKAGES = (
@@ -56,7 +56,8 @@ def _gpu_libraries() -> dict[str, str]:
 
 def write(path: pathlib.Path, entry: dict[str, Any], started: bool) -> None:
   """Writes the manifest of a new run; a resumed one adds its entry under "resumed"."""
-  before = {} if started else _read(path)
+  # It is not there yet where the run was killed before it was written.
+  before = {} if started else run_folder.read_manifest(path)
   if not before:
     files.write_json(path, entry)
     return
@@ -66,14 +67,7 @@ def write(path: pathlib.Path, entry: dict[str, Any], started: bool) -> None:
 
 def note(path: pathlib.Path, name: str, value: Any) -> None:
   """Adds an entry to the manifest of a run under way."""
-  files.write_json(path, {**_read(path), name: value})
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    return json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError):  # Killed before it was written.
-    return {}
+  files.write_json(path, {**run_folder.read_manifest(path), name: value})
 
 
 def _version(name: str) -> str | None:

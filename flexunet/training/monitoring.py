@@ -90,7 +90,11 @@ def _clock_text(seconds: float) -> str:
 
 
 class History(callbacks.RunCallback):
-  """Writes history.csv and curves.png after each epoch, one row per epoch."""
+  """Writes history.csv and curves.png after each epoch, one row per epoch.
+
+  The row of an epoch that a time limit cut short stands at the part of it that was done, e.g. 1.4,
+  once the epoch has been continued.
+  """
 
   _STATE = ("rows",)
 
@@ -109,7 +113,10 @@ class History(callbacks.RunCallback):
         ),
         **{name: float(value) for name, value in (logs or {}).items()},
     }
-    # An epoch that a time limit cut short and a longer limit continued has two rows.
+    for before in self.rows:
+      # A time limit cut the epoch short and a longer one has continued it: scored twice.
+      if before["epoch"] == row["epoch"]:
+        before["epoch"] = round(self._clock.epochs_at(before["step"]), 3)
     self.rows.append(row)
     self.write()
 
@@ -185,7 +192,8 @@ def final_line(rows: Sequence[dict[str, Any]]) -> str:
   """Returns one line of JSON with what a run of these history rows came to."""
   last = rows[-1] if rows else {}
   scores = [score for row in rows if math.isfinite(score := row.get(callbacks.MONITOR, math.nan))]
-  shown = {"epochs": len(rows), "steps": last.get("step"), "seconds": last.get("seconds")}
+  names = {"epochs": "epoch", "steps": "step", "seconds": "seconds"}
+  shown = {name: last.get(column) for name, column in names.items()}
   if "val_slices" in last:
     shown["val_slices"] = int(last["val_slices"])
   if scores:

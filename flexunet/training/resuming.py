@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -11,12 +12,8 @@ from flexunet import config, run_folder
 from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.pipelines import dataset_source
+from flexunet.training import checkpoints
 
-# May change when a run is resumed: how long it lasts, where the data lie, what is shown and kept.
-_FREE = (
-    "epochs", "max_minutes", "dataset", "data_dir", "cache", "cache_dir", "previews",
-    "tensorboard_graph", "checkpoint_steps", "keep_checkpoints",
-)  # fmt: skip
 _PARTS = ("model", "data", "training", "augmentation")
 
 
@@ -28,18 +25,31 @@ def existing_run(path: str | os.PathLike) -> run_folder.RunFolder | None:
   folder = pathlib.Path(path).expanduser()
   run = run_folder.RunFolder(folder)
   if run.config_json.is_file():
-    # Killed before its first checkpoint, a run begins again; a finished one would be overwritten.
-    if run.report_html.is_file() and not run.checkpoints.is_dir():
-      raise InputError(
-          f"--resume needs the checkpoints of {folder}, which is a finished run without any. Put"
-          " its checkpoints folder back, or start a new run in another --run_dir."
-      )
+    _check_checkpoints(run)
     return run
   if folder.is_dir():
+    with contextlib.suppress(OSError):  # Made just before the first file.
+      run.checkpoints.rmdir()
     for path in folder.glob(".config.json.*"):  # Killed while the first file was written.
       path.unlink()
   run_folder.check_new(folder)
   return None
+
+
+def _check_checkpoints(run: run_folder.RunFolder) -> None:
+  """Refuses a run whose checkpoints are gone: it would begin again over its own results.
+
+  Killed before its first checkpoint, a run does begin again. Its folder of checkpoints is made
+  before its config, and the first one is on the disk before the second epoch has ended.
+  """
+  if checkpoints.CheckpointStore(run.checkpoints).names():
+    return
+  rows = len(run.history_csv.read_text().splitlines()) - 1 if run.history_csv.is_file() else 0
+  if not run.checkpoints.is_dir() or run.report_html.is_file() or rows > 1:
+    raise InputError(
+        f"--resume needs the checkpoints of {run.path}, but {run.checkpoints} holds none. Put them"
+        " back, or start a new run in another --run_dir."
+    )
 
 
 def merge(saved: config.RunConfig, now: config.RunConfig) -> config.RunConfig:
@@ -64,10 +74,10 @@ def merge(saved: config.RunConfig, now: config.RunConfig) -> config.RunConfig:
       planned = "given" not in (
           saved.reasons.get(name, "given"), now.reasons.get(name, "given")
       )
-      free = name in _FREE and now.reasons.get(name, "given") == "given"
+      free = name in config.MAY_CHANGE and now.reasons.get(name, "given") == "given"
       if free and old != new:
         values[name], reasons[name] = new, now.reasons.get(name, "given")
-      elif old != new and not planned and name not in _FREE:
+      elif old != new and not planned and name not in config.MAY_CHANGE:
         changed.append(f"--{name} was {_shown(old)}, now it is {_shown(new)}")
     merged[part] = dataclasses.replace(before, **values)
   if changed:
@@ -104,10 +114,15 @@ def check_paths(
   Returns:
     The run to resume; None where a new one is to be started.
   """
-  started = existing_run(run_dir) if resume else None
+  folder = pathlib.Path(run_dir).expanduser()
+  files.check_unlocked(folder, "--run_dir")
+  started = existing_run(folder) if resume else None
+  if started:
+    started.read_config()
+    started.check_model_kept()
   if not resume:
-    run_folder.check_new(run_dir)
-  files.check_writable(run_dir, "--run_dir")
+    run_folder.check_new(folder)
+  files.check_writable(folder, "--run_dir")
   splits = (data.train_split, data.validation_split)
   dataset_source.check_folder(data.dataset, data.data_dir, splits, data.fold)
   if training.init_from:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +15,8 @@ import keras
 from absl import logging
 
 from flexunet import config, run_folder
-from flexunet.core import progress
+from flexunet.core import files, progress
+from flexunet.core.errors import InputError
 from flexunet.network import weights
 from flexunet.pipelines import dataset_source, order
 from flexunet.pipelines.augmentation.config import AugmentationConfig
@@ -144,8 +147,22 @@ def fit(
 
   Raises:
     checkpointing.Interrupted: SIGTERM or SIGINT came; everything is saved.
-    InputError: Data, devices or memory do not allow the run, or its loss is no number.
+    InputError: Data, devices or memory do not allow the run, its loss is no number, or another
+      program trains in the folder.
   """
+  folder = pathlib.Path(run_dir).expanduser()
+  with files.locked(folder, "--run_dir"):
+    return _fit_locked(run_config, folder, opened, argv, resume)
+
+
+def _fit_locked(
+    run_config: config.RunConfig,
+    run_dir: pathlib.Path,
+    opened: input_pipeline.TrainingData,
+    argv: Sequence[str],
+    resume: bool,
+) -> tuple[run_folder.RunFolder, list[dict[str, Any]]]:
+  """Trains in a folder that no other program writes into."""
   existing = resuming.existing_run(run_dir) if resume else None
   if existing is not None:
     run_config = resuming.merge(existing.read_config(), run_config)
@@ -153,15 +170,16 @@ def fit(
   devices.prepare(run_config.training)
   with diagnostics.explained(run_config, opened):
     setup = prepare(run_config, opened)
-  trainer_of_run = Trainer(run, run_config, setup)
-  ended = trainer_of_run.resume()
-  if not ended:
-    # Only now, when nothing is left that could be refused.
-    run.path.mkdir(parents=True, exist_ok=True)
-    run.write_config(run_config)
-    _write_manifest(run, run_config, setup, argv, started=existing is None)
-    trainer_of_run.train()
-  return run, trainer_of_run.report()
+  with diagnostics.disk_explained(run):
+    trainer_of_run = Trainer(run, run_config, setup)
+    if not trainer_of_run.resume():
+      # Only now, when nothing is left that could be refused. The folder of checkpoints comes first:
+      # where there is a config without one, it was removed.
+      run.checkpoints.mkdir(exist_ok=True)
+      run.write_config(run_config)
+      _write_manifest(run, run_config, setup, argv, started=existing is None)
+      trainer_of_run.train()
+    return run, trainer_of_run.report()
 
 
 def prepare(run_config: config.RunConfig, opened: input_pipeline.TrainingData) -> TrainingSetup:
@@ -203,6 +221,8 @@ def _write_manifest(
   entry["cache"] = dataclasses.asdict(setup.batches.cache_choice)
   entry["steps_per_epoch"] = setup.epoch_order.steps_per_epoch
   entry["devices_sharing_a_batch"] = setup.replicas
+  if not run_folder.read_manifest(run.manifest_json):
+    entry |= run_folder.started_with(run_config)
   manifest.write(run.manifest_json, entry, started)
   for record in setup.left_out:
     progress.say(f"Left out, because it cannot be read: {record}.")
@@ -272,7 +292,10 @@ class Trainer:
     """
     with self._interruption:
       try:
-        with diagnostics.explained(self._config, self._setup.data):
+        with (
+            diagnostics.explained(self._config, self._setup.data),
+            diagnostics.disk_explained(self._run),  # Inside: a full disk is no full memory.
+        ):
           self._fit_spans()
         self.writer.wait()
       except checkpointing.Interrupted as interrupted:
@@ -281,6 +304,10 @@ class Trainer:
             f"{interrupted}: saved at {self.clock.position()}. The same command"
             " with --resume continues from there."
         )
+        raise
+      except Exception:
+        with contextlib.suppress(InputError):  # One that is being written may still be whole.
+          self.writer.wait()
         raise
       finally:
         self._progress_line.close()

@@ -117,7 +117,8 @@ def with_classes(start, folder, names):
   facts = dataclasses.replace(
       before.dataset_facts, label_scheme=LabelScheme.from_json(scheme)
   )
-  run.write_config(dataclasses.replace(before, dataset_facts=facts))
+  shape = dataclasses.replace(before.model, num_classes=len(names))
+  run.write_config(dataclasses.replace(before, model=shape, dataset_facts=facts))
   run.model_keras.write_bytes(start.model_keras.read_bytes())
   return run
 

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from flexunet.datasets.builder import tfrecord
 from flexunet.pipelines import record_table
 
 NAMES = ["background", "dim", "bright"]
@@ -90,8 +91,8 @@ def write_dataset(folder: pathlib.Path, splits: dict[str, list[dict]]) -> pathli
 
 
 def _write_listing(version: pathlib.Path, infos, splits: dict[str, list[dict]]) -> None:
-  columns = ["split", "shard", "record", "offset", "subject", "volume", "slice_index", "fold",
-             "height", "width", *(f"pixels_{name}" for name in NAMES)]  # fmt: skip
+  columns = ["split", "shard", "record", "offset", "length", "subject", "volume", "slice_index",
+             "fold", "height", "width", *(f"pixels_{name}" for name in NAMES)]  # fmt: skip
   with open(version / "records.csv", "w", newline="") as stream:
     writer = csv.DictWriter(stream, columns)
     writer.writeheader()
@@ -104,9 +105,16 @@ def _write_listing(version: pathlib.Path, infos, splits: dict[str, list[dict]]) 
             "shard": pathlib.Path(places.files[places.shard[number]]).name,
             "record": number,
             "offset": int(places.offset[number]),
+            "length": _payload_length(places, number),
             **{key: record[key] for key in ("subject", "volume", "slice_index")},
             "fold": record.get("fold", 0),
             "height": record["label"].shape[0],
             "width": record["label"].shape[1],
             **{f"pixels_{name}": int(count) for name, count in zip(NAMES, counts, strict=True)},
         })
+
+
+def _payload_length(places: record_table.RecordTable, row: int) -> int:
+  with open(places.files[places.shard[row]], "rb") as stream:
+    stream.seek(int(places.offset[row]))
+    return tfrecord.payload_length(stream.read(tfrecord.HEADER_BYTES))

@@ -9,6 +9,7 @@ import pytest
 import run_samples
 from PIL import Image
 
+from flexunet.core import files as core_files
 from flexunet.core.errors import InputError
 from flexunet.imaging import nifti
 from flexunet.prediction import files, scans
@@ -64,6 +65,17 @@ def affine_of(codes: str, spacing_mm=(0.7, 1.1, 2.5), oblique: bool = True) -> n
   affine[:3, :3] = directions * spacing_mm
   affine[:3, 3] = (-31.5, 12.25, 7.0)
   return affine
+
+
+def test_a_second_program_that_predicts_into_a_folder_is_refused(tmp_path):
+  nib.save(nib.Nifti1Image(np.zeros((7, 9, 5), np.uint8), np.eye(4)), tmp_path / "scan.nii")
+  with (
+      core_files.locked(tmp_path / "out", "--output_dir"),
+      pytest.raises(InputError, match="--output_dir .*must be free.*process"),
+  ):
+    predict(tmp_path / "scan.nii", tmp_path / "out")
+  assert predict(tmp_path / "scan.nii", tmp_path / "out").predicted == 1
+  assert [path.name for path in (tmp_path / "out").iterdir()] == ["scan_label.nii"]
 
 
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])

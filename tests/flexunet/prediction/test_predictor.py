@@ -146,6 +146,7 @@ def test_a_run_without_a_model_says_so(tmp_path):
 
 def test_a_damaged_model_names_its_file(tmp_path):
   run = run_folder.RunFolder(tmp_path)
+  run.write_config(run_samples.run_config())
   run.model_keras.write_bytes(b"no zip")
   with pytest.raises(InputError, match=r"model\.keras must be a model"):
     load_model(run)

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 
+from flexunet import run_folder
 from flexunet.training import callbacks, monitoring
 
 
@@ -96,9 +97,29 @@ def test_any_dice_ranks_above_none_and_among_none_the_lower_loss_wins():
   assert callbacks.score_of({"loss": 1.0}, "dice") is None
 
 
-def test_the_last_line_tells_the_best_score_of_the_epochs_that_have_one():
+def test_an_epoch_cut_by_a_time_limit_and_continued_is_no_second_epoch_of_its_number(
+    tmp_path, monkeypatch
+):
+  monkeypatch.setattr(monitoring, "draw_curves", lambda rows: b"")
+  clock = callbacks.RunClock(30, 0, steps_per_epoch=10)
+  history = monitoring.History(run_folder.RunFolder(tmp_path), clock)
+  history.set_model(FakeModel())
+  for step, epoch in ((10, 0), (14, 1), (20, 1), (30, 2)):  # Cut after 4 of the 10 steps.
+    clock.step = step
+    history.on_epoch_end(epoch, {"loss": 1.0})
+  assert [row["epoch"] for row in history.rows] == [1, 1.4, 2, 3]
+  assert [line.split(",")[0] for line in (tmp_path / "history.csv").read_text().split()] == [
+      "epoch", "1", "1.4", "2", "3"
+  ]  # fmt: skip
+  assert json.loads(monitoring.final_line(history.rows))["epochs"] == 3
+
+
+def test_the_last_line_has_the_best_score_of_the_epochs_that_have_one():
   scores = (float("nan"), 0.5, 0.25)
-  rows = [{"step": 9, "seconds": 2.0, "val_foreground_dice": score} for score in scores]
+  rows = [
+      {"epoch": epoch, "step": 9, "seconds": 2.0, "val_foreground_dice": score}
+      for epoch, score in enumerate(scores, 1)
+  ]
   line = json.loads(monitoring.final_line(rows))
   assert line == {"epochs": 3, "steps": 9, "seconds": 2.0, "best_val_foreground_dice": 0.5}
   assert "best_val_foreground_dice" not in json.loads(monitoring.final_line(rows[:1]))

@@ -192,15 +192,36 @@ def test_resume_starts_a_run_where_there_is_none(tmp_path):
   assert resuming.existing_run(tmp_path / "new") is None
   (tmp_path / ".config.json.half").write_text("{")  # Killed while it wrote its first file.
   assert resuming.existing_run(tmp_path) is None
-  files.write_json(tmp_path / "config.json", {})
-  assert resuming.existing_run(tmp_path).path == tmp_path
+  (tmp_path / "checkpoints").mkdir()  # Killed before it.
+  assert resuming.existing_run(tmp_path) is None
 
 
-def test_a_finished_run_without_checkpoints_is_not_begun_again(tmp_path):
-  for name in ("config.json", "report.html"):
-    (tmp_path / name).write_text("{}")
-  with pytest.raises(InputError, match="finished run without any.*another --run_dir"):
-    resuming.existing_run(tmp_path)
+def begun(folder, epochs: int = 0, finished: bool = False, checkpoints: bool = True):
+  """Makes the files of a run by which a resume decides."""
+  files.write_json(folder / "config.json", {})
+  if checkpoints:
+    (folder / "checkpoints").mkdir()
+  if epochs:
+    rows = [f"{epoch},{9 * epoch}\n" for epoch in range(1, epochs + 1)]
+    (folder / "history.csv").write_text("epoch,step\n" + "".join(rows))
+  if finished:
+    (folder / "report.html").write_text("")
+  return folder
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path, epochs):
+  assert resuming.existing_run(begun(tmp_path, epochs)).path == tmp_path
+
+
+@pytest.mark.parametrize(
+    "made",
+    [{"checkpoints": False}, {"epochs": 2}, {"epochs": 1, "finished": True},
+     {"checkpoints": False, "finished": True}],
+)  # fmt: skip
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(tmp_path, made):
+  with pytest.raises(InputError, match="needs the checkpoints of.*another --run_dir"):
+    resuming.existing_run(begun(tmp_path, **made))
 
 
 def test_resume_refuses_a_folder_of_something_else(tmp_path):

@@ -1,8 +1,14 @@
 """The trainer from flags to run folder, on a tiny dataset."""
 
+import contextlib
 import csv
+import errno
+import hashlib
 import io
 import json
+import os
+import resource
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -13,11 +19,26 @@ import h5py
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from flexunet import config, run_folder
+from flexunet.core import files
 from flexunet.core.errors import InputError
+from flexunet.network import weights
 from flexunet.pipelines.augmentation.config import AugmentationConfig
-from flexunet.training import devices, input_pipeline, networks, planning, run_setup, trainer
+from flexunet.prediction.predictor import load_model
+from flexunet.training import (
+  callbacks,
+  checkpoints,
+  devices,
+  diagnostics,
+  input_pipeline,
+  networks,
+  planning,
+  resuming,
+  run_setup,
+  trainer,
+)
 
 
 def blobs(subjects, first_seed):
@@ -54,9 +75,113 @@ def train(data_dir, folder, **changes):
   return trainer.fit(complete, folder, opened)
 
 
+@pytest.mark.parametrize("name", ["config.json", "history.csv", "epoch_0001.png", "report.html"])
+def test_a_disk_that_refuses_a_file_is_one_line_and_keeps_the_checkpoints(
+    data_dir, tmp_path, monkeypatch, name
+):
+  write = files.write_bytes
+
+  def full(path, data):
+    if path.name == name:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    write(path, data)
+
+  monkeypatch.setattr(files, "write_bytes", full)
+  with pytest.raises(InputError, match="must be writable and have space, but: No space left"):
+    train(data_dir, tmp_path / "run", checkpoint_steps=1)
+  kept = checkpoints.CheckpointStore(tmp_path / "run" / "checkpoints")
+  assert kept.names() == [] if name == "config.json" else kept.read()[2] == []
+
+
+def test_a_network_that_does_not_fit_on_the_disk_leaves_the_one_before(tmp_path, finished):
+  run = copied(finished[0], tmp_path / "run")
+  before = run.model_keras.read_bytes()
+  network = keras.saving.load_model(run.model_keras, compile=False)
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))  # Bytes of a file.
+  try:
+    with pytest.raises(InputError, match="File too large"), diagnostics.disk_explained(run):
+      callbacks.save_model(network, run)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert run.model_keras.read_bytes() == before
+  assert not list(run.path.glob(".model*"))
+  run.check_model()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EACCES, "Permission denied"),
+     RuntimeError("errno = 28, No space left on device"),
+     tf.errors.ResourceExhaustedError(None, None, "/run/tensorboard; No space left on device")],
+)  # fmt: skip
+def test_what_the_disk_says_is_passed_on_from_every_library(tmp_path, error):
+  run = run_folder.RunFolder(tmp_path)
+  refused = pytest.raises(InputError, match="Permission denied|No space left")
+  with refused, diagnostics.disk_explained(run):
+    raise error
+  with pytest.raises(RuntimeError, match="something else"), diagnostics.disk_explained(run):
+    raise RuntimeError("something else")
+
+
+def copied(run, folder):
+  shutil.copytree(run.path, folder)
+  return run_folder.RunFolder(folder)
+
+
+def test_a_finished_run_knows_its_network(finished, tmp_path):
+  run = copied(finished[0], tmp_path / "run")
+  written = json.loads(run.manifest_json.read_text())["model_sha256"]
+  assert written == [hashlib.sha256(run.model_keras.read_bytes()).hexdigest()]
+  load_model(run)
+  data = bytearray(run.model_keras.read_bytes())
+  data[len(data) // 2] ^= 16
+  run.model_keras.write_bytes(data)
+  with pytest.raises(InputError, match="must be the network that the run wrote"):
+    load_model(run)
+  with pytest.raises(InputError, match="must be the network that the run wrote"):
+    run_folder.network_file(run.path, "--init_from")
+  parts = configs(run.read_config().data.data_dir)
+  with pytest.raises(InputError, match="must be the network that the run wrote"):
+    resuming.check_paths(*parts[1:], run.path, resume=True)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(finished, tmp_path, bad):
+  network = keras.saving.load_model(finished[0].model_keras, compile=False)
+  kernel = network.get_layer("encoder0_conv0").kernel
+  values = np.array(kernel)
+  values[0, 0, 0, 0] = bad
+  kernel.assign(values)
+  network.save(tmp_path / "bad.keras")
+  with pytest.raises(InputError, match=r"bad\.keras must hold finite weights.*encoder0_conv0"):
+    weights.read_model(tmp_path / "bad.keras")
+
+
+def test_flipped_bits_of_a_model_file_without_a_run_end_in_one_line(finished, tmp_path):
+  whole = finished[0].model_keras.read_bytes()
+  generator = np.random.default_rng(4)
+  for place in generator.integers(0, len(whole), 12):
+    data = bytearray(whole)
+    data[place] ^= 1 << generator.integers(8)
+    (tmp_path / "m.keras").write_bytes(data)
+    with contextlib.suppress(InputError):  # Or harmless, in a time or a name that nobody reads.
+      weights.read_model(tmp_path / "m.keras")
+
+
 @pytest.fixture(scope="module")
 def finished(data_dir, tmp_path_factory):
   return train(data_dir, tmp_path_factory.mktemp("runs") / "run")
+
+
+def test_a_second_trainer_in_a_run_folder_is_refused(data_dir, tmp_path):
+  with files.locked(tmp_path / "run", "--run_dir"):
+    with pytest.raises(InputError, match=f"--run_dir .*must be free.*process {os.getpid()}"):
+      train(data_dir, tmp_path / "run")
+    with pytest.raises(InputError, match="must be free"):  # Before TensorFlow is loaded.
+      parts = configs(data_dir)
+      resuming.check_paths(*parts[1:], tmp_path / "run", resume=True)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 def test_a_run_leaves_everything_it_promises(finished):

@@ -1,0 +1,56 @@
+"""What a built dataset lacks is found when its table is opened, before anything is trained."""
+
+import os
+import pathlib
+import shutil
+
+import flagged
+import pytest
+
+from flexunet.core.errors import InputError
+from flexunet.pipelines.dataset_source import open_dataset
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+  return flagged.write_dataset(tmp_path / "data")
+
+
+def shard_of(data_dir, split) -> pathlib.Path:
+  (path,) = data_dir.glob(f"*-{split}.tfrecord-*")
+  return path
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_missing_shard_is_named(data_dir, listed):
+  if not listed:  # A dataset that TFDS alone built.
+    (data_dir / "records.csv").unlink()
+  shard_of(data_dir, "validation").unlink()
+  source = open_dataset(None, data_dir)
+  assert len(source.records("train")) == 12  # Three subjects of four slices.
+  with pytest.raises(InputError, match=r"blobs-validation\.tfrecord.*the shard is missing\. Build"):
+    source.records("validation")
+
+
+@pytest.mark.parametrize("change_bytes", [-1, 1])
+def test_a_shard_of_another_size_is_named_with_both_sizes(data_dir, change_bytes):
+  path = shard_of(data_dir, "train")
+  size = path.stat().st_size
+  with open(path, "ab") as stream:
+    stream.truncate(size + change_bytes)
+  with pytest.raises(InputError, match=f"must have {size} bytes.*It has {size + change_bytes}"):
+    open_dataset(None, data_dir).records("train")
+
+
+def test_a_table_without_lengths_is_refused(data_dir):
+  text = (data_dir / "records.csv").read_text()
+  (data_dir / "records.csv").write_text(text.replace(",length,", ",width_of,", 1))
+  with pytest.raises(InputError, match=r"records\.csv must list the records.*'length'"):
+    open_dataset(None, data_dir).records("train")
+
+
+def test_a_shard_that_is_a_link_to_its_file_is_read(data_dir, tmp_path):
+  path = shard_of(data_dir, "train")
+  shutil.move(path, tmp_path / "elsewhere")
+  os.symlink(tmp_path / "elsewhere", path)
+  assert len(open_dataset(None, data_dir).records("train")) == 12
