@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from flexunet.core.errors import InputError
-from flexunet.network import cost, model
+from flexunet.network import cost, model, probabilities
 
 # Other programs sum in another order. Beyond this a probability is not the same answer.
 MAX_DIFFERENCE = 1e-4
@@ -85,7 +85,7 @@ def export(
       raise RuntimeError(f"{path} answers with shape {found.shape}, not {expected.shape}.")
     result = ExportResult(
         name, path, float(np.abs(found - expected).max()),
-        float(np.mean(_labels(found) == _labels(expected))),
+        float(np.mean(probabilities.class_ids(found) == probabilities.class_ids(expected))),
     )  # fmt: skip
     if not result.max_difference <= MAX_DIFFERENCE:
       raise RuntimeError(
@@ -143,12 +143,6 @@ def _check_images(twin: keras.Model) -> np.ndarray:
   scene = np.where(disc, 200.0, 100.0 * columns / width)
   noise = np.random.default_rng(0).uniform(0, 255, (height, width, channels))
   return np.stack([noise, np.repeat(scene[..., None], channels, -1)]).astype("float32")
-
-
-def _labels(probability: np.ndarray) -> np.ndarray:
-  if probability.shape[-1] == 1:
-    return probability[..., 0] >= 0.5
-  return probability.argmax(-1)
 
 
 # float32 [batch, height, width, channels] -> probabilities.

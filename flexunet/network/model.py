@@ -7,7 +7,7 @@ Output probabilities [batch, height, width, num_classes], float32 whatever the p
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -20,7 +20,7 @@ from flexunet.network.architecture import ModelConfig
 
 __all__ = [
     "accept_any_size", "build_model", "deep_supervision_weights",
-    "main_output_only", "set_class_prior",
+    "logits_twin", "probability_twin", "set_class_prior",
 ]
 
 
@@ -34,7 +34,10 @@ def build_model(
 
   With `deep_supervision` the output is a list: the probabilities first, then those of the stages
   at 1/2, 1/4, 1/8 of the size, repeated to full size so that one label serves all. Weigh their
-  losses by `deep_supervision_weights`; `main_output_only` gives the model to keep.
+  losses by `deep_supervision_weights`.
+
+  A probability that float32 rounds to 0 or 1 has no gradient: train the `logits_twin`, with
+  `losses.make(..., from_logits=True)`; the weights are those of this model.
 
   Args:
     config: Where knobs that are not given come from; by default the published network.
@@ -102,15 +105,16 @@ def _head(features, stage: int, config: ModelConfig):
   """Returns the probabilities from the features of one stage, at full size, in float32."""
   x = keras.layers.Conv2D(config.num_classes, 1, name=_suffixed("head", stage))(features)
   # float16 has no room for the exponentials of a confident head, nor for their small results.
-  x = keras.layers.Activation(
-      "sigmoid" if config.num_classes == 1 else "softmax",
-      dtype="float32",
-      name=_suffixed("probability", stage),
-  )(x)
+  x = _probability_layer(config.num_classes, _suffixed("probability", stage))(x)
   if stage:
     # Repeated, not interpolated: exact, cheap, and exportable at any size.
     x = keras.layers.UpSampling2D(2**stage, dtype="float32", name=_suffixed("repeat", stage))(x)
   return x
+
+
+def _probability_layer(num_classes: int, name: str) -> keras.layers.Layer:
+  kind = "sigmoid" if num_classes == 1 else "softmax"
+  return keras.layers.Activation(kind, dtype="float32", name=name)
 
 
 def _suffixed(name: str, stage: int) -> str:
@@ -123,11 +127,41 @@ def deep_supervision_weights(model: keras.Model) -> list[float]:
   return [float(weight) for weight in weights / weights.sum()]
 
 
-def main_output_only(model: keras.Model) -> keras.Model:
-  """Returns the model without its auxiliary outputs; the layers and weights are shared."""
-  if len(model.outputs) == 1:
-    return model
-  return keras.Model(model.input, model.outputs[0], name=model.name)
+def logits_twin(model: keras.Model) -> keras.Model:
+  """Returns the same network, weights shared, whose outputs are float32 logits: to train by."""
+
+  def logits(layer):
+    name = layer.name.replace("probability", "logits")
+    return keras.layers.Activation("linear", dtype="float32", name=name)
+
+  return _with_last_layers(model, "probability", logits)
+
+
+def probability_twin(twin: keras.Model) -> keras.Model:
+  """Returns the network of a `logits_twin`, weights shared, with its main output alone."""
+  num_classes = twin.get_layer("head").filters
+
+  def probability(layer):
+    return _probability_layer(num_classes, layer.name.replace("logits", "probability"))
+
+  main = keras.Model(twin.input, twin.outputs[0], name=twin.name)
+  return _with_last_layers(main, "logits", probability)
+
+
+def _with_last_layers(
+    model: keras.Model, prefix: str, other: Callable[[keras.layers.Layer], keras.layers.Layer]
+) -> keras.Model:
+  """Returns the model with `other(layer)` in the place of each layer of that prefix."""
+
+  def call(layer, *args, **kwargs):
+    if layer.name.startswith(prefix):
+      return other(layer)(*args, **kwargs)
+    return layer(*args, **kwargs)
+
+  inputs = keras.Input(model.input_shape[1:], name="image")
+  return keras.models.clone_model(
+      model, input_tensors=inputs, clone_function=lambda layer: layer, call_function=call
+  )
 
 
 def set_class_prior(model: keras.Model, pixel_shares: Sequence[float]) -> None:

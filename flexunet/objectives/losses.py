@@ -1,8 +1,9 @@
 """Training losses by name.
 
 `LOSSES[name](num_classes, **options)` gives a `keras.losses.Loss` for integer labels
-[batch, height, width] and probabilities [batch, height, width, classes]; `loss_base` explains how
-weights leave examples or pixels out. `check` refuses what cannot work before anything trains.
+[batch, height, width] and probabilities [batch, height, width, classes], or logits with
+`make(..., from_logits=True)`; a weight of 0 leaves out an example or a pixel. `check` refuses what
+cannot work before anything trains.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class WeightedSum(SegmentationLoss):
     ]
     self.factors = [float(factor) for factor in factors]
 
-  def _cost(self, one_hot, probability, weight):
-    costs = [part._cost(one_hot, probability, weight) for part in self.parts]
+  def _cost(self, one_hot, claim, weight):
+    costs = [part._cost(one_hot, claim, weight) for part in self.parts]
     return sum(factor * cost for factor, cost in zip(self.factors, costs, strict=True))
 
   def get_config(self):
@@ -159,10 +160,23 @@ def check(loss_name: str, num_classes: int, **options: Any) -> None:
       )
 
 
-def make(loss_name: str, num_classes: int, **options: Any) -> keras.losses.Loss:
-  """Returns the loss of that name, checked; options as in its factory's signature."""
+def make(
+    loss_name: str, num_classes: int, *, from_logits: bool = False, **options: Any
+) -> keras.losses.Loss:
+  """Returns the loss of that name, checked.
+
+  Args:
+    loss_name: A key of `LOSSES`.
+    num_classes: Channels of the prediction; 1 means a foreground probability.
+    from_logits: For what a network gives before its softmax or sigmoid (`model.logits_twin`).
+      Then no pixel is too wrong to learn from; probabilities lose their gradient where float32
+      rounds them (`probabilities`).
+    **options: As in the factory's signature.
+  """
   check(loss_name, num_classes, **options)
-  return LOSSES[loss_name](num_classes, **options)
+  loss = LOSSES[loss_name](num_classes, **options)
+  loss.from_logits = from_logits
+  return loss
 
 
 def _option_names(loss_name: str) -> set[str]:
@@ -177,4 +191,4 @@ def _option_names(loss_name: str) -> set[str]:
     for parameter in inspect.signature(function).parameters.values():
       if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
         names.add(parameter.name)
-  return names - {"self", "num_classes", "name", "reduction"}
+  return names - {"self", "num_classes", "name", "reduction", "from_logits"}

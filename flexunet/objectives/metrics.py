@@ -1,6 +1,6 @@
 """Streaming metrics of training, computed on the device batch by batch.
 
-They take what the losses take (see `loss_base`): integer labels [batch, height, width],
+They take what the losses take: integer labels [batch, height, width],
 probabilities [batch, height, width, classes], and weights of which 0 leaves out an example or a
 pixel. Pass them as `weighted_metrics` to `compile`: Keras gives weights to no others.
 
@@ -17,6 +17,7 @@ import keras
 from keras import ops
 
 from flexunet.core.errors import InputError, unknown_name
+from flexunet.network import probabilities
 from flexunet.objectives import names, segmentation_losses
 
 # Ratios of true positives, false positives, false negatives and true negatives of one class.
@@ -74,7 +75,7 @@ class ConfusionMetrics(keras.metrics.Metric):
   prediction has) is NaN and is left out of the mean.
 
   Attributes:
-    num_classes: Channels of the prediction; 1 means a foreground probability, cut at 0.5.
+    num_classes: Channels of the prediction; 1 means a foreground probability.
     class_names: One per label value, background first; "0", "1", ... when None.
     scores: Which of `SCORES` are averaged over the foreground.
     per_class: Which of `SCORES` are also given class by class.
@@ -110,16 +111,11 @@ class ConfusionMetrics(keras.metrics.Metric):
     weight = segmentation_losses.pixel_weight(sample_weight, label)
     # A product of one-hot matrices: a scatter into few bins is slow on accelerators.
     truth = ops.one_hot(label, self.num_labels, dtype="float32") * ops.expand_dims(weight, -1)
-    claim = ops.one_hot(self._hard(y_pred), self.num_labels, dtype="float32")
+    ids = probabilities.class_ids(ops.convert_to_tensor(y_pred), ops)
+    claim = ops.one_hot(ids, self.num_labels, dtype="float32")
     flat = (-1, self.num_labels)
     counts = ops.matmul(ops.transpose(ops.reshape(truth, flat)), ops.reshape(claim, flat))
     self.matrix.assign_add(counts)
-
-  def _hard(self, y_pred):
-    probability = ops.convert_to_tensor(y_pred)
-    if self.num_classes == 1:
-      return ops.cast(probability[..., 0] >= 0.5, "int32")
-    return ops.argmax(probability, axis=-1)
 
   def result(self):
     matrix = ops.convert_to_tensor(self.matrix)

@@ -14,11 +14,7 @@ from typing import Any
 import keras
 from keras import ops
 
-# Softmax in float32 gives down to 1e-38; with this floor log's gradient stays exact far beyond
-# the 1e-7 of Keras, so that a confidently wrong pixel still learns.
-_SMALLEST_PROBABILITY = 1e-30
-# One minus a float32 sigmoid near 1 has a granularity of 6e-8.
-_SMALLEST_COMPLEMENT = 1e-7
+from flexunet.network.probabilities import ClassProbabilities
 
 
 class SegmentationLoss(keras.losses.Loss):
@@ -27,6 +23,8 @@ class SegmentationLoss(keras.losses.Loss):
   Attributes:
     num_classes: Channels of `y_pred`.
     class_weights: One number per label value, or None for equal weights.
+    from_logits: Whether `y_pred` is what a network gives before its softmax or sigmoid; training
+      does so, because a saturated probability has no gradient (see `ClassProbabilities`).
   """
 
   def __init__(
@@ -34,10 +32,12 @@ class SegmentationLoss(keras.losses.Loss):
       num_classes: int,
       class_weights: Sequence[float] | None = None,
       name: str | None = None,
+      from_logits: bool = False,
       **kwargs,
   ):
     super().__init__(name=name, **kwargs)
     self.num_classes = num_classes
+    self.from_logits = from_logits
     self.class_weights = None if class_weights is None else [float(w) for w in class_weights]
 
   def __call__(self, y_true, y_pred, sample_weight=None):
@@ -49,15 +49,16 @@ class SegmentationLoss(keras.losses.Loss):
   def call(self, y_true, y_pred):
     label, weight = y_true
     one_hot = one_hot_channels(ops.cast(label, "int32"), self.num_classes)
+    claim = ClassProbabilities(ops.cast(y_pred, "float32"), from_logits=self.from_logits)
     # Keras passes scalars through as they are, without that scaling: hence one axis.
-    return ops.reshape(self._cost(one_hot, ops.cast(y_pred, "float32"), weight), (1,))
+    return ops.reshape(self._cost(one_hot, claim, weight), (1,))
 
-  def _cost(self, one_hot: Any, probability: Any, weight: Any) -> Any:
+  def _cost(self, one_hot: Any, claim: ClassProbabilities, weight: Any) -> Any:
     """Returns the loss, a float32 scalar.
 
     Args:
-      one_hot: float32 [batch, height, width, channels]; channels as in `probability`.
-      probability: float32 of the same shape.
+      one_hot: float32 [batch, height, width, channels]; channels as in `claim`.
+      claim: What the network gives each pixel.
       weight: float32 [batch, height, width].
     """
     raise NotImplementedError
@@ -67,6 +68,7 @@ class SegmentationLoss(keras.losses.Loss):
         **super().get_config(),
         "num_classes": self.num_classes,
         "class_weights": self.class_weights,
+        "from_logits": self.from_logits,
     }
 
 
@@ -114,25 +116,6 @@ def weighted_mean(values: Any, weight: Any) -> Any:
   return ops.sum(weight * values) / ops.where(total > 0, total, 1.0)
 
 
-def safe_log(probability: Any) -> Any:
-  """Returns the logarithm of a probability, finite and with a finite gradient also at 0."""
-  return ops.log(ops.maximum(probability, _SMALLEST_PROBABILITY))
-
-
-def true_class_probability(one_hot: Any, probability: Any) -> Any:
-  """Returns the probability given to the pixel's own class, float32 [batch, height, width]."""
-  if probability.shape[-1] == 1:
-    bounded = ops.clip(probability, _SMALLEST_COMPLEMENT, 1.0 - _SMALLEST_COMPLEMENT)
-    return (one_hot * bounded + (1.0 - one_hot) * (1.0 - bounded))[..., 0]
-  return ops.sum(one_hot * probability, axis=-1)
-
-
-def binary_cross_entropy(one_hot: Any, probability: Any) -> Any:
-  """Returns each channel's binary cross-entropy, float32 [batch, height, width, channels]."""
-  bounded = ops.clip(probability, _SMALLEST_COMPLEMENT, 1.0 - _SMALLEST_COMPLEMENT)
-  return -(one_hot * ops.log(bounded) + (1.0 - one_hot) * ops.log(1.0 - bounded))
-
-
 _register = keras.saving.register_keras_serializable(package="flexunet")
 
 
@@ -153,15 +136,14 @@ class CrossEntropy(SegmentationLoss):
     super().__init__(num_classes, class_weights, name, **kwargs)
     self.label_smoothing = label_smoothing
 
-  def _cost(self, one_hot, probability, weight):
+  def _cost(self, one_hot, claim, weight):
     weight = weight * label_weight(one_hot, self.class_weights)
-    own = -safe_log(true_class_probability(one_hot, probability))
+    own = -claim.log_own(one_hot)
     if self.label_smoothing:
       if self.num_classes == 1:
-        other = -safe_log(true_class_probability(1.0 - one_hot, probability))
-        mean = 0.5 * (own + other)
+        mean = 0.5 * (own - claim.log_miss(one_hot))
       else:
-        mean = -ops.mean(safe_log(probability), axis=-1)
+        mean = -ops.mean(claim.log_probability, axis=-1)
       own = (1.0 - self.label_smoothing) * own + self.label_smoothing * mean
     return weighted_mean(own, weight)
 
@@ -180,13 +162,11 @@ class Focal(SegmentationLoss):
     super().__init__(num_classes, class_weights, name, **kwargs)
     self.gamma = gamma
 
-  def _cost(self, one_hot, probability, weight):
+  def _cost(self, one_hot, claim, weight):
     weight = weight * label_weight(one_hot, self.class_weights)
-    own = true_class_probability(one_hot, probability)
-    # float16 probabilities can add up to more than 1; a power of a negative number is NaN. And
-    # with gamma < 1 the power has an infinite slope at 0.
-    miss = ops.clip(1.0 - own, 1e-7, 1.0)
-    return weighted_mean(-ops.power(miss, self.gamma) * safe_log(own), weight)
+    # (1 - p) ** gamma by its logarithm, whose slope is finite also where 1 - p is 0.
+    fade = ops.exp(self.gamma * claim.log_miss(one_hot))
+    return weighted_mean(-fade * claim.log_own(one_hot), weight)
 
   def get_config(self):
     return {**super().get_config(), "gamma": self.gamma}
@@ -199,10 +179,19 @@ class BinaryCrossEntropy(SegmentationLoss):
   def __init__(self, num_classes, class_weights=None, name="binary_cross_entropy", **kwargs):
     super().__init__(num_classes, class_weights, name, **kwargs)
 
-  def _cost(self, one_hot, probability, weight):
+  def _cost(self, one_hot, claim, weight):
     weight = weight * label_weight(one_hot, self.class_weights)
-    costs = binary_cross_entropy(one_hot, probability)
+    costs = -(one_hot * claim.log_probability + (1.0 - one_hot) * claim.log_complement)
     return weighted_mean(ops.mean(costs, axis=-1), weight)
+
+
+# One minus a float32 ratio near 1 has a granularity of 6e-8.
+_SMALLEST_MISS = 1e-7
+
+
+def _share(part: Any, whole: Any) -> Any:
+  """Returns part / whole; 1 where the whole is 0 and so nothing can be missed."""
+  return ops.where(whole > 0, part / ops.where(whole > 0, whole, 1.0), 1.0)
 
 
 class _Overlap(SegmentationLoss):
@@ -232,16 +221,16 @@ class _Overlap(SegmentationLoss):
     self.include_background = include_background
     self.smoothing = smoothing
 
-  def _cost(self, one_hot, probability, weight):
+  def _cost(self, one_hot, claim, weight):
     skipped = 0 if self.include_background or self.num_classes == 1 else 1
-    one_hot, probability = one_hot[..., skipped:], probability[..., skipped:]
+    one_hot, probability = one_hot[..., skipped:], claim.probability[..., skipped:]
     axes = (1, 2) if self.per_case else (0, 1, 2)
     masks = ops.expand_dims(weight, -1)
     weighted = one_hot * masks
     overlap = ops.sum(weighted * probability, axis=axes)  # [(batch,) classes]
     truth = ops.sum(weighted, axis=axes)
-    claim = ops.sum(masks * probability, axis=axes)
-    missed = 1.0 - self._ratio(overlap, truth - overlap, claim - overlap)
+    claimed = ops.sum(masks * probability, axis=axes)
+    missed = 1.0 - self._ratio(overlap, truth - overlap, claimed - overlap)
     return self._mean_over_classes(missed, weight, skipped)
 
   def _ratio(self, overlap, missed, invented):
@@ -280,7 +269,7 @@ class Dice(_Overlap):
 
   def _ratio(self, overlap, missed, invented):
     both = 2.0 * overlap + self.smoothing
-    return both / ops.maximum(both + missed + invented, 1e-7)
+    return _share(both, both + missed + invented)
 
 
 @_register
@@ -292,7 +281,7 @@ class IoU(_Overlap):
 
   def _ratio(self, overlap, missed, invented):
     both = overlap + self.smoothing
-    return both / ops.maximum(both + missed + invented, 1e-7)
+    return _share(both, both + missed + invented)
 
 
 @_register
@@ -315,11 +304,14 @@ class Tversky(_Overlap):
 
   def _ratio(self, overlap, missed, invented):
     both = overlap + self.smoothing
-    ratio = both / ops.maximum(both + self.alpha * invented + self.beta * missed, 1e-7)
+    ratio = _share(both, both + self.alpha * invented + self.beta * missed)
     if self.gamma == 1.0:
       return ratio
-    # The slope of a power below 1 is infinite at 0, where a class is perfect or absent.
-    return 1.0 - ops.power(ops.maximum(1.0 - ratio, 1e-7), self.gamma)
+    # The slope of a power below 1 is infinite at 0, where a class is perfect or absent: there the
+    # cost is 0, without a slope.
+    miss = 1.0 - ratio
+    power = ops.power(ops.maximum(miss, _SMALLEST_MISS), self.gamma)
+    return 1.0 - ops.where(miss > _SMALLEST_MISS, power, 0.0)
 
   def get_config(self):
     return {**super().get_config(), "alpha": self.alpha, "beta": self.beta, "gamma": self.gamma}
@@ -341,7 +333,8 @@ class StructuralSimilarity(SegmentationLoss):
     self.window = window
     self.sigma = sigma
 
-  def _cost(self, one_hot, probability, weight):
+  def _cost(self, one_hot, claim, weight):
+    probability = claim.probability
     if self.num_classes > 1:
       one_hot, probability = one_hot[..., 1:], probability[..., 1:]
     # What is left out must not show through the windows of its neighbours.

@@ -22,6 +22,7 @@ from flexunet.imaging.slicing import Slices
 from flexunet.imaging.volume import Volume
 from flexunet.network import model as network
 from flexunet.network import weights
+from flexunet.network.probabilities import class_ids
 from flexunet.pipelines import foreground_crop, readers
 from flexunet.pipelines.laterality import Laterality
 from flexunet.pipelines.resizing import Resizing
@@ -242,8 +243,8 @@ def _first_output(answers: Any) -> np.ndarray:
 
 
 def to_label(probability: np.ndarray) -> np.ndarray:
-  """Returns the most probable class, uint8 [H, W], of [H, W, classes]; ties go to the lower id."""
-  return np.argmax(probability, axis=-1).astype(np.uint8)
+  """Returns the class of each pixel, uint8 [H, W], of [H, W, classes]; see `class_ids`."""
+  return class_ids(probability).astype(np.uint8)
 
 
 def _require_mirroring(decided: Laterality) -> None:

@@ -21,6 +21,7 @@ import tensorflow as tf
 from flexunet import config, run_folder
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
+from flexunet.network import probabilities
 from flexunet.reporting import charts, overlay, training_section
 from flexunet.training import callbacks
 
@@ -182,10 +183,7 @@ def predict_labels(model: keras.Model, images: np.ndarray) -> np.ndarray:
   probability = model.predict_on_batch(images)
   if isinstance(probability, (list, tuple)):  # Deep supervision: the full-size output is first.
     probability = probability[0]
-  probability = np.asarray(probability)
-  if probability.shape[-1] == 1:
-    return (probability[..., 0] > 0.5).astype(np.uint8)
-  return probability.argmax(axis=-1).astype(np.uint8)
+  return probabilities.class_ids(np.asarray(probability)).astype(np.uint8)
 
 
 def final_line(rows: Sequence[dict[str, Any]]) -> str:

@@ -1,9 +1,10 @@
 """The network of a run: built, initialized and compiled, and the form of it that is kept.
 
-Two networks stand side by side where they must differ: the one in training, and the one that is
-validated, drawn and saved (`evaluation_network`), which has the main output alone and, with
-`ema_momentum`, averaged weights. So nothing is ever swapped in and out of the trained weights, and
-a checkpoint may be taken at any moment.
+Two networks stand side by side: the one in training, which gives logits, so that no pixel is too
+wrong to learn from, and the one that is validated, drawn and saved (`evaluation_network`), which
+gives probabilities, has the main output alone and, with `ema_momentum`, averaged weights. So
+nothing is ever swapped in and out of the trained weights, and a checkpoint may be taken at any
+moment.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import keras
 import numpy as np
 
 from flexunet import config
-from flexunet.network import model, pretrained
+from flexunet.network import model, pretrained, probabilities
 from flexunet.objectives import loss_settings, losses, metrics
 from flexunet.training import device_step
 
 
-class DeepSupervisionModel(keras.Model):
-  """A network of several outputs that learns from one label and is scored by its first output."""
+class TrainingNetwork(keras.Model):
+  """A network whose outputs are logits, learns from one label and is scored by its first output."""
 
   def compile(self, *args: Any, loss: Any = None, **kwargs: Any) -> None:
     """Takes one loss, applied to every output with its weight."""
@@ -30,40 +31,43 @@ class DeepSupervisionModel(keras.Model):
     self.output_weights = model.deep_supervision_weights(self)
 
   def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    outputs = _listed(y_pred)
     if not training:
-      return self.output_loss(y, y_pred[0], sample_weight)
-    costs = [self.output_loss(y, output, sample_weight) for output in y_pred]
+      return self.output_loss(y, outputs[0], sample_weight)
+    costs = [self.output_loss(y, output, sample_weight) for output in outputs]
     return sum(w * cost for w, cost in zip(self.output_weights, costs, strict=True))
 
   def compute_metrics(
       self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
   ) -> dict[str, Any]:
-    """Scores the first output."""
-    return super().compute_metrics(x, y, y_pred[0], sample_weight=sample_weight)
+    """Scores the probabilities of the first output."""
+    probability = probabilities.to_probability(_listed(y_pred)[0])
+    return super().compute_metrics(x, y, probability, sample_weight=sample_weight)
 
 
-class DeepSupervisionDeviceStep(device_step.DeviceStep, DeepSupervisionModel):
-  """Batches are finished on the device, and the label trains several outputs."""
+class DeviceTrainingNetwork(device_step.DeviceStep, TrainingNetwork):
+  """One whose batches are finished on the device."""
+
+
+def _listed(outputs: Any) -> Any:
+  """Returns the outputs as a sequence: Keras gives a single one as it is."""
+  return outputs if isinstance(outputs, (list, tuple)) else [outputs]
 
 
 def build(
     run_config: config.RunConfig, device_input: device_step.DeviceInput | None = None
 ) -> keras.Model:
-  """Returns the network in training, with fresh weights.
+  """Returns the network in training, with fresh weights; its outputs are logits.
 
   Args:
     run_config: Complete.
     device_input: What its step does with a batch first; None: batches come finished.
   """
-  network = model.build_model(run_config.model)
-  deep = run_config.model.deep_supervision
+  twin = model.logits_twin(model.build_model(run_config.model))
+  outputs = twin.outputs if run_config.model.deep_supervision else twin.outputs[0]
   if device_input is None:
-    if not deep:
-      return network
-    return DeepSupervisionModel(network.input, network.outputs, name=network.name)
-  kind = DeepSupervisionDeviceStep if deep else device_step.DeviceStep
-  outputs = network.outputs if deep else network.outputs[0]
-  network = kind(network.input, outputs, name=network.name)
+    return TrainingNetwork(twin.input, outputs, name=twin.name)
+  network = DeviceTrainingNetwork(twin.input, outputs, name=twin.name)
   network.device_input = device_input
   return network
 
@@ -103,7 +107,12 @@ def compile_model(network: keras.Model, run_config: config.RunConfig) -> None:
   settings, num_classes = run_config.training, run_config.model.num_classes
   network.compile(
       optimizer=make_optimizer(settings),
-      loss=losses.make(settings.loss, num_classes, **loss_settings.options(settings)),
+      loss=losses.make(
+          settings.loss,
+          num_classes,
+          from_logits=isinstance(network, TrainingNetwork),
+          **loss_settings.options(settings),
+      ),
       weighted_metrics=metrics.training_metrics(
           ("dice", *settings.metrics),  # Dice steers and is drawn, whatever else is asked for.
           num_classes,
@@ -158,19 +167,15 @@ def _keeping_weights(optimizer_class: type) -> type:
 def evaluation_network(network: keras.Model, run_config: config.RunConfig) -> keras.Model:
   """Returns the compiled network that is validated, drawn and saved.
 
-  It is `network` itself where that is possible. With deep supervision, or a step that
-  finishes its batches on the device, it shares the weights and is a plain model, which can be
-  loaded anywhere; with `ema_momentum` it has its own weights, set by `copy_averages`.
+  It is a plain model, which can be loaded anywhere, and gives probabilities. It shares the weights;
+  with `ema_momentum` it has its own, set by `copy_averages`.
   """
   if run_config.training.ema_momentum:
     plain = dataclasses.replace(run_config.model, deep_supervision=False)
     kept = model.build_model(**dataclasses.asdict(plain))
-  elif isinstance(network, device_step.DeviceStep):
-    kept = keras.Model(network.input, network.outputs[0], name=network.name)
   else:
-    kept = model.main_output_only(network)
-  if kept is not network:
-    compile_model(kept, run_config)
+    kept = model.probability_twin(network)
+  compile_model(kept, run_config)
   return kept
 
 
@@ -186,7 +191,7 @@ def copy_averages(network: keras.Model, kept: keras.Model) -> None:
       variable.path: average
       for variable, average in zip(network.trainable_variables, averages, strict=True)
   }
-  for layer in kept.layers:
+  for layer in (one for one in kept.layers if one.weights):
     sources = network.get_layer(layer.name).weights
     for target, source in zip(layer.weights, sources, strict=True):
       # JAX would let both share an array, which the next training step takes away.

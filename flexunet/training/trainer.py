@@ -65,7 +65,7 @@ class TrainingSetup:
 
   Attributes:
     network: In training.
-    kept: What is validated, drawn and saved; often the same.
+    kept: What is validated, drawn and saved; it gives probabilities.
     data: Without the records left out as unreadable.
     epoch_order, batches: Which examples are read when, and how.
     left_out: Records left out, described for the user.

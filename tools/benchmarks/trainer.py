@@ -185,7 +185,8 @@ def bare_network(network: Any, run_config: config.RunConfig) -> Any:
   bare.compile(
       optimizer=lib.networks.make_optimizer(settings),
       loss=lib.losses.make(
-          settings.loss, run_config.model.num_classes, **lib.loss_settings.options(settings)
+          settings.loss, run_config.model.num_classes, from_logits=True,
+          **lib.loss_settings.options(settings),
       ),
       jit_compile=settings.jit_compile == "on",
       steps_per_execution=settings.steps_per_execution,

@@ -180,9 +180,26 @@ def test_deep_supervision_repeats_the_coarse_outputs():
   np.testing.assert_array_equal(coarse[:, ::2, ::2], coarse[:, 1::2, 1::2])
   assert not np.array_equal(fine[:, ::2, ::2], fine[:, 1::2, 1::2])
   assert model.deep_supervision_weights(network) == pytest.approx([2 / 3, 1 / 3])
-  kept = model.main_output_only(network)
-  np.testing.assert_allclose(kept(images(1, 16, 24, 1)), fine, atol=1e-6)
-  assert model.main_output_only(kept) is kept
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_classes": 1}, {"image_size": (15, 22)}, {"deep_supervision": True}],
+)
+def test_the_logits_twin_shares_the_weights_and_gives_what_becomes_the_probabilities(changes):
+  network = small(**changes)
+  twin = model.logits_twin(network)
+  assert [id(one) for one in twin.weights] == [id(one) for one in network.weights]
+  image = images(1, *network.input_shape[1:])
+  logits, found = (keras.tree.flatten(one(image)) for one in (twin, network))
+  for one, probability in zip(logits, found, strict=True):
+    one = one.numpy().astype(float)
+    expected = 1 / (1 + np.exp(-one)) if one.shape[-1] == 1 else np.exp(one)
+    expected = expected if one.shape[-1] == 1 else expected / expected.sum(-1, keepdims=True)
+    np.testing.assert_allclose(probability, expected, atol=1e-6)
+  again = model.probability_twin(twin)
+  assert len(again.outputs) == 1
+  np.testing.assert_array_equal(again(image), found[0])
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])

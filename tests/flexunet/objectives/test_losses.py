@@ -186,6 +186,108 @@ def test_a_confidently_wrong_pixel_still_learns():
   np.testing.assert_allclose(tape.gradient(cost, logits).numpy().ravel(), [1, -1], rtol=1e-4)
 
 
+def gradient_of(loss, label, logits, activation=None):
+  """Returns the cost and its gradient by the logits, given as a nested list."""
+  import tensorflow as tf
+
+  variable = tf.Variable(np.array(logits, np.float32))
+  with tf.GradientTape() as tape:
+    cost = loss(np.array(label), (activation or tf.identity)(variable))
+  return float(cost), tape.gradient(cost, variable).numpy()
+
+
+# Those with a logarithm; the slope of an overlap fades where probabilities do.
+WITH_LOGARITHM = ["cross_entropy", "dice_cross_entropy", "focal", "bce_dice", "bce_iou",
+                  "basnet_hybrid"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WITH_LOGARITHM)
+@pytest.mark.parametrize("margin", [10.0, 20.0, 90.0, 1000.0])
+@pytest.mark.parametrize("num_classes", [1, 2, 3])
+@pytest.mark.parametrize("truth", [0, 1])
+def test_from_logits_a_wrong_pixel_learns_at_any_margin(name, margin, num_classes, truth):
+  loss = losses.make(name, num_classes, from_logits=True)
+  wrong = 1 - truth
+  logits = np.zeros((1, 12, 12, num_classes))
+  if num_classes == 1:
+    logits[:] = -margin if truth else margin
+  else:
+    logits[..., wrong] = margin
+  cost, gradient = gradient_of(loss, np.full((1, 12, 12), truth), logits)
+  per_pixel = gradient[0, 6, 6] * 144  # The mean over 12 x 12 pixels.
+  # Of a wrong class the derivative by its own logit is 1, by the true one -1; a binary
+  # cross-entropy takes the mean over channels.
+  least = 0.3 / max(num_classes, 1)
+  assert np.isfinite(gradient).all() and cost > 0.3 * margin
+  if num_classes == 1:
+    assert (1 if truth else -1) * per_pixel[0] < -least
+  else:
+    assert per_pixel[wrong] > least and per_pixel[truth] < -least / 2
+
+
+def test_from_logits_costs_are_those_of_exact_arithmetic():
+  # One output, label 0: log(1 + e^x) = x beyond a margin of 17; with label 1: log(1 + e^-x).
+  entropy = losses.make("cross_entropy", 1, from_logits=True)
+  cost, gradient = gradient_of(entropy, [[[0, 1]]], [[[[40.0], [40.0]]]])
+  assert cost == pytest.approx((40 + math.exp(-40)) / 2)
+  np.testing.assert_allclose(gradient.ravel(), [0.5, -0.5 * math.exp(-40)], rtol=1e-4)
+  # Three channels of logits 40, 0, 0 and label 1: -log p1 = 40, and -log(1 - p0) = 40 - log 2;
+  # -log(1 - p2) = e^-40, next to nothing.
+  binary = segmentation_losses.BinaryCrossEntropy(3, from_logits=True)
+  cost, gradient = gradient_of(binary, [[[1]]], [[[[40.0, 0.0, 0.0]]]])
+  assert cost == pytest.approx((40 + 40 - math.log(2)) / 3, rel=1e-6)
+  # By logit 0: 1 of -log p1, 1 of -log(1 - p0); by logit 1: -1 and -1/2; by logit 2: -1/2.
+  np.testing.assert_allclose(gradient.ravel(), np.array([2, -1.5, -0.5]) / 3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(losses.LOSSES))
+@pytest.mark.parametrize("num_classes", [1, 2, 3])
+def test_logits_and_their_probabilities_cost_the_same(name, num_classes):
+  random = np.random.default_rng(5)
+  label = random.integers(0, max(num_classes, 2), (2, 12, 14))
+  logits = random.normal(0, 3, (2, 12, 14, num_classes)).astype("float32")
+  activation = keras.ops.sigmoid if num_classes == 1 else keras.ops.softmax
+  costs = [
+      gradient_of(losses.make(name, num_classes, from_logits=True), label, logits),
+      gradient_of(losses.make(name, num_classes), label, logits, activation),
+  ]
+  assert costs[0][0] == pytest.approx(costs[1][0], rel=1e-5)
+  np.testing.assert_allclose(costs[0][1], costs[1][1], rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", WITH_LOGARITHM)
+@pytest.mark.parametrize("margin", [20.0, 40.0, 60.0])
+def test_softmax_probabilities_learn_far_beyond_the_rounding_of_float32(name, margin):
+  logits = np.zeros((1, 12, 12, 2))
+  logits[..., 1] = margin
+  label = np.zeros((1, 12, 12), int)
+  _, gradient = gradient_of(losses.make(name, 2), label, logits, keras.ops.softmax)
+  np.testing.assert_array_less(0.3, 144 * gradient[0, 6, 6, 1])
+
+
+def test_a_sigmoid_near_zero_learns_where_one_minus_it_would_be_lost():
+  _, gradient = gradient_of(
+      losses.make("cross_entropy", 1), [[[1]]], [[[[-40.0]]]], keras.ops.sigmoid
+  )
+  assert gradient.item() == pytest.approx(-1)
+
+
+@pytest.mark.parametrize("gamma", [0.1, 0.75])
+@pytest.mark.parametrize("smoothing", [1.0, 1e-9])
+@pytest.mark.parametrize("per_case", [False, True])
+def test_a_batch_of_weight_zero_costs_nothing_at_all(gamma, smoothing, per_case):
+  loss = losses.make("tversky", 3, gamma=gamma, smoothing=smoothing, per_case=per_case)
+  assert value(loss, LABEL, PROBABILITY, sample_weight=np.zeros(2)) == 0
+
+
+def test_whether_a_loss_takes_logits_is_saved_and_no_option_of_the_user():
+  loss = losses.make("dice_cross_entropy", 3, from_logits=True)
+  again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
+  assert again.from_logits and not losses.make("dice_cross_entropy", 3).from_logits
+  with pytest.raises(InputError, match="no option 'from_logits'"):
+    losses.check("dice", 3, from_logits=True)
+
+
 @pytest.mark.parametrize("name", sorted(losses.LOSSES))
 def test_a_loss_survives_saving(name):
   loss = losses.make(name, 3, class_weights=[0.5, 1.0, 2.0])

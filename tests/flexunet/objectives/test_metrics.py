@@ -77,9 +77,9 @@ def test_weight_zero_leaves_out_examples_and_pixels():
   assert results(weighted)["foreground_sensitivity"] == 1
 
 
-def test_one_class_is_cut_at_one_half():
+def test_one_class_is_cut_above_one_half():
   metric = metrics.ConfusionMetrics(1, ["background", "lesion"])
-  metric.update_state([[[1, 0, 1, 0]]], np.array([[[[0.5], [0.4], [0.3], [0.9]]]]))
+  metric.update_state([[[1, 0, 1, 0]]], np.array([[[[0.6], [0.5], [0.3], [0.9]]]]))
   assert results(metric)["dice_lesion"] == pytest.approx(2 * 1 / (2 * 1 + 1 + 1))
 
 
