@@ -93,7 +93,7 @@ def _by_stem(findings: Findings, folder: pathlib.Path | None) -> dict[str, pathl
   found: dict[str, pathlib.Path] = {}
   for path in raw_folder.children(folder) if folder else ():
     if not pictures.is_picture(path):
-      findings.leave_out(path, "not a picture (PNG, JPEG or BMP)")
+      findings.leave_out(path, "not an image (PNG, JPEG or BMP)")
     elif path.stem in found:
       first = findings.relative(found[path.stem])
       findings.problem(f"{findings.relative(path)}: duplicate of {first}; keep one of them.")
