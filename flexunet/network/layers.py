@@ -12,7 +12,7 @@ import random
 import keras
 from keras import ops
 
-from flexunet.network import architecture
+from flexunet.network import architecture, replicas
 
 PACKAGE = "flexunet"
 # Group normalization takes this many groups where the channels divide by it (Wu & He,
@@ -191,6 +191,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
   over the feature maps in float32. TensorFlow has one operation for it, forward and backward, that
   also takes 16-bit numbers. On two CPU cores a training step of the default network (224 x 176
   pixels, batch 8, bfloat16) takes 0.33 s instead of 0.46 s with it.
+
+  Where several devices share a batch, its statistics go over all of them.
   """
 
   def call(self, inputs, training=None, mask=None):
@@ -200,6 +202,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
     import tensorflow as tf
 
     learns = bool(training) and self.trainable
+    if learns and replicas.several():
+      return self._over_all_devices(inputs)
     outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
         x=inputs,
         scale=tf.convert_to_tensor(self.gamma),
@@ -218,6 +222,25 @@ class BatchNormalization(keras.layers.BatchNormalization):
       for kept, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
         kept.assign(kept * self.momentum + new * (1.0 - self.momentum))
     return outputs
+
+  def _over_all_devices(self, inputs):
+    """Returns the outputs of a training step whose batch is shared by several devices.
+
+    The statistics are those of the whole batch, as on one device.
+    """
+    maps = ops.cast(inputs, "float32")
+    ones = ops.sum(ops.ones_like(maps[..., :1]))
+    sums, count = replicas.total([ops.sum(maps, axis=(0, 1, 2)), ones])
+    mean = sums / count
+    # From the mean, not from a sum of squares, which loses the digits of a small variance.
+    squares = replicas.total([ops.sum(ops.square(maps - mean), axis=(0, 1, 2))])[0]
+    variance = squares / count
+    for kept, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
+      kept.assign(kept * self.momentum + new * (1.0 - self.momentum))
+    outputs = ops.batch_normalization(
+        maps, mean, variance, axis=-1, offset=self.beta, scale=self.gamma, epsilon=self.epsilon
+    )
+    return ops.cast(outputs, self.compute_dtype)
 
   def _fits(self, inputs) -> bool:
     """Returns whether TensorFlow's operation covers what was asked for."""

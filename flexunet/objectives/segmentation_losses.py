@@ -2,7 +2,7 @@
 
 Labels become one-hot, weights reach every pixel, sums are float32. Some losses judge each pixel by
 itself (cross-entropy, focal), others the overlap of whole regions (Dice, Tversky, IoU), one the
-structure of the image.
+structure of the image. Where several devices share a batch, each sums over all of it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from flexunet.network import replicas
 from flexunet.network.probabilities import ClassProbabilities
 
 
@@ -111,9 +112,12 @@ def label_weight(one_hot: Any, class_weights: Sequence[float] | None) -> Any:
 
 
 def weighted_mean(values: Any, weight: Any) -> Any:
-  """Returns sum(weight * values) / sum(weight), a float32 scalar; 0 if all weights are 0."""
-  total = ops.sum(weight)
-  return ops.sum(weight * values) / ops.where(total > 0, total, 1.0)
+  """Returns sum(weight * values) / sum(weight), a float32 scalar; 0 if all weights are 0.
+
+  Both sums go over all devices that share the batch.
+  """
+  part, whole = replicas.total([ops.sum(weight * values), ops.sum(weight)])
+  return part / ops.where(whole > 0, whole, 1.0)
 
 
 _register = keras.saving.register_keras_serializable(package="flexunet")
@@ -230,6 +234,8 @@ class _Overlap(SegmentationLoss):
     overlap = ops.sum(weighted * probability, axis=axes)  # [(batch,) classes]
     truth = ops.sum(weighted, axis=axes)
     claimed = ops.sum(masks * probability, axis=axes)
+    if not self.per_case:  # The batch is that of all devices.
+      overlap, truth, claimed = replicas.total([overlap, truth, claimed])
     missed = 1.0 - self._ratio(overlap, truth - overlap, claimed - overlap)
     return self._mean_over_classes(missed, weight, skipped)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import subprocess
 from collections.abc import Iterator
@@ -236,7 +237,16 @@ def strategy(num_devices: int, batch_size: int) -> Any:
     )
   if count == 1:
     return None
-  return tf.distribute.MirroredStrategy([device.name for device in found[:count]])
+  return _mirrored(tuple(device.name for device in found[:count]))
+
+
+@functools.cache
+def _mirrored(names: tuple[str, ...]) -> Any:
+  """Returns one strategy per set of devices.
+
+  Two of one process number their exchanges alike, and TensorFlow takes one for the other.
+  """
+  return tf.distribute.MirroredStrategy(names)
 
 
 def scope(strategy_or_none: Any) -> contextlib.AbstractContextManager:

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from flexunet import config
-from flexunet.network import model, pretrained, probabilities
+from flexunet.network import model, pretrained, probabilities, replicas
 from flexunet.objectives import loss_settings, losses, metrics
 from flexunet.training import device_step
 
@@ -24,9 +24,9 @@ from flexunet.training import device_step
 class TrainingNetwork(keras.Model):
   """A network whose outputs are logits, learns from one label and is scored by its first output."""
 
-  def compile(self, *args: Any, loss: Any = None, **kwargs: Any) -> None:
+  def compile(self, optimizer: Any = "rmsprop", loss: Any = None, **kwargs: Any) -> None:
     """Takes one loss, applied to every output with its weight."""
-    super().compile(*args, loss=None, **kwargs)
+    super().compile(optimizer, loss=None, **kwargs)
     self.output_loss = loss
     self.output_weights = model.deep_supervision_weights(self)
 
@@ -135,32 +135,41 @@ def make_optimizer(settings: config.TrainingConfig) -> keras.optimizers.Optimize
   if settings.ema_momentum:
     options |= {"use_ema": True, "ema_momentum": settings.ema_momentum}
   if settings.optimizer == "adamw":
-    optimizer = _keeping_weights(keras.optimizers.AdamW)(
+    optimizer = _for_runs(keras.optimizers.AdamW)(
         weight_decay=settings.weight_decay, **options
     )
     # Decay shrinks kernels; on biases and normalization it only harms.
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
   if settings.optimizer == "sgd":
-    return _keeping_weights(keras.optimizers.SGD)(
+    return _for_runs(keras.optimizers.SGD)(
         momentum=settings.momentum, nesterov=settings.momentum > 0, **options
     )
-  return _keeping_weights(keras.optimizers.Adam)(**options)
+  return _for_runs(keras.optimizers.Adam)(**options)
 
 
-def _keeping_weights(optimizer_class: type) -> type:
-  """Returns the class without Keras' last step, which puts the averages into the trained weights.
+def _for_runs(optimizer_class: type) -> type:
+  """Returns the class with two of Keras' steps changed.
 
-  A run may call `fit` more than once, and its averages live in a network of their own.
+  Keras' last step puts the averages into the trained weights; but a run may call `fit` more than
+  once, and its averages live in a network of their own. And where several devices share a batch,
+  Keras clips and accumulates the gradients of each before it sums them; here they are summed
+  first, so that the step is that of one device.
   """
 
   def finalize_variable_values(self, var_list):
     del self, var_list
 
+  def apply(self, grads, trainable_variables=None):
+    optimizer_class.apply(self, replicas.total(list(grads)), trainable_variables)
+
+  def _all_reduce_sum_gradients(self, grads_and_vars):
+    del self
+    return grads_and_vars  # They are sums already.
+
+  changed = (finalize_variable_values, apply, _all_reduce_sum_gradients)
   return type(
-      optimizer_class.__name__,
-      (optimizer_class,),
-      {"finalize_variable_values": finalize_variable_values},
+      optimizer_class.__name__, (optimizer_class,), {method.__name__: method for method in changed}
   )
 
 

@@ -167,7 +167,7 @@ def test_balanced_weights_are_inverse_to_the_pixels(data_dir):
   run = flagged.setup(data_dir, "--class_weights=balanced", "--loss=cross_entropy")
   pixels = run.data.train.pixels.sum(axis=0)
   np.testing.assert_allclose(
-      run.network.loss.class_weights, pixels.sum() / 3 / pixels, rtol=1e-5
+      run.network.output_loss.class_weights, pixels.sum() / 3 / pixels, rtol=1e-5
   )
   assert "balanced" in run.config.reasons["class_weights"]
 

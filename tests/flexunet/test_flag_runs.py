@@ -174,6 +174,7 @@ def test_deep_supervision_learns_from_all_outputs_and_keeps_the_main_one(data_di
   assert "foreground_dice" in told
   kept = deep.kept
   assert len(kept.outputs) == 1
+  main = deep.network(image)[0]
   np.testing.assert_allclose(kept(image), keras.ops.softmax(main), atol=1e-6)
   # A validation is judged by the main output, so that its loss compares with other runs.
   judged = kept.test_on_batch(image, label, return_dict=True)

@@ -154,7 +154,7 @@ def test_two_devices_share_a_batch_and_resume_exactly(blob_data, tmp_path, ema_m
   assert train(blob_data, tmp_path / "run", *both, "--resume", **knobs) == whole
   manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
   assert manifest["devices_sharing_a_batch"] == 2
-  # One device sees other statistics per batch normalization, and else the same.
+  # Each device draws its own dropout; else they are one (test_replicas.py).
   alone = json.loads(train(blob_data, tmp_path / "alone", epochs=2, num_devices=1)["history"])
   assert json.loads(whole["history"])[0]["loss"] == pytest.approx(alone[0]["loss"], rel=0.1)
 

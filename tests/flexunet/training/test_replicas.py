@@ -1,0 +1,102 @@
+"""Two devices that share a batch train what one device trains: every loss, clipping, averages."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+# Each loss over 20 steps on one device and on two, whose halves of a batch differ: the first half
+# holds the structures and the second next to nothing.
+_PROGRAM = """
+import json, sys
+import keras, numpy as np, tensorflow as tf
+from flexunet import config
+from flexunet.network import model
+from flexunet.objectives import losses, metrics
+from flexunet.training import devices, networks
+
+names, options, settings, shape = map(json.loads, sys.argv[1:])
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+random = np.random.default_rng(0)
+label = np.zeros((4, 16, 16), np.uint8)
+label[0, 3:9, 3:12], label[1, 5:12, 6:9], label[2, 4, 4] = 1, 1, 1
+image = np.clip(random.normal(60, 20, (4, 16, 16, 1)) + 90 * label[..., None], 0, 255)
+weight = np.array([1.0, 1.0, 0.5, 1.0], np.float32)
+data = tf.data.Dataset.from_tensors((image.astype("uint8"), label, weight)).repeat(20).unbatch()
+data = data.batch(4, drop_remainder=True).apply(tf.data.experimental.assert_cardinality(20))
+settings = config.TrainingConfig(**settings)
+found = {}
+for name in names:
+  for count in (1, 2):
+    strategy = devices.strategy(count, 4)
+    keras.utils.set_random_seed(0)
+    with devices.scope(strategy):
+      twin = model.logits_twin(model.build_model(
+          image_size=(16, 16), image_channels=1, num_classes=2, base_filters=4, base_kernels=3,
+          num_layers=2, dropout_rate=0.0, **shape))
+      network = networks.TrainingNetwork(twin.input, twin.outputs[0])
+      network.compile(
+          networks.make_optimizer(settings), losses.make(name, 2, from_logits=True, **options),
+          weighted_metrics=metrics.training_metrics(["dice"], 2))
+    curve = []
+    def note(batch, logs):
+      curve.append(float(logs["loss"]))
+    history = network.fit(
+        data, epochs=1, verbose=0, shuffle=False,
+        callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=note)]).history
+    curve.append(history["foreground_dice"][-1])
+    found.setdefault(name, []).append(curve)
+    weights = np.concatenate([np.ravel(w) for w in network.get_weights()])
+    found.setdefault(name + " weights", []).append([float(w) for w in weights])
+print(json.dumps(found))
+"""
+SGD = {"optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.9, "clipvalue": 0.0}
+ALL = ["cross_entropy", "dice", "dice_cross_entropy", "focal", "tversky", "iou", "bce_dice",
+       "bce_iou", "basnet_hybrid"]  # fmt: skip
+
+
+def curves(names, options=None, settings=SGD, shape=None):
+  arguments = [names, options or {}, settings, shape or {"normalization": "none"}]
+  done = subprocess.run(
+      [sys.executable, "-c", _PROGRAM, *map(json.dumps, arguments)],
+      capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr[-3000:]
+  return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def assert_equal(found, tolerance=1e-5):
+  for name, (one, two) in found.items():
+    np.testing.assert_allclose(two, one, atol=tolerance, rtol=tolerance, err_msg=name)
+    if not name.endswith("weights"):
+      assert len(one) == 21 and abs(one[19] - one[0]) > 1e-3, name  # It learns.
+
+
+@pytest.mark.slow
+def test_every_loss_is_that_of_one_device_over_20_steps():
+  assert_equal(curves(ALL))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"class_weights": [0.2, 1.0]}, {"per_case": True}])
+def test_weights_of_classes_and_ratios_per_image_are_those_of_one_device(options):
+  assert_equal(curves(["dice_cross_entropy"], options))
+
+
+@pytest.mark.slow
+def test_gradients_are_clipped_once_they_are_summed():
+  # Far below the size of the gradients, so that clipping decides about each step.
+  assert_equal(curves(["dice_cross_entropy"], settings={**SGD, "clipvalue": 0.01}))
+  assert_equal(curves(["dice_cross_entropy"], settings={**SGD, "clipvalue": 0.0, "clipnorm": 0.02}))
+
+
+@pytest.mark.slow
+def test_batch_normalization_takes_its_statistics_over_all_devices():
+  found = curves(["dice_cross_entropy"], shape={"normalization": "batch"})
+  # Sums in another order, 20 times through the statistics: rounding grows.
+  assert_equal(found, tolerance=1e-4)
