@@ -138,7 +138,7 @@ RUN = "--run_dir={run}"
         (("evaluate", "--run_dir={empty}"), "has no config.json"),
         (("evaluate", RUN), "model.keras must hold the trained network"),
         (("predict", RUN, "--input={root}", "--output_dir={root}/out"), "model.keras must hold"),
-        (("export", RUN, "--output_dir={root}/out"), "model.keras does not exist"),
+        (("export", RUN, "--output_dir={root}/out"), "model.keras must hold"),
         (("export", RUN, "--output_dir={root}/out", "--formats=onx"), "Did you mean 'onnx'"),
         (("inspect", "--run_dir={root}/none"), "does not exist"),
         (("inspect", "--base_kernels=4"), "base_kernels must be odd"),

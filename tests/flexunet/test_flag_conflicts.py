@@ -85,7 +85,7 @@ def start(data_dir, tmp_path_factory):
   made = flagged.setup(data_dir)
   run = run_folder.RunFolder.create(tmp_path_factory.mktemp("runs") / "start")
   run.write_config(made.config)
-  made.network.save(run.model_keras)
+  made.kept.save(run.model_keras)
   return run
 
 

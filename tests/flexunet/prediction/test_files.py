@@ -68,7 +68,7 @@ def affine_of(codes: str, spacing_mm=(0.7, 1.1, 2.5), oblique: bool = True) -> n
 
 
 def test_a_second_program_that_predicts_into_a_folder_is_refused(tmp_path):
-  nib.save(nib.Nifti1Image(np.zeros((7, 9, 5), np.uint8), np.eye(4)), tmp_path / "scan.nii")
+  nib.save(nib.Nifti1Image(GREYS[make_label()].astype(np.int16), np.eye(4)), tmp_path / "scan.nii")
   with (
       core_files.locked(tmp_path / "out", "--output_dir"),
       pytest.raises(InputError, match="--output_dir .*must be free.*process"),
