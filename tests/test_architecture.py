@@ -211,14 +211,14 @@ def test_imports_stand_at_the_top_or_once_with_a_reason(path):
 
 
 def has_reason(lines: list[str], line: int) -> bool:
-  """Returns whether a comment or docstring stands right above a block of imports."""
+  """Returns whether a comment stands right above a block of imports."""
   above = line - 2
   while above >= 0 and (
       not lines[above].strip() or lines[above].lstrip().startswith(("import ", "from "))
   ):
     above -= 1
   text = lines[above].strip() if above >= 0 else ""
-  return text.startswith("#") or text.endswith('"""')
+  return text.startswith("#")
 
 
 def test_setup_cfg_lists_every_package_folder():

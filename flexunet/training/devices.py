@@ -36,6 +36,7 @@ def device_names() -> list[str]:
 
 def _torch() -> Any:
   """Returns PyTorch, an extra that the other backends do without."""
+  # Installed only where Keras runs on PyTorch.
   import torch
 
   return torch
