@@ -22,10 +22,12 @@ import numpy as np
 
 from flexunet.core import command_line, flags, progress
 from flexunet.core.errors import InputError
-from flexunet.datasets import built_dataset, catalog
+from flexunet.datasets import built_dataset, catalog, subject_splits
+from flexunet.datasets.builder import case_splits
 from flexunet.imaging import nifti, pictures
 
 if TYPE_CHECKING:
+  from flexunet.datasets.builder.raw_folder import Findings
   from flexunet.datasets.builder.segmentation_builder import SegmentationBuilder
 
 _PROGRAM = flags.Program(
@@ -196,12 +198,18 @@ def print_files(builder: SegmentationBuilder, manual_dir: pathlib.Path) -> None:
     print(f"left out: {file} ({reason})")
   for line in findings.warnings:
     print(f"warning: {line}", file=sys.stderr)
-  labelled = [case for case in findings.cases if case.labelled]
-  split_of = builder.split_subjects({case.subject: case.stratum for case in labelled})
-  splits = list(split_of.values())
-  counts = ", ".join(f"{name} {splits.count(name)}" for name in ("train", "validation", "test"))
-  print(f"{len(findings.cases)} cases, {len(labelled)} labelled; subjects: {counts}.")
+  num_labelled = sum(case.labelled for case in findings.cases)
+  print(f"{len(findings.cases)} cases, {num_labelled} labelled; {_split_counts(builder, findings)}")
   print("Nothing was built (--dry_run).")
+
+
+def _split_counts(builder: SegmentationBuilder, findings: Findings) -> str:
+  """Returns how many subjects each split and each fold gets."""
+  assigned = case_splits.decide(findings.cases, builder.SPLIT_SALT)
+  splits, folds = list(assigned.splits.values()), list(assigned.folds.values())
+  counts = ", ".join(f"{name} {splits.count(name)}" for name in subject_splits.SPLITS)
+  sizes = ", ".join(str(folds.count(fold)) for fold in range(subject_splits.NUM_FOLDS))
+  return f"subjects: {counts}; folds of {sizes}."
 
 
 def _facts(path: pathlib.Path, is_label: bool) -> list[str]:

@@ -35,9 +35,9 @@ class Case:
     files: All files of the case by role, e.g. {"image": ..., "label": ...}.
     labelled: False puts the case into the split `unlabeled`.
     stratum: Subjects of one stratum are spread over the splits in the split's ratios.
-    fold: Cross-validation fold where the publisher fixed one; None lets the builder decide.
-    split: Split of this case alone, whatever that of its subject: only for published splits that
-      divide a subject, which the build then warns of by name.
+    fold: Cross-validation fold where the publisher fixed one; None lets the build decide.
+    split: train, validation or test where the publisher fixed it; None lets the build decide. A
+      subject whose cases differ in it is left divided; the builder warns of it by name.
     details: Whatever else the dataset's `slices_of` needs: numbers, strings, None, lists and
       dicts of them, for it travels to worker processes as JSON.
   """

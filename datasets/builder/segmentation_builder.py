@@ -15,8 +15,9 @@ To add a dataset:
 5. For images write `slices_of(case, notes)`, a generator of `Slice`. It runs in a worker.
 6. Add name and options to `catalog.OPTIONS`, the folder to `packages` in setup.cfg, and a test with
    `tfds.testing.DatasetBuilderTestCase` on a phantom.
-A dataset may override also `extra_features`, `split_subjects`, `licenses` and `read_scan`. Options
-of its own go into `datasets/<name>/options.py`, which loads no TFDS.
+A dataset may override also `extra_features`, `licenses` and `read_scan`. Options of its own go into
+`datasets/<name>/options.py`, which loads no TFDS. Where the publisher fixed splits or folds, its
+cases say so (`Case.split`, `Case.fold`); all else is decided in `case_splits.py`.
 """
 
 from __future__ import annotations
@@ -157,10 +158,6 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
   def slices_of(self, case: Case, notes: Notes) -> Iterator[Slice]:
     """Reads one case, in a worker process."""
     raise NotImplementedError
-
-  def split_subjects(self, strata: Mapping[str, str]) -> dict[str, str]:
-    """Returns {subject: split} for the labelled subjects {subject: stratum}."""
-    return subject_splits.assign(strata, self.SPLIT_SALT)
 
   # What follows from it.
 
@@ -365,5 +362,7 @@ def _identity() -> dict[str, Any]:
   return {
       "subject": tfds.features.Text(doc="Stable pseudonym of the person."),
       "volume": tfds.features.Text(doc="Stable pseudonym of the scan."),
-      "fold": tfds.features.Scalar(np.int32, doc="Cross-validation fold 0..4 of the subject."),
+      "fold": tfds.features.Scalar(
+          np.int32, doc="Cross-validation fold 0..4 of the subject; -1: takes no part."
+      ),
   }
