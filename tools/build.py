@@ -23,7 +23,7 @@ import numpy as np
 from flexunet.core import command_line, flags, progress
 from flexunet.core.errors import InputError
 from flexunet.datasets import built_dataset, catalog, subject_splits
-from flexunet.datasets.builder import case_splits
+from flexunet.datasets.builder import splits_file
 from flexunet.imaging import nifti, pictures
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def main(argv: Sequence[str]) -> None:
     if _DRY_RUN.value:
       with build_tool.recognising(manual_dir):
         print_files(builder, manual_dir)
-    elif built_dataset.is_version(pathlib.Path(builder.data_path)) and not _OVERWRITE.value:
+    elif not _OVERWRITE.value and build_tool.is_built(builder):
       print(f"Already built: {builder.data_path} (--overwrite builds it again).")
     else:
       print_summary(build_tool.build(make_builder, manual_dir))
@@ -128,8 +128,10 @@ def _options(dataset: str) -> dict[str, Any]:
       raise InputError(f"--{name} is an option of {owners}; {dataset} does not have it.")
   holders = {name: holder for name, holder in _OPTIONS.items() if name in given}
   found = flags.read(cls, holders)
-  names = [*given, "palette_colors"] if "palette" in given else given
-  return {name: getattr(found, name) for name in names}
+  # What was read from files stands in fields without a flag.
+  silent = [field for field in dataclasses.fields(cls) if "help" not in field.metadata]
+  read = [field.name for field in silent if getattr(found, field.name) != field.default]
+  return {name: getattr(found, name) for name in [*given, *read]}
 
 
 def _raw_folder(dataset: str) -> pathlib.Path:
@@ -172,7 +174,22 @@ def print_summary(builder: SegmentationBuilder) -> None:
     print(f"left out: {count} slices ({reason})")
   for line in report["warnings"]:
     print(f"warning: {line}", file=sys.stderr)
+  counts = report["split_by"]
+  if decided := _decided_by(counts):
+    print(f"subjects{decided}")
   print(f"{builder.info.full_name} lies in {builder.data_path}")
+  if counts.keys() != {"publisher"}:
+    print(
+        "To add subjects later without moving anyone:"
+        f" --overwrite --splits_file={pathlib.Path(builder.data_path) / splits_file.NAME}"
+    )
+
+
+def _decided_by(counts: dict[str, int]) -> str:
+  """Returns what decided on the subjects' splits, where that was more than their shares."""
+  if counts.keys() <= {"shares"}:
+    return ""
+  return " placed by " + ", ".join(f"{reason} {count}" for reason, count in counts.items())
 
 
 def _sum_by_reason(by_volume: dict[str, dict[str, int]]) -> dict[str, int]:
@@ -205,11 +222,13 @@ def print_files(builder: SegmentationBuilder, manual_dir: pathlib.Path) -> None:
 
 def _split_counts(builder: SegmentationBuilder, findings: Findings) -> str:
   """Returns how many subjects each split and each fold gets."""
-  assigned = case_splits.decide(findings.cases, builder.SPLIT_SALT)
+  assigned = builder.assign_splits(findings.cases)
+  for line in assigned.warnings:
+    print(f"warning: {line}", file=sys.stderr)
   splits, folds = list(assigned.splits.values()), list(assigned.folds.values())
   counts = ", ".join(f"{name} {splits.count(name)}" for name in subject_splits.SPLITS)
-  sizes = ", ".join(str(folds.count(fold)) for fold in range(subject_splits.NUM_FOLDS))
-  return f"subjects: {counts}; folds of {sizes}."
+  sizes = ", ".join(str(folds.count(fold)) for fold in range(assigned.settings["num_folds"]))
+  return f"subjects: {counts}; folds of {sizes}{_decided_by(assigned.counts())}."
 
 
 def _facts(path: pathlib.Path, is_label: bool) -> list[str]:

@@ -14,7 +14,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,14 +26,15 @@ from flexunet.datasets import subject_splits
 from flexunet.datasets.builder import (
     build_report,
     case_records,
-    case_splits,
     croissant,
     shard_writer,
+    splits_file,
     workers,
 )
 from flexunet.datasets.builder.case_records import CaseReader, CaseTask
 from flexunet.datasets.builder.case_splits import CaseSplits
-from flexunet.datasets.builder.raw_folder import Findings, Notes
+from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
+from flexunet.datasets.builder.record_options import SplitOptions
 from flexunet.datasets.builder.shard_writer import PlacedRecord
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.label_scheme import LabelScheme
@@ -53,6 +54,7 @@ class RunBuilder(CaseReader, Protocol):
   data_path: Any
   SPLIT_SALT: str
   num_workers: int | None
+  split_options: SplitOptions | None
   release: str
   voxel_dtype: np.dtype
 
@@ -72,6 +74,14 @@ class RunBuilder(CaseReader, Protocol):
 
   def set_source(self, release: str, voxel_dtype: np.dtype) -> None:
     """Takes what the raw folder decides."""
+
+  def assign_splits(
+      self, cases: Sequence[Case], joined: Iterable[Collection[str]] = ()
+  ) -> CaseSplits:
+    """Returns which split and fold each case gets; groups of subjects stand on one side."""
+
+  def subject_in_records(self, subject: str) -> str:
+    """Returns the name by which what is written calls a subject."""
 
   def label_scheme(self) -> LabelScheme:
     """Returns the classes."""
@@ -101,7 +111,7 @@ def build(builder: RunBuilder, root: pathlib.Path, download_config: Any) -> None
   builder.set_source(findings.release, builder.voxel_dtype_of(findings))
   folder = pathlib.Path(builder.data_dir)
   with _work_folder(builder, folder) as work:
-    assigned = case_splits.decide(findings.cases, builder.SPLIT_SALT)
+    assigned = builder.assign_splits(findings.cases)
     tasks = []
     for case in findings.cases:
       fold = assigned.fold_of(case)
@@ -130,7 +140,7 @@ def address_of(builder: RunBuilder) -> workers.BuilderAddress:
       module_root=os.fspath(source.parents[module.count(".")]),
       config=config.name
       if known
-      else {"name": config.name, **dataclasses.asdict(config.options)},
+      else {"name": config.name, **config.options.of_records()},
       release=builder.release,
       voxel_dtype=builder.voxel_dtype.str,
   )
@@ -191,9 +201,13 @@ def _assemble(
   licenses = builder.licenses()
   if not licenses:
     findings.warn("The builder states no licence of the source (LICENSES): none is claimed.")
-  source = build_report.of_source(notes, findings.left_out, findings.warnings)
-  report = build_report.write(
-      folder, {**_about(builder), **source}, builder.label_scheme(), splits
+  source = build_report.of_source(
+      notes, findings.left_out, [*findings.warnings, *assigned.warnings]
+  )
+  about = {**_about(builder), **_about_splits(builder, assigned), **source}
+  report = build_report.write(folder, about, builder.label_scheme(), splits)
+  splits_file.write(
+      folder, assigned.settings, assigned.entries(builder.subject_in_records), assigned.absent
   )
   info = builder.info
   croissant.write(
@@ -282,6 +296,15 @@ def _about(builder: RunBuilder) -> dict[str, Any]:
       "slice_plan": dataclasses.asdict(plan) if plan else None,
       "intensity": dataclasses.asdict(builder.active_intensity()),
       "file_format": builder.info.file_format.value,
-      "split_asked": dict(subject_splits.RATIOS),
       "split_salt": builder.SPLIT_SALT,
+  }
+
+
+def _about_splits(builder: RunBuilder, assigned: CaseSplits) -> dict[str, Any]:
+  """Returns what the report says of how the splits were decided."""
+  options = builder.split_options or builder.builder_config.options
+  return {
+      "split_asked": assigned.settings["shares"],
+      "split_options": options.asked(),
+      "split_by": assigned.counts(),
   }

@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from flexunet.core.errors import InputError
 from flexunet.datasets import built_dataset, catalog
 from flexunet.datasets.builder.raw_folder import NothingFoundError
+from flexunet.datasets.builder.record_options import SPLIT_FIELDS, split_options
 from flexunet.datasets.builder.segmentation_builder import SegmentationBuilder
 
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
@@ -57,10 +58,27 @@ def build_dataset(
       config_name=config_name,
       file_format=file_format,
   )
-  folder = pathlib.Path(make_builder().data_path)
-  if overwrite or not built_dataset.is_version(folder):
+  if overwrite or not is_built(make_builder()):
     build(make_builder, pathlib.Path(manual_dir).expanduser())
-  return folder
+  return pathlib.Path(make_builder().data_path)
+
+
+def is_built(builder: SegmentationBuilder) -> bool:
+  """Returns whether the dataset is built already, with the splits that are asked for.
+
+  Raises:
+    InputError: It is built, but with other splits.
+  """
+  folder = pathlib.Path(builder.data_path)
+  if not built_dataset.is_version(folder):
+    return False
+  asked = builder.split_options.asked() if builder.split_options else {}
+  if asked and built_dataset.read_report(folder).get("split_options") != asked:
+    raise InputError(
+        f"{folder}: is built already, with other splits. --overwrite builds it again with those"
+        " asked for; --config_name=NAME builds them beside it."
+    )
+  return True
 
 
 def maker(
@@ -74,11 +92,16 @@ def maker(
 ) -> Callable[[], SegmentationBuilder]:
   """Returns a function that returns a new builder; for the arguments see `build_dataset`."""
 
+  options = dict(options or {})
+  # Read once: a build puts the folder aside that a splits file may lie in.
+  splits = split_options(options)
+  of_records = {name: value for name, value in options.items() if name not in SPLIT_FIELDS}
+
   def make_builder() -> SegmentationBuilder:
     builder = catalog.builder(
-        dataset, data_dir, options=options, config_name=config_name, file_format=file_format
+        dataset, data_dir, options=of_records, config_name=config_name, file_format=file_format
     )
-    builder.num_workers = num_workers
+    builder.num_workers, builder.split_options = num_workers, splits
     return builder
 
   return make_builder

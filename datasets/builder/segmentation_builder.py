@@ -27,7 +27,7 @@ import dataclasses
 import inspect
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -37,10 +37,11 @@ from etils import epath
 from flexunet.core import config_fields
 from flexunet.core.errors import InputError
 from flexunet.datasets import subject_splits
-from flexunet.datasets.builder import build_run, case_records, raw_folder
+from flexunet.datasets.builder import build_run, case_records, case_splits, raw_folder
+from flexunet.datasets.builder.case_splits import CaseSplits
 from flexunet.datasets.builder.croissant import License
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
-from flexunet.datasets.builder.record_options import RecordOptions
+from flexunet.datasets.builder.record_options import RecordOptions, SplitOptions
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.imaging.slicing import SlicePlan
@@ -97,6 +98,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     num_workers: Processes that read cases; None takes all CPUs this process may use.
     release: Which of several published forms the raw folder holds; "" where there is one only.
     voxel_dtype: What the volumes of this build store.
+    split_options: Who stands in which split; None leaves it to the options of the config.
   """
 
   HOMEPAGE: ClassVar[str] = ""
@@ -108,6 +110,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
   num_workers: int | None = None
   release: str = ""
   voxel_dtype: np.dtype = np.dtype(np.int16)
+  split_options: SplitOptions | None = None
 
   def __init_subclass__(cls, skip_registration: bool = False, **kwargs):
     super().__init_subclass__(skip_registration=skip_registration, **kwargs)
@@ -168,6 +171,22 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
   def active_intensity(self) -> IntensityWindow:
     """Returns how intensities become 8 bits, by the window of the config first."""
     return self.intensity()
+
+  def subject_in_records(self, subject: str) -> str:
+    """Returns the name by which records, `splits.json` and the report call a subject."""
+    return subject
+
+  def assign_splits(
+      self, cases: Sequence[Case], joined: Iterable[Collection[str]] = ()
+  ) -> CaseSplits:
+    """Returns which split and fold each case of a build gets.
+
+    Args:
+      cases: All of the build.
+      joined: Groups of subjects that must stand on one side.
+    """
+    options = self.split_options or self.options
+    return case_splits.decide(cases, self.SPLIT_SALT, options, self.subject_in_records, joined)
 
   def inspect_source(self, root: str | os.PathLike) -> Findings:
     """Looks through a raw folder and raises all its problems at once; writes nothing.
