@@ -11,8 +11,9 @@ import run_samples
 
 from flexunet import evaluate as program
 from flexunet import run_folder
+from flexunet.core import files
 from flexunet.core.errors import InputError
-from flexunet.evaluation import evaluate, labelled_volumes
+from flexunet.evaluation import evaluate, labelled_volumes, volume_scores
 from flexunet.pipelines import readers
 from flexunet.pipelines.dataset_source import open_dataset
 
@@ -211,6 +212,18 @@ def test_other_records_are_refused_unless_allowed(run, data_dir):
   assert figures["evaluated"]["fingerprint"] == dataset_samples.FINGERPRINT
 
 
+def test_a_second_evaluation_of_a_run_is_refused_while_one_writes(run, data_dir, tmp_path):
+  scores_of(run, ["validation"], data_dir)
+  before = run.metrics_json.read_text()
+  with files.locked(run.evaluation, "--run_dir"):
+    with pytest.raises(InputError, match=r"--run_dir .*evaluation must be free, but another"):
+      scores_of(run, ["test"], data_dir)
+    with files.locked(run.path, "--run_dir"):  # Training may continue.
+      pass
+  assert run.metrics_json.read_text() == before
+  assert not list(run.evaluation.glob(".*"))
+
+
 def test_other_classes_are_refused_even_then(run, data_dir):
   run.write_config(
       run_samples.with_facts(run.read_config(), label_scheme=run_samples.CLASSES)
@@ -233,7 +246,7 @@ def square(top: int, left: int, size: int = 3, shape=(12, 10)) -> np.ndarray:
 
 
 def score(truth: labelled_volumes.LabelledVolume, found) -> dict:
-  return evaluate.score_volume(truth, found, ["background", "x"], [1.0])[0]
+  return volume_scores.score_volume(truth, found, ["background", "x"], [1.0])[0]
 
 
 def test_a_gapless_volume_is_measured_in_three_dimensions():
