@@ -202,7 +202,8 @@ def prepare(run_config: config.RunConfig, opened: input_pipeline.TrainingData) -
       progress.say(started_from)
     networks.compile_model(network, run_config)
     network.optimizer.build(network.trainable_variables)  # A checkpoint may be put back into it.
-    kept = networks.evaluation_network(network, run_config)
+    num_volumes = int(batches.held_out_volumes.max()) + 1
+    kept = networks.evaluation_network(network, run_config, num_volumes)
     if strategy and batches.device_input:
       device_step.build_metrics(network, run_config.model, settings.batch_size)
   return TrainingSetup(network, kept, opened, epoch_order, batches, left_out, replicas)
@@ -368,8 +369,9 @@ class Trainer:
       callback.set_model(self._network)
     if checkpoint.arrays.get("metrics"):
       # Keras creates the variables of the metrics when it sees the first batch.
-      batch = next(iter(self._setup.batches.validation()))
-      self._network.test_on_batch(*(part.numpy() for part in batch))
+      device_step.build_metrics(
+          self._network, self._config.model, self._config.training.batch_size
+      )
     self._state.put_back(checkpoint)
     self._checkpointer.resume_from(checkpoint)
 

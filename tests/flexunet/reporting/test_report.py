@@ -108,7 +108,8 @@ def test_a_validation_on_a_part_of_the_slices_is_stated():
   section = training_section.curves_section(rows, TrainingConfig(), part)
   assert "1 epoch." in section
   assert "Validated on 40 of 400 held-out slices: all would take about 95 s." in section
-  assert "held-out" not in training_section.curves_section(rows, TrainingConfig())
+  assert "Volumes are scored by these slices" in section
+  assert "held-out slices" not in training_section.curves_section(rows, TrainingConfig())
 
 
 def test_a_history_of_nothing_has_no_section():
@@ -178,6 +179,16 @@ def test_the_best_epoch_is_marked_although_validation_was_rarer_than_epochs(page
 
 def test_the_best_epoch_is_that_of_the_trainer():
   assert training_section.VALIDATION_SCORE == callbacks.MONITOR
+
+
+def test_the_curves_say_what_is_pooled_and_what_is_a_mean_over_volumes(page):
+  assert "Validation scores are means over the held-out volumes" in page
+  rows = [{"epoch": 1.0, "foreground_dice": 0.9, "val_foreground_dice": 0.5,
+           "val_pooled_foreground_dice": 0.8}]  # fmt: skip
+  chart = next(one for one in training_section.history_charts(rows) if "Dice" in one.title)
+  assert {line.name: list(line.y) for line in chart.lines} == {
+      "training, pooled": [0.9], "validation": [0.5], "validation, pooled": [0.8],
+  }  # fmt: skip
 
 
 def test_a_run_in_training_has_a_report_too(tmp_path):
