@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import flexunet
-from flexunet import config, run_folder
+from flexunet import config, run_folder, seen_subjects
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
 from flexunet.evaluation import examples, summary
@@ -238,10 +238,10 @@ def evaluate(
   check_data(source, run_config, splits, allow_other_data)
   predictor = Predictor(load_model(run), run_config, batch_size=batch_size, mirror=mirror)
   about = {**_provenance(source, run), "surface_tolerances_mm": tolerances, "mirrored": mirror}
+  seen, unsaid = _seen(run, source, run_config)
+  written = {}
   with files.locked(run.evaluation, "--run_dir"):
-    written = {}
-    trained, tables = _tables(source, run_config, splits)
-    for split, table in tables.items():
+    for split, table in _tables(source, run_config, splits).items():
       scores = score_split(
           source,
           table,
@@ -252,10 +252,9 @@ def evaluate(
           tolerances_mm=tolerances,
           show_progress=show_progress,
       )
-      leaked = len(_subjects(table) & trained)
-      for warning in scores.warnings:
-        progress.say(f"warning: {split}: {warning}")
-      written[split] = _figures(split, scores, {"subjects_also_trained_on": leaked, **about})
+      known = seen_subjects.overlap(table.subject, source.name, seen)
+      scores.warnings += [*known.warnings(), *unsaid]
+      written[split] = _figures(split, scores, {**known.to_json(), **about})
       _write_split(run, split, written[split], scores)
     report.write_report(run)
   return written
@@ -315,33 +314,51 @@ def check_data(
     raise InputError(
         f"Dataset {source.name} has the fingerprint {source.fingerprint}, the run was trained on"
         f" {facts.fingerprint} ({facts.name}): other records, so a subject of its test split may"
-        " have been trained on. Name the right --data_dir, or pass --allow_other_data when all its"
-        " subjects are new."
+        " have been trained on. Name the right --data_dir, or pass --allow_other_data: subjects"
+        " that were trained on are then named."
     )
 
 
 def _tables(
     source: DatasetSource, run_config: config.RunConfig, splits: Sequence[str]
-) -> tuple[set[str], dict[str, RecordTable]]:
-  """Returns the subjects that were trained on, and the records of each split to be scored.
+) -> dict[str, RecordTable]:
+  """Returns the records of each split to be scored.
 
-  A run on a fold has cut its training and validation splits anew: its validation split is the
-  fold. Builders split by subject, but published folders do not always: hence the subjects.
+  A run on a fold has divided its training and validation splits again: its validation split is the
+  fold.
   """
   data = run_config.data
   tables = {split: readers.slice_table(source, split) for split in splits}
   if data.fold < 0:
-    known = data.train_split in source.splits
-    return _subjects(readers.slice_table(source, data.train_split)) if known else set(), tables
+    return tables
   train, held_out = readers.split_tables(
       source, data.train_split, data.validation_split, data.fold
   )
-  cut_anew = {data.train_split: train, data.validation_split: held_out}
-  return _subjects(train), {split: cut_anew.get(split, table) for split, table in tables.items()}
+  divided = {data.train_split: train, data.validation_split: held_out}
+  return {split: divided.get(split, table) for split, table in tables.items()}
 
 
-def _subjects(table: RecordTable) -> set[str]:
-  return set(table.subject.tolist()) - {""}
+def _seen(
+    run: run_folder.RunFolder, source: DatasetSource, run_config: config.RunConfig
+) -> tuple[list[seen_subjects.SubjectsSeen], list[str]]:
+  """Returns whom the run has seen, and a warning where it does not say so.
+
+  The splits of today then stand in for those of the training.
+  """
+  if (seen := seen_subjects.of_run(run)) is not None:
+    return seen, []
+  data = run_config.data
+  unsaid = (
+      "the run does not say whom it was trained on (another version of FlexUNet wrote it): its"
+      " subjects are compared with the dataset's splits of today."
+  )
+  if not {data.train_split, data.validation_split} <= set(source.splits):
+    return [], [unsaid]
+  tables = readers.split_tables(
+      source, data.train_split, data.validation_split, None if data.fold < 0 else data.fold
+  )
+  names = [seen_subjects.names_of(table.subject) for table in tables]
+  return [seen_subjects.SubjectsSeen(source.name, *names)], [unsaid]
 
 
 def _write_split(
@@ -350,7 +367,9 @@ def _write_split(
     figures: Mapping[str, Any],
     scores: SplitScores,
 ) -> None:
-  """Puts one split into the files of `evaluation/`, each replaced in one step."""
+  """Puts one split into the files of `evaluation/`, each replaced in one step; says warnings."""
+  for warning in scores.warnings:
+    progress.say(f"warning: {split}: {warning}")
   metrics = {}
   if run.metrics_json.is_file():
     stored = json.loads(run.metrics_json.read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 from absl import logging
 
-from flexunet import config, run_folder
+from flexunet import config, run_folder, seen_subjects
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
 from flexunet.network import weights
@@ -224,9 +224,24 @@ def _write_manifest(
   entry["devices_sharing_a_batch"] = setup.replicas
   if not run_folder.read_manifest(run.manifest_json):
     entry |= run_folder.started_with(run_config)
+    entry[seen_subjects.KEY] = _subjects_seen(run_config, setup)
   manifest.write(run.manifest_json, entry, started)
   for record in setup.left_out:
     progress.say(f"Left out, because it cannot be read: {record}.")
+
+
+def _subjects_seen(run_config: config.RunConfig, setup: TrainingSetup) -> list[dict[str, Any]]:
+  """Returns whom the run sees, and warns where its start was trained on the validation split."""
+  tables = (setup.data.train, setup.data.validation)
+  name = run_config.dataset_facts.name
+  own = seen_subjects.SubjectsSeen(name, *(seen_subjects.names_of(one.subject) for one in tables))
+  before = seen_subjects.of_start(run_config.training.init_from)
+  if known := seen_subjects.overlap(own.validation, name, before).trained:
+    progress.say(
+        f"Warning: --init_from was trained on {len(known)} of the {len(own.validation)} subjects"
+        " of the validation split: its scores are too good for new people."
+    )
+  return [one.to_json() for one in (own, *before)]
 
 
 class Trainer:

@@ -10,7 +10,7 @@ import pytest
 import run_samples
 
 from flexunet import evaluate as program
-from flexunet import run_folder
+from flexunet import run_folder, seen_subjects
 from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.evaluation import evaluate, labelled_volumes, volume_scores
@@ -18,6 +18,7 @@ from flexunet.pipelines import readers
 from flexunet.pipelines.dataset_source import open_dataset
 
 NAMES = dataset_samples.NAMES
+DATASET = "blobs/slices/1.0.0"
 
 
 def records(subject: str, count: int, height=20, width=26, **extras) -> list[dict]:
@@ -65,8 +66,15 @@ def run(tmp_path, monkeypatch):
       )
   )
   made.model_keras.write_bytes(b"model")
+  remember(made, seen_subjects.SubjectsSeen(DATASET, frozenset("T"), frozenset("V")))
   monkeypatch.setattr(evaluate, "load_model", lambda run: run_samples.BrightnessNetwork())
   return made
+
+
+def remember(run, *seen):
+  """Lets the manifest of a run say whom it has seen."""
+  entries = [one.to_json() for one in seen]
+  files.write_json(run.manifest_json, {seen_subjects.KEY: entries} if seen else {})
 
 
 def scores_of(run, splits, data_dir, **options):
@@ -105,14 +113,63 @@ def test_a_perfect_network_scores_one_and_empty_volumes_do_not_count(run, data_d
   assert evaluated["dataset_splits"]["train"] == {"subjects": 1, "volumes": 1, "slices": 2}
 
 
-def test_subjects_on_both_sides_of_a_split_are_counted_and_told(run, tmp_path):
+def test_subjects_that_the_run_has_seen_are_named_whatever_the_splits_of_today(
+    run, tmp_path, capsys
+):
+  # Built again with other splits: A and B were trained on, C validated on; today all are tested.
+  remember(run, seen_subjects.SubjectsSeen(DATASET, frozenset("ABT"), frozenset("CV")))
+  today = [*records("A", 1), *records("C", 1), *records("D", 1)]
+  dataset_samples.write_dataset(
+      tmp_path, {"train": records("E", 1), "validation": records("B", 1), "test": today}
+  )
+  figures = scores_of(run, ["test", "validation", "train"], tmp_path)
+  evaluated = figures["test"]["evaluated"]
+  assert evaluated["subjects_also_trained_on"] == ["A"]
+  assert evaluated["subjects_also_validated_on"] == ["C"]
+  leak, chose = evaluated["warnings"][-2:]
+  assert leak.startswith("1 of 3 subjects (A) was trained on too")
+  assert "optimistic: 1 of 3 subjects (C) was validated on" in chose
+  (all_seen,) = figures["validation"]["evaluated"]["warnings"][-1:]
+  assert all_seen.startswith("the network was trained on it: all its subjects were")
+  assert figures["train"]["evaluated"]["subjects_also_trained_on"] == []
+  said, report = capsys.readouterr().err, run.report_html.read_text()
+  assert f"warning: test: {leak}" in said and leak in report and chose in report
+
+
+def test_a_run_that_keeps_no_subjects_is_compared_with_the_splits_of_today_and_says_so(
+    run, tmp_path
+):
+  remember(run)
   both = [*records("A", 2), *records("B", 2)]
-  dataset_samples.write_dataset(tmp_path / "data", {"train": both[:2], "test": both})
-  evaluated = scores_of(run, ["test", "train"], tmp_path / "data")
-  assert evaluated["test"]["evaluated"]["subjects_also_trained_on"] == 1
-  report = run.report_html.read_text()
-  assert "1 of 2 subjects trained on too" in report
-  assert "the network was trained on it" in report
+  splits = {"train": both[:2], "validation": records("V", 1), "test": both}
+  dataset_samples.write_dataset(tmp_path, splits)
+  evaluated = scores_of(run, ["test"], tmp_path)["test"]["evaluated"]
+  assert evaluated["subjects_also_trained_on"] == ["A"]
+  assert any("does not say whom it was trained on" in text for text in evaluated["warnings"])
+
+
+def test_subjects_of_the_networks_that_a_run_started_from_count_too(run, data_dir):
+  remember(
+      run,
+      seen_subjects.SubjectsSeen(DATASET, frozenset("T"), frozenset("V")),
+      seen_subjects.SubjectsSeen("blobs/other/2.0.0", frozenset("AX")),
+      seen_subjects.SubjectsSeen("patients/slices/1.0.0", frozenset("BY")),
+      seen_subjects.SubjectsSeen(None),
+  )
+  evaluated = scores_of(run, ["test"], data_dir)["test"]["evaluated"]
+  assert evaluated["subjects_also_trained_on"] == ["A"]
+  leak, elsewhere, unknown = evaluated["warnings"][-3:]
+  assert "1 of 3 subjects (A)" in leak
+  assert "1 of 3 subjects (B)" in elsewhere and "patients/slices/1.0.0" in elsewhere
+  assert "not known whom it was trained on" in unknown
+
+
+@pytest.mark.parametrize("entry", [{}, "x", [{}], [{"dataset": 1, "train": [], "validation": []}],
+                                   [{"dataset": "a", "train": [1], "validation": []}]])  # fmt: skip
+def test_a_damaged_list_of_subjects_is_one_line(run, data_dir, entry):
+  files.write_json(run.manifest_json, {seen_subjects.KEY: entry or 5})
+  with pytest.raises(InputError, match="subjects_seen must be as the run wrote it"):
+    scores_of(run, ["test"], data_dir)
 
 
 def test_the_published_figure_is_computed_as_published(run, data_dir):

@@ -209,12 +209,17 @@ def test_an_older_checkpoint_and_other_data_are_stated(tmp_path):
   assert "earlier checkpoint" in text and "other records than the run was trained on" in text
 
 
-def test_scores_of_the_splits_of_training_are_marked_as_such(tmp_path):
+def test_where_subjects_have_no_names_the_splits_of_training_are_marked_by_theirs(tmp_path):
   run = run_samples.evaluated_run(tmp_path / "run")
+  figures = json.loads(run.metrics_json.read_text())
+  figures["test"]["evaluated"]["subjects_also_trained_on"] = None
+  run_samples.write_json(run.metrics_json, figures)
   config = run.read_config()
   data = dataclasses.replace(config.data, validation_split="test")
   run.write_config(dataclasses.replace(config, data=data))
-  assert "chose the best checkpoint, so its figures are optimistic" in report.render(run)
+  text = report.render(run)
+  assert "chose the best checkpoint, so its figures are optimistic" in text
+  assert "its subjects have no names" in text
 
 
 def test_the_split_that_training_has_seen_least_of_comes_first(tmp_path):
