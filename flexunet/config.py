@@ -200,13 +200,16 @@ class TrainingConfig(Checked):
   )
   metrics: tuple[str, ...] = knob(
       ("dice_coef_multiclass", "dice"),
-      "Scores of training and validation; Dice is always computed.",
+      "Scores of training, where the pixels of all slices of an epoch count together, and of"
+      " validation, where they are means over volumes; Dice is always computed.",
       choices=names.METRICS,
       group=_VALIDATION,
   )
   monitor: str = knob(
       "dice",
-      "Validation score that picks the best model and stops early: mean foreground Dice, or loss.",
+      "Validation score that picks the best model and stops early: 'dice' is the mean over the"
+      " held-out volumes of the mean Dice of their classes, as evaluation reports it, but at the"
+      " network's size; or 'loss'.",
       choices=("dice", "loss"),
       group=_VALIDATION,
   )

@@ -1,6 +1,10 @@
 """What a user sees while a run trains: the progress line, history.csv, curves and previews.
 
-TensorBoard shows every figure of history.csv, the previews, and the graph.
+In history.csv `foreground_dice` and `dice_<class>` count the pixels of all slices of an epoch
+together, and so does `val_pooled_foreground_dice` those of the validation. Scores whose names begin
+with `val_` are otherwise means over the held-out volumes, as an evaluation reports them, but at the
+network's size; `val_foreground_dice` chooses the best model. TensorBoard shows every figure of
+history.csv, the previews, and the graph.
 """
 
 from __future__ import annotations
