@@ -10,11 +10,11 @@ import csv
 import dataclasses
 import difflib
 import functools
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.datasets.builder import tfrecord
 from flexunet.imaging.label_scheme import LabelScheme
@@ -160,7 +160,7 @@ def read_summary(path: pathlib.Path) -> tuple[str, str, list[str]]:
     InputError: The metadata cannot be read.
   """
   try:
-    info = json.loads((path / INFO_NAME).read_text(encoding="utf-8"))
+    info = files.read_json(path / INFO_NAME)
     parts = [info.get(key) for key in ("name", "configName", "version")]
     splits = [split["name"] for split in info.get("splits", ())]
     return "/".join(part for part in parts if part), info.get("fileFormat", "tfrecord"), splits
@@ -178,9 +178,9 @@ def read_report(path: pathlib.Path) -> dict[str, Any]:
   if not file.is_file():
     return {}
   try:
-    report = json.loads(file.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise _damaged(path, error) from error
+    report = files.read_json(file)
+  except InputError as error:
+    raise _damaged(path, str(error)) from error
   if not isinstance(report, dict):
     raise _damaged(path, "no mapping")
   return report
@@ -339,9 +339,10 @@ def _nothing_in(folder: pathlib.Path) -> InputError:
 
 
 def _damaged(path: pathlib.Path, reason: object) -> InputError:
+  shown = reason if isinstance(reason, str) else repr(reason)
   return InputError(
       f"{path}: {REPORT_NAME} and {RECORDS_NAME} must be as the build wrote them; one of them is"
-      f" damaged ({reason!r}). Build the dataset again: {_BUILD}."
+      f" damaged ({shown}). Build the dataset again: {_BUILD}."
   )
 
 

@@ -6,12 +6,12 @@ Sizes are (height, width) in pixels, memory in bytes, costs in multiply-adds for
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import zipfile
 import zlib
 from typing import Any
 
+from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.network.architecture import ModelConfig, Stage, count_parameters
 
@@ -180,9 +180,12 @@ def config_of_keras_file(path: pathlib.Path) -> ModelConfig:
   """
   try:
     with zipfile.ZipFile(path) as archive:
-      layers = json.loads(archive.read("config.json"))["config"]["layers"]
+      content = archive.read("config.json")
+    layers = files.parse_json(content, f"{path}, config.json in it,")["config"]["layers"]
   except FileNotFoundError:
     raise InputError(f"{path} does not exist. Pass a .keras file.") from None
+  except InputError:
+    raise
   except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, zlib.error,
           zipfile.BadZipFile) as error:  # fmt: skip
     raise InputError(f"{path} must be a model saved as .keras: {error}.") from error
