@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -48,6 +48,7 @@ class Outcome:
     failures, warnings: One line each.
     labels_skipped: Files that were taken for labels.
     images_skipped: Images that lie beside volumes.
+    not_read: {ending: number of files} in formats that are not read.
   """
 
   predicted: int
@@ -55,6 +56,7 @@ class Outcome:
   warnings: list[str]
   labels_skipped: int = 0
   images_skipped: int = 0
+  not_read: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def predict_all(
@@ -114,8 +116,10 @@ def predict_path(
   )
   return dataclasses.replace(
       outcome,
+      failures=[*found.problems, *outcome.failures],
       labels_skipped=found.labels_skipped,
       images_skipped=found.images_skipped,
+      not_read=found.not_read,
   )
 
 

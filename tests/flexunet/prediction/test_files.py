@@ -265,13 +265,6 @@ def test_a_run_on_volumes_leaves_pictures_beside_volumes_alone(tmp_path):
   assert [scan.path.name for scan in found.scans] == ["a.nii"] and found.images_skipped == 1
 
 
-def test_two_inputs_for_one_output_are_refused(tmp_path):
-  for name in ("a.png", "a.jpg"):
-    (tmp_path / name).write_bytes(b"")
-  with pytest.raises(InputError, match="both be written to"):
-    scans.find(tmp_path, tmp_path / "out", volumes_first=False)
-
-
 def test_an_output_folder_that_is_a_file_is_refused(tmp_path):
   for name in ("a.nii", "out"):
     (tmp_path / name).write_bytes(b"")
