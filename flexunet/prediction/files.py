@@ -17,7 +17,7 @@ import numpy as np
 from flexunet import config
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
-from flexunet.imaging import nifti, pictures
+from flexunet.imaging import intensity, nifti, pictures
 from flexunet.imaging.slice_recipe import SliceRecipe
 from flexunet.prediction import scans
 from flexunet.prediction.predictor import Predictor, predict_volume, to_label
@@ -169,7 +169,10 @@ def _predict_volume(
   if found.probability is not None:
     _write_probabilities(scan, outputs, found.probability, run_config)
   nifti.write_like(scan.path, found.label, scan.label_path(outputs.folder))
-  return _spacing_warning(scan, found.seen_spacing_mm, facts.spacing_mm)
+  return [
+      *intensity.unknown_voxels(stored.voxels, scan.path),
+      *_spacing_warning(scan, found.seen_spacing_mm, facts.spacing_mm),
+  ]
 
 
 def _predict_image(
