@@ -10,11 +10,11 @@ import csv
 import dataclasses
 import difflib
 import functools
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.datasets.builder import tfrecord
 from flexunet.imaging.label_scheme import LabelScheme
@@ -160,7 +160,7 @@ def read_summary(path: pathlib.Path) -> tuple[str, str, list[str]]:
     InputError: The metadata cannot be read.
   """
   try:
-    info = json.loads((path / INFO_NAME).read_text(encoding="utf-8"))
+    info = files.read_json(path / INFO_NAME)
     parts = [info.get(key) for key in ("name", "configName", "version")]
     splits = [split["name"] for split in info.get("splits", ())]
     return "/".join(part for part in parts if part), info.get("fileFormat", "tfrecord"), splits
@@ -178,9 +178,9 @@ def read_report(path: pathlib.Path) -> dict[str, Any]:
   if not file.is_file():
     return {}
   try:
-    report = json.loads(file.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise _damaged(path, error) from error
+    report = files.read_json(file)
+  except InputError as error:
+    raise _damaged(path, str(error)) from error
   if not isinstance(report, dict):
     raise _damaged(path, "no mapping")
   return report
@@ -217,12 +217,7 @@ def find(folder: pathlib.Path) -> list[BuiltDataset]:
   """
   folder = existing_folder(folder)
   reports = sorted(folder.rglob(REPORT_NAME))
-  # A build that was interrupted leaves a folder whose name begins so.
-  found = [
-      path.parent
-      for path in reports
-      if not any(p.startswith((".", "incomplete.")) for p in path.relative_to(folder).parts)
-  ]
+  found = [path.parent for path in reports if not _is_unfinished(path.relative_to(folder))]
   if not found and is_version(folder):
     found = [folder]
   if not found:
@@ -267,7 +262,7 @@ def locate(dataset: str | None, data_dir: pathlib.Path) -> pathlib.Path:
   path = data_dir
   for part in dataset.split("/"):
     if not (path / part).is_dir():
-      near = difflib.get_close_matches(part, _folders(path), n=1)
+      near = difflib.get_close_matches(part, _built_in(path), n=1)
       hint = f" Did you mean {near[0]!r}?" if near else ""
       raise InputError(
           f"--dataset={dataset}: {path} has no {part!r}. It holds: {_listing(path)}.{hint}"
@@ -301,7 +296,7 @@ def _descend(path: pathlib.Path, dataset: str) -> pathlib.Path:
   for _ in range(3):
     if is_version(path):
       return path
-    names = [name for name in _folders(path) if any((path / name).rglob(INFO_NAME))]
+    names = _built_in(path)
     versions = [name for name in names if _version_key(name)]
     if versions:
       path = path / max(versions, key=lambda name: _version_key(name) or ())
@@ -325,12 +320,26 @@ def _version_key(name: str) -> tuple[int, ...] | None:
   return tuple(int(part) for part in parts) if is_number else None
 
 
-def _folders(path: pathlib.Path) -> list[str]:
-  return sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+def _built_in(path: pathlib.Path) -> list[str]:
+  """Returns the folders that hold a built dataset, sorted."""
+  folders = [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
+  return sorted(folder.name for folder in folders if _holds_dataset(folder))
+
+
+def _holds_dataset(path: pathlib.Path) -> bool:
+  """Returns whether a dataset, or a config or version of it, has been built in a folder."""
+  # A build that was killed leaves folders in which none has come to its end.
+  found = [info for below in ("", "*/", "*/*/") for info in path.glob(f"{below}{INFO_NAME}")]
+  return any(not _is_unfinished(info.relative_to(path)) for info in found)
+
+
+def _is_unfinished(below: pathlib.Path) -> bool:
+  """Returns whether a path leads through a folder of a build that was interrupted."""
+  return any(part.startswith((".", "incomplete.")) for part in below.parts)
 
 
 def _listing(path: pathlib.Path) -> str:
-  names = [name for name in _folders(path) if name != "downloads"]
+  names = _built_in(path)
   return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "") if names else "nothing"
 
 
@@ -339,9 +348,10 @@ def _nothing_in(folder: pathlib.Path) -> InputError:
 
 
 def _damaged(path: pathlib.Path, reason: object) -> InputError:
+  shown = reason if isinstance(reason, str) else repr(reason)
   return InputError(
       f"{path}: {REPORT_NAME} and {RECORDS_NAME} must be as the build wrote them; one of them is"
-      f" damaged ({reason!r}). Build the dataset again: {_BUILD}."
+      f" damaged ({shown}). Build the dataset again: {_BUILD}."
   )
 
 

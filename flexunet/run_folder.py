@@ -173,7 +173,7 @@ class RunFolder:
 
   def read_config(self) -> config.RunConfig:
     """Returns the config of the run; InputError when it cannot be read."""
-    values = _read_json(self.config_json)
+    values = files.read_json(self.config_json)
     try:
       read = config.RunConfig.from_json(values)
       read.check_network()
@@ -211,7 +211,7 @@ def read_manifest(path: pathlib.Path) -> dict[str, Any]:
   """
   if not path.is_file():
     return {}
-  values = _read_json(path)
+  values = files.read_json(path)
   hashes = values.get(_MODEL_SHA256, [""]) if isinstance(values, dict) else None
   texts = isinstance(hashes, list) and hashes and all(isinstance(one, str) for one in hashes)
   if not texts or not isinstance(values.get(_FIXED, {}), dict):
@@ -253,13 +253,6 @@ def _shape_of(network: config.ModelConfig) -> dict[str, int]:
 
 def _shown(fields: Mapping[str, Any], name: str) -> str:
   return f"{json.dumps(fields[name]):.60}" if name in fields else "not there"
-
-
-def _read_json(path: pathlib.Path) -> Any:
-  try:
-    return json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError, RecursionError) as error:  # Recursion: brackets within brackets.
-    raise InputError(f"{path} must be readable JSON: {error}.") from error
 
 
 def check_new(path: str | os.PathLike) -> pathlib.Path:

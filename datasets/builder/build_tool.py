@@ -173,6 +173,7 @@ def _build_new(builder: SegmentationBuilder, manual_dir: pathlib.Path) -> None:
   finally:
     _remove_empty(data_dir / "downloads")
     if not version_folder.exists():
+      _remove_empty(version_folder.parent)
       _remove_leftovers(data_dir / builder.name)
       for folder in created:
         _remove_empty(folder)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flexunet.core import files
+from flexunet.core.errors import InputError
 from flexunet.datasets.built_dataset import RECORDS_NAME
 
 NAME = "croissant.json"
@@ -125,7 +126,9 @@ def prose_of(
 def read_prose(folder: pathlib.Path) -> dict[str, Any]:
   """Returns the same entries of a built dataset; empty where it has no `croissant.json`."""
   path = folder / NAME
-  content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+  content = files.read_json(path) if path.is_file() else {}
+  if not isinstance(content, dict):
+    raise InputError(f"{path} must be as the build wrote it. Build the dataset again.")
   return {name: content[name] for name in ("description", "citeAs", "license", "url")
           if name in content}  # fmt: skip
 

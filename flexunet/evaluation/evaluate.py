@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -372,7 +371,7 @@ def _write_split(
     progress.say(f"warning: {split}: {warning}")
   metrics = {}
   if run.metrics_json.is_file():
-    stored = json.loads(run.metrics_json.read_text(encoding="utf-8"))
+    stored = files.read_json(run.metrics_json)
     metrics = {name: entry for name, entry in stored.items() if summary.is_current(entry)}
   others = []
   if run.cases_csv.is_file():

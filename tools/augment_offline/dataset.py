@@ -20,6 +20,7 @@ from typing import Any
 import tensorflow as tf
 from PIL import Image
 
+from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.core.progress import bar
 from flexunet.datasets import subject_splits
@@ -273,7 +274,7 @@ def _write_info(
   for path in dataset.path.iterdir():
     if path.suffix in (".json", ".txt") and not (folder / path.name).exists():
       shutil.copyfile(path, folder / path.name)
-  info = json.loads((dataset.path / INFO_NAME).read_text(encoding="utf-8"))
+  info = files.read_json(dataset.path / INFO_NAME)
   info["configName"] = config_name
   for split in info["splits"]:
     if split["name"] == TRAIN:
