@@ -80,6 +80,8 @@ class Builder(SegmentationBuilder):
 
   def _class_of(self, findings: Findings, pairs: list[Pair]) -> list[tuple[int, int]] | None:
     """Returns (stored value, class id) of all ids, as JSON has it; None for masks in colours."""
+    if self.options.mask_threshold is not None:
+      return None  # Grey levels are compared, whatever the masks hold.
     try:
       found = masks.find_stored_ids((pair.mask for pair in pairs), self.label_scheme())
     except InputError as error:
@@ -120,8 +122,10 @@ class Builder(SegmentationBuilder):
     """Reads one case, in a worker process."""
     scheme, class_of = self.label_scheme(), case.details["class_of"]
     read = pictures.read_gray if self.options.image_channels == 1 else pictures.read_rgb
-    reader: masks.ColorReader | masks.IdReader
-    if class_of is None:
+    reader: masks.ColorReader | masks.IdReader | masks.ThresholdReader
+    if self.options.mask_threshold is not None:
+      reader = masks.ThresholdReader(self.options.mask_threshold)
+    elif class_of is None:
       reader = masks.ColorReader(scheme, self.options.off_palette_limit)
     else:
       reader = masks.IdReader(dict(class_of))
