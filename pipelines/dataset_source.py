@@ -155,10 +155,12 @@ def check_folder(
     fold: Must be among its folds; -1: any.
 
   Raises:
-    InputError: There is no such dataset, split or fold, or its records have another container.
+    InputError: There is no such dataset, split or fold, its records have another container, or a
+      file beside them is not the one that was built.
   """
   path = built_dataset.locate(dataset, pathlib.Path(data_dir))
   name, container, found = built_dataset.read_summary(path)
+  built_dataset.check_unchanged(path)
   if container != "tfrecord":
     raise InputError(
         f"{path}: holds {container} files; training reads tfrecord. Build the dataset with"

@@ -36,7 +36,7 @@ from etils import epath
 
 from flexunet.core import config_fields
 from flexunet.core.errors import InputError
-from flexunet.datasets import subject_splits
+from flexunet.datasets import built_dataset, subject_splits
 from flexunet.datasets.builder import build_run, case_records, case_splits, raw_folder
 from flexunet.datasets.builder.case_splits import CaseSplits
 from flexunet.datasets.builder.croissant import License
@@ -299,6 +299,10 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     except OSError as error:
       raise raw_folder.unreadable(error) from error
     build_run.build(self, root, download_config)
+    # TFDS writes the same again after this call, which is too late for their checksums.
+    self.info.download_size = dl_manager.downloaded_size
+    self.info.write_to_directory(self.data_dir)
+    built_dataset.write_checksums(pathlib.Path(self.data_dir))
 
   def _split_generators(self, dl_manager):
     raise NotImplementedError("This builder writes its shards itself; see build_run.py.")

@@ -23,7 +23,7 @@ from PIL import Image
 from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.core.progress import bar
-from flexunet.datasets import subject_splits
+from flexunet.datasets import built_dataset, subject_splits
 from flexunet.datasets.builder import (
   build_report,
   case_records,
@@ -151,6 +151,7 @@ def write(
   report = build_report.write(folder, about, dataset.scheme, splits)
   croissant.write(folder, report, croissant.read_prose(dataset.path))
   _write_info(dataset, folder, config_name, splits[TRAIN])
+  built_dataset.write_checksums(folder)
   return count
 
 
