@@ -405,8 +405,16 @@ class RunConfig:
 
     Args:
       data_dir: Where it lies; as in training where None.
+
+    Raises:
+      InputError: It is no longer where it lay in training.
     """
     folder = pathlib.Path(data_dir or self.data.data_dir).expanduser()
+    if not data_dir and not folder.is_dir():
+      raise InputError(
+          f"--data_dir must name the folder that holds {self.dataset_facts.name}, the dataset of"
+          f" the run. By its config.json it lies in {folder}, which is not there."
+      )
     dataset = self.data.dataset
     if dataset is None and not (folder / "dataset_info.json").is_file():
       dataset = self.dataset_facts.name
