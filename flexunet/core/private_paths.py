@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import pathlib
@@ -20,10 +21,9 @@ _HOME_FOLDERS = re.compile(r"^(?:/home/|/Users/|/root(?:/|$)|[A-Za-z]:[\\/])")
 def user_names() -> set[str]:
   """Returns the names of this user, in lower case, without those that many users have."""
   found = {os.environ.get(name, "") for name in ("USER", "LOGNAME", "USERNAME", "SUDO_USER")}
-  try:
+  # A process may have no account.
+  with contextlib.suppress(OSError, KeyError, RuntimeError, ImportError):
     found |= {getpass.getuser(), pathlib.Path.home().name}
-  except (OSError, KeyError, RuntimeError, ImportError):  # A process without an account.
-    pass
   return _named(found)
 
 
