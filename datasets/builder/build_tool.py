@@ -30,6 +30,7 @@ def build_dataset(
     num_workers: int | None = None,
     file_format: str | None = None,
     config_name: str | None = None,
+    builder: str | os.PathLike | None = None,
     **options: Any,
 ) -> pathlib.Path:
   """Builds a dataset from the folder that its publisher ships, as `flexunet build` does.
@@ -42,6 +43,7 @@ def build_dataset(
     num_workers: Processes that read scans; by default as many as there are CPUs.
     file_format: "tfrecord" (default) or "array_record".
     config_name: Names the built config, so that two of equal options can lie side by side.
+    builder: File or folder of a builder of your own, whose code is run; `dataset` is its name.
     **options: Those of the dataset, by the names of their flags, such as plane="axial".
 
   Returns:
@@ -57,6 +59,7 @@ def build_dataset(
       options=options,
       config_name=config_name,
       file_format=file_format,
+      builder_path=builder,
   )
   if overwrite or not is_built(make_builder()):
     build(make_builder, pathlib.Path(manual_dir).expanduser())
@@ -89,6 +92,7 @@ def maker(
     options: Mapping[str, Any] | None = None,
     config_name: str | None = None,
     file_format: str | None = None,
+    builder_path: str | os.PathLike | None = None,
 ) -> Callable[[], SegmentationBuilder]:
   """Returns a function that returns a new builder; for the arguments see `build_dataset`."""
 
@@ -99,8 +103,9 @@ def maker(
 
   def make_builder() -> SegmentationBuilder:
     builder = catalog.builder(
-        dataset, data_dir, options=of_records, config_name=config_name, file_format=file_format
-    )
+        dataset, data_dir, options=of_records, config_name=config_name, file_format=file_format,
+        builder_path=builder_path,
+    )  # fmt: skip
     builder.num_workers, builder.split_options = num_workers, splits
     return builder
 

@@ -113,6 +113,12 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
   split_options: SplitOptions | None = None
 
   def __init_subclass__(cls, skip_registration: bool = False, **kwargs):
+    module = cls.__module__
+    if cls.__name__ == "Builder" and "." not in module and not cls.__dict__.get("name"):
+      # TFDS finds no name for a builder in a single file of any name.
+      cls.name = module.removesuffix("_dataset_builder")
+    if cls.MANUAL_DOWNLOAD_INSTRUCTIONS is None:  # TFDS hands no raw folder over without them.
+      cls.MANUAL_DOWNLOAD_INSTRUCTIONS = f"The raw folder must hold {cls.LAYOUT or 'its scans'}."
     super().__init_subclass__(skip_registration=skip_registration, **kwargs)
     # TFDS derives these from the module's dotted name, which a remapped package breaks.
     source = epath.Path(inspect.getfile(cls)).resolve()
