@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from flexunet.core.errors import InputError
-from flexunet.imaging import intensity, mgh, nifti
+from flexunet.imaging import intensity, itk_images, mgh, nifti
 from flexunet.imaging.volume import Volume, VolumeHeader
 
 
@@ -42,6 +42,8 @@ FORMATS = (
         ".nii.gz", ".nii", ".hdr.gz", ".hdr", ".img.gz", ".img",
     ), nifti),
     ScanFormat("MGH", (".mgz", ".mgh.gz", ".mgh"), mgh),
+    ScanFormat("MetaImage", (".mha", ".mhd"), itk_images, "itk"),
+    ScanFormat("NRRD", (".nrrd", ".nhdr"), itk_images, "itk"),
 )  # fmt: skip
 ENDINGS = tuple(ending for one in FORMATS for ending in one.endings)
 # Formats of scans that are not read: {ending: (name, what converts it)}.
@@ -58,6 +60,7 @@ _UNREAD = {
     ".v": ("an ECAT scan", "3D Slicer, or dcm2niix after export as DICOM"),
     ".vtk": ("a VTK file", "3D Slicer"),
     ".vti": ("a VTK image", "3D Slicer"),
+    ".raw": ("voxels without a header", "3D Slicer, once it is given their size,"),
     ".gipl": ("a GIPL scan", "ITK-SNAP (Convert3D)"),
     ".gipl.gz": ("a GIPL scan", "ITK-SNAP (Convert3D)"),
     ".isq": ("a Scanco scan", "3D Slicer"),
@@ -214,21 +217,18 @@ def gather(paths: Iterable[pathlib.Path], series: str = "") -> ScanListing:
   del series
   paths = sorted(paths)
   scans: list[ScanFile] = []
-  not_read: dict[pathlib.Path, str] = {}
-  given, used = set(paths), set()
+  used: set[pathlib.Path] = set()
   for path in paths:
-    if path in used:
-      continue
-    if not is_scan(path):
-      not_read[path] = reason_unread(path)
+    if path in used or not is_scan(path):
       continue
     try:
       files = files_of(path)
     except InputError:
       files = (path,)  # Reading it says what is wrong.
     # A pair is named by its header, which comes first.
-    used.update(file for file in files if file in given)
+    used.update(files)
     scans.append(ScanFile(files[0], stem_of(files[0]), ending_of(files[0]), files))
+  not_read = {path: reason_unread(path) for path in paths if path not in used}
   return ScanListing(sorted(scans, key=lambda scan: scan.path), not_read)
 
 
@@ -239,8 +239,10 @@ def label_ending(ending: str, output_format: str = "same") -> str:
     ending: That of the scan, in any case; kept as it is where the format is kept.
     output_format: "same" as the scan, or "nifti".
   """
-  keeps = output_format == "same" or ending.lower() in nifti_endings()
-  return ending if keeps else ".nii.gz"
+  if output_format == "nifti" and ending.lower() not in nifti_endings():
+    return ".nii.gz"
+  # A label is one file, also where its scan is a header and its voxels.
+  return {".mhd": ".mha", ".nhdr": ".nrrd"}.get(ending.lower(), ending)
 
 
 def nifti_endings() -> tuple[str, ...]:

@@ -25,9 +25,9 @@ STREAM_ERRORS = (OSError, EOFError, zlib.error, struct.error)
 MAX_VOLUME_BYTES = 4 << 30
 # Deflate cannot shrink data more than 1032-fold (RFC 1951: 258 bytes in 2 bits).
 MAX_DEFLATE_RATIO = 1032
-_CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 20
 # After the last voxel a file may carry padding; much more than that is no volume.
-_MAX_TRAILING_BYTES = 64 << 20
+MAX_TRAILING_BYTES = 64 << 20
 _SPACINGS_MM = (1e-5, 1e5)  # Beyond these no header is true.
 
 
@@ -138,20 +138,20 @@ def read_exactly(path: pathlib.Path, offset: int, num_bytes: int) -> bytearray:
   try:
     with open_stream(path) as stream:
       skipped = 0
-      while skipped < offset and (block := stream.read(min(_CHUNK_BYTES, offset - skipped))):
+      while skipped < offset and (block := stream.read(min(CHUNK_BYTES, offset - skipped))):
         skipped += len(block)
       while filled < num_bytes:
-        got = stream.readinto(view[filled : filled + _CHUNK_BYTES])
+        got = stream.readinto(view[filled : filled + CHUNK_BYTES])
         if not got:
           raise truncated(path, num_bytes, filled)
         filled += got
       if compressed:
         trailing = 0
-        while block := stream.read(_CHUNK_BYTES):
+        while block := stream.read(CHUNK_BYTES):
           trailing += len(block)
-          if trailing > _MAX_TRAILING_BYTES:
+          if trailing > MAX_TRAILING_BYTES:
             raise InputError(
-                f"{path}: more than {_MAX_TRAILING_BYTES} bytes follow the last voxel, so the"
+                f"{path}: more than {MAX_TRAILING_BYTES} bytes follow the last voxel, so the"
                 " header does not describe this file. Fetch the file again."
             )
   except EOFError as error:
