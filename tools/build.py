@@ -33,7 +33,7 @@ from flexunet.core import command_line, flags, progress
 from flexunet.core.errors import InputError
 from flexunet.datasets import built_dataset, catalog, subject_splits
 from flexunet.datasets.builder import plugin, splits_file
-from flexunet.imaging import nifti, pictures
+from flexunet.imaging import pictures, scan_files
 
 if TYPE_CHECKING:
   from flexunet.datasets.builder.raw_folder import Findings
@@ -110,8 +110,8 @@ def expand(argv: Sequence[str]) -> Sequence[str]:
       _PROGRAM.doc = f"{__doc__}\nDatasets: {', '.join(catalog.known_names())}."
     return argv
   options = catalog.options_of(chosen)
-  fields = [field.name for field in dataclasses.fields(options)]
-  for name in [name for name in fields if name not in _OPTIONS]:
+  fields = {field.name: "help" in field.metadata for field in dataclasses.fields(options)}
+  for name in [name for name, has_flag in fields.items() if has_flag and name not in _OPTIONS]:
     others = [field for field in fields if field != name]
     _OPTIONS.update(_PROGRAM.fields(options, group=f"Options of {chosen.name}", skip=others))
   return argv
@@ -262,7 +262,7 @@ def print_files(builder: SegmentationBuilder, manual_dir: pathlib.Path) -> None:
   for case in findings.cases:
     print(case.key)
     for role, path in case.files.items():
-      if not role.endswith("_voxels"):
+      if "_voxels" not in role:
         facts = "  ".join(_facts(path, role.startswith(("label", "mask"))))
         line = f"  {role}  {findings.relative(path)}"
         fits = len(line) + 2 + len(facts) <= _COLUMNS
@@ -289,15 +289,15 @@ def _split_counts(builder: SegmentationBuilder, findings: Findings) -> str:
 
 def _facts(path: pathlib.Path, is_label: bool) -> list[str]:
   """Returns shape, dtype, spacing, axis codes and label values as texts."""
-  if nifti.is_volume(path):
-    header = nifti.read_header(path)
+  if scan_files.is_scan(path):
+    header = scan_files.read_header(path)
     facts = [
         " x ".join(map(str, header.shape)),
         header.dtype.name,
         " x ".join(f"{mm:.3g}" for mm in header.spacing_mm) + " mm",
         f"axes {header.axis_codes or 'unstated'}",
     ]
-    return [*facts, _values(nifti.read(path).voxels)] if is_label else facts
+    return [*facts, _values(scan_files.read(path).voxels)] if is_label else facts
   if not pictures.is_picture(path):
     return ["table"]
   header_2d = pictures.read_header(path)

@@ -17,7 +17,7 @@ from typing import Any
 
 from flexunet.core import errors
 from flexunet.core.errors import InputError
-from flexunet.imaging import nifti, scan_files
+from flexunet.imaging import scan_files
 
 _SEARCH_DEPTH = 3
 # What operating systems and archives strew about; no part of any dataset.
@@ -311,13 +311,13 @@ def volumes_by_stem(folder: pathlib.Path, findings: Findings) -> dict[str, pathl
   for path in children(folder):
     if path.is_dir():
       continue
-    if not nifti.is_volume(path):
-      findings.leave_out(path, "not a volume")
+    if not scan_files.is_scan(path):
+      findings.leave_out(path, scan_files.reason_unread(path))
       continue
-    kind = nifti.suffix_of(path)[:4]
-    others = found.setdefault(nifti.stem_of(path), {})
+    kind = scan_files.ending_of(path)[:4]
+    others = found.setdefault(scan_files.stem_of(path), {})
     # A header and its voxels belong together; anything else of one name is a second volume.
-    if others and (kind in others or ".nii" in (kind, *others)):
+    if others and (kind in others or {kind, *others} != {".hdr", ".img"}):
       first = others.get(kind) or next(iter(others.values()))
       findings.problem(
           f"{findings.relative(path)}: duplicate of {findings.relative(first)}; keep one of them."
@@ -329,29 +329,34 @@ def volumes_by_stem(folder: pathlib.Path, findings: Findings) -> dict[str, pathl
 
 
 def volume_files(role: str, path: pathlib.Path) -> dict[str, pathlib.Path]:
-  """Returns {role: file}, and the voxel file of a pair as {role + "_voxels": file}."""
-  header_path, data_path = nifti.files_of(path)
-  files = {role: header_path}
-  if data_path != header_path:
-    files[f"{role}_voxels"] = data_path
+  """Returns {role: file}, and what else belongs to it as {role + "_voxels", ...: file}."""
+  first, *others = scan_files.files_of(path)
+  files = {role: first}
+  for number, other in enumerate(others):
+    files[f"{role}_voxels{f'_{number}' if number else ''}"] = other
   return files
 
 
 def check_volumes(findings: Findings, image: pathlib.Path, label: pathlib.Path | None) -> bool:
   """Reads the headers of a scan and its label; notes what is wrong, returns whether all is well."""
-  shapes = []
+  headers = []
   paths = [image] if label is None else [image, label]
   for path in paths:
     try:
-      shapes.append(nifti.read_header(path).shape)
+      headers.append(scan_files.read_header(path))
     except InputError as error:
       findings.problem(str(error))
-  if len(set(shapes)) == 2:
-    findings.problem(
-        f"{label}: a label must lie on the grid of its scan. Scan {shapes[0]}, label {shapes[1]}."
-    )
+  if len(headers) < len(paths):
     return False
-  return len(shapes) == len(paths)
+  scan, *labels = headers
+  for other in labels:
+    if other.shape_like(scan) != scan.shape:
+      findings.problem(
+          f"{label}: a label must lie on the grid of its scan. Scan {scan.shape}, label"
+          f" {other.shape}."
+      )
+      return False
+  return True
 
 
 def unpaired(findings: Findings, files: Iterable[pathlib.Path], lacks: str) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from flexunet import config
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
-from flexunet.imaging import intensity, nifti, pictures
+from flexunet.imaging import intensity, pictures, scan_files
 from flexunet.imaging.slice_recipe import SliceRecipe
 from flexunet.prediction import scans
 from flexunet.prediction.predictor import Predictor, predict_volume, to_label
@@ -154,7 +154,7 @@ def _predict_volume(
 ) -> list[str]:
   facts = run_config.dataset_facts
   recipe = require_recipe(run_config, scan.path)
-  stored, slope, inter = nifti.read_stored(scan.path)
+  stored, slope, inter = scan_files.read_stored(scan.path)
   found = predict_volume(
       predictor, recipe, stored, slope, inter,
       probabilities=outputs.probabilities, name=scan.path.name,
@@ -168,7 +168,9 @@ def _predict_volume(
     _write_png(scan, outputs, "_overlay.png", sheet)
   if found.probability is not None:
     _write_probabilities(scan, outputs, found.probability, run_config)
-  nifti.write_like(scan.path, found.label, scan.label_path(outputs.folder))
+  scan_files.write_label_like(
+      scan.path, found.label, scan.label_path(outputs.folder), facts.label_scheme.names
+  )
   return [
       *intensity.unknown_voxels(stored.voxels, scan.path),
       *_spacing_warning(scan, found.seen_spacing_mm, facts.spacing_mm),
