@@ -27,12 +27,14 @@ from flexunet.datasets.builder import (
     build_report,
     case_records,
     croissant,
+    identical_images,
     shard_writer,
     splits_file,
     workers,
 )
-from flexunet.datasets.builder.case_records import CaseReader, CaseTask
+from flexunet.datasets.builder.case_records import CaseReader, CaseTask, RecordRow
 from flexunet.datasets.builder.case_splits import CaseSplits
+from flexunet.datasets.builder.identical_images import CaseImages, IdenticalImages
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
 from flexunet.datasets.builder.record_options import SplitOptions
 from flexunet.datasets.builder.shard_writer import PlacedRecord
@@ -41,7 +43,7 @@ from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.imaging.slicing import SlicePlan
 
 # Part of the work folder's name: work files of an older form are not picked up.
-_WORK_FORM = 1
+_WORK_FORM = 2
 _SPLITS = (*subject_splits.SPLITS, subject_splits.UNLABELED)
 
 
@@ -96,6 +98,20 @@ class RunBuilder(CaseReader, Protocol):
     """Returns how intensities become 8 bits."""
 
 
+@dataclasses.dataclass(frozen=True)
+class ReadCase:
+  """A case after a worker read it: its rows, and its notes."""
+
+  task: CaseTask
+  rows: Sequence[RecordRow]
+  notes: Notes
+
+  @property
+  def images(self) -> CaseImages:
+    """What its records hold."""
+    return CaseImages(self.task.case, [row.content for row in self.rows])
+
+
 def build(builder: RunBuilder, root: pathlib.Path, download_config: Any) -> None:
   """Writes shards, report and table into the builder's (temporary) folder, and sets its splits.
 
@@ -125,7 +141,8 @@ def build(builder: RunBuilder, root: pathlib.Path, download_config: Any) -> None
         builder, address_of(builder), missing, num_workers, done=len(tasks) - len(missing)
     ):
       raise errors.from_problems(problems, "Nothing was built.")
-    _assemble(builder, folder, findings, tasks, assigned, download_config)
+    read = [ReadCase(task, *case_records.read_index(task.stem)) for task in tasks]
+    _assemble(builder, folder, findings, read, assigned, download_config)
 
 
 def address_of(builder: RunBuilder) -> workers.BuilderAddress:
@@ -186,11 +203,15 @@ def _assemble(
     builder: RunBuilder,
     folder: pathlib.Path,
     findings: Findings,
-    tasks: Sequence[CaseTask],
+    read: Sequence[ReadCase],
     assigned: CaseSplits,
     download_config: Any,
 ) -> None:
-  records, notes = _placed(findings, tasks, assigned)
+  identical = identical_images.find(case.images for case in read)
+  if identical.joined:
+    # Known only now. Payloads whose fold changed by it are mended where they are written.
+    assigned = builder.assign_splits(findings.cases, identical.joined)
+  records = _placed(findings, read, assigned, identical)
   splits, infos = {}, []
   for name, found in records.items():
     if found:
@@ -202,9 +223,20 @@ def _assemble(
   if not licenses:
     findings.warn("The builder states no licence of the source (LICENSES): none is claimed.")
   source = build_report.of_source(
-      notes, findings.left_out, [*findings.warnings, *assigned.warnings]
+      {case.task.case.key: case.notes for case in read},
+      findings.left_out,
+      [
+          *findings.warnings,
+          *assigned.warnings,
+          *identical.warnings(assigned, builder.subject_in_records),
+      ],
   )
-  about = {**_about(builder), **_about_splits(builder, assigned), **source}
+  about = {
+      **_about(builder),
+      **_about_splits(builder, assigned),
+      "identical_images": identical.report(assigned, builder.subject_in_records),
+      **source,
+  }
   report = build_report.write(folder, about, builder.label_scheme(), splits)
   splits_file.write(
       folder, assigned.settings, assigned.entries(builder.subject_in_records), assigned.absent
@@ -220,23 +252,31 @@ def _assemble(
 
 
 def _placed(
-    findings: Findings, tasks: Sequence[CaseTask], assigned: CaseSplits
-) -> tuple[dict[str, list[PlacedRecord]], dict[str, Notes]]:
-  """Returns the records of each split, and {volume: notes}; warns of empty splits."""
+    findings: Findings,
+    read: Sequence[ReadCase],
+    assigned: CaseSplits,
+    identical: IdenticalImages,
+) -> dict[str, list[PlacedRecord]]:
+  """Returns the records of each split without copies of others; warns of empty splits."""
   records: dict[str, list[PlacedRecord]] = {name: [] for name in _SPLITS}
-  notes: dict[str, Notes] = {}
-  for task in tasks:
-    rows, notes[task.case.key] = case_records.read_index(task.stem)
-    work_file = task.stem.with_suffix(".records")
-    records[assigned.split_of(task.case)].extend(
-        PlacedRecord(task.case, task.fold, row, work_file) for row in rows
-    )
+  copies = identical.copies([case.images for case in read], assigned)
+  for one in read:
+    case, work_file = one.task.case, one.task.stem.with_suffix(".records")
+    split, fold = assigned.split_of(case), assigned.fold_of(case)
+    left_out = copies.get(case.key, {})
+    for number, row in enumerate(one.rows):
+      if number not in left_out:
+        records[split].append(PlacedRecord(case, fold, row, work_file))
+        continue
+      reason = f"copy in {split} of what stands in {left_out[number]}"
+      counts = one.notes.slices_left_out
+      counts[reason] = counts.get(reason, 0) + 1
   for name in subject_splits.SPLITS:
     if assigned.splits and not records[name]:
       findings.warn(
           f"Split {name} is empty: none of the {len(assigned.splits)} subjects here falls to it."
       )
-  return records, notes
+  return records
 
 
 def _write_split(

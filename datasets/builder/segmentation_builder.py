@@ -37,7 +37,13 @@ from etils import epath
 from flexunet.core import config_fields
 from flexunet.core.errors import InputError
 from flexunet.datasets import built_dataset, subject_splits
-from flexunet.datasets.builder import build_run, case_records, case_splits, raw_folder
+from flexunet.datasets.builder import (
+    build_run,
+    case_records,
+    case_splits,
+    identical_images,
+    raw_folder,
+)
 from flexunet.datasets.builder.case_splits import CaseSplits
 from flexunet.datasets.builder.croissant import License
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
@@ -239,6 +245,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
           "height": label.shape[0],
           "width": label.shape[1],
           "pixels": tuple(int(count) for count in pixels),
+          "content": identical_images.digests_of([cut.image]),
       }
       yield key, example, row
 

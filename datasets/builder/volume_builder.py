@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from flexunet.core.errors import InputError
-from flexunet.datasets.builder import segmentation_builder
+from flexunet.datasets.builder import identical_images, segmentation_builder
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
 from flexunet.datasets.builder.record_options import RecordOptions, VolumeOptions
 from flexunet.datasets.builder.segmentation_builder import RecordConfig, Slice
@@ -134,7 +134,13 @@ class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=
         **scan.extras,
     }
     pixels = np.bincount(label.ravel(), minlength=self.label_scheme().num_classes)
-    row = {"slice_index": None, "height": None, "width": None, "pixels": tuple(map(int, pixels))}
+    row = {
+        "slice_index": None,
+        "height": None,
+        "width": None,
+        "pixels": tuple(map(int, pixels)),
+        "content": identical_images.digests_of_volume(stored.voxels, scan.slope, scan.inter),
+    }
     yield case.key, example, row
 
   def _make_features(self) -> tfds.features.FeaturesDict:
