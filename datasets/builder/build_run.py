@@ -24,7 +24,7 @@ from absl import logging
 from flexunet.core import errors, files, machine
 from flexunet.datasets import subject_splits
 from flexunet.datasets.builder import build_report, case_records, croissant, shard_writer, workers
-from flexunet.datasets.builder.case_records import CaseReader, CaseTask
+from flexunet.datasets.builder.case_records import CaseReader, CaseTask, RecordRow
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
 from flexunet.datasets.builder.shard_writer import PlacedRecord
 from flexunet.imaging.intensity import IntensityWindow
@@ -32,7 +32,7 @@ from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.imaging.slicing import SlicePlan
 
 # Part of the work folder's name: work files of an older form are not picked up.
-_WORK_FORM = 1
+_WORK_FORM = 2
 _SPLITS = ("train", "validation", "test", subject_splits.UNLABELED)
 
 
@@ -67,6 +67,9 @@ class RunBuilder(CaseReader, Protocol):
 
   def split_subjects(self, strata: Mapping[str, str]) -> dict[str, str]:
     """Returns {subject: split}."""
+
+  def reason_to_drop(self, key: str, pixels: Sequence[int]) -> str:
+    """Returns why a slice is left out of the training split; "" keeps it."""
 
   def label_scheme(self) -> LabelScheme:
     """Returns the classes."""
@@ -222,6 +225,8 @@ def _placed(
     split = subject_splits.UNLABELED
     if task.case.labelled:
       split = task.case.split or split_of[task.case.subject]
+    if split == "train":  # The others keep all slices: scores are of whole volumes.
+      rows = _without_dropped(builder, rows, notes[task.case.key])
     work_file = task.stem.with_suffix(".records")
     records[split].extend(PlacedRecord(task.case, task.fold, row, work_file) for row in rows)
   for name in _SPLITS[:3]:
@@ -230,6 +235,19 @@ def _placed(
           f"Split {name} is empty: none of the {len(split_of)} subjects here falls to it."
       )
   return records, notes
+
+
+def _without_dropped(
+    builder: RunBuilder, rows: Sequence[RecordRow], notes: Notes
+) -> list[RecordRow]:
+  """Returns the records that the options keep, and notes how many they leave out, and why."""
+  kept = []
+  for row in rows:
+    if reason := builder.reason_to_drop(row.key, row.pixels):
+      notes.slices_left_out[reason] = notes.slices_left_out.get(reason, 0) + 1
+    else:
+      kept.append(row)
+  return kept
 
 
 def _write_split(
