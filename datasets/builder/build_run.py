@@ -85,6 +85,9 @@ class RunBuilder(CaseReader, Protocol):
   def subject_in_records(self, subject: str) -> str:
     """Returns the name by which what is written calls a subject."""
 
+  def reason_to_drop(self, key: str, pixels: Sequence[int]) -> str:
+    """Returns why a slice is left out of the training split; "" keeps it."""
+
   def label_scheme(self) -> LabelScheme:
     """Returns the classes."""
 
@@ -211,7 +214,7 @@ def _assemble(
   if identical.joined:
     # Known only now. Payloads whose fold changed by it are mended where they are written.
     assigned = builder.assign_splits(findings.cases, identical.joined)
-  records = _placed(findings, read, assigned, identical)
+  records = _placed(builder, findings, read, assigned, identical)
   splits, infos = {}, []
   for name, found in records.items():
     if found:
@@ -252,12 +255,13 @@ def _assemble(
 
 
 def _placed(
+    builder: RunBuilder,
     findings: Findings,
     read: Sequence[ReadCase],
     assigned: CaseSplits,
     identical: IdenticalImages,
 ) -> dict[str, list[PlacedRecord]]:
-  """Returns the records of each split without copies of others; warns of empty splits."""
+  """Returns the records of each split without copies and what options drop; warns of empty ones."""
   records: dict[str, list[PlacedRecord]] = {name: [] for name in _SPLITS}
   copies = identical.copies([case.images for case in read], assigned)
   for one in read:
@@ -265,10 +269,14 @@ def _placed(
     split, fold = assigned.split_of(case), assigned.fold_of(case)
     left_out = copies.get(case.key, {})
     for number, row in enumerate(one.rows):
-      if number not in left_out:
+      reason = ""
+      if number in left_out:
+        reason = f"copy in {split} of what stands in {left_out[number]}"
+      elif split == "train":  # The others keep all slices: scores are of whole volumes.
+        reason = builder.reason_to_drop(row.key, row.pixels)
+      if not reason:
         records[split].append(PlacedRecord(case, fold, row, work_file))
         continue
-      reason = f"copy in {split} of what stands in {left_out[number]}"
       counts = one.notes.slices_left_out
       counts[reason] = counts.get(reason, 0) + 1
   for name in subject_splits.SPLITS:

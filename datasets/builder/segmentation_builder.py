@@ -226,9 +226,6 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
       label = np.zeros(cut.image.shape[:2], np.uint8) if cut.label is None else cut.label
       pixels = np.bincount(label.ravel(), minlength=scheme.num_classes)
       key = f"{case.key}_{cut.index:04d}"
-      if case.labelled and (reason := self._reason_to_drop(key, int(pixels[1:].sum()))):
-        notes.slices_left_out[reason] = notes.slices_left_out.get(reason, 0) + 1
-        continue
       example = {
           "image": case_records.encode_png(cut.image),
           "label": case_records.encode_png(label),
@@ -249,9 +246,14 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
       }
       yield key, example, row
 
-  def _reason_to_drop(self, key: str, foreground_pixels: int) -> str:
-    """Returns why the options leave a slice out; "" keeps it."""
-    options = self.options
+  def reason_to_drop(self, key: str, pixels: Sequence[int]) -> str:
+    """Returns why the options leave a slice out of the training split; "" keeps it.
+
+    Args:
+      key: Of its record.
+      pixels: Of each class, background first.
+    """
+    options, foreground_pixels = self.options, sum(pixels[1:])
     if 0 < foreground_pixels < options.min_foreground_pixels:
       return "fewer labelled pixels than min_foreground_pixels"
     if foreground_pixels == 0 and options.empty_share < 1:
