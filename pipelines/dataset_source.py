@@ -5,7 +5,6 @@ Reads what `datasets/` wrote, and any other TFDS dataset in TFRecords with an im
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import os
 import pathlib
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flexunet.core.errors import InputError, unknown_name
+from flexunet.core.files import read_table
 from flexunet.datasets import built_dataset
 from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.imaging.slice_recipe import SliceRecipe
@@ -171,9 +171,9 @@ def check_folder(
       raise unknown_name(f"split of dataset {name}", split, found)
   listing = path / built_dataset.RECORDS_NAME
   if fold >= 0 and listing.is_file():
-    with open(listing, newline="", encoding="utf-8") as stream:
-      rows = [row for row in csv.DictReader(stream) if not splits or row["split"] in splits]
-    check_fold(name, {int(row["fold"]) for row in rows}, fold)
+    rows = read_table(listing, ["split", "fold"])
+    numbers = {row["fold"] for row in rows if not splits or row["split"] in splits}
+    check_fold(name, (int(one) for one in numbers if one.lstrip("-").isdecimal()), fold)
   return path
 
 
