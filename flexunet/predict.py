@@ -6,6 +6,9 @@ A volume (NIfTI, ANALYZE) gives <stem>_label of the same format, shape and geome
 sheet <stem>_overlay.png; an image gives <stem>_label.png, whose grey values are class ids, and
 <stem>_overlay.png. In a folder everything below it is predicted, except what is named like a
 label (..._label, ..._mask, ..._seg, or in a folder called masks or labels).
+
+A volume whose pixels are of another size than in training is brought to that size for the network;
+its label lies on its own grid.
 """
 
 from __future__ import annotations
@@ -71,9 +74,12 @@ def main(argv: Sequence[str]) -> None:
     progress.say(f"warning: {line}")
   for line in outcome.failures:
     progress.say(f"error: {line}")
+  for line in outcome.resampled:
+    progress.say(line)
   counts = {
       "predicted": outcome.predicted,
       "failed": len(outcome.failures),
+      "resampled": len(outcome.resampled),
       "labels_skipped": found.labels_skipped,
       "images_skipped": found.images_skipped,
   }
@@ -86,11 +92,13 @@ def outcome_text(counts: dict[str, int], target: pathlib.Path) -> str:
   """Returns what became of the scans, for people.
 
   Args:
-    counts: predicted, failed, labels_skipped, images_skipped.
+    counts: predicted, failed, resampled, labels_skipped, images_skipped.
     target: Where the labels lie.
   """
   predicted = progress.count(counts["predicted"], "scan")
   lines = [f"\n{predicted} predicted, {counts['failed']} failed"]
+  if counts["resampled"]:
+    lines.append(f"{counts['resampled']} resampled to the pixel size of the training")
   if counts["labels_skipped"]:
     lines.append(f"{counts['labels_skipped']} files skipped, which are named like labels")
   if counts["images_skipped"]:
