@@ -24,6 +24,7 @@ from flexunet.network.architecture import ModelConfig
 from flexunet.objectives import names
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.pipelines.laterality import Laterality
+from flexunet.pipelines.pixel_size import PixelSizes
 
 # May change when a run is resumed: how long it lasts, where the data lie, what is shown and kept.
 MAY_CHANGE = (
@@ -319,6 +320,7 @@ class DatasetFacts:
     intensity: How intensities become 8 bits; None for such images.
     spacing_mm: Median (row, column) spacing of the training slices; None where unknown.
     isotropic_mm: Spacing the volumes were resampled to when the dataset was built; None: not.
+    pixel_sizes: Those of the network's input in training; None where unknown.
     channel_names: Of a dataset of several channels, in the order of the network's input; () or
       one name: a scan is one file.
   """
@@ -330,6 +332,7 @@ class DatasetFacts:
   intensity: IntensityWindow | None
   spacing_mm: tuple[float, float] | None = None
   isotropic_mm: float | None = None
+  pixel_sizes: PixelSizes | None = None
   channel_names: tuple[str, ...] = ()
 
   @property
@@ -353,12 +356,13 @@ class DatasetFacts:
     if missing := [name for name in names if name not in values]:
       raise InputError(f"dataset_facts in config.json must hold {names}. Missing: {missing}.")
     plain = from_mapping(_PlainFacts, {name: values[name] for name in _PLAIN_FACTS})
-    plan, window = values["slice_plan"], values["intensity"]
+    plan, window, sizes = values["slice_plan"], values["intensity"], values["pixel_sizes"]
     return cls(
         **{name: getattr(plain, name) for name in _PLAIN_FACTS},
         label_scheme=LabelScheme.from_json(values["label_scheme"]),
         slice_plan=None if plan is None else from_mapping(SlicePlan, plan),
         intensity=None if window is None else from_mapping(IntensityWindow, window),
+        pixel_sizes=None if sizes is None else from_mapping(PixelSizes, sizes),
     )
 
 

@@ -92,9 +92,8 @@ def score_split(
   ) as bar:
     for volume in read_volumes(source, table, keys):
       predictions = []
-      for label, probability in zip(
-          volume.labels, predictor.probabilities(volume.images), strict=True
-      ):
+      answers = predictor.probabilities(volume.images, volume.spacing_mm)
+      for label, probability in zip(volume.labels, answers, strict=True):
         _check_ids(volume, label, len(class_names))
         published.add(label, probability)
         predictions.append(to_label(probability))
