@@ -206,6 +206,8 @@ def print_files(builder: SegmentationBuilder, manual_dir: pathlib.Path) -> None:
 
 def _facts(path: pathlib.Path, is_label: bool) -> list[str]:
   """Returns shape, dtype, spacing, axis codes and label values as texts."""
+  if is_label and (names := scan_files.label_names(path)):
+    return ["DICOM-SEG", "segments " + ", ".join(f"{n} {name}" for n, name in names.items())]
   if scan_files.is_scan(path):
     header = scan_files.read_header(path)
     facts = [
