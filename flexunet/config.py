@@ -200,13 +200,16 @@ class TrainingConfig(Checked):
   )
   metrics: tuple[str, ...] = knob(
       ("dice_coef_multiclass", "dice"),
-      "Scores of training and validation; Dice is always computed.",
+      "Scores of training, where the pixels of all slices of an epoch count together, and of"
+      " validation, where they are means over volumes; Dice is always computed.",
       choices=names.METRICS,
       group=_VALIDATION,
   )
   monitor: str = knob(
       "dice",
-      "Validation score that picks the best model and stops early: mean foreground Dice, or loss.",
+      "Validation score that picks the best model and stops early: 'dice' is the mean over the"
+      " held-out volumes of the mean Dice of their classes, as evaluation reports it, but at the"
+      " network's size; or 'loss'.",
       choices=("dice", "loss"),
       group=_VALIDATION,
   )
@@ -316,6 +319,8 @@ class DatasetFacts:
     intensity: How intensities become 8 bits; None for such images.
     spacing_mm: Median (row, column) spacing of the training slices; None where unknown.
     isotropic_mm: Spacing the volumes were resampled to when the dataset was built; None: not.
+    channel_names: Of a dataset of several channels, in the order of the network's input; () or
+      one name: a scan is one file.
   """
 
   name: str
@@ -325,6 +330,7 @@ class DatasetFacts:
   intensity: IntensityWindow | None
   spacing_mm: tuple[float, float] | None = None
   isotropic_mm: float | None = None
+  channel_names: tuple[str, ...] = ()
 
   @property
   def recipe(self) -> SliceRecipe | None:
@@ -364,6 +370,7 @@ class _PlainFacts(Checked):
   fingerprint: str | None
   spacing_mm: tuple[float, float] | None
   isotropic_mm: float | None
+  channel_names: tuple[str, ...]
 
   def __post_init__(self):
     super().__post_init__()
@@ -405,8 +412,16 @@ class RunConfig:
 
     Args:
       data_dir: Where it lies; as in training where None.
+
+    Raises:
+      InputError: It is no longer where it lay in training.
     """
     folder = pathlib.Path(data_dir or self.data.data_dir).expanduser()
+    if not data_dir and not folder.is_dir():
+      raise InputError(
+          f"--data_dir must name the folder that holds {self.dataset_facts.name}, the dataset of"
+          f" the run. By its config.json it lies in {folder}, which is not there."
+      )
     dataset = self.data.dataset
     if dataset is None and not (folder / "dataset_info.json").is_file():
       dataset = self.dataset_facts.name

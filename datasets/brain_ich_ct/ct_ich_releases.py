@@ -187,6 +187,7 @@ def _find_patient(
         Case(
             key=name, subject=name, volume=name, files=files, details=details,
             stratum=ct_ich_patients.stratum(patient), fold=ct_ich_patients.fold(patient),
+            split=ct_ich_patients.splits()[name],
         )
     )
 
@@ -260,6 +261,7 @@ def find_nifti_cases(findings: Findings) -> None:
         Case(
             key=name, subject=name, volume=name, files=files,
             stratum=ct_ich_patients.stratum(patient), fold=ct_ich_patients.fold(patient),
+            split=ct_ich_patients.splits()[name],
             details=[[index, row.plain()] for index, row in sorted(rows.get(patient, {}).items())],
         )
     )

@@ -35,9 +35,9 @@ class Case:
     files: All files of the case by role, e.g. {"image": ..., "label": ...}.
     labelled: False puts the case into the split `unlabeled`.
     stratum: Subjects of one stratum are spread over the splits in the split's ratios.
-    fold: Cross-validation fold where the publisher fixed one; None lets the builder decide.
-    split: Split of this case alone, whatever that of its subject: only for published splits that
-      divide a subject, which the build then warns of by name.
+    fold: Cross-validation fold where the publisher fixed one; None lets the build decide.
+    split: train, validation or test where the publisher fixed it; None lets the build decide. A
+      subject whose cases differ in it is left divided; the builder warns of it by name.
     details: Whatever else the dataset's `slices_of` needs: numbers, strings, None, lists and
       dicts of them, for it travels to worker processes as JSON.
   """
@@ -108,7 +108,12 @@ class Findings:
     self.cases.append(case)
 
   def leave_out(self, path: pathlib.Path, reason: str) -> None:
-    """Notes a file of the source that gets no record, and why."""
+    """Notes a file of the source that gets no record, and why.
+
+    Of a scan in a format that is not read, the format is the reason, and what converts it.
+    """
+    if scan_files.unread_ending(path):
+      reason = f"{scan_files.unread_ending(path)}: {scan_files.reason_unread(path)}"
     self.left_out[self.relative(path)] = reason
 
   def warn(self, text: str) -> None:
@@ -143,13 +148,26 @@ class Findings:
     if not self.problems and not self.cases:
       raise NothingFoundError(
           f"{self.root}: nothing of this dataset was found in the folder. Expected layout:"
-          f" {expected_layout}."
+          f" {expected_layout}.{self._formats_not_read()}"
       )
     if self.problems:
       raise errors.from_problems(
           self.problems, f"Nothing was built. Expected layout: {expected_layout}."
       )
     self.cases.sort(key=lambda case: case.key)
+
+  def _formats_not_read(self) -> str:
+    """Returns a sentence on the scans below the root that no program here reads, led by a blank."""
+    counts: dict[str, int] = {}
+    for _, _, names in os.walk(self.root):
+      for name in names:
+        if ending := scan_files.unread_ending(name):
+          counts[ending] = counts.get(ending, 0) + 1
+    found = "; ".join(
+        f"{count} {ending} ({scan_files.reason_unread('scan' + ending)})"
+        for ending, count in sorted(counts.items())
+    )
+    return f" It holds {found}." if found else ""
 
   def _check_keys(self) -> None:
     seen: dict[str, Case] = {}

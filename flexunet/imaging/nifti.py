@@ -16,11 +16,11 @@ import logging
 import math
 import os
 import pathlib
-import tempfile
 
 import nibabel as nib
 import numpy as np
 
+from flexunet.core import files
 from flexunet.core.errors import InputError, missing_file
 from flexunet.imaging import intensity, volume_bytes
 from flexunet.imaging.volume import Volume, VolumeHeader
@@ -39,11 +39,15 @@ _IMAGE_CLASSES: dict[type, type] = {
     nib.nifti2.Nifti2PairHeader: nib.Nifti2Pair,
     nib.spm2analyze.Spm2AnalyzeHeader: nib.Spm2AnalyzeImage,
 }
-# What a header may say about the person or the site; a mask must not carry it on.
-_FREE_TEXT = (
-    "descrip", "aux_file", "intent_name", "db_name", "data_type", "generated", "scannum",
-    "patient_id", "exp_date", "exp_time",
-)
+# All that the header of a label takes from that of its scan: how the voxels lie. Every other field,
+# text above all, may tell of the person or the site.
+_GEOMETRY = (
+    "dim_info", "dim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c",
+    "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
+)  # fmt: skip
+# Of ANALYZE, whose fields of them could hold any letters.
+_UNITS = (b"", b"mm", b"cm", b"um")
+_ORIENTATIONS = (b"", b"\1", b"\2", b"\3", b"\4", b"\5")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -320,8 +324,8 @@ def write_like(
 ) -> None:
   """Writes `label` as uint8 into a file that lies voxel by voxel on the source.
 
-  Shape (trailing axes of length 1 included), affine, codes and byte order are the source's; free
-  text is left out. The file appears whole or not at all.
+  Shape (trailing axes of length 1 included), affine, codes and byte order are the source's; nothing
+  else of its header is taken. The file appears whole or not at all.
 
   Args:
     source_path: The scan the label belongs to.
@@ -352,13 +356,8 @@ def write_like(
 
 def _blobs(source: OpenedHeader, label: np.ndarray, single: bool) -> dict:
   """Returns the bytes of each file: {"image": ..., "header": ...} (only "image" for .nii)."""
-  header = source.header.copy()
-  for field in _FREE_TEXT:
-    if field in header:
-      header[field] = b""
+  header = _geometry_of(source)
   header.set_data_dtype(np.uint8)
-  if isinstance(header, nib.Nifti1Header):
-    header["cal_max"] = header["cal_min"] = 0
   data = label.astype(np.uint8).reshape(source.stored_shape, order="F")
   # No affine is passed: nibabel then leaves qform, sform and origin as they are.
   image = _IMAGE_CLASSES[type(header)](data, None, header)
@@ -371,6 +370,26 @@ def _blobs(source: OpenedHeader, label: np.ndarray, single: bool) -> dict:
   return {key: streams[key].getvalue() for key in keys}
 
 
+def _geometry_of(source: OpenedHeader) -> nib.analyze.AnalyzeHeader:
+  """Returns a new header of the same kind and byte order that says only how the voxels lie."""
+  old = source.header
+  header = type(old)(endianness=old.endianness)
+  for field in _GEOMETRY:
+    if field in header:
+      header[field] = old[field]
+  # Unused edges are numbers of any meaning, such as a date; so is the origin where SPM wrote none.
+  header["pixdim"][:4] = old["pixdim"][:4]
+  if "orient" in header and old["orient"].item() in _ORIENTATIONS:
+    header["orient"] = old["orient"]
+  if "vox_units" in header and bytes(old["vox_units"].item()).strip(b"\0 ") in _UNITS:
+    header["vox_units"] = old["vox_units"]
+  if "origin" in header:
+    voxel, rest = old["origin"][:3], old["origin"][3:]
+    if not rest.any() and (voxel >= 0).all() and (voxel <= source.shape).all():
+      header["origin"] = old["origin"]
+  return header
+
+
 def _write_files(blobs: dict, target_path: pathlib.Path, suffix: str) -> None:
   names = {"image": target_path.name}
   if "header" in blobs:
@@ -381,12 +400,4 @@ def _write_files(blobs: dict, target_path: pathlib.Path, suffix: str) -> None:
     blob = blobs[key]
     if name.lower().endswith(".gz"):
       blob = gzip.compress(blob, mtime=0)  # No time stamp: equal labels give equal files.
-    handle, temporary = tempfile.mkstemp(dir=target_path.parent, prefix=f".{name}.")
-    try:
-      with os.fdopen(handle, "wb") as stream:
-        stream.write(blob)
-      os.chmod(temporary, 0o644)
-      os.replace(temporary, target_path.with_name(name))
-    except BaseException:
-      os.unlink(temporary)
-      raise
+    files.write_bytes(target_path.with_name(name), blob)

@@ -81,6 +81,15 @@ _UNREAD = {
     ".nd2": ("a microscope file", "Fiji (Bio-Formats)"),
     ".czi": ("a microscope file", "Fiji (Bio-Formats)"),
     ".svs": ("a whole-slide image", "QuPath"),
+    ".tif": ("a TIFF image", "any image program, as PNG,"),
+    ".tiff": ("a TIFF image", "any image program, as PNG,"),
+    ".gif": ("a GIF image", "any image program, as PNG,"),
+    ".webp": ("a WebP image", "any image program, as PNG,"),
+    ".npy": ("a NumPy array", "a script of its publisher"),
+    ".npz": ("a NumPy archive", "a script of its publisher"),
+    ".dcm": ("a DICOM image", "dcm2niix"),
+    ".dicom": ("a DICOM image", "dcm2niix"),
+    ".ima": ("a DICOM image", "dcm2niix"),
     ".zip": ("an archive", "unzip"),
     ".tar": ("an archive", "tar -xf"),
     ".tar.gz": ("an archive", "tar -xf"),
@@ -136,15 +145,20 @@ def is_scan(path: str | os.PathLike) -> bool:
   return _format_of(path) is not None
 
 
+def unread_ending(path: str | os.PathLike) -> str:
+  """Returns the ending of a scan or an image that is not read, in lower case; "" for others."""
+  name = pathlib.PurePath(path).name.lower()
+  return max((one for one in _UNREAD if name.endswith(one)), key=len, default="")
+
+
 def reason_unread(path: str | os.PathLike) -> str:
   """Returns why a file is no scan that is read, and what converts it, for a list of such files."""
-  name = pathlib.PurePath(path).name.lower()
-  for ending in sorted(_UNREAD, key=len, reverse=True):
-    if name.endswith(ending):
-      what, tool = _UNREAD[ending]
-      verb = "unpacks" if what == "an archive" else "converts"
-      return f"{what}, which is not read; {tool} {verb} it"
-  return "not a scan"
+  ending = unread_ending(path)
+  if not ending:
+    return "not a scan"
+  what, tool = _UNREAD[ending]
+  verb = "unpacks" if what == "an archive" else "converts"
+  return f"{what}, which is not read; {tool} {verb} it"
 
 
 def readable_endings() -> str:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import dataclasses
 import io
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from flexunet import config
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
-from flexunet.imaging import pictures, scan_files
+from flexunet.imaging import intensity, pictures, scan_files
 from flexunet.imaging.slice_recipe import SliceRecipe
 from flexunet.prediction import scans
 from flexunet.prediction.predictor import Predictor, predict_volume, to_label
@@ -48,6 +48,7 @@ class Outcome:
     failures, warnings: One line each.
     labels_skipped: Files that were taken for labels.
     images_skipped: Images that lie beside volumes.
+    not_read: {ending: number of files} in formats that are not read.
   """
 
   predicted: int
@@ -55,6 +56,7 @@ class Outcome:
   warnings: list[str]
   labels_skipped: int = 0
   images_skipped: int = 0
+  not_read: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def predict_all(
@@ -114,8 +116,10 @@ def predict_path(
   )
   return dataclasses.replace(
       outcome,
+      failures=[*found.problems, *outcome.failures],
       labels_skipped=found.labels_skipped,
       images_skipped=found.images_skipped,
+      not_read=found.not_read,
   )
 
 
@@ -167,7 +171,10 @@ def _predict_volume(
   scan_files.write_label_like(
       scan.path, found.label, scan.label_path(outputs.folder), facts.label_scheme.names
   )
-  return _spacing_warning(scan, found.seen_spacing_mm, facts.spacing_mm)
+  return [
+      *intensity.unknown_voxels(stored.voxels, scan.path),
+      *_spacing_warning(scan, found.seen_spacing_mm, facts.spacing_mm),
+  ]
 
 
 def _predict_image(
