@@ -289,6 +289,8 @@ def _split_counts(builder: SegmentationBuilder, findings: Findings) -> str:
 
 def _facts(path: pathlib.Path, is_label: bool) -> list[str]:
   """Returns shape, dtype, spacing, axis codes and label values as texts."""
+  if is_label and (names := scan_files.label_names(path)):
+    return ["DICOM-SEG", "segments " + ", ".join(f"{n} {name}" for n, name in names.items())]
   if scan_files.is_scan(path):
     header = scan_files.read_header(path)
     facts = [

@@ -339,23 +339,20 @@ def volume_files(role: str, path: pathlib.Path) -> dict[str, pathlib.Path]:
 
 def check_volumes(findings: Findings, image: pathlib.Path, label: pathlib.Path | None) -> bool:
   """Reads the headers of a scan and its label; notes what is wrong, returns whether all is well."""
-  headers = []
-  paths = [image] if label is None else [image, label]
-  for path in paths:
-    try:
-      headers.append(scan_files.read_header(path))
-    except InputError as error:
-      findings.problem(str(error))
-  if len(headers) < len(paths):
+  shapes = []
+  try:
+    scan = scan_files.read_header(image)
+    shapes.append(scan.shape)
+    if label is not None:
+      shapes.append(scan_files.label_shape(label, scan))
+  except InputError as error:
+    findings.problem(str(error))
     return False
-  scan, *labels = headers
-  for other in labels:
-    if other.shape_like(scan) != scan.shape:
-      findings.problem(
-          f"{label}: a label must lie on the grid of its scan. Scan {scan.shape}, label"
-          f" {other.shape}."
-      )
-      return False
+  if shapes[0] != shapes[-1]:
+    findings.problem(
+        f"{label}: a label must lie on the grid of its scan. Scan {shapes[0]}, label {shapes[-1]}."
+    )
+    return False
   return True
 
 

@@ -15,8 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from flexunet.core.errors import InputError
-from flexunet.imaging import intensity, itk_images, mgh, nifti
+from flexunet.core.errors import InputError, unknown_name
+from flexunet.imaging import (
+    dicom,
+    dicom_files,
+    dicom_segmentation,
+    intensity,
+    itk_images,
+    mgh,
+    nifti,
+)
 from flexunet.imaging.volume import Volume, VolumeHeader
 
 
@@ -44,8 +52,11 @@ FORMATS = (
     ScanFormat("MGH", (".mgz", ".mgh.gz", ".mgh"), mgh),
     ScanFormat("MetaImage", (".mha", ".mhd"), itk_images, "itk"),
     ScanFormat("NRRD", (".nrrd", ".nhdr"), itk_images, "itk"),
+    ScanFormat("DICOM", dicom_files.ENDINGS, dicom, "dicom"),
 )  # fmt: skip
 ENDINGS = tuple(ending for one in FORMATS for ending in one.endings)
+# In which format a label is written: that of its scan (DICOM: a segmentation), or as named.
+OUTPUT_FORMATS = ("same", "nifti", "dicom_seg")
 # Formats of scans that are not read: {ending: (name, what converts it)}.
 _UNREAD = {
     ".mnc": ("a MINC scan", "mnc2nii (MINC tools)"),
@@ -209,7 +220,7 @@ def read_label(
     path: The label.
     scan: Its scan. Where both state an orientation, and the axes of the label only run another way
       or come in another order, they are turned; nothing is interpolated.
-    scan_path: Where the scan came from.
+    scan_path: Where the scan came from; a DICOM segmentation refers to the slices of a series.
 
   Returns:
     (volume, {value: name}); names come with formats that hold them.
@@ -217,23 +228,66 @@ def read_label(
   Raises:
     InputError: The label cannot be read.
   """
-  del scan_path  # Only formats that refer to files of their scan need it.
+  if dicom_segmentation.is_segmentation(path):
+    return dicom_segmentation.read(path, scan, scan_path)
   return read(path).turned_like(scan), {}
 
 
-def gather(paths: Iterable[pathlib.Path], series: str = "") -> ScanListing:
+def label_names(path: str | os.PathLike) -> dict[int, str]:
+  """Returns {value: name} of a label whose format holds names; {} of others.
+
+  Raises:
+    InputError: The label cannot be read.
+  """
+  return dicom_segmentation.names_of(path) if dicom_segmentation.is_segmentation(path) else {}
+
+
+def label_shape(label_path: str | os.PathLike, scan: VolumeHeader) -> tuple[int, ...]:
+  """Returns the shape of a label by its header, in the voxel order of its scan.
+
+  That of a DICOM segmentation, which need not show all slices, is the scan's where its frames have
+  the size of the scan's slices, else the columns and rows of the frames.
+
+  Raises:
+    InputError: The header cannot be read.
+  """
+  if dicom_segmentation.is_segmentation(label_path):
+    columns, rows = dicom_segmentation.size_of(label_path)
+    rest = list(scan.shape)
+    for size in (columns, rows):
+      if size not in rest:
+        return columns, rows
+      rest.remove(size)
+    return scan.shape
+  return read_header(label_path).shape_like(scan)
+
+
+def resolve(path: pathlib.Path, series: str = "") -> pathlib.Path:
+  """Returns the file that names a scan: the file itself, or one of a folder's DICOM series.
+
+  Raises:
+    InputError: The folder holds no series, or several, which are listed, and none is chosen.
+  """
+  return dicom.choose(path, series) if path.is_dir() else path
+
+
+def gather(
+    paths: Iterable[pathlib.Path], series: str = "", *, labels: bool = False
+) -> ScanListing:
   """Groups files into scans: one per file, pair of files, or DICOM series.
 
   Args:
     paths: Files, of any folders.
-    series: Chooses one of several DICOM series in a folder.
+    series: Chooses DICOM series by number or by the end of their UID; "" takes all.
+    labels: The files are labels: DICOM segmentations are taken too.
   """
-  del series
   paths = sorted(paths)
-  scans: list[ScanFile] = []
-  used: set[pathlib.Path] = set()
+  slices = [path for path in paths if ending_of(path) in ("", *dicom_files.ENDINGS)]
+  slices = [path for path in slices if dicom_files.is_dicom(path)]
+  scans = _gather_dicom(slices, series, labels)
+  used = {file for scan in scans.scans for file in scan.files} | set(slices)
   for path in paths:
-    if path in used or not is_scan(path):
+    if path in used or not ending_of(path):
       continue
     try:
       files = files_of(path)
@@ -241,9 +295,28 @@ def gather(paths: Iterable[pathlib.Path], series: str = "") -> ScanListing:
       files = (path,)  # Reading it says what is wrong.
     # A pair is named by its header, which comes first.
     used.update(files)
-    scans.append(ScanFile(files[0], stem_of(files[0]), ending_of(files[0]), files))
+    scans.scans.append(ScanFile(files[0], stem_of(files[0]), ending_of(files[0]), files))
   not_read = {path: reason_unread(path) for path in paths if path not in used}
-  return ScanListing(sorted(scans, key=lambda scan: scan.path), not_read)
+  return ScanListing(
+      sorted(scans.scans, key=lambda scan: scan.path), {**scans.not_read, **not_read}
+  )
+
+
+def _gather_dicom(paths: Sequence[pathlib.Path], series: str, labels: bool) -> ScanListing:
+  """Groups DICOM files into series, one scan each."""
+  groups, left = dicom.group(paths, series)
+  scans = []
+  for group in groups:
+    stem = stem_of(group.files[0])
+    if len(group.files) > 1:
+      mark = group.number or group.files[0].stem
+      stem = group.files[0].parent.name + ("" if group.alone else f"_series{mark}")
+    scans.append(ScanFile(group.files[0], stem, ".dcm", group.files))
+  if labels:
+    for path in [path for path in left if dicom_segmentation.is_segmentation(path)]:
+      del left[path]
+      scans.append(ScanFile(path, stem_of(path), ".dcm", (path,)))
+  return ScanListing(scans, left)
 
 
 def label_ending(ending: str, output_format: str = "same") -> str:
@@ -251,12 +324,23 @@ def label_ending(ending: str, output_format: str = "same") -> str:
 
   Args:
     ending: That of the scan, in any case; kept as it is where the format is kept.
-    output_format: "same" as the scan, or "nifti".
+    output_format: One of `OUTPUT_FORMATS`.
+
+  Raises:
+    InputError: A DICOM segmentation of a scan that is not DICOM.
   """
+  if output_format not in OUTPUT_FORMATS:
+    raise unknown_name("output format", output_format, OUTPUT_FORMATS)
+  if output_format == "dicom_seg" and ending.lower() not in ("", *dicom_files.ENDINGS):
+    raise InputError(
+        f"A DICOM segmentation refers to the slices of a DICOM series; the scan is {ending}. Choose"
+        " --output_format=same or nifti."
+    )
   if output_format == "nifti" and ending.lower() not in nifti_endings():
     return ".nii.gz"
   # A label is one file, also where its scan is a header and its voxels.
-  return {".mhd": ".mha", ".nhdr": ".nrrd"}.get(ending.lower(), ending)
+  one_file = {".mhd": ".mha", ".nhdr": ".nrrd", "": ".dcm", ".ima": ".dcm", ".dicom": ".dcm"}
+  return one_file.get(ending.lower(), ending)
 
 
 def nifti_endings() -> tuple[str, ...]:
@@ -281,7 +365,6 @@ def write_label_like(
   Raises:
     InputError: The shapes differ, or the format is another one.
   """
-  del names
   target_path, reader = pathlib.Path(target_path), _reader_of(source_path)
   if reader is nifti:
     nifti.write_like(source_path, label, target_path)
@@ -291,6 +374,8 @@ def write_label_like(
   ending = ending_of(target_path)
   if ending in (".nii", ".nii.gz"):
     nifti.write_label(header, label, target_path)
+  elif reader is dicom and ending in ("", *dicom_files.ENDINGS):
+    dicom_segmentation.write(source_path, label, target_path, names or _numbered(label))
   elif (wanted := _format_of(target_path)) is not None and wanted.reader is reader:
     reader.write_label(source_path, label, target_path)
   else:
@@ -316,8 +401,15 @@ def check_label(header: VolumeHeader, label: np.ndarray, target_path: pathlib.Pa
     raise ValueError(f"Label ids must lie in 0..255, got {label.min()}..{label.max()}.")
 
 
+def _numbered(label: np.ndarray) -> list[str]:
+  """Returns names for a label that has none."""
+  return ["background", *(f"class {number}" for number in range(1, int(label.max(initial=1)) + 1))]
+
+
 def _format_of(path: str | os.PathLike) -> ScanFormat | None:
   ending = ending_of(path)
+  if not ending and dicom_files.is_dicom(path):
+    ending = dicom_files.ENDINGS[0]
   return next((one for one in FORMATS if ending in one.endings), None)
 
 
