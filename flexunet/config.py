@@ -316,6 +316,8 @@ class DatasetFacts:
     intensity: How intensities become 8 bits; None for such images.
     spacing_mm: Median (row, column) spacing of the training slices; None where unknown.
     isotropic_mm: Spacing the volumes were resampled to when the dataset was built; None: not.
+    channel_names: Of a dataset of several channels, in the order of the network's input; () or
+      one name: a scan is one file.
   """
 
   name: str
@@ -325,6 +327,7 @@ class DatasetFacts:
   intensity: IntensityWindow | None
   spacing_mm: tuple[float, float] | None = None
   isotropic_mm: float | None = None
+  channel_names: tuple[str, ...] = ()
 
   @property
   def recipe(self) -> SliceRecipe | None:
@@ -364,6 +367,7 @@ class _PlainFacts(Checked):
   fingerprint: str | None
   spacing_mm: tuple[float, float] | None
   isotropic_mm: float | None
+  channel_names: tuple[str, ...]
 
   def __post_init__(self):
     super().__post_init__()
