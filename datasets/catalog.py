@@ -17,6 +17,7 @@ from flexunet.datasets.builder.record_options import RecordOptions, VolumeOption
 from flexunet.datasets.hippocampus_t1w.options import HippocampusOptions
 from flexunet.datasets.image_mask.options import ImageMaskOptions
 from flexunet.datasets.ms_lesion_mri.options import MsOptions
+from flexunet.datasets.scan_label.options import ScanLabelOptions
 
 if TYPE_CHECKING:
   from flexunet.datasets.builder.segmentation_builder import RecordConfig, SegmentationBuilder
@@ -28,6 +29,7 @@ OPTIONS: Mapping[str, type[RecordOptions]] = {
     "hippocampus_t1w": HippocampusOptions,
     "image_mask": ImageMaskOptions,
     "ms_lesion_mri": MsOptions,
+    "scan_label": ScanLabelOptions,
 }
 NAMES = tuple(OPTIONS)
 _MOST_LETTERS = 40

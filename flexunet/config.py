@@ -316,6 +316,9 @@ class DatasetFacts:
     intensity: How intensities become 8 bits; None for such images.
     spacing_mm: Median (row, column) spacing of the training slices; None where unknown.
     isotropic_mm: Spacing the volumes were resampled to when the dataset was built; None: not.
+    in_plane_mm: (row, column) spacing the slices were brought to when the dataset was built; None:
+      as scanned.
+    other_intensities: How the intensities of each channel after the first become 8 bits.
     channel_names: Of a dataset of several channels, in the order of the network's input; () or
       one name: a scan is one file.
   """
@@ -328,13 +331,18 @@ class DatasetFacts:
   spacing_mm: tuple[float, float] | None = None
   isotropic_mm: float | None = None
   channel_names: tuple[str, ...] = ()
+  in_plane_mm: tuple[float, float] | None = None
+  other_intensities: tuple[IntensityWindow, ...] = ()
 
   @property
   def recipe(self) -> SliceRecipe | None:
     """How volumes become slices; None for a run trained on images."""
     if self.slice_plan is None or self.intensity is None:
       return None
-    return SliceRecipe(self.slice_plan, self.intensity, self.isotropic_mm)
+    return SliceRecipe(
+        self.slice_plan, self.intensity, self.isotropic_mm, self.in_plane_mm,
+        self.other_intensities,
+    )  # fmt: skip
 
   def to_json(self) -> dict[str, Any]:
     """Returns the facts as JSON holds them."""
@@ -356,6 +364,9 @@ class DatasetFacts:
         label_scheme=LabelScheme.from_json(values["label_scheme"]),
         slice_plan=None if plan is None else from_mapping(SlicePlan, plan),
         intensity=None if window is None else from_mapping(IntensityWindow, window),
+        other_intensities=tuple(
+            from_mapping(IntensityWindow, one) for one in values["other_intensities"]
+        ),
     )
 
 
@@ -368,10 +379,11 @@ class _PlainFacts(Checked):
   spacing_mm: tuple[float, float] | None
   isotropic_mm: float | None
   channel_names: tuple[str, ...]
+  in_plane_mm: tuple[float, float] | None
 
   def __post_init__(self):
     super().__post_init__()
-    for number in (*(self.spacing_mm or ()), self.isotropic_mm):
+    for number in (*(self.spacing_mm or ()), *(self.in_plane_mm or ()), self.isotropic_mm):
       if number is not None and not number > 0:
         raise InputError(f"A spacing in dataset_facts must be above 0 mm. Got: {number}.")
 

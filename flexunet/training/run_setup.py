@@ -99,6 +99,9 @@ def _dataset_facts(
       intensity=IntensityWindow(**window) if window else None,
       spacing_mm=spacing if np.isfinite(spacing).all() else None,
       isotropic_mm=(source.report.get("options") or {}).get("isotropic_mm"),
+      channel_names=source.channel_names,
+      in_plane_mm=source.recipe.in_plane_mm if source.recipe else None,
+      other_intensities=source.recipe.other_intensities if source.recipe else (),
   )
 
 
