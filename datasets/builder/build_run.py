@@ -59,6 +59,7 @@ class RunBuilder(CaseReader, Protocol):
   split_options: SplitOptions | None
   release: str
   voxel_dtype: np.dtype
+  decided: Mapping[str, Any]
 
   @property
   def builder_config(self) -> Any:
@@ -74,7 +75,12 @@ class RunBuilder(CaseReader, Protocol):
   def voxel_dtype_of(self, findings: Findings) -> np.dtype:
     """Returns the dtype that holds the voxels of all cases without loss."""
 
-  def set_source(self, release: str, voxel_dtype: np.dtype) -> None:
+  def decide(self, findings: Findings) -> dict[str, Any]:
+    """Returns what the raw folder decides for all cases."""
+
+  def set_source(
+      self, release: str, voxel_dtype: np.dtype, decided: Mapping[str, Any]
+  ) -> None:
     """Takes what the raw folder decides."""
 
   def assign_splits(
@@ -93,6 +99,15 @@ class RunBuilder(CaseReader, Protocol):
 
   def licenses(self) -> Sequence[croissant.License]:
     """Returns the licences of the source."""
+
+  def channel_names(self) -> tuple[str, ...]:
+    """Returns the channels of a scan."""
+
+  def other_intensities(self) -> tuple[IntensityWindow, ...]:
+    """Returns how the intensities of the other channels become 8 bits."""
+
+  def in_plane_mm(self) -> tuple[float, float] | None:
+    """Returns the spacing to which slices are brought."""
 
   def active_plan(self) -> SlicePlan | None:
     """Returns how volumes are cut."""
@@ -127,7 +142,8 @@ def build(builder: RunBuilder, root: pathlib.Path, download_config: Any) -> None
     InputError: All problems of the raw folder; nothing is left behind then.
   """
   findings = builder.inspect_source(root)
-  builder.set_source(findings.release, builder.voxel_dtype_of(findings))
+  decided = builder.decide(findings)
+  builder.set_source(findings.release, builder.voxel_dtype_of(findings), decided)
   folder = pathlib.Path(builder.data_dir)
   with _work_folder(builder, folder) as work:
     assigned = builder.assign_splits(findings.cases)
@@ -163,6 +179,7 @@ def address_of(builder: RunBuilder) -> workers.BuilderAddress:
       else {"name": config.name, **config.options.of_records()},
       release=builder.release,
       voxel_dtype=builder.voxel_dtype.str,
+      decided=dict(builder.decided),
   )
 
 
@@ -239,6 +256,7 @@ def _assemble(
       **_about_splits(builder, assigned),
       "identical_images": identical.report(assigned, builder.subject_in_records),
       **source,
+      "choices": findings.choices,
   }
   report = build_report.write(folder, about, builder.label_scheme(), splits)
   splits_file.write(
@@ -343,6 +361,10 @@ def _about(builder: RunBuilder) -> dict[str, Any]:
       "options": config.options.changed(),
       "slice_plan": dataclasses.asdict(plan) if plan else None,
       "intensity": dataclasses.asdict(builder.active_intensity()),
+      "channel_names": list(builder.channel_names()),
+      "other_intensities": [dataclasses.asdict(one) for one in builder.other_intensities()],
+      "in_plane_mm": builder.in_plane_mm(),
+      "decided": dict(builder.decided),
       "file_format": builder.info.file_format.value,
       "split_salt": builder.SPLIT_SALT,
   }
