@@ -232,13 +232,13 @@ def _assemble(
     # Known only now. Payloads whose fold changed by it are mended where they are written.
     assigned = builder.assign_splits(findings.cases, identical.joined)
   records = _placed(builder, findings, read, assigned, identical)
+  if "train" in assigned.splits.values() and not records["train"]:
+    raise errors.InputError("The options leave no slice to train on. Loosen them.")
   splits, infos = {}, []
   for name, found in records.items():
     if found:
       splits[name] = _write_split(builder, name, found, download_config)
       infos.append(_split_info(builder, name, splits[name]))
-  if not infos:
-    raise errors.InputError("The options leave no slice to write. Loosen them.")
   licenses = builder.licenses()
   if not licenses:
     findings.warn("The builder states no licence of the source (LICENSES): none is claimed.")
