@@ -26,11 +26,13 @@ class CutVolume:
     slices: uint8 [row, column, slice] with spacing, resampled where the recipe says so.
     label: Class ids on the grid of `slices`; None when there are none.
     native: The slices on the scan's own grid; `slices` itself where nothing is resampled.
+    native_label: Class ids on that grid; None when there are none.
   """
 
   slices: Slices
   label: np.ndarray | None
   native: Slices
+  native_label: np.ndarray | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,11 @@ class SliceRecipe:
   plan: SlicePlan
   intensity: IntensityWindow
   isotropic_mm: float | None = None
+
+  @property
+  def resamples(self) -> bool:
+    """Whether slices may lie on another grid than that of their scan."""
+    return self.isotropic_mm is not None
 
   def cut(
       self,
@@ -76,10 +83,10 @@ class SliceRecipe:
     # The window belongs to the scan, not to the grid it is put on.
     native = dataclasses.replace(cut, pixels=self.intensity.to_uint8(cut.pixels))
     if self.isotropic_mm is None:
-      return CutVolume(native, label, native)
-    resampled, label = slicing.isotropic(native, label, self.isotropic_mm, name)
+      return CutVolume(native, label, native, label)
+    resampled, picked = slicing.isotropic(native, label, self.isotropic_mm, name)
     pixels = np.round(resampled.pixels).astype(np.uint8)
-    return CutVolume(dataclasses.replace(resampled, pixels=pixels), label, native)
+    return CutVolume(dataclasses.replace(resampled, pixels=pixels), picked, native, label)
 
   def cut_record(self, record: Mapping[str, Any]) -> CutVolume:
     """Cuts a record of config `volumes`, as TFDS decodes it, the way its build would."""
@@ -136,9 +143,13 @@ def to_grid(pixels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
   """Returns [row, column, slice] picked onto a grid of another size over the same field of view."""
   if pixels.shape == shape:
     return pixels
-  # The voxel whose centre is nearest, along each axis by itself.
-  picked = [
-      np.minimum(((np.arange(target) + 0.5) * source / target).astype(int), source - 1)
-      for source, target in zip(pixels.shape, shape, strict=True)
-  ]
+  picked = [nearest(source, target) for source, target in zip(pixels.shape, shape, strict=True)]
   return pixels[np.ix_(*picked)]
+
+
+def nearest(source: int, target: int) -> np.ndarray:
+  """Returns which of `source` voxels is nearest to each of `target` over the same length.
+
+  By their centres, int [target]; the same along each axis of `to_grid`.
+  """
+  return np.minimum(((np.arange(target) + 0.5) * source / target).astype(int), source - 1)
