@@ -35,9 +35,6 @@ from flexunet.pipelines.record_table import RecordTable
 from flexunet.prediction.predictor import Predictor, load_model, to_label
 from flexunet.reporting import report
 
-# Splits whose records carry an empty label because the source has none.
-_WITHOUT_TRUTH = ("unlabeled", "unlabelled")
-
 
 @dataclasses.dataclass(eq=False)
 class SplitScores:
@@ -352,7 +349,7 @@ def check_data(
     raise InputError(f"--split must name a split. Dataset {source.name} has {source.splits}.")
   for split in splits:
     source.check_split(split)
-    if split in _WITHOUT_TRUTH:
+    if split in dataset_source.WITHOUT_TRUTH:
       raise InputError(
           f"Split {split!r} of {source.name} has no labels to compare with. Use"
           " flexunet-predict to look at it."
