@@ -25,6 +25,10 @@ if TYPE_CHECKING:
   import tensorflow_datasets as tfds
 
 
+# Splits whose records carry an empty label because the source has none.
+WITHOUT_TRUTH = ("unlabeled", "unlabelled")
+
+
 @dataclasses.dataclass(frozen=True)
 class DatasetSource:
   """An opened dataset.

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from flexunet.core.errors import InputError
-from flexunet.datasets.builder import identical_images, segmentation_builder
+from flexunet.datasets.builder import identical_images, native_labels, segmentation_builder
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
 from flexunet.datasets.builder.record_options import RecordOptions, VolumeOptions
 from flexunet.datasets.builder.segmentation_builder import RecordConfig, Slice
@@ -109,6 +109,7 @@ class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=
         label=scan.label, spacing_mm=scan.spacing_mm, name=case.files["image"].name,
     )  # fmt: skip
     slices, label = cut.slices, cut.label
+    native = list(native_labels.of_slices(cut)) if self.recipe().resamples else None
     for index in range(slices.pixels.shape[2]):
       yield Slice(
           index=index,
@@ -116,7 +117,7 @@ class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=
           label=None if label is None else np.ascontiguousarray(label[:, :, index]),
           spacing_mm=slices.spacing_mm,
           slice_spacing_mm=slices.slice_spacing_mm,
-          extras=scan.extras,
+          extras={**scan.extras, **(native[index] if native else {})},
       )
 
   def records_of(
@@ -156,7 +157,10 @@ class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=
 
   def _make_features(self) -> tfds.features.FeaturesDict:
     if self.options.form != "volumes":
-      return super()._make_features()
+      made = super()._make_features()
+      if self.active_plan() is None or not self.recipe().resamples:
+        return made
+      return tfds.features.FeaturesDict({**made, **native_labels.features()})
     return segmentation_builder.volume_features(
         self.label_scheme(), self._stored_dtype(), self.extra_features()
     )

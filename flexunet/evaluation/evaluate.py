@@ -1,4 +1,4 @@
-"""Scores a run's network on a split: volumes put together from slices, at their own resolution.
+"""Scores a run's network on a split: volumes put together from slices, on their scans' own grid.
 
 Evaluates a run: opens what it states, scores splits, writes `evaluation/` and the report.
 """
@@ -34,9 +34,6 @@ from flexunet.pipelines.record_table import RecordTable
 from flexunet.prediction.predictor import Predictor, load_model, to_label
 from flexunet.reporting import report
 
-# Splits whose records carry an empty label because the source has none.
-_WITHOUT_TRUTH = ("unlabeled", "unlabelled")
-
 
 @dataclasses.dataclass(eq=False)
 class SplitScores:
@@ -47,7 +44,7 @@ class SplitScores:
     examples: The best and worst volumes.
     published: `dice_coef_multiclass` and `pixel_accuracy`.
     counts: subjects, volumes, slices, volumes_with_2d_distances, volumes_without_spacing,
-      volumes_without_some_slices.
+      volumes_without_some_slices, volumes_on_resampled_grid.
     class_names: The foreground classes.
     warnings: What a reader of the scores must know, one sentence each.
   """
@@ -90,17 +87,20 @@ def score_split(
   with progress.bar(
       total=len(table), desc=split, unit="slice", disable=not show_progress
   ) as bar:
-    for volume in read_volumes(source, table, keys):
-      predictions = []
-      answers = predictor.probabilities(volume.images, volume.spacing_mm)
-      for label, probability in zip(volume.labels, answers, strict=True):
-        _check_ids(volume, label, len(class_names))
-        published.add(label, probability)
-        predictions.append(to_label(probability))
+    for shown in read_volumes(source, table, keys):
+      volume = shown.on_native_grid()
+      predictions: list[np.ndarray] = []
+      answers = predictor.probabilities(shown.images, shown.spacing_mm)
+      for place, seen_by_network in enumerate(answers):
+        for probability in shown.to_native_grid(place, seen_by_network):
+          label = volume.labels[len(predictions)]
+          _check_ids(volume, label, len(class_names))
+          published.add(label, probability)
+          predictions.append(to_label(probability))
         bar.update()
       own = score_volume(volume, predictions, class_names, tolerances_mm)
       rows += own
-      seen.add(volume)
+      seen.add(volume, is_native=shown.keeps_native_labels)
       keeper.offer(_example(volume, predictions, own))
   return SplitScores(
       rows=rows,
@@ -121,10 +121,13 @@ class _Volumes:
     self._subjects: set[str] = set()
     self._distances: list[str] = []
     self._axes_mm: list[tuple[float, ...]] = []
-    self._slices = self._incomplete = 0
+    self._slices = self._incomplete = self._resampled = 0
+    recipe = source.recipe
+    self._build_resamples = recipe is not None and recipe.resamples
 
-  def add(self, volume: LabelledVolume) -> None:
-    """Takes note of one."""
+  def add(self, volume: LabelledVolume, is_native: bool) -> None:
+    """Takes note of one as it is scored; `is_native`: on a grid that is not that of its slices."""
+    self._resampled += self._build_resamples and not is_native
     self._subjects.add(volume.subject)
     self._distances.append(volume.distances)
     self._axes_mm.append(volume.axes_mm)
@@ -142,11 +145,25 @@ class _Volumes:
         "volumes_with_2d_distances": self._distances.count("2d"),
         "volumes_without_spacing": self._distances.count("none"),
         "volumes_without_some_slices": self._incomplete,
+        "volumes_on_resampled_grid": self._resampled,
     }
 
   def warnings(self, tolerances_mm: Sequence[float]) -> list[str]:
     """Returns what a reader of the scores must know, one sentence each."""
-    return [*self._part_warnings(), *self._voxel_warnings(tolerances_mm)]
+    return [
+        *self._grid_warnings(), *self._part_warnings(), *self._voxel_warnings(tolerances_mm)
+    ]  # fmt: skip
+
+  def _grid_warnings(self) -> list[str]:
+    """Returns a sentence where scores are not on the grids of the scans."""
+    if not self._resampled:
+      return []
+    volumes = progress.count(len(self._distances), "volume")
+    return [
+        f"{self._resampled} of {volumes} scored on the grid to which the build resampled them, not"
+        " on that of the scans, where scores are usually lower: the dataset does not hold the"
+        " labels of the scans. Build it again."
+    ]
 
   def _part_warnings(self) -> list[str]:
     """Returns a sentence where scores are of parts of volumes."""
@@ -332,7 +349,7 @@ def check_data(
     raise InputError(f"--split must name a split. Dataset {source.name} has {source.splits}.")
   for split in splits:
     source.check_split(split)
-    if split in _WITHOUT_TRUTH:
+    if split in dataset_source.WITHOUT_TRUTH:
       raise InputError(
           f"Split {split!r} of {source.name} has no labels to compare with. Use"
           " flexunet-predict to look at it."

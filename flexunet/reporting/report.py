@@ -64,6 +64,7 @@ def _page(run: run_folder.RunFolder) -> str:
   top += results_section.caveat_box(
       results_section.caveats(evaluations, run_config, model_sha256)
       + results_section.left_out(set(stored) - set(evaluations))
+      + [page.text(line) for line in manifest.get("label_warnings") or []]
   )
   model = run_config.model
   size = " × ".join(str(edge) for edge in model.image_size or ("any", "any"))

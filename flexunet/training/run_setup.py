@@ -15,11 +15,12 @@ import numpy as np
 from flexunet import config
 from flexunet.core import machine, progress
 from flexunet.core.errors import InputError, unknown_name
+from flexunet.imaging import label_scheme
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.slicing import SlicePlan
 from flexunet.network import architecture, pretrained
 from flexunet.objectives import loss_settings, metrics
-from flexunet.pipelines import laterality, readers
+from flexunet.pipelines import dataset_source, laterality, readers
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.pixel_size import PixelSizes
@@ -196,6 +197,23 @@ def _check(plan: planning.Plan, in_dataset: int, name: str) -> None:
     raise InputError(
         f"--cache_dir is of --cache=disk or auto. Got: --cache={plan.data.cache}."
     )
+
+
+def label_warnings(
+    run_config: config.RunConfig, opened: input_pipeline.TrainingData
+) -> list[str]:
+  """Returns a sentence for each split without foreground, and each class that a split lacks.
+
+  Of the splits of the run as it divides them, and of the others that its dataset has labels for.
+  """
+  data = run_config.data
+  tables = {data.train_split: opened.train, data.validation_split: opened.validation}
+  for split in opened.source.splits:
+    known = split in (*tables, *dataset_source.WITHOUT_TRUTH)
+    if not known and opened.source.info.splits[split].num_examples:
+      tables[split] = opened.source.records(split)
+  pixels = {name: table.pixels for name, table in tables.items() if table.pixels is not None}
+  return label_scheme.presence_warnings(run_config.dataset_facts.label_scheme.names, pixels)
 
 
 def data_line(opened: input_pipeline.TrainingData) -> str:

@@ -293,6 +293,22 @@ def test_the_same_seed_gives_the_same_weights(data_dir, tmp_path):
   np.testing.assert_array_equal(weights[0], weights[1])
 
 
+def test_classes_that_a_split_lacks_are_said_kept_and_reported(tmp_path, capsys):
+  splits = {"train": blobs("ab", 0), "validation": blobs("d", 100), "test": blobs("e", 200)}
+  for record in splits["validation"]:
+    record["label"] = record["label"] * (record["label"] < 2)
+  for record in splits["test"]:
+    record["label"] = record["label"] * 0
+  folder = dataset_samples.write_dataset(tmp_path / "data", splits)
+  run, _ = train(folder, tmp_path / "run", epochs=1, previews=0)
+  empty = "Split test has no foreground: all 4 labels are background. No score can come of it."
+  lacks = "Class bright occurs in train, but not in validation."
+  assert json.loads(run.manifest_json.read_text())["label_warnings"] == [empty, lacks]
+  said, shown = capsys.readouterr().err, run.report_html.read_text()
+  for line in (empty, lacks):
+    assert f"Warning: {line}" in said and line in shown
+
+
 def test_the_network_starts_from_the_classes_shares(data_dir):
   parts = configs(data_dir)
   opened = input_pipeline.open_data(parts[1])
