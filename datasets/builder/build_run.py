@@ -272,10 +272,8 @@ def _placed(
       counts = one.notes.slices_left_out
       counts[reason] = counts.get(reason, 0) + 1
   for name in subject_splits.SPLITS:
-    if assigned.splits and not records[name]:
-      findings.warn(
-          f"Split {name} is empty: none of the {len(assigned.splits)} subjects here falls to it."
-      )
+    if assigned.splits and not records[name] and (line := assigned.why_empty(name)):
+      findings.warn(line)
   return records
 
 

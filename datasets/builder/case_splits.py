@@ -73,6 +73,30 @@ class CaseSplits:
         for subject, split in self.splits.items()
     }
 
+  def why_empty(self, split: str) -> str:
+    """Returns why a split has no records, and what to do; "" where none was asked for."""
+    count = len(self.splits)
+    text = f"Split {split} is empty"
+    if split in self.splits.values():
+      return f"{text}: the options left out all slices of its subjects."
+    if SHARES not in self.reasons.values():
+      decided = " and ".join(self.counts())
+      return f"{text}: none of the {count} subjects here falls to it, by {decided}."
+    if not self.settings["shares"][split]:
+      return ""
+    subjects = "1 subject is" if count == 1 else f"{count} subjects are"
+    return f"{text}: {subjects} too few for it. Add subjects{self._other_way(split)}."
+
+  def _other_way(self, split: str) -> str:
+    """Returns what else can be done about an empty split."""
+    last_fold = max(self.folds.values())
+    if split == "test" and last_fold > 0:
+      return (
+          ", or score by cross-validation, in which each subject is validated once: train with"
+          f" --fold=0 to --fold={last_fold}, and evaluate each run with --split=validation"
+      )
+    return ", or name fewer in --holdout" if HOLDOUT in self.reasons.values() else ""
+
   def counts(self) -> dict[str, int]:
     """Returns {what decided: number of subjects}."""
     return dict(sorted(collections.Counter(self.reasons.values()).items()))

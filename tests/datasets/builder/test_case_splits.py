@@ -218,3 +218,24 @@ def test_shares_that_decide_nothing_are_refused():
 def test_shares_that_make_no_sense_are_refused(shares):
   with pytest.raises(InputError, match="split_shares must be"):
     SplitOptions(split_shares=shares)
+
+
+def test_an_empty_split_says_why_and_what_to_do(tmp_path):
+  two = case_splits.decide(people(2), "salt")
+  assert two.why_empty("test") == (
+      "Split test is empty: 2 subjects are too few for it. Add subjects, or score by"
+      " cross-validation, in which each subject is validated once: train with --fold=0 to --fold=1,"
+      " and evaluate each run with --split=validation."
+  )
+  one = case_splits.decide(people(1), "salt")
+  assert one.why_empty("validation").endswith("1 subject is too few for it. Add subjects.")
+  none_asked = case_splits.decide(people(9), "salt", SplitOptions(split_shares=(80, 20, 0)))
+  assert none_asked.why_empty("test") == ""
+  published = case_splits.decide(people(9, split="train"), "salt")
+  assert published.why_empty("test") == (
+      "Split test is empty: none of the 9 subjects here falls to it, by publisher."
+  )
+  path = tmp_path / "subjects.txt"
+  path.write_text("p000\np001\n")
+  rest = case_splits.decide(people(3), "salt", SplitOptions(holdout=str(path)))
+  assert rest.why_empty("validation").endswith("Add subjects, or name fewer in --holdout.")
