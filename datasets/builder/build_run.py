@@ -78,7 +78,10 @@ class RunBuilder(CaseReader, Protocol):
     """Takes what the raw folder decides."""
 
   def assign_splits(
-      self, cases: Sequence[Case], joined: Iterable[Collection[str]] = ()
+      self,
+      cases: Sequence[Case],
+      joined: Iterable[Collection[str]] = (),
+      loads: Mapping[str, float] | None = None,
   ) -> CaseSplits:
     """Returns which split and fold each case gets; groups of subjects stand on one side."""
 
@@ -208,9 +211,10 @@ def _assemble(
     download_config: Any,
 ) -> None:
   identical = identical_images.find(case.images for case in read)
-  if identical.joined:
+  loads = _loads(read) if _split_options(builder).stratify == "foreground" else None
+  if identical.joined or loads is not None:
     # Known only now. Payloads whose fold changed by it are mended where they are written.
-    assigned = builder.assign_splits(findings.cases, identical.joined)
+    assigned = builder.assign_splits(findings.cases, identical.joined, loads)
   records = _placed(findings, read, assigned, identical)
   splits, infos = {}, []
   for name, found in records.items():
@@ -249,6 +253,23 @@ def _assemble(
   for line in report["warnings"]:
     logging.warning("%s", line)
   info.set_splits(tfds.core.SplitDict(infos))
+
+
+def _loads(read: Sequence[ReadCase]) -> dict[str, float]:
+  """Returns {labelled subject: share of its pixels that is labelled}."""
+  pixels: dict[str, list[int]] = {}
+  for one in read:
+    if one.task.case.labelled:
+      counts = pixels.setdefault(one.task.case.subject, [0, 0])
+      for row in one.rows:
+        counts[0] += sum(row.pixels[1:])
+        counts[1] += sum(row.pixels)
+  return {subject: labelled / max(total, 1) for subject, (labelled, total) in pixels.items()}
+
+
+def _split_options(builder: RunBuilder) -> SplitOptions:
+  """Returns what the build was asked for: by the caller, or by its config."""
+  return builder.split_options or builder.builder_config.options
 
 
 def _placed(
@@ -340,9 +361,8 @@ def _about(builder: RunBuilder) -> dict[str, Any]:
 
 def _about_splits(builder: RunBuilder, assigned: CaseSplits) -> dict[str, Any]:
   """Returns what the report says of how the splits were decided."""
-  options = builder.split_options or builder.builder_config.options
   return {
       "split_asked": assigned.settings["shares"],
-      "split_options": options.asked(),
+      "split_options": _split_options(builder).asked(),
       "split_by": assigned.counts(),
   }

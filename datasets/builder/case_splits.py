@@ -25,6 +25,7 @@ from flexunet.datasets.subject_splits import FOLDED, NO_FOLD, SPLITS, UNLABELED
 PUBLISHER, FILE, HOLDOUT, JOINED, SHARES = (
     "publisher", "splits_file", "holdout", "identical images", "shares"
 )  # fmt: skip
+_LOADS = ("little", "some", "much")
 _SHOWN = 5
 
 
@@ -97,6 +98,11 @@ class CaseSplits:
       )
     return ", or name fewer in --holdout" if HOLDOUT in self.reasons.values() else ""
 
+  def fold_sizes(self) -> list[int]:
+    """Returns how many subjects of cross-validation each fold holds."""
+    part = [self.folds[subject] for subject, split in self.splits.items() if split in FOLDED]
+    return [part.count(fold) for fold in range(self.settings["num_folds"])]
+
   def counts(self) -> dict[str, int]:
     """Returns {what decided: number of subjects}."""
     return dict(sorted(collections.Counter(self.reasons.values()).items()))
@@ -108,6 +114,7 @@ def decide(
     options: SplitOptions | None = None,
     name_of: Callable[[str], str] = str,
     joined: Iterable[Collection[str]] = (),
+    loads: Mapping[str, float] | None = None,
 ) -> CaseSplits:
   """Returns which split and fold each case of a build gets.
 
@@ -118,12 +125,15 @@ def decide(
     name_of: Returns the name of a subject in the records; files may call it by that name, by its
       name in the raw folder, or by one of its scans.
     joined: Groups of subjects that must stand on one side.
+    loads: {subject: share of its pixels that is labelled}; thirds of it are strata of their own.
 
   Raises:
     InputError: The options contradict the publisher, each other, or the raw folder.
   """
   options = options or SplitOptions()
   decision = _Decision([case for case in cases if case.labelled], name_of)
+  if loads is not None:
+    decision.divide_strata(loads)
   if options.given:
     decision.follow(options.given)
   if options.held_out:
@@ -178,6 +188,18 @@ class _Decision:
     self.reasons = dict.fromkeys(published, PUBLISHER)
     self.folds = {case.subject: case.fold for case in labelled if case.fold is not None}
     self._published_folds = frozenset(self.folds)
+
+  def divide_strata(self, loads: Mapping[str, float]) -> None:
+    """Divides each stratum by how much is labelled: nothing, or a third of the others each."""
+    labelled = sorted((load, subject) for subject, load in loads.items() if load > 0)
+    third = {
+        subject: _LOADS[position * len(_LOADS) // len(labelled)]
+        for position, (_, subject) in enumerate(labelled)
+    }
+    self.strata = {
+        subject: f"{stratum} {third.get(subject, 'nothing')}".strip()
+        for subject, stratum in self.strata.items()
+    }
 
   def follow(self, file: SplitsFile) -> None:
     """Puts the subjects of a splits file where it says."""
@@ -248,8 +270,8 @@ class _Decision:
         len(self.reasons) == len(self.strata)
     ):  # fmt: skip
       raise InputError(
-          f"{' and '.join(given)} decide nothing here: the publisher fixed the split of every"
-          " subject. Leave them out (image_mask: --split=subject splits its folders again)."
+          f"{' and '.join(given)} cannot be followed: the publisher fixed the split of every"
+          " subject. Leave this out (image_mask: --split=subject splits its folders again)."
       )
 
   def deal(

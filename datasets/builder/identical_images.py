@@ -66,7 +66,7 @@ def _shows_something(pixels: np.ndarray) -> bool:
   else:
     values, counts = np.unique(sample, return_counts=True)
     commonest = values[counts.argmax()]
-  return np.count_nonzero(pixels != commonest) >= _LEAST_CONTENT * pixels.size
+  return bool(np.count_nonzero(pixels != commonest) >= _LEAST_CONTENT * pixels.size)
 
 
 @dataclasses.dataclass(frozen=True)
