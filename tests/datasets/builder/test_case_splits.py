@@ -162,6 +162,28 @@ def test_an_absent_subject_gets_its_place_back(tmp_path):
   assert again.splits == first.splits and again.folds == first.folds
 
 
+def test_a_copy_of_a_listed_subject_goes_where_that_one_is(tmp_path):
+  first = case_splits.decide(people(20), "salt")
+  listed = next(s for s, split in sorted(first.splits.items()) if split == "validation")
+  cases = [*people(20), *(case(f"q{number}") for number in range(3))]
+  grown = case_splits.decide(
+      cases, "salt", options_of(tmp_path, first), joined=[[listed, "q0"], ["q1", "q2"]]
+  )
+  assert grown.splits["q0"] == "validation" and grown.reasons["q0"] == "identical images"
+  assert grown.folds["q0"] == first.folds[listed] == grown.folds[listed]
+  assert grown.splits["q1"] == grown.splits["q2"]
+  assert {s: grown.splits[s] for s in first.splits} == first.splits
+
+
+def test_copies_on_two_sides_of_the_file_stay_there(tmp_path):
+  options = options_of(tmp_path, subjects={
+      "p000": {"split": "train"}, "p001": {"split": "test"}})
+  assigned = case_splits.decide(people(9), "salt", options, joined=[["p000", "p001", "p002"]])
+  assert assigned.splits["p000"] == "train"
+  # Nobody moves; what the file does not name keeps out of train and of the choice of the model.
+  assert assigned.splits["p001"] == assigned.splits["p002"] == "test"
+
+
 def test_the_holdout_is_the_test_split_it_alone(tmp_path):
   path = tmp_path / "subjects.txt"
   path.write_text("p003\np007\n")
