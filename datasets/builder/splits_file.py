@@ -75,6 +75,7 @@ def read(path: str) -> SplitsFile:
   content = _content_of(path)
   try:
     values = json.loads(content, object_pairs_hook=_without_repeats)
+    json.dumps(values, ensure_ascii=False).encode()  # Names must be text that can be written.
   except (ValueError, RecursionError) as error:
     raise InputError(f"{path}: must be JSON ({_first_line(error)}): {_WANTED}.") from error
   digest = hashlib.sha256(content.encode()).hexdigest()[:16]

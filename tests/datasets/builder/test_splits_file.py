@@ -44,6 +44,7 @@ def test_a_split_is_enough(tmp_path):
         ("[" * 100_000, "must be JSON"),
         ('{"form": 1, "subjects": {"a": {"split": "test"}, "a": {"split": "train"}}}',
          "'a' stands there twice"),
+        ('{"form": 1, "subjects": {"\\ud800": {"split": "train"}}}', "must be JSON"),
         (5, "must be a splits.json that a build wrote"),
         ({"splits": {}}, "must be a splits.json that a build wrote"),
         ({"form": 2, "subjects": {}}, "must be of form 1. Got: 2"),
