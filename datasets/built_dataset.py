@@ -363,6 +363,11 @@ def is_version(path: pathlib.Path) -> bool:
   return (path / INFO_NAME).is_file()
 
 
+def set_aside(version_folder: pathlib.Path) -> pathlib.Path:
+  """Returns where a build keeps the dataset that it replaces, until it has succeeded."""
+  return version_folder.with_name(f".replaced-{version_folder.name}")
+
+
 def _descend(path: pathlib.Path, dataset: str) -> pathlib.Path:
   """Goes down to the version: config `slices` where there is a choice, the newest version."""
   for _ in range(3):

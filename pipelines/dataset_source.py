@@ -15,7 +15,7 @@ import numpy as np
 
 from flexunet.core.errors import InputError, unknown_name
 from flexunet.core.files import read_table
-from flexunet.datasets import built_dataset
+from flexunet.datasets import built_dataset, subject_splits
 from flexunet.imaging import slice_recipe
 from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.imaging.slice_recipe import SliceRecipe
@@ -137,10 +137,9 @@ class DatasetSource:
 
   def check_split(self, split: str) -> None:
     """Raises InputError where the dataset has no such split, or no record in it."""
-    if split not in self.info.splits:
-      raise unknown_name(f"split of dataset {self.name}", split, self.splits)
-    if not self.info.splits[split].num_examples:
-      raise InputError(f"Split {split!r} of dataset {self.name} holds no records.")
+    found = [name for name in self.splits if self.info.splits[name].num_examples]
+    if split not in found:
+      raise _no_split(self.name, split, found)
 
 
 def open_dataset(dataset: str | None, data_dir: str | os.PathLike) -> DatasetSource:
@@ -185,13 +184,23 @@ def check_folder(
     )
   for split in splits if found else ():
     if split not in found:
-      raise unknown_name(f"split of dataset {name}", split, found)
+      raise _no_split(name, split, found)
   listing = path / built_dataset.RECORDS_NAME
   if fold >= 0 and listing.is_file():
     rows = read_table(listing, ["split", "fold"])
     numbers = {row["fold"] for row in rows if not splits or row["split"] in splits}
     check_fold(name, (int(one) for one in numbers if one.lstrip("-").isdecimal()), fold)
   return path
+
+
+def _no_split(name: str, split: str, found: Sequence[str]) -> InputError:
+  """Returns the error for a split without records; says which the dataset has."""
+  if split not in subject_splits.SPLITS:
+    return unknown_name(f"split of dataset {name}", split, found)
+  return InputError(
+      f"Split {split!r} of dataset {name} holds no records: no subject falls to it. It has"
+      f" {', '.join(found) or 'none'}; name one of them, or build the dataset from more subjects."
+  )
 
 
 def check_fold(name: str, folds: Iterable[int], fold: int) -> None:

@@ -283,9 +283,9 @@ def _split_counts(builder: SegmentationBuilder, findings: Findings) -> str:
   assigned = builder.assign_splits(findings.cases)
   for line in assigned.warnings:
     print(f"warning: {line}", file=sys.stderr)
-  splits, folds = list(assigned.splits.values()), list(assigned.folds.values())
+  splits = list(assigned.splits.values())
   counts = ", ".join(f"{name} {splits.count(name)}" for name in subject_splits.SPLITS)
-  sizes = ", ".join(str(folds.count(fold)) for fold in range(assigned.settings["num_folds"]))
+  sizes = ", ".join(map(str, assigned.fold_sizes()))
   return f"subjects: {counts}; folds of {sizes}{_decided_by(assigned.counts())}."
 
 

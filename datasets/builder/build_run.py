@@ -84,7 +84,10 @@ class RunBuilder(CaseReader, Protocol):
     """Takes what the raw folder decides."""
 
   def assign_splits(
-      self, cases: Sequence[Case], joined: Iterable[Collection[str]] = ()
+      self,
+      cases: Sequence[Case],
+      joined: Iterable[Collection[str]] = (),
+      loads: Mapping[str, float] | None = None,
   ) -> CaseSplits:
     """Returns which split and fold each case gets; groups of subjects stand on one side."""
 
@@ -228,9 +231,10 @@ def _assemble(
     download_config: Any,
 ) -> None:
   identical = identical_images.find(case.images for case in read)
-  if identical.joined:
+  loads = _loads(read) if _split_options(builder).stratify == "foreground" else None
+  if identical.joined or loads is not None:
     # Known only now. Payloads whose fold changed by it are mended where they are written.
-    assigned = builder.assign_splits(findings.cases, identical.joined)
+    assigned = builder.assign_splits(findings.cases, identical.joined, loads)
   records = _placed(builder, findings, read, assigned, identical)
   if "train" in assigned.splits.values() and not records["train"]:
     raise errors.InputError("The options leave no slice to train on. Loosen them.")
@@ -272,6 +276,23 @@ def _assemble(
   info.set_splits(tfds.core.SplitDict(infos))
 
 
+def _loads(read: Sequence[ReadCase]) -> dict[str, float]:
+  """Returns {labelled subject: share of its pixels that is labelled}."""
+  pixels: dict[str, list[int]] = {}
+  for one in read:
+    if one.task.case.labelled:
+      counts = pixels.setdefault(one.task.case.subject, [0, 0])
+      for row in one.rows:
+        counts[0] += sum(row.pixels[1:])
+        counts[1] += sum(row.pixels)
+  return {subject: labelled / max(total, 1) for subject, (labelled, total) in pixels.items()}
+
+
+def _split_options(builder: RunBuilder) -> SplitOptions:
+  """Returns what the build was asked for: by the caller, or by its config."""
+  return builder.split_options or builder.builder_config.options
+
+
 def _placed(
     builder: RunBuilder,
     findings: Findings,
@@ -298,10 +319,8 @@ def _placed(
       counts = one.notes.slices_left_out
       counts[reason] = counts.get(reason, 0) + 1
   for name in subject_splits.SPLITS:
-    if assigned.splits and not records[name]:
-      findings.warn(
-          f"Split {name} is empty: none of the {len(assigned.splits)} subjects here falls to it."
-      )
+    if assigned.splits and not records[name] and (line := assigned.why_empty(name)):
+      findings.warn(line)
   return records
 
 
@@ -372,9 +391,8 @@ def _about(builder: RunBuilder) -> dict[str, Any]:
 
 def _about_splits(builder: RunBuilder, assigned: CaseSplits) -> dict[str, Any]:
   """Returns what the report says of how the splits were decided."""
-  options = builder.split_options or builder.builder_config.options
   return {
       "split_asked": assigned.settings["shares"],
-      "split_options": options.asked(),
+      "split_options": _split_options(builder).asked(),
       "split_by": assigned.counts(),
   }

@@ -144,7 +144,7 @@ def recognising(manual_dir: pathlib.Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _set_aside(version_folder: pathlib.Path) -> Iterator[None]:
   """Puts an existing dataset out of the way, and back when the new one fails."""
-  aside = version_folder.with_name(f".replaced-{version_folder.name}")
+  aside = built_dataset.set_aside(version_folder)
   if version_folder.exists():
     shutil.rmtree(aside, ignore_errors=True)
     version_folder.rename(aside)

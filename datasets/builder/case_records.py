@@ -101,8 +101,11 @@ def write_case(builder: CaseReader, task: CaseTask) -> str | None:
         payload = serializer.get_tf_example(encoded).SerializeToString(deterministic=True)
         stream.write(payload)
         crc = tfrecord.masked_crc(payload)
-        place = {"key": key, "start": start, "length": len(payload), "crc": crc}
-        rows.append(RecordRow(**place, fold=task.fold, **row))
+        rows.append(
+            RecordRow(
+                key=key, start=start, length=len(payload), crc=crc, fold=task.fold, **row
+            )
+        )  # fmt: skip
         start += len(payload)
         checksum = zlib.crc32(payload, checksum)
   except InputError as error:

@@ -213,16 +213,22 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     return subject
 
   def assign_splits(
-      self, cases: Sequence[Case], joined: Iterable[Collection[str]] = ()
+      self,
+      cases: Sequence[Case],
+      joined: Iterable[Collection[str]] = (),
+      loads: Mapping[str, float] | None = None,
   ) -> CaseSplits:
     """Returns which split and fold each case of a build gets.
 
     Args:
       cases: All of the build.
       joined: Groups of subjects that must stand on one side.
+      loads: {subject: share of its pixels that is labelled}, where that is to be spread evenly.
     """
     options = self.split_options or self.options
-    return case_splits.decide(cases, self.SPLIT_SALT, options, self.subject_in_records, joined)
+    return case_splits.decide(
+        cases, self.SPLIT_SALT, options, self.subject_in_records, joined, loads
+    )
 
   def inspect_source(self, root: str | os.PathLike) -> Findings:
     """Looks through a raw folder and raises all its problems at once; writes nothing.

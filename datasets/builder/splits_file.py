@@ -24,6 +24,7 @@ from typing import Any
 
 from flexunet.core import errors
 from flexunet.core.errors import InputError
+from flexunet.datasets import built_dataset
 from flexunet.datasets.subject_splits import NO_FOLD, NUM_FOLDS, RATIOS, SPLITS
 
 NAME = "splits.json"
@@ -74,6 +75,7 @@ def read(path: str) -> SplitsFile:
   content = _content_of(path)
   try:
     values = json.loads(content, object_pairs_hook=_without_repeats)
+    json.dumps(values, ensure_ascii=False).encode()  # Names must be text that can be written.
   except (ValueError, RecursionError) as error:
     raise InputError(f"{path}: must be JSON ({_first_line(error)}): {_WANTED}.") from error
   digest = hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -138,6 +140,9 @@ def write(
 
 def _content_of(path: str) -> str:
   file = pathlib.Path(path).expanduser()
+  aside = built_dataset.set_aside(file.parent) / file.name
+  if not file.exists() and aside.is_file():
+    file = aside  # A build that was killed had put the dataset aside.
   if not file.exists():
     raise errors.missing_file(file)
   try:
