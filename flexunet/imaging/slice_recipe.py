@@ -49,11 +49,6 @@ class SliceRecipe:
   intensity: IntensityWindow
   isotropic_mm: float | None = None
 
-  @property
-  def resamples(self) -> bool:
-    """Whether slices may lie on another grid than that of their scan."""
-    return self.isotropic_mm is not None
-
   def cut(
       self,
       stored: Volume,
