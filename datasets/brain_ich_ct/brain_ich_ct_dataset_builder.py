@@ -116,7 +116,7 @@ class Builder(VolumeBuilder):
       if self.options.plane not in (None, "axial") or self.options.isotropic_mm:
         rows = {}  # The readers judged the axial slices of the scan, no others.
       for cut in super().slices_of(case, notes):
-        yield dataclasses.replace(cut, extras=_extras(rows.get(cut.index)))
+        yield dataclasses.replace(cut, extras={**cut.extras, **_extras(rows.get(cut.index))})
       return
     for number, image, label, row in ct_ich_releases.read_slices(case, notes, MASK_THRESHOLD):
       yield Slice(number - 1, image, label, extras=_extras(row))

@@ -60,13 +60,12 @@ def of_slices(cut: CutVolume) -> Iterator[dict[str, Any]]:
   count = cut.slices.pixels.shape[2]
   nearest = slice_recipe.nearest(count, cut.native.pixels.shape[2])
   for index in range(count):
-    own = np.flatnonzero(nearest == index) if cut.native_label is not None else np.zeros(0, int)
-    pngs = [
-        case_records.encode_png(np.ascontiguousarray(cut.native_label[:, :, k])) for k in own
-    ]
+    own = np.flatnonzero(nearest == index)
+    label = cut.native_label
+    kept = [] if label is None else [np.ascontiguousarray(label[:, :, k]) for k in own]
     yield {
-        LABEL: np.array(pngs, object),
-        SLICE_INDEX: int(own[0]) if own.size else -1,
+        LABEL: np.array([case_records.encode_png(one) for one in kept], object),
+        SLICE_INDEX: int(own[0]) if kept else -1,
         SPACING_MM: spacing_mm,
     }
 

@@ -91,6 +91,11 @@ class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=
       return IntensityWindow("window", *self.options.window)
     return self.intensity()
 
+  @property
+  def resamples(self) -> bool:
+    """Whether slices lie on another grid than that of their scan."""
+    return self.active_plan() is not None and self.recipe().resamples
+
   def recipe(self) -> SliceRecipe:
     """Returns how volumes become slices."""
     plan = self.active_plan()
@@ -109,7 +114,7 @@ class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=
         label=scan.label, spacing_mm=scan.spacing_mm, name=case.files["image"].name,
     )  # fmt: skip
     slices, label = cut.slices, cut.label
-    native = list(native_labels.of_slices(cut)) if self.recipe().resamples else None
+    native = list(native_labels.of_slices(cut)) if self.resamples else None
     for index in range(slices.pixels.shape[2]):
       yield Slice(
           index=index,
@@ -158,7 +163,7 @@ class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=
   def _make_features(self) -> tfds.features.FeaturesDict:
     if self.options.form != "volumes":
       made = super()._make_features()
-      if self.active_plan() is None or not self.recipe().resamples:
+      if not self.resamples:
         return made
       return tfds.features.FeaturesDict({**made, **native_labels.features()})
     return segmentation_builder.volume_features(

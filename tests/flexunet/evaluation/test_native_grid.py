@@ -134,6 +134,19 @@ def test_volumes_without_some_slices_are_scored_on_the_slices_of_the_scan_that_a
   assert volume.on_native_grid().has_gaps == bool(len(gone))
 
 
+def test_a_dataset_with_features_of_its_own_keeps_the_labels_of_the_scan_too(tmp_path):
+  raw = build_samples.raw_folder("brain_ich_ct/nifti", tmp_path / "raw", subjects=3)
+  builder = build_samples.build(
+      "brain_ich_ct", raw, tmp_path / "data", options={"isotropic_mm": 2.0}
+  )
+  scans, source = scans_of(builder, raw), open_dataset(None, builder.data_dir)
+  found = [volume for split in source.splits for volume in volumes_of(source, split)]
+  assert len(found) == 3
+  for volume in found:
+    wanted = scans[volume.volume].native_label
+    assert np.array_equal(np.stack(volume.on_native_grid().labels, axis=-1), wanted)
+
+
 def test_without_resampling_no_record_holds_a_second_label(tmp_path):
   raw = build_samples.raw_folder(NAME, tmp_path / "raw", subjects=2)
   builder = build_samples.build(NAME, raw, tmp_path / "data")
