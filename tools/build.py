@@ -23,6 +23,7 @@ import numpy as np
 from flexunet.core import command_line, flags, progress
 from flexunet.core.errors import InputError
 from flexunet.datasets import built_dataset, catalog
+from flexunet.datasets.builder import subject_names
 from flexunet.imaging import nifti, pictures
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ _CONFIG_NAME = _PROGRAM.string(
     "config_name", None,
     "Name of the built config, so that two folders with equal options can lie side by side.",
 )  # fmt: skip
+_NAMES = _PROGRAM.fields(subject_names.NameOptions, group="Names of subjects")
 _SHOWN_VALUES = 8
 _COLUMNS = 80
 
@@ -96,6 +98,7 @@ def main(argv: Sequence[str]) -> None:
       options=options,
       config_name=_CONFIG_NAME.value,
       file_format=_FILE_FORMAT.value,
+      name_options=flags.read(subject_names.NameOptions, _NAMES),
   )
   builder = make_builder()
   try:
@@ -170,6 +173,8 @@ def print_summary(builder: SegmentationBuilder) -> None:
     print(f"left out: {count} slices ({reason})")
   for line in report["warnings"]:
     print(f"warning: {line}", file=sys.stderr)
+  if builder.names is not None and builder.names.uses_key:
+    print(f"Whose the pseudonyms are is in {builder.names.key_path}: keep it, and keep it secret.")
   print(f"{builder.info.full_name} lies in {builder.data_path}")
 
 
@@ -184,6 +189,7 @@ def _sum_by_reason(by_volume: dict[str, dict[str, int]]) -> dict[str, int]:
 def print_files(builder: SegmentationBuilder, manual_dir: pathlib.Path) -> None:
   """Prints the files of the raw folder by case; reads the labels to show their values."""
   findings = builder.inspect_source(manual_dir)
+  names = builder.name_subjects(findings)
   for case in findings.cases:
     print(case.key)
     for role, path in case.files.items():
@@ -201,6 +207,8 @@ def print_files(builder: SegmentationBuilder, manual_dir: pathlib.Path) -> None:
   splits = list(split_of.values())
   counts = ", ".join(f"{name} {splits.count(name)}" for name in ("train", "validation", "test"))
   print(f"{len(findings.cases)} cases, {len(labelled)} labelled; subjects: {counts}.")
+  for line in subject_names.lines(names, sorted({case.subject for case in findings.cases})):
+    print(line)
   print("Nothing was built (--dry_run).")
 
 

@@ -27,6 +27,7 @@ from flexunet.datasets.builder import build_report, case_records, croissant, sha
 from flexunet.datasets.builder.case_records import CaseReader, CaseTask
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
 from flexunet.datasets.builder.shard_writer import PlacedRecord
+from flexunet.datasets.builder.subject_names import SubjectNames
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.imaging.slicing import SlicePlan
@@ -68,6 +69,9 @@ class RunBuilder(CaseReader, Protocol):
   def split_subjects(self, strata: Mapping[str, str]) -> dict[str, str]:
     """Returns {subject: split}."""
 
+  def name_subjects(self, findings: Findings) -> SubjectNames:
+    """Decides how records and report call the subjects and files of a raw folder."""
+
   def label_scheme(self) -> LabelScheme:
     """Returns the classes."""
 
@@ -95,13 +99,18 @@ def build(builder: RunBuilder, root: pathlib.Path, download_config: Any) -> None
   findings = builder.inspect_source(root)
   builder.set_source(findings.release, builder.voxel_dtype_of(findings))
   folder = pathlib.Path(builder.data_dir)
+  # Splits are decided by the names of the raw folder; everything written has these.
+  names = builder.name_subjects(findings)
+  names.save(builder.info.full_name)
   with _work_folder(builder, folder) as work:
     folds = _folds(builder, findings.cases)
     tasks = []
     for case in findings.cases:
       fold = folds[case.subject]
-      name = hashlib.sha256(f"{case.state(findings.root)}:{fold}".encode()).hexdigest()[:24]
-      tasks.append(CaseTask(case, fold, work / name))
+      written = names.written(case)
+      state = f"{case.state(findings.root)}:{fold}:{written.key}:{written.subject}:{written.volume}"
+      name = hashlib.sha256(state.encode()).hexdigest()[:24]
+      tasks.append(CaseTask(case, fold, work / name, written))
     missing = [task for task in tasks if not case_records.is_finished(task.stem)]
     # The longest first, so that no worker is left alone with one at the end.
     missing.sort(key=lambda task: task.case.num_bytes, reverse=True)
@@ -110,7 +119,7 @@ def build(builder: RunBuilder, root: pathlib.Path, download_config: Any) -> None
         builder, address_of(builder), missing, num_workers, done=len(tasks) - len(missing)
     ):
       raise errors.from_problems(problems, "Nothing was built.")
-    _assemble(builder, folder, findings, tasks, download_config)
+    _assemble(builder, folder, findings, tasks, names, download_config)
 
 
 def address_of(builder: RunBuilder) -> workers.BuilderAddress:
@@ -182,6 +191,7 @@ def _assemble(
     folder: pathlib.Path,
     findings: Findings,
     tasks: Sequence[CaseTask],
+    names: SubjectNames,
     download_config: Any,
 ) -> None:
   records, notes = _placed(builder, findings, tasks)
@@ -195,7 +205,8 @@ def _assemble(
   licenses = builder.licenses()
   if not licenses:
     findings.warn("The builder states no licence of the source (LICENSES): none is claimed.")
-  source = build_report.of_source(notes, findings.left_out, findings.warnings)
+  source = build_report.of_source(notes, findings.left_out, findings.warnings, names)
+  names.save(builder.info.full_name)
   report = build_report.write(
       folder, {**_about(builder), **source}, builder.label_scheme(), splits
   )
@@ -218,12 +229,12 @@ def _placed(
   labelled = [case for case in findings.cases if case.labelled]
   split_of = builder.split_subjects({case.subject: case.stratum for case in labelled})
   for task in tasks:
-    rows, notes[task.case.key] = case_records.read_index(task.stem)
+    rows, notes[task.written.key] = case_records.read_index(task.stem)
     split = subject_splits.UNLABELED
     if task.case.labelled:
       split = task.case.split or split_of[task.case.subject]
     work_file = task.stem.with_suffix(".records")
-    records[split].extend(PlacedRecord(task.case, task.fold, row, work_file) for row in rows)
+    records[split].extend(PlacedRecord(task.written, task.fold, row, work_file) for row in rows)
   for name in _SPLITS[:3]:
     if labelled and not records[name]:
       findings.warn(

@@ -16,6 +16,7 @@ from flexunet.core.errors import InputError
 from flexunet.datasets import built_dataset, catalog
 from flexunet.datasets.builder.raw_folder import NothingFoundError
 from flexunet.datasets.builder.segmentation_builder import SegmentationBuilder
+from flexunet.datasets.builder.subject_names import NameOptions
 
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 
@@ -29,6 +30,8 @@ def build_dataset(
     num_workers: int | None = None,
     file_format: str | None = None,
     config_name: str | None = None,
+    subject_names: str = "auto",
+    key_file: str | os.PathLike | None = None,
     **options: Any,
 ) -> pathlib.Path:
   """Builds a dataset from the folder that its publisher ships, as `flexunet build` does.
@@ -41,6 +44,9 @@ def build_dataset(
     num_workers: Processes that read scans; by default as many as there are CPUs.
     file_format: "tfrecord" (default) or "array_record".
     config_name: Names the built config, so that two of equal options can lie side by side.
+    subject_names: "auto" keeps names that are codes and makes pseudonyms of the rest, "keep",
+      "pseudonym".
+    key_file: Where the key of the pseudonyms is kept; by default in the raw folder.
     **options: Those of the dataset, by the names of their flags, such as plane="axial".
 
   Returns:
@@ -56,6 +62,9 @@ def build_dataset(
       options=options,
       config_name=config_name,
       file_format=file_format,
+      name_options=NameOptions(
+          subject_names=subject_names, key_file=os.fspath(key_file) if key_file else None
+      ),
   )
   folder = pathlib.Path(make_builder().data_path)
   if overwrite or not built_dataset.is_version(folder):
@@ -71,6 +80,7 @@ def maker(
     options: Mapping[str, Any] | None = None,
     config_name: str | None = None,
     file_format: str | None = None,
+    name_options: NameOptions | None = None,
 ) -> Callable[[], SegmentationBuilder]:
   """Returns a function that returns a new builder; for the arguments see `build_dataset`."""
 
@@ -79,6 +89,7 @@ def maker(
         dataset, data_dir, options=options, config_name=config_name, file_format=file_format
     )
     builder.num_workers = num_workers
+    builder.name_options = name_options or NameOptions()
     return builder
 
   return make_builder

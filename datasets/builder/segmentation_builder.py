@@ -15,6 +15,8 @@ To add a dataset:
 5. For images write `slices_of(case, notes)`, a generator of `Slice`. It runs in a worker.
 6. Add name and options to `catalog.OPTIONS`, the folder to `packages` in setup.cfg, and a test with
    `tfds.testing.DatasetBuilderTestCase` on a phantom.
+PUBLISHED_SUBJECTS declares which subjects are codes of the publisher; others are kept where they
+are codes by themselves, and become pseudonyms otherwise (`subject_names`).
 A dataset may override also `extra_features`, `split_subjects`, `licenses` and `read_scan`. Options
 of its own go into `datasets/<name>/options.py`, which loads no TFDS.
 """
@@ -40,6 +42,7 @@ from flexunet.datasets.builder import build_run, case_records, raw_folder
 from flexunet.datasets.builder.croissant import License
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
 from flexunet.datasets.builder.record_options import RecordOptions
+from flexunet.datasets.builder.subject_names import NameOptions, SubjectNames
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.imaging.slicing import SlicePlan
@@ -96,17 +99,23 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     num_workers: Processes that read cases; None takes all CPUs this process may use.
     release: Which of several published forms the raw folder holds; "" where there is one only.
     voxel_dtype: What the volumes of this build store.
+    name_options: How subjects are called.
+    names: The names of a build, once its raw folder has been looked through.
   """
 
   HOMEPAGE: ClassVar[str] = ""
   LICENSES: ClassVar[tuple[License, ...]] = ()  # The source's; the records are under them too.
   LAYOUT: ClassVar[str] = ""  # One line: what the raw folder must look like.
   SPLIT_SALT: ClassVar[str] = "flexunet"
+  # Regular expression of subjects whose names are codes of the publisher, whatever their letters.
+  PUBLISHED_SUBJECTS: ClassVar[str] = ""
   EXTRA_CONFIGS: ClassVar[list[RecordConfig]] = []
 
   num_workers: int | None = None
   release: str = ""
   voxel_dtype: np.dtype = np.dtype(np.int16)
+  name_options: NameOptions = NameOptions()
+  names: SubjectNames | None = None
 
   def __init_subclass__(cls, skip_registration: bool = False, **kwargs):
     super().__init_subclass__(skip_registration=skip_registration, **kwargs)
@@ -171,6 +180,21 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
   def active_intensity(self) -> IntensityWindow:
     """Returns how intensities become 8 bits, by the window of the config first."""
     return self.intensity()
+
+  def name_subjects(self, findings: Findings) -> SubjectNames:
+    """Decides how records and report call the subjects and files of a raw folder.
+
+    Raises:
+      InputError: The key of the pseudonyms is damaged, or would lie below the data_dir.
+    """
+    self.names = SubjectNames(
+        findings, self.name_options, self.PUBLISHED_SUBJECTS, pathlib.Path(self._data_dir_root)
+    )
+    return self.names
+
+  def subject_in_records(self, subject: str) -> str:
+    """Returns how what is written calls a subject of the raw folder."""
+    return self.names.subject(subject) if self.names else subject
 
   def inspect_source(self, root: str | os.PathLike) -> Findings:
     """Looks through a raw folder and raises all its problems at once; writes nothing.
