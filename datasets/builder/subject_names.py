@@ -31,7 +31,7 @@ from flexunet.datasets.builder.raw_folder import KEY_NAME, Case, Findings
 
 MODES = ("auto", "keep", "pseudonym")
 # Letters that stand before the number of anybody.
-_COMMON_WORDS = frozenset([
+COMMON_WORDS = frozenset([
     "acq", "adc", "anat", "ax", "axial", "brain", "case", "control", "coronal", "ct", "dwi",
     "flair", "gre", "hc", "head", "id", "image", "images", "img", "label", "labels", "left",
     "lesion", "mask", "masks", "mr", "mri", "p", "pat", "patient", "pet", "phantom", "pt", "right",
@@ -264,7 +264,7 @@ class _Codes:
   def _is_shared(self, name: str, owners: Mapping[str, set[str]]) -> bool:
     if _DATE.search(name):
       return False
-    if set(re.findall(r"[^\W\d_]+", name.lower())) <= _COMMON_WORDS:
+    if _is_common(name):
       return True
     return len(owners.get(_skeleton(name), ())) >= self._needed
 
@@ -374,6 +374,43 @@ def _locked(path: pathlib.Path) -> Iterator[None]:
     yield
   finally:
     os.close(folder)
+
+
+def names_in_key(path: pathlib.Path) -> set[str]:
+  """Returns the names of subjects and files that a key file holds.
+
+  Raises:
+    InputError: There is no such file, or it is damaged.
+  """
+  path = path.expanduser()
+  key = _read_key(path)
+  if not key:
+    raise InputError(f"--key_file {path}: there is no such file.")
+  files_of = [name for numbered in key.get("files", {}).values() for name in numbered.values()]
+  stems = {without_suffix(part) for name in files_of for part in str(name).split("/")}
+  return {*map(str, key["subjects"].values()), *(s for s in stems if not _is_common(s))}
+
+
+def without_suffix(name: str) -> str:
+  """Returns a file name without the endings that say what the file is."""
+  return _SUFFIX.sub("", name)
+
+
+def no_codes(names: Iterable[str]) -> set[str]:
+  """Returns the names of files and folders that no other one differs from in digits alone."""
+  found = set(names)
+  counts = collections.Counter(map(_skeleton, found))
+  return {
+      name
+      for name in found
+      if (counts[_skeleton(name)] < 2 or _DATE.search(name))
+      and not _is_common(name)
+  }
+
+
+def _is_common(name: str) -> bool:
+  """Returns whether a name is made of words and numbers that name nobody."""
+  return set(re.findall(r"[^\W\d_]+", name.lower())) <= COMMON_WORDS
 
 
 def lines(names: SubjectNames, subjects: Sequence[str]) -> list[str]:
