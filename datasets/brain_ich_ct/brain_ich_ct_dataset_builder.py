@@ -39,6 +39,7 @@ class Builder(VolumeBuilder):
       " ct_scans/NNN.nii and masks/NNN.nii (v1.3.1)"
   )
   SPLIT_SALT = ct_ich_patients.SALT
+  PUBLISHED_SUBJECTS = r"ctich_\d+"
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
       "Get CT-ICH from PhysioNet (ct-ich; v1.0.0 is open, v1.3.1 is restricted) or Kaggle"
       f" (vbookshelf/computed-tomography-ct-images) and unpack it: {LAYOUT}."

@@ -18,6 +18,7 @@ import numpy as np
 
 from flexunet.datasets.builder.raw_folder import Notes
 from flexunet.datasets.builder.shard_writer import PlacedRecord, Shard
+from flexunet.datasets.builder.subject_names import SubjectNames
 from flexunet.datasets.built_dataset import RECORD_COLUMNS, RECORDS_NAME, REPORT_NAME
 from flexunet.imaging import label_scheme
 from flexunet.imaging.label_scheme import LabelScheme
@@ -35,7 +36,10 @@ class BuiltSplit:
 
 
 def of_source(
-    notes: Mapping[str, Notes], left_out: Mapping[str, str], warnings: Sequence[str]
+    notes: Mapping[str, Notes],
+    left_out: Mapping[str, str],
+    warnings: Sequence[str],
+    names: SubjectNames,
 ) -> dict[str, Any]:
   """Returns the entries of the report that come from reading the source.
 
@@ -43,6 +47,7 @@ def of_source(
     notes: {volume: notes of its case}.
     left_out: {file name relative to the raw folder: reason}.
     warnings: Lines for the user.
+    names: How the report calls files and persons.
   """
   left_out, warnings = dict(left_out), list(warnings)
   for note in notes.values():
@@ -51,11 +56,15 @@ def of_source(
   return {
       "mask_values": _merge_histograms(notes.values()),
       "volume_facts": {volume: note.facts for volume, note in notes.items() if note.facts},
-      "left_out": [{"file": file, "reason": left_out[file]} for file in sorted(left_out)],
+      "left_out": [
+          {"file": names.file(file), "reason": names.text(left_out[file])}
+          for file in sorted(left_out)
+      ],
       "slices_left_out": {
           volume: note.slices_left_out for volume, note in notes.items() if note.slices_left_out
       },
-      "warnings": sorted(set(warnings)),
+      "warnings": sorted({names.text(line) for line in warnings}),
+      "subject_names": names.about(),
   }
 
 

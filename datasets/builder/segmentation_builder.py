@@ -16,6 +16,8 @@ To add a dataset:
 5. For images write `slices_of(case, notes)`, a generator of `Slice`. It runs in a worker.
 6. Add name and options to `catalog.OPTIONS`, the folder to `packages` in setup.cfg, and a test with
    `tfds.testing.DatasetBuilderTestCase` on a phantom.
+PUBLISHED_SUBJECTS declares which subjects are codes of the publisher; others are kept where they
+are codes by themselves, and become pseudonyms otherwise (`subject_names`).
 A dataset may override also `extra_features`, `licenses` and `read_scan`. Options of its own go into
 `datasets/<name>/options.py`, which loads no TFDS. Where the publisher fixed splits or folds, its
 cases say so (`Case.split`, `Case.fold`); all else is decided in `case_splits.py`.
@@ -50,6 +52,7 @@ from flexunet.datasets.builder.case_splits import CaseSplits
 from flexunet.datasets.builder.croissant import License
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
 from flexunet.datasets.builder.record_options import RecordOptions, SplitOptions
+from flexunet.datasets.builder.subject_names import NameOptions, SubjectNames
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.imaging.slicing import SlicePlan
@@ -108,12 +111,16 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     voxel_dtype: What the volumes of this build store.
     split_options: Who stands in which split; None leaves it to the options of the config.
     decided: What else the raw folder decides, from `decide`.
+    name_options: How subjects are called.
+    names: The names of a build, once its raw folder has been looked through.
   """
 
   HOMEPAGE: ClassVar[str] = ""
   LICENSES: ClassVar[tuple[License, ...]] = ()  # The source's; the records are under them too.
   LAYOUT: ClassVar[str] = ""  # One line: what the raw folder must look like.
   SPLIT_SALT: ClassVar[str] = "flexunet"
+  # Regular expression of subjects whose names are codes of the publisher, whatever their letters.
+  PUBLISHED_SUBJECTS: ClassVar[str] = ""
   EXTRA_CONFIGS: ClassVar[list[RecordConfig]] = []
 
   num_workers: int | None = None
@@ -121,6 +128,8 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
   voxel_dtype: np.dtype = np.dtype(np.int16)
   split_options: SplitOptions | None = None
   decided: Mapping[str, Any] = types.MappingProxyType({})
+  name_options: NameOptions = NameOptions()
+  names: SubjectNames | None = None
 
   def __init_subclass__(cls, skip_registration: bool = False, **kwargs):
     module = cls.__module__
@@ -208,9 +217,20 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     """Returns how intensities become 8 bits, by the window of the config first."""
     return self.intensity()
 
+  def name_subjects(self, findings: Findings) -> SubjectNames:
+    """Decides how records and report call the subjects and files of a raw folder.
+
+    Raises:
+      InputError: The key of the pseudonyms is damaged, or would lie below the data_dir.
+    """
+    self.names = SubjectNames(
+        findings, self.name_options, self.PUBLISHED_SUBJECTS, pathlib.Path(self._data_dir_root)
+    )
+    return self.names
+
   def subject_in_records(self, subject: str) -> str:
-    """Returns the name by which records, `splits.json` and the report call a subject."""
-    return subject
+    """Returns how what is written calls a subject of the raw folder."""
+    return self.names.subject(subject) if self.names else subject
 
   def assign_splits(
       self,
