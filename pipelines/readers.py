@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -30,6 +30,24 @@ _READ_BYTES = 1 << 16
 _MEMORY_SHARE = 0.5
 # row int64 -> {"image": uint8 [H, W, C], "label": uint8 [H, W, 1]} at native resolution
 NativeReader = Callable[[tf.Tensor], dict[str, tf.Tensor]]
+
+
+@contextlib.contextmanager
+def named_record(table: RecordTable, row: Callable[[], int]) -> Iterator[None]:
+  """Turns what TensorFlow raises of a damaged record in the block into an InputError.
+
+  Args:
+    table: Holds the record.
+    row: Returns its row when it has been raised.
+  """
+  try:
+    yield
+  except (tf.errors.DataLossError, tf.errors.InvalidArgumentError, tf.errors.OutOfRangeError,
+          tf.errors.UnknownError) as error:  # fmt: skip
+    raise InputError(
+        f"Every record must be readable, but {table.describe(row())} cannot be. Build or copy the"
+        " dataset again; flexunet verify names all such records."
+    ) from error
 
 
 class RecordReader:
@@ -291,7 +309,8 @@ def _cut_volumes(source: DatasetSource, split: str, records: RecordTable) -> Rec
   for row in progress.bar(
       range(len(records)), desc=f"volumes of {split}", unit="volume", delay=3.0, leave=False
   ):
-    slices = _slices_of_volume(source, recipe, reader, row)
+    with named_record(records, lambda row=row: row):
+      slices = _slices_of_volume(source, recipe, reader, row)
     used += sum(2 * one.image.size for one in slices)
     if used > limit:
       raise InputError(

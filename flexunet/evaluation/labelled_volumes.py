@@ -7,7 +7,9 @@ that of the scan, whose labels are kept in the records.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -18,7 +20,7 @@ from flexunet.datasets.builder.native_labels import NativeSlices
 from flexunet.imaging import slice_recipe
 from flexunet.pipelines import tf_data
 from flexunet.pipelines.dataset_source import DatasetSource
-from flexunet.pipelines.readers import RecordReader
+from flexunet.pipelines.readers import RecordReader, named_record
 from flexunet.pipelines.record_table import RecordTable, volume_names, volume_numbers
 
 _OTHERS = (
@@ -145,7 +147,7 @@ def read_volumes(
   )
   volume: LabelledVolume | None = None
   for row, (subject, name), record in zip(
-      rows, names, records.as_numpy_iterator(), strict=True
+      rows, names, _named(records, table, rows), strict=True
   ):
     if volume is None or (subject, name) != (volume.subject, volume.volume):
       if volume is not None:
@@ -163,6 +165,17 @@ def read_volumes(
       volume.native.append(native)
   if volume is not None:
     yield volume
+
+
+def _named(
+    records: tf.data.Dataset, table: RecordTable, rows: np.ndarray
+) -> Iterator[dict[str, Any]]:
+  """Yields the decoded records of some rows; one that cannot be read is named."""
+  done = itertools.count()
+  with named_record(table, lambda: int(rows[next(done)])):
+    for record in records.as_numpy_iterator():
+      yield record
+      next(done)
 
 
 def _decoded_volumes(table: RecordTable, decoded: np.ndarray) -> Iterator[LabelledVolume]:
