@@ -201,13 +201,16 @@ class TrainingConfig(Checked):
   )
   metrics: tuple[str, ...] = knob(
       ("dice_coef_multiclass", "dice"),
-      "Scores of training and validation; Dice is always computed.",
+      "Scores of training, where the pixels of all slices of an epoch count together, and of"
+      " validation, where they are means over volumes; Dice is always computed.",
       choices=names.METRICS,
       group=_VALIDATION,
   )
   monitor: str = knob(
       "dice",
-      "Validation score that picks the best model and stops early: mean foreground Dice, or loss.",
+      "Validation score that picks the best model and stops early: 'dice' is the mean over the"
+      " held-out volumes of the mean Dice of their classes, as evaluation reports it, but at the"
+      " network's size; or 'loss'.",
       choices=("dice", "loss"),
       group=_VALIDATION,
   )
@@ -413,8 +416,16 @@ class RunConfig:
 
     Args:
       data_dir: Where it lies; as in training where None.
+
+    Raises:
+      InputError: It is no longer where it lay in training.
     """
     folder = pathlib.Path(data_dir or self.data.data_dir).expanduser()
+    if not data_dir and not folder.is_dir():
+      raise InputError(
+          f"--data_dir must name the folder that holds {self.dataset_facts.name}, the dataset of"
+          f" the run. By its config.json it lies in {folder}, which is not there."
+      )
     dataset = self.data.dataset
     if dataset is None and not (folder / "dataset_info.json").is_file():
       dataset = self.dataset_facts.name

@@ -40,6 +40,7 @@ def main(argv: Sequence[str]) -> None:
   run = run_folder.RunFolder.open(_RUN_DIR.value)
   run.check_trained()
   files.check_writable(run.evaluation, "--run_dir")
+  files.check_unlocked(run.evaluation, "--run_dir")
   # SciPy: --help does without.
   from flexunet.evaluation.scores import checked_tolerances
 

@@ -155,10 +155,12 @@ def check_folder(
     fold: Must be among its folds; -1: any.
 
   Raises:
-    InputError: There is no such dataset, split or fold, or its records have another container.
+    InputError: There is no such dataset, split or fold, its records have another container, or a
+      file beside them is not the one that was built.
   """
   path = built_dataset.locate(dataset, pathlib.Path(data_dir))
   name, container, found = built_dataset.read_summary(path)
+  built_dataset.check_unchanged(path)
   if container != "tfrecord":
     raise InputError(
         f"{path}: holds {container} files; training reads tfrecord. Build the dataset with"
@@ -170,16 +172,28 @@ def check_folder(
   listing = path / built_dataset.RECORDS_NAME
   if fold >= 0 and listing.is_file():
     with open(listing, newline="", encoding="utf-8") as stream:
-      check_fold(name, {int(row["fold"]) for row in csv.DictReader(stream)}, fold)
+      rows = [row for row in csv.DictReader(stream) if not splits or row["split"] in splits]
+    check_fold(name, {int(row["fold"]) for row in rows}, fold)
   return path
 
 
 def check_fold(name: str, folds: Iterable[int], fold: int) -> None:
-  """Raises InputError unless `fold` is among the folds of the dataset `name`; -1 means none."""
-  known = sorted({one for one in folds if one >= 0})
-  if fold not in known:
-    listing = ", ".join(map(str, known)) or "none"
+  """Raises InputError where a fold of a dataset leaves nothing to train on or to validate on.
+
+  Args:
+    name: That of the dataset.
+    folds: Those of the records that training and validation share; -1: never validated.
+    fold: That which is asked for.
+  """
+  known = set(folds)
+  listing = ", ".join(map(str, sorted(known - {-1}))) or "none"
+  if fold not in known - {-1}:
     raise InputError(f"--fold must be a fold of {name}. It has: {listing}. Got: {fold}.")
+  if known == {fold}:
+    raise InputError(
+        f"--fold={fold} of {name} leaves nothing to train on: all subjects for training and"
+        " validation are of this fold. Build the dataset from more subjects, or leave out --fold."
+    )
 
 
 def split_counts(source: DatasetSource) -> dict[str, dict[str, int]]:

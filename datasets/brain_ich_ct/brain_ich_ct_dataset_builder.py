@@ -6,7 +6,7 @@ Which of the two forms is read is found from the raw folder.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -81,11 +81,6 @@ class Builder(VolumeBuilder):
         name: tfds.features.Scalar(np.int32, doc="0 or 1, label of the slice; -1 unknown.")
         for name in names
     }
-
-  def split_subjects(self, strata: Mapping[str, str]) -> dict[str, str]:
-    """Returns {subject: split}, decided over the published list of patients."""
-    splits = ct_ich_patients.splits()
-    return {subject: splits[subject] for subject in strata}
 
   def find_cases(self, findings: Findings) -> None:
     """Looks through `findings.root` for one of the two forms."""

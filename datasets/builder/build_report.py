@@ -16,13 +16,9 @@ from typing import Any
 
 from flexunet.datasets.builder.raw_folder import Notes
 from flexunet.datasets.builder.shard_writer import PlacedRecord, Shard
-from flexunet.datasets.built_dataset import RECORDS_NAME, REPORT_NAME
+from flexunet.datasets.built_dataset import RECORD_COLUMNS, RECORDS_NAME, REPORT_NAME
 from flexunet.imaging.label_scheme import LabelScheme
 
-_COLUMNS = (
-    "split", "shard", "record", "offset", "length", "key", "subject", "volume", "slice_index",
-    "fold", "height", "width",
-)
 # A label with less background than this may have its colours swapped.
 _LEAST_BACKGROUND = 0.1
 
@@ -174,7 +170,7 @@ def _write_records(
 ) -> None:
   with open(path, "w", newline="", encoding="utf-8") as stream:
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([*_COLUMNS, *(f"pixels_{name}" for name in scheme.names)])
+    writer.writerow([*RECORD_COLUMNS, *(f"pixels_{name}" for name in scheme.names)])
     for name, split in splits.items():
       for record in split.records:
         row, case = record.row, record.case

@@ -14,7 +14,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,9 +23,18 @@ from absl import logging
 
 from flexunet.core import errors, files, machine
 from flexunet.datasets import subject_splits
-from flexunet.datasets.builder import build_report, case_records, croissant, shard_writer, workers
+from flexunet.datasets.builder import (
+    build_report,
+    case_records,
+    croissant,
+    shard_writer,
+    splits_file,
+    workers,
+)
 from flexunet.datasets.builder.case_records import CaseReader, CaseTask
+from flexunet.datasets.builder.case_splits import CaseSplits
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
+from flexunet.datasets.builder.record_options import SplitOptions
 from flexunet.datasets.builder.shard_writer import PlacedRecord
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.label_scheme import LabelScheme
@@ -33,7 +42,7 @@ from flexunet.imaging.slicing import SlicePlan
 
 # Part of the work folder's name: work files of an older form are not picked up.
 _WORK_FORM = 1
-_SPLITS = ("train", "validation", "test", subject_splits.UNLABELED)
+_SPLITS = (*subject_splits.SPLITS, subject_splits.UNLABELED)
 
 
 class RunBuilder(CaseReader, Protocol):
@@ -45,6 +54,7 @@ class RunBuilder(CaseReader, Protocol):
   data_path: Any
   SPLIT_SALT: str
   num_workers: int | None
+  split_options: SplitOptions | None
   release: str
   voxel_dtype: np.dtype
 
@@ -65,8 +75,13 @@ class RunBuilder(CaseReader, Protocol):
   def set_source(self, release: str, voxel_dtype: np.dtype) -> None:
     """Takes what the raw folder decides."""
 
-  def split_subjects(self, strata: Mapping[str, str]) -> dict[str, str]:
-    """Returns {subject: split}."""
+  def assign_splits(
+      self, cases: Sequence[Case], joined: Iterable[Collection[str]] = ()
+  ) -> CaseSplits:
+    """Returns which split and fold each case gets; groups of subjects stand on one side."""
+
+  def subject_in_records(self, subject: str) -> str:
+    """Returns the name by which what is written calls a subject."""
 
   def label_scheme(self) -> LabelScheme:
     """Returns the classes."""
@@ -96,10 +111,10 @@ def build(builder: RunBuilder, root: pathlib.Path, download_config: Any) -> None
   builder.set_source(findings.release, builder.voxel_dtype_of(findings))
   folder = pathlib.Path(builder.data_dir)
   with _work_folder(builder, folder) as work:
-    folds = _folds(builder, findings.cases)
+    assigned = builder.assign_splits(findings.cases)
     tasks = []
     for case in findings.cases:
-      fold = folds[case.subject]
+      fold = assigned.fold_of(case)
       name = hashlib.sha256(f"{case.state(findings.root)}:{fold}".encode()).hexdigest()[:24]
       tasks.append(CaseTask(case, fold, work / name))
     missing = [task for task in tasks if not case_records.is_finished(task.stem)]
@@ -110,7 +125,7 @@ def build(builder: RunBuilder, root: pathlib.Path, download_config: Any) -> None
         builder, address_of(builder), missing, num_workers, done=len(tasks) - len(missing)
     ):
       raise errors.from_problems(problems, "Nothing was built.")
-    _assemble(builder, folder, findings, tasks, download_config)
+    _assemble(builder, folder, findings, tasks, assigned, download_config)
 
 
 def address_of(builder: RunBuilder) -> workers.BuilderAddress:
@@ -125,7 +140,7 @@ def address_of(builder: RunBuilder) -> workers.BuilderAddress:
       module_root=os.fspath(source.parents[module.count(".")]),
       config=config.name
       if known
-      else {"name": config.name, **dataclasses.asdict(config.options)},
+      else {"name": config.name, **config.options.of_records()},
       release=builder.release,
       voxel_dtype=builder.voxel_dtype.str,
   )
@@ -167,24 +182,15 @@ def _remove_abandoned(folder: pathlib.Path, pattern: str) -> None:
       shutil.rmtree(work)
 
 
-def _folds(builder: RunBuilder, cases: list[Case]) -> dict[str, int]:
-  """Returns {subject: fold}: the publisher's where there is one."""
-  strata = {case.subject: case.stratum for case in cases if case.labelled}
-  folds = subject_splits.folds(strata, builder.SPLIT_SALT)
-  # Unlabelled scans take no part in cross-validation.
-  folds.update({case.subject: -1 for case in cases if not case.labelled})
-  folds.update({case.subject: case.fold for case in cases if case.fold is not None})
-  return folds
-
-
 def _assemble(
     builder: RunBuilder,
     folder: pathlib.Path,
     findings: Findings,
     tasks: Sequence[CaseTask],
+    assigned: CaseSplits,
     download_config: Any,
 ) -> None:
-  records, notes = _placed(builder, findings, tasks)
+  records, notes = _placed(findings, tasks, assigned)
   splits, infos = {}, []
   for name, found in records.items():
     if found:
@@ -195,9 +201,13 @@ def _assemble(
   licenses = builder.licenses()
   if not licenses:
     findings.warn("The builder states no licence of the source (LICENSES): none is claimed.")
-  source = build_report.of_source(notes, findings.left_out, findings.warnings)
-  report = build_report.write(
-      folder, {**_about(builder), **source}, builder.label_scheme(), splits
+  source = build_report.of_source(
+      notes, findings.left_out, [*findings.warnings, *assigned.warnings]
+  )
+  about = {**_about(builder), **_about_splits(builder, assigned), **source}
+  report = build_report.write(folder, about, builder.label_scheme(), splits)
+  splits_file.write(
+      folder, assigned.settings, assigned.entries(builder.subject_in_records), assigned.absent
   )
   info = builder.info
   croissant.write(
@@ -210,24 +220,21 @@ def _assemble(
 
 
 def _placed(
-    builder: RunBuilder, findings: Findings, tasks: Sequence[CaseTask]
+    findings: Findings, tasks: Sequence[CaseTask], assigned: CaseSplits
 ) -> tuple[dict[str, list[PlacedRecord]], dict[str, Notes]]:
   """Returns the records of each split, and {volume: notes}; warns of empty splits."""
   records: dict[str, list[PlacedRecord]] = {name: [] for name in _SPLITS}
   notes: dict[str, Notes] = {}
-  labelled = [case for case in findings.cases if case.labelled]
-  split_of = builder.split_subjects({case.subject: case.stratum for case in labelled})
   for task in tasks:
     rows, notes[task.case.key] = case_records.read_index(task.stem)
-    split = subject_splits.UNLABELED
-    if task.case.labelled:
-      split = task.case.split or split_of[task.case.subject]
     work_file = task.stem.with_suffix(".records")
-    records[split].extend(PlacedRecord(task.case, task.fold, row, work_file) for row in rows)
-  for name in _SPLITS[:3]:
-    if labelled and not records[name]:
+    records[assigned.split_of(task.case)].extend(
+        PlacedRecord(task.case, task.fold, row, work_file) for row in rows
+    )
+  for name in subject_splits.SPLITS:
+    if assigned.splits and not records[name]:
       findings.warn(
-          f"Split {name} is empty: none of the {len(split_of)} subjects here falls to it."
+          f"Split {name} is empty: none of the {len(assigned.splits)} subjects here falls to it."
       )
   return records, notes
 
@@ -289,6 +296,15 @@ def _about(builder: RunBuilder) -> dict[str, Any]:
       "slice_plan": dataclasses.asdict(plan) if plan else None,
       "intensity": dataclasses.asdict(builder.active_intensity()),
       "file_format": builder.info.file_format.value,
-      "split_asked": dict(subject_splits.RATIOS),
       "split_salt": builder.SPLIT_SALT,
+  }
+
+
+def _about_splits(builder: RunBuilder, assigned: CaseSplits) -> dict[str, Any]:
+  """Returns what the report says of how the splits were decided."""
+  options = builder.split_options or builder.builder_config.options
+  return {
+      "split_asked": assigned.settings["shares"],
+      "split_options": options.asked(),
+      "split_by": assigned.counts(),
   }

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.datasets.builder import tfrecord
 from flexunet.datasets.builder.raw_folder import Case, Notes
@@ -114,19 +115,19 @@ def write_case(builder: CaseReader, task: CaseTask) -> str | None:
 def is_finished(stem: pathlib.Path) -> bool:
   """Returns whether an earlier build wrote this case whole."""
   try:
-    index = json.loads(stem.with_suffix(".json").read_text())
+    index = files.read_json(stem.with_suffix(".json"))
     checksum, size = 0, 0
     with open(stem.with_suffix(".records"), "rb") as stream:
       while block := stream.read(1 << 20):
         checksum, size = zlib.crc32(block, checksum), size + len(block)
-  except (OSError, ValueError):
+    return (size, checksum) == (index["bytes"], index["crc32"])
+  except (InputError, OSError, KeyError, TypeError):
     return False
-  return (size, checksum) == (index["bytes"], index["crc32"])
 
 
 def read_index(stem: pathlib.Path) -> tuple[list[RecordRow], Notes]:
   """Returns the rows and notes of a finished case."""
-  index = json.loads(stem.with_suffix(".json").read_text())
+  index = files.read_json(stem.with_suffix(".json"))
   rows = []
   for row in index["rows"]:
     rows.append(RecordRow(**{**row, "pixels": tuple(row["pixels"])}))

@@ -15,8 +15,9 @@ To add a dataset:
 5. For images write `slices_of(case, notes)`, a generator of `Slice`. It runs in a worker.
 6. Add name and options to `catalog.OPTIONS`, the folder to `packages` in setup.cfg, and a test with
    `tfds.testing.DatasetBuilderTestCase` on a phantom.
-A dataset may override also `extra_features`, `split_subjects`, `licenses` and `read_scan`. Options
-of its own go into `datasets/<name>/options.py`, which loads no TFDS.
+A dataset may override also `extra_features`, `licenses` and `read_scan`. Options of its own go into
+`datasets/<name>/options.py`, which loads no TFDS. Where the publisher fixed splits or folds, its
+cases say so (`Case.split`, `Case.fold`); all else is decided in `case_splits.py`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import dataclasses
 import inspect
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -35,11 +36,12 @@ from etils import epath
 
 from flexunet.core import config_fields
 from flexunet.core.errors import InputError
-from flexunet.datasets import subject_splits
-from flexunet.datasets.builder import build_run, case_records, raw_folder
+from flexunet.datasets import built_dataset, subject_splits
+from flexunet.datasets.builder import build_run, case_records, case_splits, raw_folder
+from flexunet.datasets.builder.case_splits import CaseSplits
 from flexunet.datasets.builder.croissant import License
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
-from flexunet.datasets.builder.record_options import RecordOptions
+from flexunet.datasets.builder.record_options import RecordOptions, SplitOptions
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.imaging.slicing import SlicePlan
@@ -96,6 +98,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     num_workers: Processes that read cases; None takes all CPUs this process may use.
     release: Which of several published forms the raw folder holds; "" where there is one only.
     voxel_dtype: What the volumes of this build store.
+    split_options: Who stands in which split; None leaves it to the options of the config.
   """
 
   HOMEPAGE: ClassVar[str] = ""
@@ -107,8 +110,15 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
   num_workers: int | None = None
   release: str = ""
   voxel_dtype: np.dtype = np.dtype(np.int16)
+  split_options: SplitOptions | None = None
 
   def __init_subclass__(cls, skip_registration: bool = False, **kwargs):
+    module = cls.__module__
+    if cls.__name__ == "Builder" and "." not in module and not cls.__dict__.get("name"):
+      # TFDS finds no name for a builder in a single file of any name.
+      cls.name = module.removesuffix("_dataset_builder")
+    if cls.MANUAL_DOWNLOAD_INSTRUCTIONS is None:  # TFDS hands no raw folder over without them.
+      cls.MANUAL_DOWNLOAD_INSTRUCTIONS = f"The raw folder must hold {cls.LAYOUT or 'its scans'}."
     super().__init_subclass__(skip_registration=skip_registration, **kwargs)
     # TFDS derives these from the module's dotted name, which a remapped package breaks.
     source = epath.Path(inspect.getfile(cls)).resolve()
@@ -158,10 +168,6 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     """Reads one case, in a worker process."""
     raise NotImplementedError
 
-  def split_subjects(self, strata: Mapping[str, str]) -> dict[str, str]:
-    """Returns {subject: split} for the labelled subjects {subject: stratum}."""
-    return subject_splits.assign(strata, self.SPLIT_SALT)
-
   # What follows from it.
 
   def active_plan(self) -> SlicePlan | None:
@@ -171,6 +177,22 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
   def active_intensity(self) -> IntensityWindow:
     """Returns how intensities become 8 bits, by the window of the config first."""
     return self.intensity()
+
+  def subject_in_records(self, subject: str) -> str:
+    """Returns the name by which records, `splits.json` and the report call a subject."""
+    return subject
+
+  def assign_splits(
+      self, cases: Sequence[Case], joined: Iterable[Collection[str]] = ()
+  ) -> CaseSplits:
+    """Returns which split and fold each case of a build gets.
+
+    Args:
+      cases: All of the build.
+      joined: Groups of subjects that must stand on one side.
+    """
+    options = self.split_options or self.options
+    return case_splits.decide(cases, self.SPLIT_SALT, options, self.subject_in_records, joined)
 
   def inspect_source(self, root: str | os.PathLike) -> Findings:
     """Looks through a raw folder and raises all its problems at once; writes nothing.
@@ -283,6 +305,10 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     except OSError as error:
       raise raw_folder.unreadable(error) from error
     build_run.build(self, root, download_config)
+    # TFDS writes the same again after this call, which is too late for their checksums.
+    self.info.download_size = dl_manager.downloaded_size
+    self.info.write_to_directory(self.data_dir)
+    built_dataset.write_checksums(pathlib.Path(self.data_dir))
 
   def _split_generators(self, dl_manager):
     raise NotImplementedError("This builder writes its shards itself; see build_run.py.")
@@ -365,5 +391,7 @@ def _identity() -> dict[str, Any]:
   return {
       "subject": tfds.features.Text(doc="Stable pseudonym of the person."),
       "volume": tfds.features.Text(doc="Stable pseudonym of the scan."),
-      "fold": tfds.features.Scalar(np.int32, doc="Cross-validation fold 0..4 of the subject."),
+      "fold": tfds.features.Scalar(
+          np.int32, doc="Cross-validation fold 0..4 of the subject; -1: takes no part."
+      ),
   }

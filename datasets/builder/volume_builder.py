@@ -17,7 +17,7 @@ from flexunet.datasets.builder import segmentation_builder
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
 from flexunet.datasets.builder.record_options import RecordOptions, VolumeOptions
 from flexunet.datasets.builder.segmentation_builder import RecordConfig, Slice
-from flexunet.imaging import nifti
+from flexunet.imaging import intensity, scan_files
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.slice_recipe import SliceRecipe
 from flexunet.imaging.slicing import SlicePlan
@@ -60,16 +60,12 @@ class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=
 
   def read_scan(self, case: Case, notes: Notes) -> Scan:
     """Reads one case, in a worker process."""
-    stored, slope, inter = nifti.read_stored(case.files["image"])
-    if unknown := int(np.isnan(stored.voxels).sum()) if stored.voxels.dtype.kind == "f" else 0:
-      notes.warnings.append(
-          f"{case.volume}: {unknown} of its {stored.voxels.size} voxels are NaN; they count as the"
-          " lowest intensity."
-      )
+    stored, slope, inter = scan_files.read_stored(case.files["image"])
+    notes.warnings += intensity.unknown_voxels(stored.voxels, case.volume)
     label = None
     if case.labelled:
       path = case.files["label"]
-      raw = nifti.read(path)
+      raw, _ = scan_files.read_label(path, stored, case.files["image"])
       check_same_grid(stored, raw, path, notes)
       label = map_label(raw.voxels, self.label_map(), path, notes)
     return Scan(stored, slope, inter, label)
@@ -165,7 +161,7 @@ class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=
     """Returns the dtype that holds the voxels of all cases without loss."""
     if self.options.form != "volumes":
       return self.voxel_dtype
-    dtypes = {nifti.read_header(case.files["image"]).dtype for case in findings.cases}
+    dtypes = {scan_files.read_header(case.files["image"]).dtype for case in findings.cases}
     return functools.reduce(np.promote_types, sorted(dtypes, key=str))
 
 

@@ -1,4 +1,4 @@
-"""Files written in one step, hashed, and folders checked and locked before the work begins."""
+"""Files written in one step, hashed, JSON read, and folders checked and locked before the work."""
 
 from __future__ import annotations
 
@@ -29,6 +29,37 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 def write_json(path: pathlib.Path, values: Any) -> None:
   """Writes strict JSON (NaN is refused) in one step."""
   write_bytes(path, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: pathlib.Path, **options: Any) -> Any:
+  """Returns the values of a JSON file; for `options` see `json.loads`.
+
+  Raises:
+    InputError: It cannot be read, or is no JSON that Python can hold.
+  """
+  try:
+    data = pathlib.Path(path).read_bytes()
+  except OSError as error:
+    raise InputError(
+        f"{path} must be a JSON file that can be read: {error.strerror or error}."
+    ) from error
+  return parse_json(data, path, **options)
+
+
+def parse_json(data: bytes | str, source: str | os.PathLike, **options: Any) -> Any:
+  """Returns the values of JSON that was read from `source`, which the error names."""
+  try:
+    text = data.decode("utf-8") if isinstance(data, bytes) else data
+    return json.loads(text, **options)
+  except InputError:
+    raise
+  except RecursionError as error:
+    raise InputError(
+        f"{source} must be readable JSON, but its brackets are nested too deep. Put the original"
+        " back."
+    ) from error
+  except ValueError as error:
+    raise InputError(f"{source} must be readable JSON: {error}.") from error
 
 
 def write_bytes(path: pathlib.Path, data: bytes) -> None:
@@ -184,8 +215,8 @@ def _own_process() -> dict[str, Any]:
 
 def _read_holder(path: pathlib.Path) -> dict[str, Any]:
   try:
-    values = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError):  # It is just being written, or removed.
+    values = read_json(path)
+  except InputError:  # It is just being written, or removed.
     return {}
   return values if isinstance(values, dict) else {}
 

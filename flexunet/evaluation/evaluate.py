@@ -1,9 +1,5 @@
 """Scores a run's network on a split: volumes put together from slices, at their own resolution.
 
-Surfaces of a volume are compared in 3-D when its slices are gapless, of one size, more than one,
-and their spacing is known; otherwise within slices, in scores of their own names. Without a pixel
-spacing they are not compared. Overlaps always count all pixels of the volume.
-
 Evaluates a run: opens what it states, scores splits, writes `evaluation/` and the report.
 """
 
@@ -12,7 +8,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -21,20 +16,17 @@ from typing import Any
 import numpy as np
 
 import flexunet
-from flexunet import config, run_folder
+from flexunet import config, run_folder, seen_subjects
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
-from flexunet.evaluation import examples, summary, surface_distance
+from flexunet.evaluation import examples, summary
 from flexunet.evaluation.labelled_volumes import LabelledVolume, read_volumes
 from flexunet.evaluation.scores import (
     DEFAULT_TOLERANCES_MM,
     VOLUME_NAMES,
     checked_tolerances,
-    in_slices,
-    label_scores,
-    score_names,
-    surface_names,
 )
+from flexunet.evaluation.volume_scores import score_volume, volume_score_names
 from flexunet.pipelines import dataset_source, readers
 from flexunet.pipelines.dataset_source import DatasetSource, open_dataset
 from flexunet.pipelines.record_table import RecordTable
@@ -150,99 +142,6 @@ def _voxel_warnings(
   return found
 
 
-def score_volume(
-    volume: LabelledVolume,
-    predictions: Sequence[np.ndarray],
-    class_names: Sequence[str],
-    tolerances_mm: Sequence[float],
-) -> list[dict[str, Any]]:
-  """Returns one row per foreground class; see `scores` for what is in it.
-
-  Args:
-    volume: Truth.
-    predictions: uint8 [H, W] of each slice.
-    class_names: By id, background first.
-    tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
-  """
-  kind = volume.distances
-  spacing: tuple[float, ...]
-  if kind == "3d":
-    truth, found = np.stack(volume.labels), np.stack(predictions)
-    spacing = (volume.slice_spacing_mm, *volume.spacing_mm)
-  else:  # Slices may differ in size: overlaps need no more than the pixels in a row.
-    truth = np.concatenate([label.ravel() for label in volume.labels])[None]
-    found = np.concatenate([label.ravel() for label in predictions])[None]
-    spacing = (np.nan, np.nan)
-  rows = label_scores(truth, found, class_names, spacing, tolerances_mm)
-  for class_id, row in enumerate(rows, start=1):
-    row.update(_scores_in_slices(volume, predictions, class_id, tolerances_mm, kind == "2d"))
-  return [
-      {
-          "subject": volume.subject,
-          "volume": volume.volume,
-          "class": row["class"],
-          **{name: row[name] for name in volume_score_names(tolerances_mm)},
-          **row,
-          "slices": len(volume.labels),
-          "distances": kind,
-      }
-      for row in rows
-  ]
-
-
-def volume_score_names(tolerances_mm: Sequence[float]) -> tuple[str, ...]:
-  """Returns the name of every score in a row of `score_volume`, in the order of its columns."""
-  return (*score_names(tolerances_mm), *map(in_slices, surface_names(tolerances_mm)))
-
-
-def _scores_in_slices(
-    volume: LabelledVolume,
-    predictions: Sequence[np.ndarray],
-    class_id: int,
-    tolerances_mm: Sequence[float],
-    compared: bool,
-) -> dict[str, Any]:
-  """Returns the scores of the surfaces within each slice, pooled over the slices of the volume.
-
-  Also how many slices have the class in the truth only (`slices_missed`) and in the prediction only
-  (`slices_false_alarm`). In such a slice a surface agrees nowhere and has no distance: then neither
-  has the volume, for that of its other slices would be better than the volume deserves.
-
-  Args:
-    volume: Truth.
-    predictions: uint8 [H, W] of each slice.
-    class_id: The class.
-    tolerances_mm: Distances up to which two surfaces agree.
-    compared: Whether surfaces are compared within slices; otherwise the scores are NaN.
-  """
-  slices = [
-      (label == class_id, prediction == class_id)
-      for label, prediction in zip(volume.labels, predictions, strict=True)
-  ]
-  present = [(bool(truth.any()), bool(found.any())) for truth, found in slices]
-  counts = {
-      "slices_missed": present.count((True, False)),
-      "slices_false_alarm": present.count((False, True)),
-  }
-  names = [in_slices(name) for name in surface_names(tolerances_mm)]
-  if not compared:
-    return {**dict.fromkeys(names, math.nan), **counts}
-  spacing_mm = volume.spacing_mm
-  agreement = surface_distance.SurfaceAgreement(np.zeros(len(tolerances_mm)), 0.0)
-  for masks in slices:
-    agreement += surface_distance.surface_agreement(*masks, spacing_mm, tolerances_mm)
-  hausdorff = average = math.nan
-  if not any(counts.values()):
-    each = [surface_distance.surface_distances(*masks, spacing_mm) for masks in slices]
-    pooled = surface_distance.SurfaceDistances(
-        np.concatenate([one.from_reference for one in each]),
-        np.concatenate([one.from_prediction for one in each]),
-    )
-    hausdorff, average = pooled.hausdorff(95.0), pooled.average()
-  values = (hausdorff, average, *agreement.surface_dice().tolist())
-  return {**dict(zip(names, values, strict=True)), **counts}
-
-
 class _Published:
   """Running means of the two figures that published FlexUNet results state."""
 
@@ -312,6 +211,7 @@ def evaluate(
   """Scores splits and writes metrics.json, cases.csv, examples and the report.
 
   Figures of other splits are kept where they have the same form. All is checked before the start.
+  One program at a time writes into `evaluation/`; training may continue meanwhile.
 
   Args:
     run: A trained run.
@@ -327,34 +227,34 @@ def evaluate(
     Split -> its entry in `metrics.json`.
 
   Raises:
-    InputError: Nothing to evaluate, data of another kind, or no trained network.
+    InputError: Nothing to evaluate, data of another kind, no trained network, or another program
+      evaluates the run.
   """
   run_config = run.read_config()
   tolerances = checked_tolerances(tolerances_mm)
   source = open_run_dataset(run_config, data_dir)
   check_data(source, run_config, splits, allow_other_data)
   predictor = Predictor(load_model(run), run_config, batch_size=batch_size, mirror=mirror)
-  made_with = {"surface_tolerances_mm": tolerances, "mirrored": mirror}
-  about = {**_provenance(source, run), **made_with}
+  about = {**_provenance(source, run), "surface_tolerances_mm": tolerances, "mirrored": mirror}
+  seen, unsaid = _seen(run, source, run_config)
   written = {}
-  trained, tables = _tables(source, run_config, splits)
-  for split, table in tables.items():
-    scores = score_split(
-        source,
-        table,
-        predictor,
-        run_config.dataset_facts.label_scheme.names,
-        split=split,
-        keys=(run_config.data.image_key, run_config.data.label_key),
-        tolerances_mm=tolerances,
-        show_progress=show_progress,
-    )
-    leaked = len(_subjects(table) & trained)
-    for warning in scores.warnings:
-      progress.say(f"warning: {split}: {warning}")
-    written[split] = _figures(split, scores, {"subjects_also_trained_on": leaked, **about})
-    _write_split(run, split, written[split], scores)
-  report.write_report(run)
+  with files.locked(run.evaluation, "--run_dir"):
+    for split, table in _tables(source, run_config, splits).items():
+      scores = score_split(
+          source,
+          table,
+          predictor,
+          run_config.dataset_facts.label_scheme.names,
+          split=split,
+          keys=(run_config.data.image_key, run_config.data.label_key),
+          tolerances_mm=tolerances,
+          show_progress=show_progress,
+      )
+      known = seen_subjects.overlap(table.subject, source.name, seen)
+      scores.warnings += [*known.warnings(), *unsaid]
+      written[split] = _figures(split, scores, {**known.to_json(), **about})
+      _write_split(run, split, written[split], scores)
+    report.write_report(run)
   return written
 
 
@@ -412,33 +312,51 @@ def check_data(
     raise InputError(
         f"Dataset {source.name} has the fingerprint {source.fingerprint}, the run was trained on"
         f" {facts.fingerprint} ({facts.name}): other records, so a subject of its test split may"
-        " have been trained on. Name the right --data_dir, or pass --allow_other_data when all its"
-        " subjects are new."
+        " have been trained on. Name the right --data_dir, or pass --allow_other_data: subjects"
+        " that were trained on are then named."
     )
 
 
 def _tables(
     source: DatasetSource, run_config: config.RunConfig, splits: Sequence[str]
-) -> tuple[set[str], dict[str, RecordTable]]:
-  """Returns the subjects that were trained on, and the records of each split to be scored.
+) -> dict[str, RecordTable]:
+  """Returns the records of each split to be scored.
 
-  A run on a fold has cut its training and validation splits anew: its validation split is the
-  fold. Builders split by subject, but published folders do not always: hence the subjects.
+  A run on a fold has divided its training and validation splits again: its validation split is the
+  fold.
   """
   data = run_config.data
   tables = {split: readers.slice_table(source, split) for split in splits}
   if data.fold < 0:
-    known = data.train_split in source.splits
-    return _subjects(readers.slice_table(source, data.train_split)) if known else set(), tables
+    return tables
   train, held_out = readers.split_tables(
       source, data.train_split, data.validation_split, data.fold
   )
-  cut_anew = {data.train_split: train, data.validation_split: held_out}
-  return _subjects(train), {split: cut_anew.get(split, table) for split, table in tables.items()}
+  divided = {data.train_split: train, data.validation_split: held_out}
+  return {split: divided.get(split, table) for split, table in tables.items()}
 
 
-def _subjects(table: RecordTable) -> set[str]:
-  return set(table.subject.tolist()) - {""}
+def _seen(
+    run: run_folder.RunFolder, source: DatasetSource, run_config: config.RunConfig
+) -> tuple[list[seen_subjects.SubjectsSeen], list[str]]:
+  """Returns whom the run has seen, and a warning where it does not say so.
+
+  The splits of today then stand in for those of the training.
+  """
+  if (seen := seen_subjects.of_run(run)) is not None:
+    return seen, []
+  data = run_config.data
+  unsaid = (
+      "the run does not say whom it was trained on (another version of FlexUNet wrote it): its"
+      " subjects are compared with the dataset's splits of today."
+  )
+  if not {data.train_split, data.validation_split} <= set(source.splits):
+    return [], [unsaid]
+  tables = readers.split_tables(
+      source, data.train_split, data.validation_split, None if data.fold < 0 else data.fold
+  )
+  names = [seen_subjects.names_of(table.subject) for table in tables]
+  return [seen_subjects.SubjectsSeen(source.name, *names)], [unsaid]
 
 
 def _write_split(
@@ -447,10 +365,12 @@ def _write_split(
     figures: Mapping[str, Any],
     scores: SplitScores,
 ) -> None:
-  """Puts one split into the files of `evaluation/`, each replaced in one step."""
+  """Puts one split into the files of `evaluation/`, each replaced in one step; says warnings."""
+  for warning in scores.warnings:
+    progress.say(f"warning: {split}: {warning}")
   metrics = {}
   if run.metrics_json.is_file():
-    stored = json.loads(run.metrics_json.read_text(encoding="utf-8"))
+    stored = files.read_json(run.metrics_json)
     metrics = {name: entry for name, entry in stored.items() if summary.is_current(entry)}
   others = []
   if run.cases_csv.is_file():

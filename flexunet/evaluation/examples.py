@@ -107,5 +107,5 @@ def read(path: pathlib.Path) -> list[Example]:
             prediction=arrays[f"prediction_{number}"],
             **about,
         )
-        for number, about in enumerate(json.loads(str(arrays["about"])))
+        for number, about in enumerate(files.parse_json(str(arrays["about"]), path))
     ]

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from flexunet.pipelines import tf_data
 from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.readers import RecordReader
-from flexunet.pipelines.record_table import RecordTable
+from flexunet.pipelines.record_table import RecordTable, volume_names, volume_numbers
 
 _GEOMETRY = ("spacing_mm", "slice_spacing_mm")
 
@@ -122,15 +122,8 @@ def _decoded_volumes(table: RecordTable, decoded: np.ndarray) -> Iterator[Labell
 def volume_order(table: RecordTable) -> tuple[np.ndarray, list[tuple[str, str]]]:
   """Returns the rows of a table volume by volume, and the (subject, volume) of each.
 
-  Volumes are in the order of their first record. A record without a volume's name is a volume.
+  Volumes are in the order of their first record.
   """
-  names = []
-  for row in range(len(table)):
-    subject, volume = str(table.subject[row]), str(table.volume[row])
-    if not volume:
-      # Named by its place, for want of another mark.
-      volume = f"record_{row:06d}"
-    names.append((subject or volume, volume))
-  rank = {name: position for position, name in enumerate(dict.fromkeys(names))}
-  rows = np.lexsort((table.slice_index, np.array([rank[name] for name in names])))
+  names = volume_names(table)
+  rows = np.lexsort((table.slice_index, volume_numbers(table)))
   return rows.astype(np.int64), [names[row] for row in rows]

@@ -10,14 +10,14 @@ from __future__ import annotations
 import dataclasses
 import io
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from flexunet import config
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
-from flexunet.imaging import nifti, pictures
+from flexunet.imaging import intensity, pictures, scan_files
 from flexunet.imaging.slice_recipe import SliceRecipe
 from flexunet.pipelines import pixel_size
 from flexunet.prediction import scans
@@ -38,18 +38,20 @@ class Outputs:
 
 
 @dataclasses.dataclass(frozen=True)
-class PixelSizeNote:
-  """The pixel size of a volume beside that of the training.
+class VolumeNote:
+  """What is to be said of a predicted volume: its pixel size beside that of the training, and more.
 
   Attributes:
     path: The scan.
     spacing_mm: (row, column) of its slices; NaN where unknown.
     scaling: As in `predictor.NetworkInput`.
+    remarks: Warnings, one line each.
   """
 
   path: pathlib.Path
   spacing_mm: tuple[float, float]
   scaling: tuple[float, float]
+  remarks: list[str]
 
   @property
   def known(self) -> bool:
@@ -83,6 +85,7 @@ class Outcome:
     resampled: One line for each scan that was brought to the pixel size of the training.
     labels_skipped: Files that were taken for labels.
     images_skipped: Images that lie beside volumes.
+    not_read: {ending: number of files} in formats that are not read.
   """
 
   predicted: int
@@ -91,6 +94,7 @@ class Outcome:
   resampled: list[str] = dataclasses.field(default_factory=list)
   labels_skipped: int = 0
   images_skipped: int = 0
+  not_read: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def predict_all(
@@ -118,7 +122,7 @@ def _predict_locked(
     show_progress: bool,
 ) -> Outcome:
   failures: list[str] = []
-  notes: list[PixelSizeNote] = []
+  notes: list[VolumeNote] = []
   bar = progress.bar(wanted, unit="scan", disable=not show_progress)
   for scan in bar:
     bar.set_postfix_str(scan.stem)
@@ -156,15 +160,17 @@ def predict_path(
   )
   return dataclasses.replace(
       outcome,
+      failures=[*found.problems, *outcome.failures],
       labels_skipped=found.labels_skipped,
       images_skipped=found.images_skipped,
+      not_read=found.not_read,
   )
 
 
 def predict_one(
     scan: Scan, predictor: Predictor, run_config: config.RunConfig, outputs: Outputs
-) -> PixelSizeNote | None:
-  """Predicts one scan and writes its files, the label last; returns what a volume's pixels are.
+) -> VolumeNote | None:
+  """Predicts one scan and writes its files, the label last; returns what is to be said of a volume.
 
   Raises:
     InputError: The file is bad, of the wrong kind, or an output exists already.
@@ -189,10 +195,10 @@ def require_recipe(run_config: config.RunConfig, path: pathlib.Path) -> SliceRec
 
 def _predict_volume(
     scan: Scan, predictor: Predictor, run_config: config.RunConfig, outputs: Outputs
-) -> PixelSizeNote:
+) -> VolumeNote:
   facts = run_config.dataset_facts
   recipe = require_recipe(run_config, scan.path)
-  stored, slope, inter = nifti.read_stored(scan.path)
+  stored, slope, inter = scan_files.read_stored(scan.path)
   found = predict_volume(
       predictor, recipe, stored, slope, inter,
       probabilities=outputs.probabilities, name=scan.path.name,
@@ -206,8 +212,11 @@ def _predict_volume(
     _write_png(scan, outputs, "_overlay.png", sheet)
   if found.probability is not None:
     _write_probabilities(scan, outputs, found.probability, run_config)
-  nifti.write_like(scan.path, found.label, scan.label_path(outputs.folder))
-  return PixelSizeNote(scan.path, found.spacing_mm, found.scaling)
+  scan_files.write_label_like(
+      scan.path, found.label, scan.label_path(outputs.folder), facts.label_scheme.names
+  )
+  remarks = intensity.unknown_voxels(stored.voxels, scan.path)
+  return VolumeNote(scan.path, found.spacing_mm, found.scaling, remarks)
 
 
 def _predict_image(
@@ -239,9 +248,10 @@ def _read_image(scan: Scan, run_config: config.RunConfig) -> np.ndarray:
     return pictures.read_rgb(scan.path)
 
 
-def _warnings(notes: Sequence[PixelSizeNote], trained_known: bool) -> list[str]:
-  """Returns a line for each scan that was not resampled though it differs, one for all unknown."""
-  lines = [
+def _warnings(notes: Sequence[VolumeNote], trained_known: bool) -> list[str]:
+  """Returns the remarks, and what is wrong with pixel sizes: one line for all that are unknown."""
+  lines = [remark for note in notes for remark in note.remarks]
+  lines += [
       f"{note.path}: its header states pixels of {_edges(note.spacing_mm)} mm, more than"
       f" {pixel_size.MOST_SCALING:g} times off those of the training. It was predicted as it is;"
       " the label may be poor. Check the header."

@@ -16,7 +16,6 @@ from typing import Any
 
 from flexunet import config, run_folder
 from flexunet.core import files
-from flexunet.core.errors import InputError
 from flexunet.evaluation import examples, summary
 from flexunet.reporting import html_parts as page
 from flexunet.reporting import results_section, training_section
@@ -156,9 +155,4 @@ def _split_counts(
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
-  if not path.is_file():
-    return {}
-  try:
-    return json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise InputError(f"{path} must be readable JSON: {error}. Write it again.") from error
+  return files.read_json(path) if path.is_file() else {}

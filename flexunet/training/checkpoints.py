@@ -252,11 +252,11 @@ def _write_npz(file: _HashingFile, groups: Mapping[str, Sequence[np.ndarray]]) -
 
 
 def _read_files(folder: pathlib.Path) -> Checkpoint:
-  hashes = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["sha256"]
+  hashes = files.read_json(folder / _MANIFEST)["sha256"]
   for name in (_ARRAYS, _STATE):
     if files.sha256_of(folder / name) != hashes[name]:
       raise ValueError(f"{name} differs from its hash")
-  state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+  state = files.read_json(folder / _STATE)
   groups: dict[str, list[np.ndarray]] = {name: [] for name in state.pop("groups")}
   with np.load(folder / _ARRAYS, allow_pickle=False) as arrays:
     for name in sorted(arrays.files):

@@ -101,6 +101,11 @@ def test_copies_differ_from_their_sources_and_hold_the_class(stroke, augmented):
     assert [int(row[f"pixels_{name}"]) for name in stroke.scheme.names] == list(counts)
 
 
+def test_the_copy_keeps_the_list_of_who_stands_where(stroke, augmented):
+  name = "splits.json"
+  assert (augmented[0].path / name).read_bytes() == (stroke.path / name).read_bytes()
+
+
 def test_the_result_verifies_and_other_splits_are_unchanged_bytes(stroke, augmented):
   dataset, _ = augmented
   assert verify_records.verify(dataset).problems == []

@@ -20,9 +20,10 @@ from typing import Any
 import tensorflow as tf
 from PIL import Image
 
+from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.core.progress import bar
-from flexunet.datasets import subject_splits
+from flexunet.datasets import built_dataset, subject_splits
 from flexunet.datasets.builder import (
   build_report,
   case_records,
@@ -150,6 +151,7 @@ def write(
   report = build_report.write(folder, about, dataset.scheme, splits)
   croissant.write(folder, report, croissant.read_prose(dataset.path))
   _write_info(dataset, folder, config_name, splits[TRAIN])
+  built_dataset.write_checksums(folder)
   return count
 
 
@@ -273,7 +275,7 @@ def _write_info(
   for path in dataset.path.iterdir():
     if path.suffix in (".json", ".txt") and not (folder / path.name).exists():
       shutil.copyfile(path, folder / path.name)
-  info = json.loads((dataset.path / INFO_NAME).read_text(encoding="utf-8"))
+  info = files.read_json(dataset.path / INFO_NAME)
   info["configName"] = config_name
   for split in info["splits"]:
     if split["name"] == TRAIN:

@@ -3,6 +3,7 @@
 import build_samples
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from flexunet.core.errors import InputError
 from flexunet.datasets import catalog
@@ -165,3 +166,21 @@ def test_a_config_can_be_given_as_json_as_the_tfds_command_does():
   builder = chosen(data_dir="/none", config=config)
   assert builder.label_scheme().num_classes == 3
   assert builder.active_intensity().high == 80
+
+
+def test_split_options_can_be_given_as_json_too(raw, tmp_path):
+  chosen = catalog.builder_class(HIPPOCAMPUS)
+  config = chosen.builder_config_cls(
+      **{"name": "held", "split_shares": [50, 25, 25], "split_seed": 2})
+  builder = chosen(data_dir=str(tmp_path), config=config)
+  builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=raw))
+  report = build_samples.report_of(builder)
+  assert report["split_options"] == {"split_shares": [0.5, 0.25, 0.25], "split_seed": 2}
+  assert report["split_asked"] == {"train": 0.5, "validation": 0.25, "test": 0.25}
+  assert report["options"] == {}
+
+
+def test_split_options_leave_a_config_its_name():
+  builder = catalog.builder(HIPPOCAMPUS, "/none", options={"split_seed": 1, "plane": "axial"})
+  assert builder.builder_config.name == "slices-plane_axial"
+  assert builder.split_options.split_seed == 1

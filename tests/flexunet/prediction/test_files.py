@@ -202,6 +202,20 @@ def test_a_bad_file_does_not_lose_the_others(tmp_path):
   assert written == ["a_label.nii", "c_label.nii"]
 
 
+def test_voxels_that_are_nan_in_part_are_mentioned(tmp_path):
+  voxels = VOXELS.astype(np.float32)
+  nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "a.nii")
+  voxels[0, 0, :2] = np.nan
+  nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "b.nii")
+  outcome = predict(tmp_path, tmp_path / "out")
+  assert outcome.predicted == 2
+  [line] = [line for line in outcome.warnings if "NaN" in line]
+  assert line == (
+      f"{tmp_path / 'b.nii'}: 2 of its {voxels.size} voxels are NaN; they count as the lowest"
+      " intensity."
+  )
+
+
 def test_output_is_never_replaced_unasked(tmp_path):
   nib.save(nib.Nifti1Image(VOXELS, np.eye(4)), tmp_path / "a.nii")
   target = tmp_path / "out" / "a_label.nii"
@@ -303,13 +317,6 @@ def test_a_run_on_volumes_leaves_pictures_beside_volumes_alone(tmp_path):
     (tmp_path / name).write_bytes(b"")
   found = scans.find(tmp_path, tmp_path / "out", volumes_first=True)
   assert [scan.path.name for scan in found.scans] == ["a.nii"] and found.images_skipped == 1
-
-
-def test_two_inputs_for_one_output_are_refused(tmp_path):
-  for name in ("a.png", "a.jpg"):
-    (tmp_path / name).write_bytes(b"")
-  with pytest.raises(InputError, match="both be written to"):
-    scans.find(tmp_path, tmp_path / "out", volumes_first=False)
 
 
 def test_an_output_folder_that_is_a_file_is_refused(tmp_path):
