@@ -21,20 +21,10 @@ from flexunet.imaging import intensity, pictures, scan_files
 from flexunet.imaging.slice_recipe import SliceRecipe
 from flexunet.pipelines import pixel_size
 from flexunet.prediction import scans
+from flexunet.prediction.outputs import Outputs
 from flexunet.prediction.predictor import Predictor, predict_volume, to_label
 from flexunet.prediction.scans import Scan
 from flexunet.reporting import overlay
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Outputs:
-  """What is written beside each label, and whether older files may be replaced."""
-
-  folder: pathlib.Path
-  overlay: bool = True
-  color_masks: bool = False
-  probabilities: bool = False
-  overwrite: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +71,14 @@ class Outcome:
 
   Attributes:
     predicted: Scans that were segmented.
+    existing: Scans that were not, since their label is there already.
     failures, warnings: One line each.
     resampled: One line for each scan that was brought to the pixel size of the training.
     labels_skipped: Files that were taken for labels.
     images_skipped: Images that lie beside volumes.
     not_read: {ending: number of files} in formats that are not read.
+    channels_skipped: Files with a channel or modality that the run does not know.
+    not_scans: {ending: number of files} of all else.
   """
 
   predicted: int
@@ -95,6 +88,9 @@ class Outcome:
   labels_skipped: int = 0
   images_skipped: int = 0
   not_read: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  channels_skipped: int = 0
+  not_scans: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  existing: int = 0
 
 
 def predict_all(
@@ -123,6 +119,7 @@ def _predict_locked(
 ) -> Outcome:
   failures: list[str] = []
   notes: list[VolumeNote] = []
+  wanted, existing = outputs.divide(wanted)
   bar = progress.bar(wanted, unit="scan", disable=not show_progress)
   for scan in bar:
     bar.set_postfix_str(scan.stem)
@@ -138,7 +135,11 @@ def _predict_locked(
   return Outcome(
       predicted=len(wanted) - len(failures),
       failures=failures,
-      warnings=_warnings(notes, run_config.dataset_facts.pixel_sizes is not None),
+      warnings=[
+          *_warnings(notes, run_config.dataset_facts.pixel_sizes is not None),
+          *outputs.lacking(existing),
+      ],
+      existing=len(existing),
       resampled=[note.line for note in notes if note.changed and note.believed],
   )
 
@@ -152,8 +153,12 @@ def predict_path(
     show_progress: bool = True,
 ) -> Outcome:
   """Predicts a scan, or every scan below a folder (`scans.find`)."""
+  facts = run_config.dataset_facts
   found = scans.find(
-      input_path, outputs.folder, volumes_first=run_config.dataset_facts.recipe is not None
+      input_path,
+      outputs.folder,
+      volumes_first=facts.recipe is not None,
+      channel_names=facts.channel_names,
   )
   outcome = predict_all(
       found.scans, predictor, run_config, outputs, show_progress=show_progress
@@ -164,6 +169,8 @@ def predict_path(
       labels_skipped=found.labels_skipped,
       images_skipped=found.images_skipped,
       not_read=found.not_read,
+      channels_skipped=found.channels_skipped,
+      not_scans=found.not_scans,
   )
 
 
@@ -175,7 +182,7 @@ def predict_one(
   Raises:
     InputError: The file is bad, of the wrong kind, or an output exists already.
   """
-  _refuse_existing(scan, outputs)
+  outputs.refuse_existing(scan)
   if scan.kind == "image":
     _predict_image(scan, predictor, run_config, outputs)
     return None
@@ -223,6 +230,8 @@ def _predict_image(
     scan: Scan, predictor: Predictor, run_config: config.RunConfig, outputs: Outputs
 ) -> None:
   pixels = _read_image(scan, run_config)
+  if scan.others:
+    pixels = _stacked(pixels, scan)
   image = pixels if pixels.ndim == 2 else np.round(pixels.mean(axis=-1)).astype(np.uint8)
   probability = next(predictor.probabilities([pixels]))
   label = to_label(probability)
@@ -246,6 +255,19 @@ def _read_image(scan: Scan, run_config: config.RunConfig) -> np.ndarray:
     if run_config.model.image_channels != 3:
       raise
     return pictures.read_rgb(scan.path)
+
+
+def _stacked(pixels: np.ndarray, scan: Scan) -> np.ndarray:
+  """Returns uint8 [H, W, channels] of the first channel, [H, W], and the files of the others."""
+  channels = [pixels, *(pictures.read_gray(path) for path in scan.others)]
+  for path, channel in zip(scan.others, channels[1:], strict=True):
+    if channel.shape != pixels.shape:
+      sizes = ["x".join(map(str, one.shape)) for one in (pixels, channel)]
+      raise InputError(
+          f"{path}: channels of a case must be of one size. {scan.path} has {sizes[0]} pixels, this"
+          f" one {sizes[1]}."
+      )
+  return np.stack(channels, axis=-1)
 
 
 def _warnings(notes: Sequence[VolumeNote], trained_known: bool) -> list[str]:
@@ -273,27 +295,6 @@ def _warnings(notes: Sequence[VolumeNote], trained_known: bool) -> list[str]:
 
 def _edges(sizes_mm: Sequence[float]) -> str:
   return " x ".join(f"{edge:.3g}" for edge in sizes_mm)
-
-
-def _refuse_existing(scan: Scan, outputs: Outputs) -> None:
-  if outputs.overwrite:
-    return
-  wanted = [scan.label_path(outputs.folder)]
-  if scan.suffix.lower().startswith((".hdr", ".img")):
-    twin = {".hdr": ".img", ".img": ".hdr"}[scan.suffix.lower()[:4]] + scan.suffix[4:]
-    wanted.append(scan.output(outputs.folder, f"_label{twin}"))
-  for ending, asked in (
-      ("_overlay.png", outputs.overlay),
-      ("_color.png", outputs.color_masks and scan.kind == "image"),
-      ("_probability.npz", outputs.probabilities),
-  ):
-    if asked:
-      wanted.append(scan.output(outputs.folder, ending))
-  if existing := [path for path in wanted if path.exists()]:
-    raise InputError(
-        f"{scan.path}: its output {existing[0]} exists already. Pass --overwrite to replace it, or"
-        " another --output_dir."
-    )
 
 
 def _write_png(scan: Scan, outputs: Outputs, ending: str, image: np.ndarray) -> None:
