@@ -2,10 +2,12 @@
 
   flexunet predict --run_dir=RUN --input=FILE_OR_FOLDER --output_dir=DIR
 
-A volume (NIfTI, ANALYZE) gives <stem>_label of the same format, shape and geometry and a contact
-sheet <stem>_overlay.png; an image gives <stem>_label.png, whose grey values are class ids, and
-<stem>_overlay.png. In a folder everything below it is predicted, except what is named like a
-label (..._label, ..._mask, ..._seg, or in a folder called masks or labels).
+A volume (NIfTI, ANALYZE, MGZ; with the extras itk and dicom MetaImage, NRRD, DICOM series) gives
+<stem>_label of the same format, shape and geometry and a contact sheet <stem>_overlay.png; that of
+a DICOM series is a DICOM-SEG named after the folder of the series. An image gives
+<stem>_label.png, whose grey values are class ids, and <stem>_overlay.png. In a folder everything
+below it is predicted, except what is named like a label (..._label, ..._mask, ..._seg, or in a
+folder called masks or labels).
 """
 
 from __future__ import annotations
@@ -36,6 +38,20 @@ _PROBABILITIES = _PROGRAM.boolean(
 )
 _OVERWRITE = _PROGRAM.boolean("overwrite", False, "Replaces output that exists already.")
 _BATCH_SIZE = _PROGRAM.integer("batch_size", 8, "Slices per step.", lower_bound=1)
+_OUTPUT_FORMAT = _PROGRAM.enum(
+    "output_format",
+    "same",
+    {
+        "same": "the format of the scan",
+        "nifti": "NIfTI",
+        "dicom_seg": "DICOM-SEG, of DICOM only: it belongs to the study of its patient and, as the"
+        " standard demands, repeats his identifiers",
+    },
+    "Format of the labels of volumes.",
+)
+_SERIES = _PROGRAM.string(
+    "series", "", "Predicts only DICOM series of this number, or with this end of their UID."
+)
 _TTA = _PROGRAM.boolean("tta", False, "Averages over mirrored slices; doubles the time.")
 
 
@@ -49,7 +65,11 @@ def main(argv: Sequence[str]) -> None:
   core_files.check_writable(target, "--output_dir")
   core_files.check_unlocked(target, "--output_dir")
   found = scans.find(
-      source, target, volumes_first=run_config.dataset_facts.recipe is not None
+      source,
+      target,
+      volumes_first=run_config.dataset_facts.recipe is not None,
+      output_format=_OUTPUT_FORMAT.value,
+      series=_SERIES.value,
   )
 
   progress.say("Loading TensorFlow ...")
@@ -80,6 +100,7 @@ def main(argv: Sequence[str]) -> None:
       "labels_skipped": found.labels_skipped,
       "images_skipped": found.images_skipped,
       "not_read": found.not_read,
+      "dicom_skipped": found.dicom_skipped,
   }
   print(json.dumps(counts) if _JSON.value else outcome_text(counts, target))
   if failures:
@@ -90,7 +111,8 @@ def outcome_text(counts: dict[str, Any], target: pathlib.Path) -> str:
   """Returns what became of the scans, for people.
 
   Args:
-    counts: predicted, failed, labels_skipped, images_skipped, not_read ({ending: files}).
+    counts: predicted, failed, labels_skipped, images_skipped, not_read ({ending: files}),
+      dicom_skipped ({why: files}).
     target: Where the labels lie.
   """
   predicted = progress.count(counts["predicted"], "scan")
@@ -102,6 +124,8 @@ def outcome_text(counts: dict[str, Any], target: pathlib.Path) -> str:
   for ending, count in counts["not_read"].items():
     reason = scan_files.reason_unread(f"scan{ending}")
     lines.append(f"{progress.count(count, ending + ' file')} skipped: {reason}")
+  for why, count in counts["dicom_skipped"].items():
+    lines.append(f"{progress.count(count, 'DICOM file')} skipped: {why}")
   return "\n".join([*lines, f"Labels  {target}"])
 
 

@@ -8,6 +8,7 @@ such a file is read.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -125,6 +126,11 @@ class ScanListing:
 
   scans: list[ScanFile]
   not_read: dict[pathlib.Path, str]
+
+  @functools.cached_property
+  def by_path(self) -> dict[pathlib.Path, ScanFile]:
+    """The scans by the file that names each."""
+    return {scan.path: scan for scan in self.scans}
 
 
 def ending_of(path: str | os.PathLike) -> str:

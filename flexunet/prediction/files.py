@@ -106,10 +106,16 @@ def predict_path(
     outputs: Outputs,
     *,
     show_progress: bool = True,
+    output_format: str = "same",
+    series: str = "",
 ) -> Outcome:
   """Predicts a scan, or every scan below a folder (`scans.find`)."""
   found = scans.find(
-      input_path, outputs.folder, volumes_first=run_config.dataset_facts.recipe is not None
+      input_path,
+      outputs.folder,
+      volumes_first=run_config.dataset_facts.recipe is not None,
+      output_format=output_format,
+      series=series,
   )
   outcome = predict_all(
       found.scans, predictor, run_config, outputs, show_progress=show_progress

@@ -82,9 +82,10 @@ def test_formats_that_are_not_read_are_counted_by_ending(tmp_path):
   found = find(tmp_path)
   assert found.not_read == {".mif": 3, ".mif.gz": 1, ".par": 1}
   counts = {"predicted": 1, "failed": 0, "labels_skipped": 0, "images_skipped": 0,
-            "not_read": found.not_read}  # fmt: skip
+            "not_read": found.not_read, "dicom_skipped": {"a DICOM report": 2}}  # fmt: skip
   text = predict.outcome_text(counts, tmp_path)
   assert "3 .mif files skipped: an MRtrix scan, which is not read; mrconvert (MRtrix3)" in text
+  assert "2 DICOM files skipped: a DICOM report" in text
 
 
 def test_a_folder_of_formats_that_are_not_read_is_named_so(tmp_path):
