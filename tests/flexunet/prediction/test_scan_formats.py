@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import run_samples
 from dicom_samples import dataset, save, write_series
+from PIL import Image
 
 from flexunet.imaging import scan_files
 from flexunet.prediction import files, scans
@@ -49,6 +50,20 @@ def test_a_freesurfer_scan_gives_one_like_it_or_nifti(tmp_path, name, label):
   np.testing.assert_array_equal(scan_files.read(tmp_path / "out" / label).voxels, LABEL)
   predict(tmp_path, tmp_path / "nifti", "nifti")
   assert names_below(tmp_path / "nifti") == [f"{label.split('.')[0]}.nii.gz"]
+
+
+def test_a_tiff_of_several_pages_is_a_volume_and_one_of_a_single_page_an_image(tmp_path):
+  pages = [Image.fromarray(VOXELS[:, :, k].T.astype(np.uint8)) for k in range(5)]
+  pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
+  pages[0].save(tmp_path / "single.tif")
+  listed = scans.find(tmp_path, tmp_path / "out", volumes_first=False).scans
+  assert [(scan.stem, scan.kind) for scan in listed] == [("single", "image"), ("stack", "volume")]
+  predict(tmp_path / "stack.tif", tmp_path / "out")
+  found = scan_files.read(tmp_path / "out" / "stack_label.tif")
+  np.testing.assert_array_equal(found.voxels, LABEL)
+  predict(tmp_path / "single.tif", tmp_path / "out")
+  found = np.asarray(Image.open(tmp_path / "out" / "single_label.png"))
+  np.testing.assert_array_equal(found, LABEL[:, :, 0].T)
 
 
 @pytest.mark.needs_extra("itk")
