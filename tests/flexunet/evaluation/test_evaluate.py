@@ -136,6 +136,24 @@ def test_subjects_that_the_run_has_seen_are_named_whatever_the_splits_of_today(
   assert f"warning: test: {leak}" in said and leak in report and chose in report
 
 
+def test_volumes_are_scored_as_prediction_sees_them_at_the_pixel_size_of_training(
+    run, data_dir, monkeypatch
+):
+  shapes = []
+
+  class Watching(run_samples.BrightnessNetwork):
+    def predict_on_batch(self, batch):
+      shapes.append(tuple(np.ptp(np.argwhere(batch[0, ..., 0]), axis=0) + 1))
+      return super().predict_on_batch(batch)
+
+  monkeypatch.setattr(evaluate, "load_model", lambda run: Watching())
+  sizes = {name: [1.0, 1.0] for name in ("low_mm", "median_mm", "high_mm")}
+  run.write_config(run_samples.with_facts(run.read_config(), pixel_sizes=sizes))
+  scores_of(run, ["train"], data_dir)
+  # 20 x 26 pixels of 1 x 0.5 mm: 13 columns of 1 mm.
+  assert set(shapes) == {(20, 13)}
+
+
 def test_a_run_that_keeps_no_subjects_is_compared_with_the_splits_of_today_and_says_so(
     run, tmp_path
 ):
@@ -170,6 +188,28 @@ def test_a_damaged_list_of_subjects_is_one_line(run, data_dir, entry):
   files.write_json(run.manifest_json, {seen_subjects.KEY: entry or 5})
   with pytest.raises(InputError, match="subjects_seen must be as the run wrote it"):
     scores_of(run, ["test"], data_dir)
+
+
+def test_scores_of_parts_of_volumes_say_so_everywhere(run, tmp_path, capsys):
+  # Built by an earlier version: 2 slices of A were left out everywhere. Of B one is missing.
+  gap = [record for record in records("B", 5) if record["slice_index"] != 2]
+  splits = {"train": records("T", 1), "validation": records("V", 2),
+            "test": [*records("A", 3), *gap]}  # fmt: skip
+  version = dataset_samples.write_dataset(tmp_path, splits)
+  report = json.loads((version / "build_report.json").read_text())
+  report["slices_left_out"] = {"A_scan": {"no labelled pixel, by empty_slices": 2}}
+  run_samples.write_json(version / "build_report.json", report)
+  figures = scores_of(run, ["test", "validation"], tmp_path)
+  evaluated = figures["test"]["evaluated"]
+  assert evaluated["volumes_without_some_slices"] == 2
+  warning = evaluated["warnings"][0]
+  assert warning.startswith("2 of 2 volumes not whole: the build left out 2 slices: no labelled")
+  assert f"warning: test: {warning}" in capsys.readouterr().err
+  assert warning in run.report_html.read_text()
+  shown = program.scores_text("test", figures["test"])
+  assert "2 subjects, 2 volumes, 2 of them not whole" in shown
+  assert figures["validation"]["evaluated"]["volumes_without_some_slices"] == 0
+  assert "not whole" not in program.scores_text("validation", figures["validation"])
 
 
 def test_the_published_figure_is_computed_as_published(run, data_dir):
