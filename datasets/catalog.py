@@ -23,6 +23,7 @@ from flexunet.datasets.builder.record_options import (
 from flexunet.datasets.hippocampus_t1w.options import HippocampusOptions
 from flexunet.datasets.image_mask.options import ImageMaskOptions
 from flexunet.datasets.ms_lesion_mri.options import MsOptions
+from flexunet.datasets.scan_label.options import ScanLabelOptions
 
 if TYPE_CHECKING:
   from flexunet.datasets.builder.segmentation_builder import RecordConfig, SegmentationBuilder
@@ -34,6 +35,7 @@ OPTIONS: Mapping[str, type[RecordOptions]] = {
     "hippocampus_t1w": HippocampusOptions,
     "image_mask": ImageMaskOptions,
     "ms_lesion_mri": MsOptions,
+    "scan_label": ScanLabelOptions,
 }
 NAMES = tuple(OPTIONS)
 _MOST_LETTERS = 40

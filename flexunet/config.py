@@ -321,6 +321,9 @@ class DatasetFacts:
     spacing_mm: Median (row, column) spacing of the training slices; None where unknown.
     isotropic_mm: Spacing the volumes were resampled to when the dataset was built; None: not.
     pixel_sizes: Those of the network's input in training; None where unknown.
+    in_plane_mm: (row, column) spacing the slices were brought to when the dataset was built; None:
+      as scanned.
+    other_intensities: How the intensities of each channel after the first become 8 bits.
     channel_names: Of a dataset of several channels, in the order of the network's input; () or
       one name: a scan is one file.
   """
@@ -334,13 +337,18 @@ class DatasetFacts:
   isotropic_mm: float | None = None
   pixel_sizes: PixelSizes | None = None
   channel_names: tuple[str, ...] = ()
+  in_plane_mm: tuple[float, float] | None = None
+  other_intensities: tuple[IntensityWindow, ...] = ()
 
   @property
   def recipe(self) -> SliceRecipe | None:
     """How volumes become slices; None for a run trained on images."""
     if self.slice_plan is None or self.intensity is None:
       return None
-    return SliceRecipe(self.slice_plan, self.intensity, self.isotropic_mm)
+    return SliceRecipe(
+        self.slice_plan, self.intensity, self.isotropic_mm, self.in_plane_mm,
+        self.other_intensities,
+    )  # fmt: skip
 
   def to_json(self) -> dict[str, Any]:
     """Returns the facts as JSON holds them."""
@@ -363,6 +371,9 @@ class DatasetFacts:
         slice_plan=None if plan is None else from_mapping(SlicePlan, plan),
         intensity=None if window is None else from_mapping(IntensityWindow, window),
         pixel_sizes=None if sizes is None else from_mapping(PixelSizes, sizes),
+        other_intensities=tuple(
+            from_mapping(IntensityWindow, one) for one in values["other_intensities"]
+        ),
     )
 
 
@@ -375,10 +386,11 @@ class _PlainFacts(Checked):
   spacing_mm: tuple[float, float] | None
   isotropic_mm: float | None
   channel_names: tuple[str, ...]
+  in_plane_mm: tuple[float, float] | None
 
   def __post_init__(self):
     super().__post_init__()
-    for number in (*(self.spacing_mm or ()), self.isotropic_mm):
+    for number in (*(self.spacing_mm or ()), *(self.in_plane_mm or ()), self.isotropic_mm):
       if number is not None and not number > 0:
         raise InputError(f"A spacing in dataset_facts must be above 0 mm. Got: {number}.")
 

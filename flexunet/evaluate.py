@@ -73,6 +73,7 @@ def _summary(split: str, entry: Mapping[str, Any]) -> dict[str, Any]:
       "split": split,
       "subjects": entry["evaluated"]["subjects"],
       "volumes": entry["evaluated"]["volumes"],
+      "volumes_without_some_slices": entry["evaluated"]["volumes_without_some_slices"],
       "foreground_dice": entry["foreground_dice"]["mean"],
       "ci95": entry["foreground_dice"]["ci95"],
       "dice": {name: scores["dice"]["mean"] for name, scores in entry["per_class"].items()},
@@ -107,6 +108,8 @@ def scores_text(split: str, entry: Mapping[str, Any]) -> str:
   evaluated = entry["evaluated"]
   subjects = progress.count(evaluated["subjects"], "subject")
   lines = ["", f"{split}: {subjects}, {progress.count(evaluated['volumes'], 'volume')}"]
+  if parts := evaluated["volumes_without_some_slices"]:
+    lines[-1] += f", {parts} of them not whole"
   lines.append(progress.table(overlaps))
   lines.append("empty: volumes without the class in truth and prediction, which have no Dice")
   flat = evaluated["volumes_with_2d_distances"]

@@ -2,13 +2,14 @@
 
   flexunet predict --run_dir=RUN --input=FILE_OR_FOLDER --output_dir=DIR
 
-A volume (NIfTI, ANALYZE) gives <stem>_label of the same format, shape and geometry and a contact
-sheet <stem>_overlay.png; an image gives <stem>_label.png, whose grey values are class ids, and
-<stem>_overlay.png. In a folder everything below it is predicted, except what is named like a
-label (..._label, ..._mask, ..._seg, or in a folder called masks, labels, labelsTr, derivatives):
-name a file or such a folder directly to predict it. So the root of an MSD, nnU-Net or BIDS set can
-be given as it is. The files of a case (CASE_0000, CASE_0001; sub-01_T1w, sub-01_FLAIR) are joined
-for a run of several channels.
+A volume (NIfTI, ANALYZE, MGZ; with the extras itk and dicom MetaImage, NRRD, DICOM series) gives
+<stem>_label of the same format, shape and geometry and a contact sheet <stem>_overlay.png; that of
+a DICOM series is a DICOM-SEG named after the folder of the series. An image gives
+<stem>_label.png, whose grey values are class ids, and <stem>_overlay.png. In a folder everything
+below it is predicted, except what is named like a label (..._label, ..._mask, ..._seg, or in a
+folder called masks, labels, labelsTr, derivatives): name a file or such a folder directly to
+predict it. So the root of an MSD, nnU-Net or BIDS set can be given as it is. The files of a case
+(CASE_0000, CASE_0001; sub-01_T1w, sub-01_FLAIR) are joined for a run of several channels.
 
 A volume whose pixels are of another size than in training is brought to that size for the network;
 its label lies on its own grid.
@@ -49,6 +50,20 @@ _SKIP_EXISTING = _PROGRAM.boolean(
     " was cut short.",
 )
 _BATCH_SIZE = _PROGRAM.integer("batch_size", 8, "Slices per step.", lower_bound=1)
+_OUTPUT_FORMAT = _PROGRAM.enum(
+    "output_format",
+    "same",
+    {
+        "same": "the format of the scan",
+        "nifti": "NIfTI",
+        "dicom_seg": "DICOM-SEG, of DICOM only: it belongs to the study of its patient and, as the"
+        " standard demands, repeats his identifiers",
+    },
+    "Format of the labels of volumes.",
+)
+_SERIES = _PROGRAM.string(
+    "series", "", "Predicts only DICOM series of this number, or with this end of their UID."
+)
 _TTA = _PROGRAM.boolean("tta", False, "Averages over mirrored slices; doubles the time.")
 
 
@@ -74,6 +89,8 @@ def main(argv: Sequence[str]) -> None:
       target,
       volumes_first=run_config.dataset_facts.recipe is not None,
       channel_names=run_config.dataset_facts.channel_names,
+      output_format=_OUTPUT_FORMAT.value,
+      series=_SERIES.value,
   )
 
   progress.say("Loading TensorFlow ...")
@@ -103,6 +120,7 @@ def main(argv: Sequence[str]) -> None:
       "channels_skipped": found.channels_skipped,
       "not_read": found.not_read,
       "not_scans": found.not_scans,
+      "dicom_skipped": found.dicom_skipped,
   }
   print(json.dumps(counts) if _JSON.value else outcome_text(counts, target))
   if failures:
@@ -113,7 +131,8 @@ def outcome_text(counts: dict[str, Any], target: pathlib.Path) -> str:
   """Returns what became of the scans, for people.
 
   Args:
-    counts: As --json prints them; not_read and not_scans are {ending: files}.
+    counts: As --json prints them; not_read and not_scans are {ending: files}, dicom_skipped is
+      {why: files}.
     target: Where the labels lie.
   """
   predicted = progress.count(counts["predicted"], "scan")
@@ -137,6 +156,8 @@ def outcome_text(counts: dict[str, Any], target: pathlib.Path) -> str:
   for ending, count in counts["not_read"].items():
     reason = scan_files.reason_unread(f"scan{ending}")
     lines.append(f"{progress.count(count, ending + ' file')} skipped: {reason}")
+  for why, count in counts["dicom_skipped"].items():
+    lines.append(f"{progress.count(count, 'DICOM file')} skipped: {why}")
   return "\n".join([*lines, f"Labels  {target}"])
 
 

@@ -5,7 +5,6 @@ Reads what `datasets/` wrote, and any other TFDS dataset in TFRecords with an im
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import os
 import pathlib
@@ -15,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flexunet.core.errors import InputError, unknown_name
+from flexunet.core.files import read_table
 from flexunet.datasets import built_dataset
+from flexunet.imaging import slice_recipe
 from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.imaging.slice_recipe import SliceRecipe
 from flexunet.pipelines import record_table
@@ -59,6 +60,18 @@ class DatasetSource:
   def intensity(self) -> dict[str, Any] | None:
     """How its intensities became 8 bits, as JSON; None where unknown."""
     return self.report.get("intensity")
+
+  @property
+  def channel_names(self) -> tuple[str, ...]:
+    """Channels of a scan, one feature each; a dataset built elsewhere has one image."""
+    return tuple(self.report.get("channel_names", ("image",)))
+
+  def image_keys(self, image_key: str) -> tuple[str, ...]:
+    """Returns the features of all channels, where `image_key` names the first of them."""
+    if image_key != "image":
+      return (image_key,)
+    suffixes = slice_recipe.channel_suffixes(len(self.channel_names))
+    return tuple(f"image{suffix}" for suffix in suffixes)
 
   @property
   def recipe(self) -> SliceRecipe | None:
@@ -171,9 +184,9 @@ def check_folder(
       raise unknown_name(f"split of dataset {name}", split, found)
   listing = path / built_dataset.RECORDS_NAME
   if fold >= 0 and listing.is_file():
-    with open(listing, newline="", encoding="utf-8") as stream:
-      rows = [row for row in csv.DictReader(stream) if not splits or row["split"] in splits]
-    check_fold(name, {int(row["fold"]) for row in rows}, fold)
+    rows = read_table(listing, ["split", "fold"])
+    numbers = {row["fold"] for row in rows if not splits or row["split"] in splits}
+    check_fold(name, (int(one) for one in numbers if one.lstrip("-").isdecimal()), fold)
   return path
 
 

@@ -5,7 +5,6 @@ The number of a row names a slice of one split everywhere in the pipeline.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import os
 import pathlib
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from flexunet.core.errors import InputError
+from flexunet.core.files import read_table
 from flexunet.datasets.builder import tfrecord
 
 
@@ -139,10 +139,9 @@ def read(listing: pathlib.Path, split: str, files: Sequence[str]) -> RecordTable
   Raises:
     InputError: It is damaged, or names other shards.
   """
-  with open(listing, newline="", encoding="utf-8") as stream:
-    reader = csv.DictReader(stream)
-    pixel_columns = [name for name in reader.fieldnames or [] if name.startswith("pixels_")]
-    rows = [row for row in reader if row["split"] == split]
+  listed = read_table(listing, ["split"])
+  pixel_columns = [name for name in (listed[0] if listed else ()) if name.startswith("pixels_")]
+  rows = [row for row in listed if row["split"] == split]
   shard_of = {os.path.basename(file): index for index, file in enumerate(files)}
 
   def integers(name: str, dtype: type = np.int32) -> np.ndarray:

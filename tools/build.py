@@ -23,7 +23,7 @@ import contextlib
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,7 +45,8 @@ _PROGRAM = flags.Program(
 )  # fmt: skip
 _MANUAL_DIR = _PROGRAM.string("manual_dir", None, "Raw folder: the unpacked download.")
 _DATA_DIR = _PROGRAM.string(
-    "data_dir", None, "Folder in which datasets are built; it is created where there is none."
+    "data_dir", "~/tensorflow_datasets",
+    "Folder in which datasets are built; it is created where there is none.",
 )
 _DRY_RUN = _PROGRAM.boolean(
     "dry_run", False, "Check the raw folder, list its files, build nothing."
@@ -126,10 +127,8 @@ def main(argv: Sequence[str]) -> None:
     )
   dataset = argv[1] if len(argv) > 1 else ""
   options = _options(dataset.partition("/")[0])
-  manual_dir, data_dir = _raw_folder(dataset), _DATA_DIR.value
-  if data_dir is None and not _DRY_RUN.value:
-    raise InputError("--data_dir is missing: the folder in which the dataset is to be built.")
-  if data_dir is not None and pathlib.Path(data_dir).expanduser().is_file():
+  manual_dir, data_dir = _raw_folder(dataset), pathlib.Path(_DATA_DIR.value).expanduser()
+  if data_dir.is_file():
     raise InputError(f"--data_dir {data_dir}: this is a file; name a folder.")
 
   # The flags and the help must not wait for TFDS.
@@ -138,7 +137,7 @@ def main(argv: Sequence[str]) -> None:
   make_builder = build_tool.maker(
       dataset,
       # A dry run reads no built dataset either.
-      data_dir=pathlib.Path(data_dir).expanduser() if data_dir else manual_dir / "none",
+      data_dir=manual_dir / "none" if _DRY_RUN.value else data_dir,
       num_workers=_NUM_WORKERS.value,
       options=options,
       config_name=_CONFIG_NAME.value,
@@ -220,6 +219,7 @@ def print_summary(builder: SegmentationBuilder) -> None:
     numbers = ("num_subjects", "num_volumes", "num_records", "num_foreground_records")
     rows.append((name, *(str(split[number]) for number in numbers)))
   print(progress.table(rows, _COLUMNS))
+  _print_choices(report["choices"])
   if left_out := report["left_out"]:
     reasons: dict[str, int] = {}
     for entry in left_out:
@@ -267,6 +267,8 @@ def print_files(builder: SegmentationBuilder, manual_dir: pathlib.Path) -> None:
         line = f"  {role}  {findings.relative(path)}"
         fits = len(line) + 2 + len(facts) <= _COLUMNS
         print(f"{line}  {facts}" if fits else f"{line}\n      {facts}")
+  builder.decide(findings)
+  _print_choices(findings.choices)
   for file, reason in sorted(findings.left_out.items()):
     print(f"left out: {file} ({reason})")
   for line in findings.warnings:
@@ -287,6 +289,12 @@ def _split_counts(builder: SegmentationBuilder, findings: Findings) -> str:
   return f"subjects: {counts}; folds of {sizes}{_decided_by(assigned.counts())}."
 
 
+def _print_choices(choices: Mapping[str, str]) -> None:
+  """Prints what was found in the raw folder and chosen by it, each with its reason."""
+  for name, text in choices.items():
+    print(f"{name}: {text}")
+
+
 def _facts(path: pathlib.Path, is_label: bool) -> list[str]:
   """Returns shape, dtype, spacing, axis codes and label values as texts."""
   if is_label and (names := scan_files.label_names(path)):
@@ -302,9 +310,10 @@ def _facts(path: pathlib.Path, is_label: bool) -> list[str]:
     return [*facts, _values(scan_files.read(path).voxels)] if is_label else facts
   if not pictures.is_picture(path):
     return ["table"]
-  header_2d = pictures.read_header(path)
+  entry = "mask" if is_label else "image"
+  header_2d = pictures.read_header(path, entry)
   facts = [f"{header_2d.height} x {header_2d.width}", f"8-bit {header_2d.mode}"]
-  return [*facts, _values(pictures.read_rgb(path)[..., 0])] if is_label else facts
+  return [*facts, _values(pictures.read_rgb(path, entry)[..., 0])] if is_label else facts
 
 
 def _values(label: np.ndarray) -> str:

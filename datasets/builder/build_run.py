@@ -27,12 +27,14 @@ from flexunet.datasets.builder import (
     build_report,
     case_records,
     croissant,
+    identical_images,
     shard_writer,
     splits_file,
     workers,
 )
-from flexunet.datasets.builder.case_records import CaseReader, CaseTask
+from flexunet.datasets.builder.case_records import CaseReader, CaseTask, RecordRow
 from flexunet.datasets.builder.case_splits import CaseSplits
+from flexunet.datasets.builder.identical_images import CaseImages, IdenticalImages
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
 from flexunet.datasets.builder.record_options import SplitOptions
 from flexunet.datasets.builder.shard_writer import PlacedRecord
@@ -41,7 +43,7 @@ from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.imaging.slicing import SlicePlan
 
 # Part of the work folder's name: work files of an older form are not picked up.
-_WORK_FORM = 1
+_WORK_FORM = 2
 _SPLITS = (*subject_splits.SPLITS, subject_splits.UNLABELED)
 
 
@@ -57,6 +59,7 @@ class RunBuilder(CaseReader, Protocol):
   split_options: SplitOptions | None
   release: str
   voxel_dtype: np.dtype
+  decided: Mapping[str, Any]
 
   @property
   def builder_config(self) -> Any:
@@ -72,7 +75,12 @@ class RunBuilder(CaseReader, Protocol):
   def voxel_dtype_of(self, findings: Findings) -> np.dtype:
     """Returns the dtype that holds the voxels of all cases without loss."""
 
-  def set_source(self, release: str, voxel_dtype: np.dtype) -> None:
+  def decide(self, findings: Findings) -> dict[str, Any]:
+    """Returns what the raw folder decides for all cases."""
+
+  def set_source(
+      self, release: str, voxel_dtype: np.dtype, decided: Mapping[str, Any]
+  ) -> None:
     """Takes what the raw folder decides."""
 
   def assign_splits(
@@ -83,17 +91,43 @@ class RunBuilder(CaseReader, Protocol):
   def subject_in_records(self, subject: str) -> str:
     """Returns the name by which what is written calls a subject."""
 
+  def reason_to_drop(self, key: str, pixels: Sequence[int]) -> str:
+    """Returns why a slice is left out of the training split; "" keeps it."""
+
   def label_scheme(self) -> LabelScheme:
     """Returns the classes."""
 
   def licenses(self) -> Sequence[croissant.License]:
     """Returns the licences of the source."""
 
+  def channel_names(self) -> tuple[str, ...]:
+    """Returns the channels of a scan."""
+
+  def other_intensities(self) -> tuple[IntensityWindow, ...]:
+    """Returns how the intensities of the other channels become 8 bits."""
+
+  def in_plane_mm(self) -> tuple[float, float] | None:
+    """Returns the spacing to which slices are brought."""
+
   def active_plan(self) -> SlicePlan | None:
     """Returns how volumes are cut."""
 
   def active_intensity(self) -> IntensityWindow:
     """Returns how intensities become 8 bits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadCase:
+  """A case after a worker read it: its rows, and its notes."""
+
+  task: CaseTask
+  rows: Sequence[RecordRow]
+  notes: Notes
+
+  @property
+  def images(self) -> CaseImages:
+    """What its records hold."""
+    return CaseImages(self.task.case, [row.content for row in self.rows])
 
 
 def build(builder: RunBuilder, root: pathlib.Path, download_config: Any) -> None:
@@ -108,7 +142,8 @@ def build(builder: RunBuilder, root: pathlib.Path, download_config: Any) -> None
     InputError: All problems of the raw folder; nothing is left behind then.
   """
   findings = builder.inspect_source(root)
-  builder.set_source(findings.release, builder.voxel_dtype_of(findings))
+  decided = builder.decide(findings)
+  builder.set_source(findings.release, builder.voxel_dtype_of(findings), decided)
   folder = pathlib.Path(builder.data_dir)
   with _work_folder(builder, folder) as work:
     assigned = builder.assign_splits(findings.cases)
@@ -125,7 +160,8 @@ def build(builder: RunBuilder, root: pathlib.Path, download_config: Any) -> None
         builder, address_of(builder), missing, num_workers, done=len(tasks) - len(missing)
     ):
       raise errors.from_problems(problems, "Nothing was built.")
-    _assemble(builder, folder, findings, tasks, assigned, download_config)
+    read = [ReadCase(task, *case_records.read_index(task.stem)) for task in tasks]
+    _assemble(builder, folder, findings, read, assigned, download_config)
 
 
 def address_of(builder: RunBuilder) -> workers.BuilderAddress:
@@ -143,6 +179,7 @@ def address_of(builder: RunBuilder) -> workers.BuilderAddress:
       else {"name": config.name, **config.options.of_records()},
       release=builder.release,
       voxel_dtype=builder.voxel_dtype.str,
+      decided=dict(builder.decided),
   )
 
 
@@ -186,25 +223,41 @@ def _assemble(
     builder: RunBuilder,
     folder: pathlib.Path,
     findings: Findings,
-    tasks: Sequence[CaseTask],
+    read: Sequence[ReadCase],
     assigned: CaseSplits,
     download_config: Any,
 ) -> None:
-  records, notes = _placed(findings, tasks, assigned)
+  identical = identical_images.find(case.images for case in read)
+  if identical.joined:
+    # Known only now. Payloads whose fold changed by it are mended where they are written.
+    assigned = builder.assign_splits(findings.cases, identical.joined)
+  records = _placed(builder, findings, read, assigned, identical)
+  if "train" in assigned.splits.values() and not records["train"]:
+    raise errors.InputError("The options leave no slice to train on. Loosen them.")
   splits, infos = {}, []
   for name, found in records.items():
     if found:
       splits[name] = _write_split(builder, name, found, download_config)
       infos.append(_split_info(builder, name, splits[name]))
-  if not infos:
-    raise errors.InputError("The options leave no slice to write. Loosen them.")
   licenses = builder.licenses()
   if not licenses:
     findings.warn("The builder states no licence of the source (LICENSES): none is claimed.")
   source = build_report.of_source(
-      notes, findings.left_out, [*findings.warnings, *assigned.warnings]
+      {case.task.case.key: case.notes for case in read},
+      findings.left_out,
+      [
+          *findings.warnings,
+          *assigned.warnings,
+          *identical.warnings(assigned, builder.subject_in_records),
+      ],
   )
-  about = {**_about(builder), **_about_splits(builder, assigned), **source}
+  about = {
+      **_about(builder),
+      **_about_splits(builder, assigned),
+      "identical_images": identical.report(assigned, builder.subject_in_records),
+      **source,
+      "choices": findings.choices,
+  }
   report = build_report.write(folder, about, builder.label_scheme(), splits)
   splits_file.write(
       folder, assigned.settings, assigned.entries(builder.subject_in_records), assigned.absent
@@ -220,23 +273,36 @@ def _assemble(
 
 
 def _placed(
-    findings: Findings, tasks: Sequence[CaseTask], assigned: CaseSplits
-) -> tuple[dict[str, list[PlacedRecord]], dict[str, Notes]]:
-  """Returns the records of each split, and {volume: notes}; warns of empty splits."""
+    builder: RunBuilder,
+    findings: Findings,
+    read: Sequence[ReadCase],
+    assigned: CaseSplits,
+    identical: IdenticalImages,
+) -> dict[str, list[PlacedRecord]]:
+  """Returns the records of each split without copies and what options drop; warns of empty ones."""
   records: dict[str, list[PlacedRecord]] = {name: [] for name in _SPLITS}
-  notes: dict[str, Notes] = {}
-  for task in tasks:
-    rows, notes[task.case.key] = case_records.read_index(task.stem)
-    work_file = task.stem.with_suffix(".records")
-    records[assigned.split_of(task.case)].extend(
-        PlacedRecord(task.case, task.fold, row, work_file) for row in rows
-    )
+  copies = identical.copies([case.images for case in read], assigned)
+  for one in read:
+    case, work_file = one.task.case, one.task.stem.with_suffix(".records")
+    split, fold = assigned.split_of(case), assigned.fold_of(case)
+    left_out = copies.get(case.key, {})
+    for number, row in enumerate(one.rows):
+      reason = ""
+      if number in left_out:
+        reason = f"copy in {split} of what stands in {left_out[number]}"
+      elif split == "train":  # The others keep all slices: scores are of whole volumes.
+        reason = builder.reason_to_drop(row.key, row.pixels)
+      if not reason:
+        records[split].append(PlacedRecord(case, fold, row, work_file))
+        continue
+      counts = one.notes.slices_left_out
+      counts[reason] = counts.get(reason, 0) + 1
   for name in subject_splits.SPLITS:
     if assigned.splits and not records[name]:
       findings.warn(
           f"Split {name} is empty: none of the {len(assigned.splits)} subjects here falls to it."
       )
-  return records, notes
+  return records
 
 
 def _write_split(
@@ -295,6 +361,10 @@ def _about(builder: RunBuilder) -> dict[str, Any]:
       "options": config.options.changed(),
       "slice_plan": dataclasses.asdict(plan) if plan else None,
       "intensity": dataclasses.asdict(builder.active_intensity()),
+      "channel_names": list(builder.channel_names()),
+      "other_intensities": [dataclasses.asdict(one) for one in builder.other_intensities()],
+      "in_plane_mm": builder.in_plane_mm(),
+      "decided": dict(builder.decided),
       "file_format": builder.info.file_format.value,
       "split_salt": builder.SPLIT_SALT,
   }

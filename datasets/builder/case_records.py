@@ -59,7 +59,12 @@ class CaseTask:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RecordRow:
-  """One record of a work file, with what the tables of the build need."""
+  """One record of a work file, with what the tables of the build need.
+
+  Attributes:
+    fold: What the payload says; the build may decide otherwise when all cases are read.
+    content: A digest of each of its images that shows something (`identical_images`).
+  """
 
   key: str
   start: int
@@ -69,6 +74,8 @@ class RecordRow:
   height: int | None
   width: int | None
   pixels: tuple[int, ...]
+  fold: int
+  content: tuple[str, ...] = ()
 
 
 def write_case(builder: CaseReader, task: CaseTask) -> str | None:
@@ -94,7 +101,8 @@ def write_case(builder: CaseReader, task: CaseTask) -> str | None:
         payload = serializer.get_tf_example(encoded).SerializeToString(deterministic=True)
         stream.write(payload)
         crc = tfrecord.masked_crc(payload)
-        rows.append(RecordRow(key=key, start=start, length=len(payload), crc=crc, **row))
+        place = {"key": key, "start": start, "length": len(payload), "crc": crc}
+        rows.append(RecordRow(**place, fold=task.fold, **row))
         start += len(payload)
         checksum = zlib.crc32(payload, checksum)
   except InputError as error:
@@ -130,7 +138,8 @@ def read_index(stem: pathlib.Path) -> tuple[list[RecordRow], Notes]:
   index = files.read_json(stem.with_suffix(".json"))
   rows = []
   for row in index["rows"]:
-    rows.append(RecordRow(**{**row, "pixels": tuple(row["pixels"])}))
+    lists = {name: tuple(row[name]) for name in ("pixels", "content")}
+    rows.append(RecordRow(**{**row, **lists}))
   return rows, Notes(**index["notes"])
 
 

@@ -93,6 +93,8 @@ class Findings:
     warnings: Lines that the build report and the user get.
     problems: One line each; a single one prevents the build.
     release: Which of several published forms the folder holds; "" where there is one only.
+    choices: Subject -> what was found and chosen with its reason, for the user and the report.
+    details: Whatever else the dataset's `decide` needs.
   """
 
   def __init__(self, root: pathlib.Path):
@@ -102,6 +104,8 @@ class Findings:
     self.warnings: list[str] = []
     self.problems: list[str] = []
     self.release = ""
+    self.choices: dict[str, str] = {}
+    self.details: Any = None
 
   def add(self, case: Case) -> None:
     """Notes a case to be built."""

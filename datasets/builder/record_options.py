@@ -119,11 +119,13 @@ class RecordOptions(SplitOptions):
 
   empty_slices: str = knob(
       "keep",
-      "Slices without a labelled pixel, in all labelled splits: keep, drop, or the share 0..1 to"
-      " keep. Scores of whole volumes need keep.",
+      "Slices without a labelled pixel, in the training split: keep, drop, or the share 0..1 to"
+      " keep. Other splits keep them all, so that scores are of whole volumes.",
   )
   min_foreground_pixels: int = knob(
-      0, "Leave out slices that have labelled pixels, but fewer than this.", minimum=0
+      0,
+      "Leave out slices of the training split that have labelled pixels, but fewer than this.",
+      minimum=0,
   )
 
   def __post_init__(self):

@@ -12,6 +12,7 @@ To add a dataset:
    `findings.add(Case(...))`, `.leave_out(file, why)` or `.problem(line)`. It writes nothing and
    reads no voxel. `raw_folder` has the checks; `raw_folder.note(findings)`, called last, names
    every file that no case uses.
+   What only the folder as a whole can say, such as its class names, comes from `decide`.
 5. For images write `slices_of(case, notes)`, a generator of `Slice`. It runs in a worker.
 6. Add name and options to `catalog.OPTIONS`, the folder to `packages` in setup.cfg, and a test with
    `tfds.testing.DatasetBuilderTestCase` on a phantom.
@@ -27,6 +28,7 @@ import dataclasses
 import inspect
 import os
 import pathlib
+import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -37,7 +39,13 @@ from etils import epath
 from flexunet.core import config_fields
 from flexunet.core.errors import InputError
 from flexunet.datasets import built_dataset, subject_splits
-from flexunet.datasets.builder import build_run, case_records, case_splits, raw_folder
+from flexunet.datasets.builder import (
+    build_run,
+    case_records,
+    case_splits,
+    identical_images,
+    raw_folder,
+)
 from flexunet.datasets.builder.case_splits import CaseSplits
 from flexunet.datasets.builder.croissant import License
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
@@ -99,6 +107,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     release: Which of several published forms the raw folder holds; "" where there is one only.
     voxel_dtype: What the volumes of this build store.
     split_options: Who stands in which split; None leaves it to the options of the config.
+    decided: What else the raw folder decides, from `decide`.
   """
 
   HOMEPAGE: ClassVar[str] = ""
@@ -111,6 +120,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
   release: str = ""
   voxel_dtype: np.dtype = np.dtype(np.int16)
   split_options: SplitOptions | None = None
+  decided: Mapping[str, Any] = types.MappingProxyType({})
 
   def __init_subclass__(cls, skip_registration: bool = False, **kwargs):
     module = cls.__module__
@@ -152,6 +162,18 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     """Returns 1 for grey images, 3 for colour."""
     return 1
 
+  def channel_names(self) -> tuple[str, ...]:
+    """Returns the channels of a scan, each a volume of its own on one grid."""
+    return ("image",)
+
+  def other_intensities(self) -> tuple[IntensityWindow, ...]:
+    """Returns how the intensities of each channel after the first become 8 bits."""
+    return ()
+
+  def in_plane_mm(self) -> tuple[float, float] | None:
+    """Returns the (row, column) spacing to which slices are brought; None keeps it."""
+    return None
+
   def licenses(self) -> tuple[License, ...]:
     """Returns the licences of what is built from the raw folder."""
     return self.LICENSES
@@ -163,6 +185,14 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
   def find_cases(self, findings: Findings) -> None:
     """Looks through `findings.root`; reads headers only."""
     raise NotImplementedError
+
+  def decide(self, findings: Findings) -> dict[str, Any]:
+    """Returns what the raw folder decides for all cases, as JSON: the dataset's own entries.
+
+    May read voxels, and puts what the user should know of it into `findings.choices`.
+    """
+    del findings
+    return {}
 
   def slices_of(self, case: Case, notes: Notes) -> Iterator[Slice]:
     """Reads one case, in a worker process."""
@@ -220,9 +250,6 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
       label = np.zeros(cut.image.shape[:2], np.uint8) if cut.label is None else cut.label
       pixels = np.bincount(label.ravel(), minlength=scheme.num_classes)
       key = f"{case.key}_{cut.index:04d}"
-      if case.labelled and (reason := self._reason_to_drop(key, int(pixels[1:].sum()))):
-        notes.slices_left_out[reason] = notes.slices_left_out.get(reason, 0) + 1
-        continue
       example = {
           "image": case_records.encode_png(cut.image),
           "label": case_records.encode_png(label),
@@ -239,12 +266,18 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
           "height": label.shape[0],
           "width": label.shape[1],
           "pixels": tuple(int(count) for count in pixels),
+          "content": identical_images.digests_of([cut.image]),
       }
       yield key, example, row
 
-  def _reason_to_drop(self, key: str, foreground_pixels: int) -> str:
-    """Returns why the options leave a slice out; "" keeps it."""
-    options = self.options
+  def reason_to_drop(self, key: str, pixels: Sequence[int]) -> str:
+    """Returns why the options leave a slice out of the training split; "" keeps it.
+
+    Args:
+      key: Of its record.
+      pixels: Of each class, background first.
+    """
+    options, foreground_pixels = self.options, sum(pixels[1:])
     if 0 < foreground_pixels < options.min_foreground_pixels:
       return "fewer labelled pixels than min_foreground_pixels"
     if foreground_pixels == 0 and options.empty_share < 1:
@@ -270,24 +303,32 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
 
   @classmethod
   def for_reading(
-      cls, config: str | Mapping[str, Any], release: str, voxel_dtype: str
+      cls,
+      config: str | Mapping[str, Any],
+      release: str,
+      voxel_dtype: str,
+      decided: Mapping[str, Any],
   ) -> SegmentationBuilder:
     """Returns a builder that only reads cases, for a worker process.
 
     Args:
       config: Name of a config of the class, or name and options of another one.
-      release, voxel_dtype: As in `set_source`.
+      release, voxel_dtype, decided: As in `set_source`.
     """
     if not isinstance(config, str):
       config = cls.builder_config_cls(**config)
     # The folder does not exist and is never created.
     builder = cls(data_dir=pathlib.Path(__file__).with_name("none"), config=config)
-    builder.set_source(release, np.dtype(voxel_dtype))
+    builder.set_source(release, np.dtype(voxel_dtype), decided)
     return builder
 
-  def set_source(self, release: str, voxel_dtype: np.dtype) -> None:
+  def set_source(
+      self, release: str, voxel_dtype: np.dtype, decided: Mapping[str, Any]
+  ) -> None:
     """Takes what the raw folder decides for the whole build, before any case is read."""
-    self.release, self.voxel_dtype = release, voxel_dtype
+    self.release, self.voxel_dtype, self.decided = release, voxel_dtype, decided
+    if decided:
+      self.info._features = self._make_features()
 
   def voxel_dtype_of(self, findings: Findings) -> np.dtype:
     """Returns the dtype that holds the voxels of all cases without loss."""

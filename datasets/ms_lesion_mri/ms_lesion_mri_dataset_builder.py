@@ -125,7 +125,7 @@ def _find_patient(
     else:
       found[bool(name[2])] = path
   if missing := {False, True} - found.keys():
-    wanted = f"{patient}-{'LesionSeg-' if True in missing else ''}{modality}.nii"
+    wanted = f"{patient}-{'LesionSeg-' if True in missing else ''}{modality.capitalize()}.nii"
     findings.problem(f"{findings.relative(folder)}: lacks {wanted}. Add it, or remove the folder.")
     return
   if not raw_folder.check_volumes(findings, found[False], found[True]):

@@ -1,8 +1,9 @@
-"""Files written in one step, hashed, JSON read, and folders checked and locked before the work."""
+"""Files written in one step, hashed, JSON and tables read, folders checked and locked."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import datetime
 import errno
 import hashlib
@@ -10,7 +11,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 from flexunet.core.errors import InputError
@@ -60,6 +61,36 @@ def parse_json(data: bytes | str, source: str | os.PathLike, **options: Any) -> 
     ) from error
   except ValueError as error:
     raise InputError(f"{source} must be readable JSON: {error}.") from error
+
+
+def read_table(path: pathlib.Path, columns: Iterable[str] = ()) -> list[dict[str, str]]:
+  """Returns the rows of a CSV file by the names in its first line.
+
+  Args:
+    path: The file.
+    columns: Names that it must have.
+
+  Raises:
+    InputError: It cannot be read, or a row has other cells than the first line.
+  """
+  advice = "Put the original back."
+  try:
+    with open(path, newline="", encoding="utf-8") as stream:
+      reader = csv.reader(stream, strict=True)
+      names = next(reader, [])
+      rows = [(reader.line_num, cells) for cells in reader if cells]
+  except OSError as error:
+    raise InputError(f"{path} must be readable: {error.strerror or error}.") from error
+  except (ValueError, csv.Error) as error:
+    raise InputError(f"{path} must be readable CSV: {error}. {advice}") from error
+  if lacking := [name for name in columns if name not in names]:
+    raise InputError(f"{path} must have the column {lacking[0]!r}. {advice}")
+  for line, cells in rows:
+    if len(cells) != len(names):
+      raise InputError(
+          f"{path} must have {len(names)} cells in each row; line {line} has {len(cells)}. {advice}"
+      )
+  return [dict(zip(names, cells, strict=True)) for _, cells in rows]
 
 
 def write_bytes(path: pathlib.Path, data: bytes) -> None:

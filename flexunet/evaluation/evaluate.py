@@ -5,6 +5,7 @@ Evaluates a run: opens what it states, scores splits, writes `evaluation/` and t
 
 from __future__ import annotations
 
+import collections
 import csv
 import dataclasses
 import io
@@ -45,7 +46,8 @@ class SplitScores:
     rows: One a volume and foreground class: the columns of `cases.csv` without `split`.
     examples: The best and worst volumes.
     published: `dice_coef_multiclass` and `pixel_accuracy`.
-    counts: subjects, volumes, slices, volumes_with_2d_distances, volumes_without_spacing.
+    counts: subjects, volumes, slices, volumes_with_2d_distances, volumes_without_spacing,
+      volumes_without_some_slices.
     class_names: The foreground classes.
     warnings: What a reader of the scores must know, one sentence each.
   """
@@ -84,7 +86,7 @@ def score_split(
   rows: list[dict[str, Any]] = []
   keeper = examples.ExampleKeeper()
   published = _Published()
-  subjects, kinds, axes_mm = set(), [], []
+  seen = _Volumes(source)
   with progress.bar(
       total=len(table), desc=split, unit="slice", disable=not show_progress
   ) as bar:
@@ -98,48 +100,82 @@ def score_split(
         bar.update()
       own = score_volume(volume, predictions, class_names, tolerances_mm)
       rows += own
-      subjects.add(volume.subject)
-      kinds.append(volume.distances)
-      axes_mm.append(volume.axes_mm)
+      seen.add(volume)
       keeper.offer(_example(volume, predictions, own))
   return SplitScores(
       rows=rows,
       examples=keeper.chosen(),
       published=published.figures(),
-      counts={
-          "subjects": len(subjects),
-          "volumes": len(kinds),
-          "slices": len(table),
-          "volumes_with_2d_distances": kinds.count("2d"),
-          "volumes_without_spacing": kinds.count("none"),
-      },
+      counts=seen.counts(),
       class_names=list(class_names[1:]),
-      warnings=_voxel_warnings(axes_mm, tolerances_mm),
+      warnings=seen.warnings(tolerances_mm),
   )
 
 
-def _voxel_warnings(
-    axes_mm: Sequence[tuple[float, ...]], tolerances_mm: Sequence[float]
-) -> list[str]:
-  """Returns a sentence for each tolerance that is below the voxel size of some volumes.
+class _Volumes:
+  """Takes note of what kind of volumes a split holds."""
 
-  Surfaces lie on a grid: a distance along an axis is 0 or at least the spacing of that axis.
+  def __init__(self, source: DatasetSource):
+    self._left_out: Mapping[str, Mapping[str, int]] = source.report.get("slices_left_out") or {}
+    self._reasons: collections.Counter[str] = collections.Counter()
+    self._subjects: set[str] = set()
+    self._distances: list[str] = []
+    self._axes_mm: list[tuple[float, ...]] = []
+    self._slices = self._incomplete = 0
 
-  Args:
-    axes_mm: Of each volume, the spacing of the axes in which its surfaces are compared.
-    tolerances_mm: Those of the surface Dice.
-  """
-  sizes = [max(axes) for axes in axes_mm if axes]
-  found = []
-  for tolerance in tolerances_mm:
-    coarse = [size for size in sizes if size > tolerance + 1e-6]
-    if coarse:
-      found.append(
-          f"surface Dice at {tolerance:g} mm: the tolerance is below the voxel size, up to"
-          f" {max(coarse):.3g} mm, of {len(coarse)} of {progress.count(len(sizes), 'volume')}."
-          " Along such an axis surfaces agree only where they coincide."
-      )
-  return found
+  def add(self, volume: LabelledVolume) -> None:
+    """Takes note of one."""
+    self._subjects.add(volume.subject)
+    self._distances.append(volume.distances)
+    self._axes_mm.append(volume.axes_mm)
+    self._slices += len(volume.labels)
+    reasons = self._left_out.get(volume.volume, {})
+    self._reasons.update(reasons)
+    self._incomplete += bool(reasons) or volume.has_gaps
+
+  def counts(self) -> dict[str, int]:
+    """Returns the counts of `SplitScores`."""
+    return {
+        "subjects": len(self._subjects),
+        "volumes": len(self._distances),
+        "slices": self._slices,
+        "volumes_with_2d_distances": self._distances.count("2d"),
+        "volumes_without_spacing": self._distances.count("none"),
+        "volumes_without_some_slices": self._incomplete,
+    }
+
+  def warnings(self, tolerances_mm: Sequence[float]) -> list[str]:
+    """Returns what a reader of the scores must know, one sentence each."""
+    return [*self._part_warnings(), *self._voxel_warnings(tolerances_mm)]
+
+  def _part_warnings(self) -> list[str]:
+    """Returns a sentence where scores are of parts of volumes."""
+    if not self._incomplete:
+      return []
+    said = "; ".join(f"{progress.count(n, 'slice')}: {why}" for why, n in self._reasons.items())
+    reason = f"the build left out {said}" if said else "there are gaps between their slices"
+    volumes = progress.count(len(self._distances), "volume")
+    return [
+        f"{self._incomplete} of {volumes} not whole: {reason}. Scores are of the slices that there"
+        " are; what is found wrongly elsewhere does not count."
+    ]
+
+  def _voxel_warnings(self, tolerances_mm: Sequence[float]) -> list[str]:
+    """Returns a sentence for each tolerance that is below the voxel size of some volumes.
+
+    Surfaces lie on a grid: a distance along an axis is 0 or at least the spacing of that axis.
+    """
+    sizes = [max(axes) for axes in self._axes_mm if axes]
+    found = []
+    for tolerance in tolerances_mm:
+      coarse = [size for size in sizes if size > tolerance + 1e-6]
+      if coarse:
+        found.append(
+            f"surface Dice at {tolerance:g} mm: the tolerance is below the voxel size, up to"
+            f" {max(coarse):.3g} mm, of {len(coarse)} of {progress.count(len(sizes), 'volume')}."
+            " Along such an axis surfaces agree only where they coincide."
+        )
+    return found
 
 
 class _Published:

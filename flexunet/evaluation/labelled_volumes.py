@@ -40,11 +40,16 @@ class LabelledVolume:
   slice_spacing_mm: float
 
   @property
+  def has_gaps(self) -> bool:
+    """Whether slices are missing between the first and the last one, or stand twice."""
+    return bool(set(np.diff(self.slice_index)) - {1})
+
+  @property
   def distances(self) -> str:
     """How surface distances are measured: "3d", "2d" or "none"."""
     if not np.isfinite(self.spacing_mm).all():
       return "none"
-    gapless = len(self.labels) > 1 and set(np.diff(self.slice_index)) == {1}
+    gapless = len(self.labels) > 1 and not self.has_gaps
     one_size = len({label.shape for label in self.labels}) == 1
     return "3d" if gapless and one_size and np.isfinite(self.slice_spacing_mm) else "2d"
 

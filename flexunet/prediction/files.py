@@ -151,6 +151,8 @@ def predict_path(
     outputs: Outputs,
     *,
     show_progress: bool = True,
+    output_format: str = "same",
+    series: str = "",
 ) -> Outcome:
   """Predicts a scan, or every scan below a folder (`scans.find`)."""
   facts = run_config.dataset_facts
@@ -159,6 +161,8 @@ def predict_path(
       outputs.folder,
       volumes_first=facts.recipe is not None,
       channel_names=facts.channel_names,
+      output_format=output_format,
+      series=series,
   )
   outcome = predict_all(
       found.scans, predictor, run_config, outputs, show_progress=show_progress

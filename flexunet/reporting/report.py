@@ -6,7 +6,6 @@ subject pseudonyms and slices of the data, but no path of the machine.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
@@ -16,9 +15,12 @@ from typing import Any
 
 from flexunet import config, run_folder
 from flexunet.core import files
+from flexunet.core.errors import InputError
 from flexunet.evaluation import examples, summary
 from flexunet.reporting import html_parts as page
 from flexunet.reporting import results_section, training_section
+
+_SOURCES = "manifest.json, history.csv, evaluation/metrics.json and evaluation/cases.csv"
 
 
 def write_report(run: run_folder.RunFolder | str | os.PathLike) -> pathlib.Path:
@@ -29,7 +31,7 @@ def write_report(run: run_folder.RunFolder | str | os.PathLike) -> pathlib.Path:
   """
   if not isinstance(run, run_folder.RunFolder):
     run = run_folder.RunFolder.open(run)
-  files.write_bytes(run.report_html, render(run).encode("utf-8"))
+  files.write_bytes(run.report_html, render(run).encode("utf-8", "backslashreplace"))
   return run.report_html
 
 
@@ -37,8 +39,21 @@ def render(run: run_folder.RunFolder) -> str:
   """Returns the page as text.
 
   Raises:
-    InputError: One of the run's files is not readable.
+    InputError: One of the run's files is not readable, or not as it was written.
   """
+  try:
+    return _page(run)
+  except InputError:
+    raise
+  # Figures and manifest hold many entries, any of which may have been edited or damaged.
+  except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+    raise InputError(
+        f"{run.path}: the report is made of {_SOURCES}, which must be as training and evaluation"
+        f" wrote them, but one of them is not: {error!r}. Run flexunet evaluate again."
+    ) from error
+
+
+def _page(run: run_folder.RunFolder) -> str:
   run_config = run.read_config()
   manifest = _read_json(run.manifest_json)
   stored = _least_seen_first(_read_json(run.metrics_json), run_config.data)
@@ -125,22 +140,27 @@ def read_history(run: run_folder.RunFolder) -> list[dict[str, float]]:
   """Returns the rows of `history.csv`; empty cells are left out, an absent file has no rows."""
   if not run.history_csv.is_file():
     return []
-  with open(run.history_csv, newline="", encoding="utf-8") as stream:
-    return [
-        {name: float(value) for name, value in row.items() if value}
-        for row in csv.DictReader(stream)
-    ]
+  return [
+      {name: _number(value, run.history_csv) for name, value in row.items() if value}
+      for row in files.read_table(run.history_csv, ["epoch"])
+  ]
 
 
 def read_cases(path: pathlib.Path) -> list[dict[str, Any]]:
   """Returns the rows of `cases.csv` with `dice` as a float; an absent file has no rows."""
   if not path.is_file():
     return []
-  with open(path, newline="", encoding="utf-8") as stream:
-    return [
-        {**row, "dice": float(row["dice"]) if row["dice"] else math.nan}
-        for row in csv.DictReader(stream)
-    ]
+  return [
+      {**row, "dice": _number(row["dice"], path) if row["dice"] else math.nan}
+      for row in files.read_table(path, ["split", "subject", "volume", "class", "dice"])
+  ]
+
+
+def _number(text: str, path: pathlib.Path) -> float:
+  try:
+    return float(text)
+  except ValueError as error:
+    raise InputError(f"{path} must hold numbers. Got: {text!r}. Put the original back.") from error
 
 
 def _split_counts(

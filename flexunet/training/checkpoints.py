@@ -96,13 +96,14 @@ class CheckpointStore:
     names = self.names()
     current = self._folder / _CURRENT
     # A kill between the new name and the pointer: both checkpoints are whole, the pointer decides.
-    first = current.read_text(encoding="utf-8").strip() if current.is_file() else ""
+    # A damaged pointer names none of them.
+    first = current.read_text("utf-8", "replace").strip() if current.is_file() else ""
     names.sort(key=lambda name: name != first)
     damaged: list[str] = []
     for name in names:
       try:
         return _read_files(self._folder / name), name, damaged
-      except (OSError, ValueError, KeyError) as error:
+      except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         damaged.append(f"{name}: {error}")
     raise InputError(
         f"{self._folder} must hold a whole checkpoint to resume from. Damaged:"

@@ -113,6 +113,9 @@ def _dataset_facts(
       intensity=IntensityWindow(**window) if window else None,
       spacing_mm=(float(row_mm), float(column_mm)) if np.isfinite(row_mm + column_mm) else None,
       isotropic_mm=(source.report.get("options") or {}).get("isotropic_mm"),
+      channel_names=source.channel_names,
+      in_plane_mm=source.recipe.in_plane_mm if source.recipe else None,
+      other_intensities=source.recipe.other_intensities if source.recipe else (),
   )
 
 

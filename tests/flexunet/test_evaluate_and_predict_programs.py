@@ -81,6 +81,7 @@ def test_predict_writes_a_label_on_the_scan_even_larger_than_the_network(run, tm
   assert json.loads(done.stdout) == {
       "predicted": 1, "existing": 0, "failed": 1, "resampled": 0, "labels_skipped": 0,
       "images_skipped": 0, "channels_skipped": 0, "not_read": {}, "not_scans": {},
+      "dicom_skipped": {},
   }  # fmt: skip
   (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
   assert "bad.nii" in line

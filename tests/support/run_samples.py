@@ -106,6 +106,7 @@ def evaluated_run(path, subjects: int = 4) -> run_folder.RunFolder:
       "warnings": ["surface Dice at 1 mm: the tolerance is below the voxel size"],
       "subjects_also_trained_on": [], "subjects_also_validated_on": [],
       "volumes_with_2d_distances": 0, "volumes_without_spacing": 1,
+      "volumes_without_some_slices": 0,
       "dataset_splits": {"test": {"subjects": subjects, "volumes": subjects, "slices": 124}},
   }  # fmt: skip
   files.write_json(run.metrics_json, summary.strict({"test": figures}))

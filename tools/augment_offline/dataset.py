@@ -177,6 +177,7 @@ def _records_of(dataset: BuiltDataset, split: str) -> dict[str, PlacedRecord]:
             height=int(row["height"]),
             width=int(row["width"]),
             pixels=tuple(int(row[f"pixels_{name}"]) for name in names),
+            fold=int(row["fold"]),
         ),
         work_file=dataset.path / row["shard"],
         shard=row["shard"],

@@ -190,6 +190,28 @@ def test_a_damaged_list_of_subjects_is_one_line(run, data_dir, entry):
     scores_of(run, ["test"], data_dir)
 
 
+def test_scores_of_parts_of_volumes_say_so_everywhere(run, tmp_path, capsys):
+  # Built by an earlier version: 2 slices of A were left out everywhere. Of B one is missing.
+  gap = [record for record in records("B", 5) if record["slice_index"] != 2]
+  splits = {"train": records("T", 1), "validation": records("V", 2),
+            "test": [*records("A", 3), *gap]}  # fmt: skip
+  version = dataset_samples.write_dataset(tmp_path, splits)
+  report = json.loads((version / "build_report.json").read_text())
+  report["slices_left_out"] = {"A_scan": {"no labelled pixel, by empty_slices": 2}}
+  run_samples.write_json(version / "build_report.json", report)
+  figures = scores_of(run, ["test", "validation"], tmp_path)
+  evaluated = figures["test"]["evaluated"]
+  assert evaluated["volumes_without_some_slices"] == 2
+  warning = evaluated["warnings"][0]
+  assert warning.startswith("2 of 2 volumes not whole: the build left out 2 slices: no labelled")
+  assert f"warning: test: {warning}" in capsys.readouterr().err
+  assert warning in run.report_html.read_text()
+  shown = program.scores_text("test", figures["test"])
+  assert "2 subjects, 2 volumes, 2 of them not whole" in shown
+  assert figures["validation"]["evaluated"]["volumes_without_some_slices"] == 0
+  assert "not whole" not in program.scores_text("validation", figures["validation"])
+
+
 def test_the_published_figure_is_computed_as_published(run, data_dir):
   published = scores_of(run, ["validation"], data_dir)["validation"]["published"]
   # The network answers 0.8 at the true class of each of the 20 x 26 pixels of every slice.
