@@ -150,9 +150,9 @@ class Run:
     """Segments a scan.
 
     Args:
-      scan: File of a volume (of any format that is read) or of an image; or an array: uint8 [H, W],
-        one upright slice as the dataset's records hold it, or uint8 [slices, H, W], all slices of
-        a volume.
+      scan: File of a volume (of any format that is read) or of an image, or folder of one DICOM
+        series; or an array: uint8 [H, W], one upright slice as the dataset's records hold it, or
+        uint8 [slices, H, W], all slices of a volume.
       tta: Averages over mirrored slices, where the run allows mirroring.
       batch_size: Slices per step.
 
@@ -162,7 +162,8 @@ class Run:
     segmenter = self.predictor(tta=tta, batch_size=batch_size)
     if not isinstance(scan, np.ndarray):
       path = pathlib.Path(scan).expanduser()
-      if scan_files.is_scan(path):
+      if path.is_dir() or scan_files.is_scan(path):
+        path = scan_files.resolve(path)
         recipe = prediction_files.require_recipe(self.config, path)
         stored, slope, inter = scan_files.read_stored(path)
         return predictors.predict_volume(
@@ -185,6 +186,8 @@ class Run:
       *,
       tta: bool = False,
       batch_size: int = 8,
+      output_format: str = "same",
+      series: str = "",
       **outputs: bool,
   ) -> prediction_files.Outcome:
     """Segments a scan or a folder of scans into files, as `flexunet predict` does.
@@ -193,6 +196,8 @@ class Run:
       input_path: Scan, or folder of scans.
       output_dir: Where labels are written.
       tta, batch_size: As in `predict`.
+      output_format: Of the labels of volumes: "same", "nifti" or "dicom_seg".
+      series: Chooses DICOM series by number or by the end of their UID; "" takes all.
       **outputs: overlay, color_masks, probabilities, overwrite, as in `prediction.files.Outputs`.
     """
     wanted = prediction_files.Outputs(folder=pathlib.Path(output_dir).expanduser(), **outputs)
@@ -201,6 +206,8 @@ class Run:
         self.predictor(tta=tta, batch_size=batch_size),
         self.config,
         wanted,
+        output_format=output_format,
+        series=series,
     )
 
   def evaluate(
