@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flexunet.core.config_fields import Checked, from_mapping, knob, refuse_unknown
-from flexunet.core.errors import InputError
+from flexunet.core.errors import InputError, unknown_name
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.imaging.slice_recipe import SliceRecipe
@@ -28,7 +28,7 @@ from flexunet.pipelines.laterality import Laterality
 # May change when a run is resumed: how long it lasts, where the data lie, what is shown and kept.
 MAY_CHANGE = (
     "epochs", "max_minutes", "dataset", "data_dir", "cache", "cache_dir", "previews",
-    "tensorboard_graph", "checkpoint_steps", "keep_checkpoints",
+    "shown_channel", "tensorboard_graph", "checkpoint_steps", "keep_checkpoints",
 )  # fmt: skip
 
 # Headings of the help, under which flags stand together.
@@ -245,6 +245,12 @@ class TrainingConfig(Checked):
       4, "Validation slices drawn into RUN/previews after each validation; 0: none.", minimum=0,
       group=_OUTPUT,
   )
+  shown_channel: str | None = knob(
+      None,
+      "Channel that previews and overlays show, by its name, of a dataset of several.",
+      unset="the first",
+      group=_OUTPUT,
+  )
   tensorboard_graph: bool = knob(
       False, "Also writes the graph of the network into RUN/tensorboard (TensorFlow only).",
       group=_OUTPUT,
@@ -319,6 +325,7 @@ class DatasetFacts:
     in_plane_mm: (row, column) spacing the slices were brought to when the dataset was built; None:
       as scanned.
     other_intensities: How the intensities of each channel after the first become 8 bits.
+    resample_channels: Whether channels on other grids are brought onto that of the first.
     channel_names: Of a dataset of several channels, in the order of the network's input; () or
       one name: a scan is one file.
   """
@@ -332,6 +339,7 @@ class DatasetFacts:
   isotropic_mm: float | None = None
   channel_names: tuple[str, ...] = ()
   in_plane_mm: tuple[float, float] | None = None
+  resample_channels: bool = False
   other_intensities: tuple[IntensityWindow, ...] = ()
 
   @property
@@ -380,6 +388,7 @@ class _PlainFacts(Checked):
   isotropic_mm: float | None
   channel_names: tuple[str, ...]
   in_plane_mm: tuple[float, float] | None
+  resample_channels: bool
 
   def __post_init__(self):
     super().__post_init__()
@@ -411,6 +420,20 @@ class RunConfig:
       default_factory=lambda: AugmentationConfig(augmentation="none")
   )
   laterality: Laterality = dataclasses.field(default_factory=Laterality)
+
+  @property
+  def shown_channel(self) -> int | None:
+    """Which of several channels is shown; None: the images have one, or are shown whole."""
+    names, name = self.dataset_facts.channel_names, self.training.shown_channel
+    if len(names) < 2:
+      return None
+    return names.index(name) if name in names else 0
+
+  def check_shown_channel(self) -> None:
+    """Raises InputError where the dataset has no channel of the name that was given."""
+    names, name = self.dataset_facts.channel_names, self.training.shown_channel
+    if name is not None and (len(names) < 2 or name not in names):
+      raise unknown_name("channel of --shown_channel", name, names)
 
   def to_json(self) -> dict[str, Any]:
     """Returns the config as JSON holds it."""

@@ -228,11 +228,15 @@ def pick_examples(
   _, first = np.unique(table.volume[order], return_index=True)
   first = np.sort(first)
   order = np.concatenate([order[first], np.delete(order, first)])
-  reader = readers.RecordReader(source.info.features, table, image_key, label_key)
+  keys = source.image_keys(image_key)
+  reader = readers.RecordReader(source.info.features, table, keys, label_key)
   examples = []
   for row in order[:count]:
     decoded = reader.decode(reader.serialized(np.int64(row)))
-    examples.append((decoded["image"].numpy(), decoded["label"].numpy()[..., 0]))
+    image = decoded["image"].numpy()
+    # Three channels of a scan are no colours: the first one is shown.
+    shown = image[..., :1] if len(keys) > 1 else image
+    examples.append((shown, decoded["label"].numpy()[..., 0]))
   return examples
 
 

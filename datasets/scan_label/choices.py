@@ -191,13 +191,19 @@ def spacing(
 
 
 def ct_window(
-    cases: Sequence[Case], label_map: Mapping[int, int]
+    cases: Sequence[Case], label_map: Mapping[int, int], role: str = "image"
 ) -> tuple[float, float] | None:
-  """Returns the percentiles 0.5 and 99.5 of the labelled voxels of some cases; None without any."""
+  """Returns the percentiles 0.5 and 99.5 of the labelled voxels of some cases; None without any.
+
+  Args:
+    cases: Labelled ones.
+    label_map: {label id: class id}.
+    role: File of the channel.
+  """
   foreground = [number for number, class_id in label_map.items() if 0 < class_id < 255]
   found = []
   for case in progress.bar(cases, desc="Finding the window", unit="scan", leave=False, delay=3):
-    scan, label = nifti.read(case.files["image"]), nifti.read(case.files["label"])
+    scan, label = nifti.read(case.files[role]), nifti.read(case.files["label"])
     if scan.voxels.shape != label.voxels.shape:
       continue  # Reading the case says so.
     values = scan.voxels[np.isin(np.round(label.voxels), foreground)].astype(np.float64)

@@ -39,7 +39,7 @@ from flexunet.pipelines import dataset_source, readers
 from flexunet.pipelines.dataset_source import DatasetSource, open_dataset
 from flexunet.pipelines.record_table import RecordTable
 from flexunet.prediction.predictor import Predictor, load_model, to_label
-from flexunet.reporting import report
+from flexunet.reporting import overlay, report
 
 # Splits whose records carry an empty label because the source has none.
 _WITHOUT_TRUTH = ("unlabeled", "unlabelled")
@@ -76,6 +76,7 @@ def score_split(
     keys: tuple[str, str] = ("image", "label"),
     tolerances_mm: Sequence[float],
     show_progress: bool = True,
+    shown_channel: int | None = None,
 ) -> SplitScores:
   """Predicts every slice of a split and scores each volume; one volume is in memory at a time.
 
@@ -88,14 +89,14 @@ def score_split(
     keys: Features of the image and of the label.
     tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
     show_progress: Draws a bar on standard error.
+    shown_channel: Which channel the examples show; None: the mean of all.
   """
   rows: list[dict[str, Any]] = []
   keeper = examples.ExampleKeeper()
   published = _Published()
   subjects, kinds, axes_mm = set(), [], []
-  with progress.bar(
-      total=len(table), desc=split, unit="slice", disable=not show_progress
-  ) as bar:
+  bar = progress.bar(total=len(table), desc=split, unit="slice", disable=not show_progress)
+  with bar:
     for volume in read_volumes(source, table, keys):
       predictions = []
       for label, probability in zip(
@@ -110,7 +111,7 @@ def score_split(
       subjects.add(volume.subject)
       kinds.append(volume.distances)
       axes_mm.append(volume.axes_mm)
-      keeper.offer(_example(volume, predictions, own))
+      keeper.offer(_example(volume, predictions, own, shown_channel))
   return SplitScores(
       rows=rows,
       examples=keeper.chosen(),
@@ -276,7 +277,10 @@ def _check_ids(volume: LabelledVolume, label: np.ndarray, num_classes: int) -> N
 
 
 def _example(
-    volume: LabelledVolume, predictions: Sequence[np.ndarray], rows: Sequence[dict[str, Any]]
+    volume: LabelledVolume,
+    predictions: Sequence[np.ndarray],
+    rows: Sequence[dict[str, Any]],
+    shown_channel: int | None,
 ) -> examples.Example:
   """Returns the slice with most true foreground; with most predicted, where there is none."""
   areas = [np.count_nonzero(label) for label in volume.labels]
@@ -287,7 +291,7 @@ def _example(
   defined = [value for value in dice.values() if not np.isnan(value)]
   height, width = volume.spacing_mm
   return examples.Example(
-      image=np.round(volume.images[shown].mean(axis=-1)).astype(np.uint8),
+      image=overlay.grey_of(volume.images[shown], shown_channel),
       truth=volume.labels[shown],
       prediction=predictions[shown],
       subject=volume.subject,
@@ -349,6 +353,7 @@ def evaluate(
         keys=(run_config.data.image_key, run_config.data.label_key),
         tolerances_mm=tolerances,
         show_progress=show_progress,
+        shown_channel=run_config.shown_channel,
     )
     leaked = len(_subjects(table) & trained)
     for warning in scores.warnings:

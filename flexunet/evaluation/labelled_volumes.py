@@ -71,8 +71,10 @@ def read_volumes(
     return
   rows, names = volume_order(table)
   image_key, label_key = keys
-  reader = RecordReader(source.info.features, table, image_key, label_key)
-  wanted = {key: True for key in (*keys, *_GEOMETRY) if key in source.info.features}
+  image_keys = source.image_keys(image_key)
+  reader = RecordReader(source.info.features, table, image_keys, label_key)
+  read = (*image_keys, label_key, *_GEOMETRY)
+  wanted = {key: True for key in read if key in source.info.features}
   features = tfds.decode.PartialDecoding(wanted).extract_features(source.info.features)
   records = tf_data.untuned(
       tf.data.Dataset.from_tensor_slices(rows)
@@ -97,7 +99,7 @@ def read_volumes(
           slice_spacing_mm=float(record.get("slice_spacing_mm", np.nan)),
       )  # fmt: skip
     volume.slice_index.append(int(table.slice_index[row]))
-    volume.images.append(record[image_key])
+    volume.images.append(np.concatenate([record[key] for key in image_keys], axis=-1))
     volume.labels.append(record[label_key][..., 0])
   if volume is not None:
     yield volume
@@ -112,7 +114,7 @@ def _decoded_volumes(table: RecordTable, decoded: np.ndarray) -> Iterator[Labell
     yield LabelledVolume(
         *name,
         slice_index=[int(table.slice_index[row]) for row in own],
-        images=[one.image[..., None] for one in slices],
+        images=[one.image for one in slices],
         labels=[one.label for one in slices],
         spacing_mm=slices[0].spacing_mm,
         slice_spacing_mm=slices[0].slice_spacing_mm,

@@ -18,9 +18,8 @@ from flexunet import config
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
 from flexunet.imaging import nifti, pictures
-from flexunet.imaging.slice_recipe import SliceRecipe
 from flexunet.prediction import scans
-from flexunet.prediction.predictor import Predictor, predict_volume, to_label
+from flexunet.prediction.predictor import Predictor, predict_scan, to_label
 from flexunet.prediction.scans import Scan
 from flexunet.reporting import overlay
 
@@ -134,27 +133,11 @@ def predict_one(
   return _predict_volume(scan, predictor, run_config, outputs)
 
 
-def require_recipe(run_config: config.RunConfig, path: pathlib.Path) -> SliceRecipe:
-  """Returns how the run cuts volumes; InputError where it was trained on images."""
-  facts = run_config.dataset_facts
-  if facts.recipe is None:
-    raise InputError(
-        f"{path}: the run was trained on images ({facts.name}) and does not know how to cut a"
-        " volume into slices. Give it images, or a run trained on volumes."
-    )
-  return facts.recipe
-
-
 def _predict_volume(
     scan: Scan, predictor: Predictor, run_config: config.RunConfig, outputs: Outputs
 ) -> list[str]:
   facts = run_config.dataset_facts
-  recipe = require_recipe(run_config, scan.path)
-  stored, slope, inter = nifti.read_stored(scan.path)
-  found = predict_volume(
-      predictor, recipe, stored, slope, inter,
-      probabilities=outputs.probabilities, name=scan.path.name,
-  )  # fmt: skip
+  found = predict_scan(predictor, run_config, scan.path, probabilities=outputs.probabilities)
   scan.label_path(outputs.folder).parent.mkdir(parents=True, exist_ok=True)
   if outputs.overlay:
     palette = overlay.display_palette(facts.label_scheme.palette)

@@ -7,6 +7,8 @@ ids; probabilities are float32 [H, W, classes] at the slice's own resolution.
 from __future__ import annotations
 
 import dataclasses
+import os
+import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,8 +18,8 @@ import tensorflow as tf
 
 from flexunet import config, run_folder
 from flexunet.core.errors import InputError
-from flexunet.imaging import slice_recipe
-from flexunet.imaging.slice_recipe import SliceRecipe
+from flexunet.imaging import channel_grid, nifti, slice_recipe
+from flexunet.imaging.slice_recipe import SliceRecipe, StoredChannel
 from flexunet.imaging.slicing import Slices
 from flexunet.imaging.volume import Volume
 from flexunet.network import model as network
@@ -197,6 +199,8 @@ def predict_volume(
     *,
     probabilities: bool = False,
     name: str = "",
+    others: Sequence[StoredChannel] = (),
+    shown_channel: int | None = None,
 ) -> VolumePrediction:
   """Cuts a volume as in training, segments its slices, and puts the labels back on its grid.
 
@@ -207,12 +211,14 @@ def predict_volume(
     slope, inter: Intensity is stored * slope + inter.
     probabilities: Also keeps the probability of each class, 2 bytes per voxel and class.
     name: Names the scan in errors.
+    others: Its further channels, on the same grid; see `channel_grid`.
+    shown_channel: Which of them the `slices` of the answer are; None: the first.
   """
-  cut = recipe.cut(stored, slope, inter, name=name)
+  cut = recipe.cut(stored, slope, inter, name=name, others=others)
   seen = cut.slices.pixels
   label = np.empty(seen.shape, np.uint8)
   kept = np.empty((*seen.shape, predictor.num_classes), np.float16) if probabilities else None
-  for index, probability in enumerate(predictor.probabilities(list(np.moveaxis(seen, -1, 0)))):
+  for index, probability in enumerate(predictor.probabilities(list(cut.images()))):
     label[..., index] = to_label(probability)
     if kept is not None:
       kept[..., index, :] = probability
@@ -224,10 +230,46 @@ def predict_volume(
   return VolumePrediction(
       label=recipe.restore(label, stored),
       probability=restored,
-      slices=cut.native,
+      slices=cut.shown(shown_channel),
       label_slices=label,
       seen_spacing_mm=cut.slices.spacing_mm,
   )
+
+
+def predict_scan(
+    predictor: Predictor,
+    run_config: config.RunConfig,
+    path: str | os.PathLike,
+    others: Sequence[str | os.PathLike] = (),
+    *,
+    probabilities: bool = False,
+) -> VolumePrediction:
+  """Reads a scan and segments it; see `predict_volume`.
+
+  Args:
+    predictor: The network.
+    run_config: Of the run that trained it.
+    path: The scan; its first channel.
+    others: Files of its further channels, in the order of the dataset.
+    probabilities: Also keeps the probability of each class.
+
+  Raises:
+    InputError: A file cannot be read, channels are missing or lie on other grids, or the run was
+      trained on images.
+  """
+  facts = run_config.dataset_facts
+  if facts.recipe is None:
+    raise InputError(
+        f"{path}: the run was trained on images ({facts.name}) and does not know how to cut a"
+        " volume into slices. Give it images, or a run trained on volumes."
+    )
+  stored, slope, inter = nifti.read_stored(path)
+  channels, _ = channel_grid.read_others(stored, path, others, facts.resample_channels)
+  return predict_volume(
+      predictor, facts.recipe, stored, slope, inter,
+      probabilities=probabilities, name=pathlib.Path(path).name, others=channels,
+      shown_channel=run_config.shown_channel,
+  )  # fmt: skip
 
 
 def _resized(pixels: np.ndarray, resizing: Resizing, channels: int) -> np.ndarray:

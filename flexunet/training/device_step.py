@@ -37,12 +37,14 @@ class DeviceInput:
     cache: Where the rows of a batch are looked up; None: its images travel.
     compiled: Compiles this part by XLA even where the step is not: TensorFlow's own gather has no
       kernel for bytes on a GPU, and the pixels would go to the CPU and back.
+    separate_channels: Grey values change channel by channel, as in `augment.augment_batch`.
   """
 
   image_channels: int
   augmentation: AugmentationConfig | None = None
   cache: DeviceCache | None = None
   compiled: bool = False
+  separate_channels: bool = False
 
   def __call__(self, batch: dict[str, Any]) -> tuple[Any, Any, Any]:
     """Returns image uint8 [B, h, w, C], label uint8 [B, h, w] and weight float32 [B], all 1."""
@@ -59,7 +61,9 @@ class DeviceInput:
 
   def _augmented(self, image, label, seeds):
     if self.augmentation is not None:
-      image, label = augment.augment_batch(self.augmentation, image, label, seeds)
+      image, label = augment.augment_batch(
+          self.augmentation, image, label, seeds, separate_channels=self.separate_channels
+      )
     image = readers.to_channels(image, self.image_channels)
     return image, label, tf.ones(tf.shape(label)[:1], tf.float32)
 

@@ -174,6 +174,7 @@ def make_streams(
   caches = make_caches(run_config.data, (train, held_out), keys, room)
   augmentation = run_config.augmentation if run_config.augmentation.enabled else None
   device_input = None
+  separate = len(run_config.dataset_facts.channel_names) > 1
   # What is gathered on the device is augmented there, whatever else was chosen.
   on_device = run_config.training.augment_on == "device" or caches.on_device is not None
   if caches.on_device is not None or (augmentation and on_device):
@@ -183,6 +184,7 @@ def make_streams(
         augmentation,
         caches.on_device,
         compiled=devices.has_gpu(),
+        separate_channels=separate,
     )
   return Streams(
       train=train,
@@ -192,7 +194,9 @@ def make_streams(
       batch_size=run_config.training.batch_size,
       cache_choice=caches.choice,
       augment=(
-          functools.partial(augment.augment_example, augmentation)
+          functools.partial(
+              augment.augment_example, augmentation, separate_channels=separate
+          )
           if augmentation and not on_device
           else None
       ),

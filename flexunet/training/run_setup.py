@@ -20,6 +20,7 @@ from flexunet.network import architecture, pretrained
 from flexunet.objectives import loss_settings, metrics
 from flexunet.pipelines import laterality, readers
 from flexunet.pipelines.augmentation.config import AugmentationConfig
+from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.training import devices, input_pipeline, monitoring, planning
 
 _DEFAULT_AUGMENTATION = AugmentationConfig()
@@ -38,9 +39,7 @@ def complete(
     InputError: Values that are fine alone cannot be together, or not with this dataset.
   """
   source = opened.source
-  for key in (data.image_key, data.label_key):
-    if key not in source.info.features:
-      raise unknown_name(f"feature of {source.name}", key, source.info.features)
+  _check_keys(source, data)
   facts = _dataset_facts(opened, data.label_key, model.num_classes)
   mirroring = _laterality(opened, data, augmentation, facts.label_scheme.names)
   start = pretrained.open_start(training.init_from) if training.init_from else None
@@ -56,6 +55,7 @@ def complete(
           class_names=facts.label_scheme.names,
           spacing_mm=facts.spacing_mm,
           laterality=mirroring,
+          channel_names=facts.channel_names,
           start=start.config if start else None,
           **machine_facts,
       ),
@@ -74,7 +74,7 @@ def complete(
   )
   if warning:
     progress.say(warning)
-  return config.RunConfig(
+  completed = config.RunConfig(
       model=plan.model,
       data=plan.data,
       training=settings,
@@ -83,6 +83,19 @@ def complete(
       laterality=mirroring,
       reasons={**plan.reasons, **reasons},
   )
+  completed.check_shown_channel()
+  return completed
+
+
+def _check_keys(source: DatasetSource, data: config.DataConfig) -> None:
+  for key in (data.image_key, data.label_key):
+    if key not in source.info.features:
+      raise unknown_name(f"feature of {source.name}", key, source.info.features)
+  if len(source.channel_names) > 1 and data.image_key != "image":
+    raise InputError(
+        f"--image_key is for datasets built elsewhere. Got: {data.image_key}. Build {source.name}"
+        " with --channels to have some of its channels alone."
+    )
 
 
 def _dataset_facts(
@@ -101,6 +114,7 @@ def _dataset_facts(
       isotropic_mm=(source.report.get("options") or {}).get("isotropic_mm"),
       channel_names=source.channel_names,
       in_plane_mm=source.recipe.in_plane_mm if source.recipe else None,
+      resample_channels=(source.report.get("options") or {}).get("resample_channels", False),
       other_intensities=source.recipe.other_intensities if source.recipe else (),
   )
 
