@@ -310,8 +310,8 @@ def _cut_volumes(source: DatasetSource, split: str, records: RecordTable) -> Rec
     volume_of += [row] * len(slices)
     index_of += range(len(slices))
     decoded += slices
-  num_classes = source.label_scheme().num_classes
-  pixels = [np.bincount(one.label.ravel(), minlength=num_classes) for one in decoded]
+  scheme = source.label_scheme()
+  pixels = [scheme.count(one.label) for one in decoded]
   cells = np.empty(len(decoded), object)
   cells[:] = decoded
   return dataclasses.replace(

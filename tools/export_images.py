@@ -64,7 +64,7 @@ def export(
     (out / split / "images").mkdir(parents=True)
     if split != "unlabeled":
       (out / split / "masks").mkdir()
-  colors = {c.name: list(c.color) for c in scheme.classes}
+  colors = {entry["name"]: entry["color"] for entry in scheme.to_json()}
   (out / "palette.json").write_text(json.dumps(colors, indent=1) + "\n", encoding="utf-8")
   records = bar(
       dataset.records(), total=len(dataset.rows), unit=" record", disable=not show_progress,

@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from flexunet.core import command_line, files, flags, progress
 from flexunet.core.errors import InputError
+from flexunet.imaging.label_scheme import IGNORED
 from flexunet.pipelines import dataset_source, laterality
 from flexunet.pipelines.augmentation.config import PROBABILITIES, AugmentationConfig
 from flexunet.pipelines.dataset_source import DatasetSource
@@ -236,7 +237,8 @@ def pick_examples(
     image = decoded["image"].numpy()
     # Three channels of a scan are no colours: the first one is shown.
     shown = image[..., :1] if len(keys) > 1 else image
-    examples.append((shown, decoded["label"].numpy()[..., 0]))
+    label = decoded["label"].numpy()[..., 0]
+    examples.append((shown, np.where(label == IGNORED, 0, label) if source.ignores else label))
   return examples
 
 

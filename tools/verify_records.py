@@ -196,11 +196,12 @@ def content_problems(
     yield f"image {image.shape} and label {label.shape} differ in size."
   if row["height"] and (str(label.shape[0]), str(label.shape[1])) != (row["height"], row["width"]):
     yield f"is {label.shape[:2]} pixels where records.csv says {row['height']} x {row['width']}."
-  if label.size and int(label.max()) >= scheme.num_classes:
+  counted = scheme.without_ignored(label)
+  if label.size and int(counted.max()) >= scheme.num_classes:
     yield (f"label values must be 0..{scheme.num_classes - 1}, the largest is"
-           f" {int(label.max())}.")  # fmt: skip
+           f" {int(counted.max())}.")  # fmt: skip
     return
-  counts = np.bincount(label.ravel(), minlength=scheme.num_classes)
+  counts = scheme.count(label)
   for name, count in zip(scheme.names, counts, strict=True):
     if int(row[f"pixels_{name}"]) != int(count):
       yield (f"has {int(count)} pixels of {name} where records.csv says"

@@ -78,7 +78,7 @@ class Slice:
   Attributes:
     index: Position in the volume; unique within the case.
     image: uint8 [H, W], or [H, W, 3] for colour images.
-    label: Class ids uint8 [H, W]; None when the case is unlabelled.
+    label: Class ids uint8 [H, W], `IGNORED` where not counted; None when the case is unlabelled.
     spacing_mm: (row, column); NaN where unknown.
     slice_spacing_mm: NaN where unknown.
     extras: Values of the dataset's extra features.
@@ -223,7 +223,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     scheme = self.label_scheme()
     for cut in self.slices_of(case, notes):
       label = np.zeros(cut.image.shape[:2], np.uint8) if cut.label is None else cut.label
-      pixels = np.bincount(label.ravel(), minlength=scheme.num_classes)
+      pixels = scheme.count(label)
       key = f"{case.key}_{cut.index:04d}"
       if case.labelled and (reason := self._reason_to_drop(key, int(pixels[1:].sum()))):
         notes.slices_left_out[reason] = notes.slices_left_out.get(reason, 0) + 1

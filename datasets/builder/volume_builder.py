@@ -159,7 +159,7 @@ class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=
         "fold": fold,
         **scan.extras,
     }
-    pixels = np.bincount(label.ravel(), minlength=self.label_scheme().num_classes)
+    pixels = self.label_scheme().count(label)
     row = {"slice_index": None, "height": None, "width": None, "pixels": tuple(map(int, pixels))}
     yield case.key, example, row
 

@@ -16,6 +16,7 @@ from flexunet.datasets.scan_label import raw_scans
 from flexunet.datasets.scan_label.options import BACKGROUND, ScanLabelOptions
 from flexunet.datasets.scan_label.raw_scans import Layout
 from flexunet.imaging import nifti
+from flexunet.imaging.label_scheme import IGNORED
 from flexunet.imaging.volume import VolumeHeader
 
 # Spacings within a tenth count as equal: headers round, and nobody resamples for that.
@@ -61,7 +62,9 @@ def classes(
       raise InputError(f"map names label id {number}, but the labels hold the ids {known}.")
     if number:
       names[number] = raw_scans.plain_name(name)
-  if options.map:
+  if counted and names.keys() <= options.id_map().keys():
+    reason = "named by --map"
+  elif options.map:
     reason += "; changed by --map"
   kept = {number: name for number, name in names.items() if name != BACKGROUND}
   if not kept:
@@ -200,7 +203,7 @@ def ct_window(
     label_map: {label id: class id}.
     role: File of the channel.
   """
-  foreground = [number for number, class_id in label_map.items() if 0 < class_id < 255]
+  foreground = [number for number, class_id in label_map.items() if 0 < class_id < IGNORED]
   found = []
   for case in progress.bar(cases, desc="Finding the window", unit="scan", leave=False, delay=3):
     scan, label = nifti.read(case.files[role]), nifti.read(case.files["label"])

@@ -21,7 +21,7 @@ from flexunet.datasets.scan_label.options import BACKGROUND, MOST_CHANNELS, Scan
 from flexunet.datasets.scan_label.raw_scans import Layout, RawScan
 from flexunet.imaging import channel_grid, nifti
 from flexunet.imaging.intensity import IntensityWindow
-from flexunet.imaging.label_scheme import LabelScheme
+from flexunet.imaging.label_scheme import IGNORED, LabelScheme
 from flexunet.imaging.slicing import SlicePlan
 
 _SEARCH_DEPTH = 3
@@ -158,7 +158,7 @@ class Builder(volume_builder.VolumeBuilder):
   ) -> list[tuple[pathlib.Path, Layout, Findings]]:
     """Returns (folder, layout, what was noted on the way) of each layout a folder has."""
     wanted = self.options.layout
-    found = []
+    found: list[tuple[pathlib.Path, Layout, Findings]] = []
     looks = {
         "dataset.json": (("nnunet", "msd"), lambda own: dataset_json.find(folder, own)),
         "bids": (("bids",), lambda own: bids.find(folder, own, self.options.channels)),
@@ -166,7 +166,7 @@ class Builder(volume_builder.VolumeBuilder):
     }
     for name, (kinds, look) in looks.items():
       # imagesTr and labelsTr are pairs too; dataset.json knows more about them.
-      explained = name == "pairs" and any(kind.kind != "bids" for _, kind, _ in found)
+      explained = name == "pairs" and any(layout.kind != "bids" for _, layout, _ in found)
       if (wanted is None and explained) or (wanted is not None and wanted not in kinds):
         continue
       own = Findings(findings.root)
@@ -197,7 +197,7 @@ class Builder(volume_builder.VolumeBuilder):
           f" channel {missing[0]}; every scan needs {', '.join(channels)}."
       )
       return
-    files = {}
+    files: dict[str, pathlib.Path] = {}
     for number, name in enumerate(channels, start=1):
       label = scan.label if number == 1 else None
       if not raw_folder.check_volumes(findings, scan.images[name], label):
@@ -234,9 +234,9 @@ class Builder(volume_builder.VolumeBuilder):
   def decide(self, findings: Findings) -> dict[str, Any]:
     """Returns what the raw folder decides for all cases, as JSON; may read voxels."""
     layout, options, cases = findings.details, self.options, findings.cases
-    names, _, why = choices.classes(layout, options, cases)
+    names, ignore_id, why = choices.classes(layout, options, cases)
     findings.choices["classes"] = why
-    scheme, label_map = _scheme(names)
+    scheme, label_map = _scheme(names, ignore_id)
     headers = [nifti.read_header(case.files["image"]) for case in cases]
     plane, why = choices.plane(headers, options)
     findings.choices["plane"] = f"{plane}: {why}"
@@ -305,10 +305,16 @@ def _the_only(
   return layout
 
 
-def _scheme(names: Mapping[int, str]) -> tuple[LabelScheme, dict[int, int]]:
+def _scheme(
+    names: Mapping[int, str], ignore_id: int | None
+) -> tuple[LabelScheme, dict[int, int]]:
   """Returns (classes in the order of their lowest ids, {label id: class id})."""
   ordered = [BACKGROUND]
   for _, name in sorted(names.items()):
     if name not in ordered:
       ordered.append(name)
-  return LabelScheme.from_names(ordered), {n: ordered.index(name) for n, name in names.items()}
+  scheme = LabelScheme.from_names(ordered)
+  label_map = {number: ordered.index(name) for number, name in names.items()}
+  if ignore_id is None:
+    return scheme, label_map
+  return dataclasses.replace(scheme, ignores=True), {**label_map, ignore_id: IGNORED}

@@ -98,13 +98,12 @@ def score_split(
   bar = progress.bar(total=len(table), desc=split, unit="slice", disable=not show_progress)
   with bar:
     for volume in read_volumes(source, table, keys):
-      predictions = []
+      predictions: list[np.ndarray] = []
       for label, probability in zip(
           volume.labels, predictor.probabilities(volume.images), strict=True
       ):
         _check_ids(volume, label, len(class_names))
-        published.add(label, probability)
-        predictions.append(to_label(probability))
+        predictions.append(_judged(volume, len(predictions), probability, published))
         bar.update()
       own = score_volume(volume, predictions, class_names, tolerances_mm)
       rows += own
@@ -253,7 +252,7 @@ class _Published:
     self._right = self._pixels = 0
 
   def add(self, label: np.ndarray, probability: np.ndarray) -> None:
-    """Takes one slice: uint8 [H, W] and float32 [H, W, classes]."""
+    """Takes one slice: uint8 [H, W] and float32 [H, W, classes], or its pixels in a row."""
     overlap = np.take_along_axis(probability, label[..., None].astype(np.intp), axis=-1)
     overlap_sum = float(overlap.sum(dtype=np.float64))
     mass = label.size + float(probability.sum(dtype=np.float64))
@@ -266,6 +265,19 @@ class _Published:
         "dice_coef_multiclass": float(np.mean(self._coefficients)),
         "pixel_accuracy": self._right / self._pixels,
     }
+
+
+def _judged(
+    volume: LabelledVolume, index: int, probability: np.ndarray, published: _Published
+) -> np.ndarray:
+  """Returns the predicted label of a slice; what is not counted is background, as in the truth."""
+  label, predicted = volume.labels[index], to_label(probability)
+  if volume.ignored:
+    counted = ~volume.ignored[index]
+    label, probability, predicted = label[counted], probability[counted], predicted * counted
+  if label.size:
+    published.add(label, probability)
+  return predicted
 
 
 def _check_ids(volume: LabelledVolume, label: np.ndarray, num_classes: int) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from flexunet.imaging.label_scheme import IGNORED
 from flexunet.pipelines import tf_data
 from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.readers import RecordReader
@@ -29,6 +30,8 @@ class LabelledVolume:
     labels: uint8 [H, W] each.
     spacing_mm: (row, column), NaN where unknown.
     slice_spacing_mm: NaN where unknown.
+    ignored: bool [H, W] each, pixels that are not counted and background in `labels`; empty where
+      the dataset ignores none.
   """
 
   subject: str
@@ -38,6 +41,14 @@ class LabelledVolume:
   labels: list[np.ndarray]
   spacing_mm: tuple[float, float]
   slice_spacing_mm: float
+  ignored: list[np.ndarray] = dataclasses.field(default_factory=list)
+
+  def add_label(self, label: np.ndarray, ignores: bool) -> None:
+    """Takes the label of the next slice, uint8 [H, W], which may hold `IGNORED`."""
+    if ignores:
+      self.ignored.append(label == IGNORED)
+      label = np.where(self.ignored[-1], 0, label).astype(np.uint8)
+    self.labels.append(label)
 
   @property
   def distances(self) -> str:
@@ -67,9 +78,10 @@ def read_volumes(
     keys: Features of the image and of the label.
   """
   if table.decoded is not None:
-    yield from _decoded_volumes(table, table.decoded)
+    yield from _decoded_volumes(table, table.decoded, source.ignores)
     return
   rows, names = volume_order(table)
+  ignores = source.ignores
   image_key, label_key = keys
   image_keys = source.image_keys(image_key)
   reader = RecordReader(source.info.features, table, image_keys, label_key)
@@ -100,25 +112,30 @@ def read_volumes(
       )  # fmt: skip
     volume.slice_index.append(int(table.slice_index[row]))
     volume.images.append(np.concatenate([record[key] for key in image_keys], axis=-1))
-    volume.labels.append(record[label_key][..., 0])
+    volume.add_label(record[label_key][..., 0], ignores)
   if volume is not None:
     yield volume
 
 
-def _decoded_volumes(table: RecordTable, decoded: np.ndarray) -> Iterator[LabelledVolume]:
+def _decoded_volumes(
+    table: RecordTable, decoded: np.ndarray, ignores: bool
+) -> Iterator[LabelledVolume]:
   """Yields the volumes of a table of config `volumes`, whose slices are in memory already."""
   rows, names = volume_order(table)
   for name in dict.fromkeys(names):
     own = [row for row, other in zip(rows, names, strict=True) if other == name]
     slices = [decoded[row] for row in own]
-    yield LabelledVolume(
+    volume = LabelledVolume(
         *name,
         slice_index=[int(table.slice_index[row]) for row in own],
         images=[one.image for one in slices],
-        labels=[one.label for one in slices],
+        labels=[],
         spacing_mm=slices[0].spacing_mm,
         slice_spacing_mm=slices[0].slice_spacing_mm,
     )
+    for one in slices:
+      volume.add_label(one.label, ignores)
+    yield volume
 
 
 def volume_order(table: RecordTable) -> tuple[np.ndarray, list[tuple[str, str]]]:

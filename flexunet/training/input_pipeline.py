@@ -81,6 +81,7 @@ class Streams:
     cache_choice: Where the training split is kept, and why.
     augment: Changes single examples in the input pipeline; None: not there.
     device_input: What the training step does with a batch first; None: batches come finished.
+    ignores: Whether labels hold pixels that are not to be counted.
   """
 
   train: readers.Loader
@@ -91,18 +92,19 @@ class Streams:
   cache_choice: cache.Choice
   augment: batches.Augment | None = None
   device_input: device_step.DeviceInput | None = None
+  ignores: bool = False
 
   def training(
       self, epoch_order: order.EpochOrder, start_step: int, num_steps: int
   ) -> tf.data.Dataset:
     """Returns the batches of some steps as `fit` takes them, on their way to the device.
 
-    (image uint8 [B, h, w, C], label uint8 [B, h, w], weight float32 [B]), or what `device_input`
-    takes.
+    (image uint8 [B, h, w, C], label uint8 [B, h, w], weight float32 [B], of labels with ignored
+    pixels [B, h, w]), or what `device_input` takes.
     """
     if self.device_input is not None:
       return batches.prefetch_to_device(self._unfinished(epoch_order, start_step, num_steps))
-    return _for_keras(
+    return self._for_keras(
         batches.training_batches(
             self.train,
             epoch_order,
@@ -116,6 +118,18 @@ class Streams:
   def finished(self, batch: Any) -> tuple:
     """Returns (image, label, weight) of a batch of `training`, as the network is given them."""
     return batch if self.device_input is None else self.device_input(batch)
+
+  def _for_keras(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Batch dicts -> (image, label, weight) on the device; what only fills up weighs 0."""
+    def weighted(batch):
+      label, weight = batch["label"], tf.cast(batch["valid"], tf.float32)
+      if self.ignores:
+        label, weight = device_step.without_ignored(label, weight)
+      return batch["image"], label, weight
+
+    return batches.prefetch_to_device(  # Last: whatever follows would bring the batches back.
+        dataset.map(weighted, num_parallel_calls=1, deterministic=True)
+    )
 
   def _unfinished(
       self, epoch_order: order.EpochOrder, start_step: int, num_steps: int
@@ -140,7 +154,7 @@ class Streams:
 
   def validation(self, rows: np.ndarray | None = None) -> tf.data.Dataset:
     """Returns all held-out batches, or those of some rows int64 [N], as `evaluate` takes them."""
-    return _for_keras(
+    return self._for_keras(
         batches.evaluation_batches(
             self.held_out, self.batch_size, cache=self.held_out_cache, rows=rows
         )
@@ -185,6 +199,7 @@ def make_streams(
         caches.on_device,
         compiled=devices.has_gpu(),
         separate_channels=separate,
+        ignores=opened.source.ignores,
     )
   return Streams(
       train=train,
@@ -201,6 +216,7 @@ def make_streams(
           else None
       ),
       device_input=device_input,
+      ignores=opened.source.ignores,
   )
 
 
@@ -241,17 +257,6 @@ def drawn_pixel_shares(table: RecordTable, epoch_order: order.EpochOrder) -> np.
   return mixed / mixed.sum()
 
 
-def _for_keras(dataset: tf.data.Dataset) -> tf.data.Dataset:
-  """Batch dicts -> (image, label, weight) on the device; what only fills up weighs 0."""
-  return batches.prefetch_to_device(  # Last: whatever follows would bring the batches back.
-      dataset.map(
-          lambda batch: (batch["image"], batch["label"], tf.cast(batch["valid"], tf.float32)),
-          num_parallel_calls=1,
-          deterministic=True,
-      )
-  )
-
-
 def preview_slices(
     run_config: config.RunConfig, opened: TrainingData, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -272,7 +277,8 @@ def preview_slices(
   rows = ranked[np.argsort(np.array(turns), kind="stable")][: min(count, len(table))]
   loader = batches.open_loader(opened.source, table.take(rows), example_spec(run_config))
   batch = next(iter(batches.evaluation_batches(loader, len(rows))))
-  return batch["image"].numpy(), batch["label"].numpy()
+  labels = run_config.dataset_facts.label_scheme.without_ignored(batch["label"].numpy())
+  return batch["image"].numpy(), labels
 
 
 @dataclasses.dataclass(frozen=True)

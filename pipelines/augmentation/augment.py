@@ -37,7 +37,8 @@ def augment_example(
     (image, label) of the same dtypes and shapes.
   """
   batch = (tf.convert_to_tensor(x)[None] for x in (image, label, seed))
-  images, labels = augment_batch(config, *batch, separate_channels=separate_channels)
+  images, labels, seeds = batch
+  images, labels = augment_batch(config, images, labels, seeds, separate_channels)
   return images[0], labels[0]
 
 

@@ -55,12 +55,10 @@ def slices_of(root, tmp_path, **options):
   return cut
 
 
-class ScanLabelTest(tfds.testing.DatasetBuilderTestCase):
-  """TFDS's own checks, of slices and of whole volumes."""
+class OnPairs:
+  """Four subjects of six slices."""
 
   DATASET_CLASS = scan_label_dataset_builder.Builder
-  BUILDER_CONFIG_NAMES_TO_TEST = ("slices",)
-  SPLITS: ClassVar = {"train": 12, "validation": 6, "test": 6}
 
   @classmethod
   def setUpClass(cls):
@@ -74,6 +72,20 @@ class ScanLabelTest(tfds.testing.DatasetBuilderTestCase):
     super().tearDownClass()
     cls.DATASET_CLASS.num_workers = None
     cls._folder.cleanup()
+
+
+class ScanLabelSlicesTest(OnPairs, tfds.testing.DatasetBuilderTestCase):
+  """TFDS's own checks: registration, features, counts, disjoint splits, reload."""
+
+  BUILDER_CONFIG_NAMES_TO_TEST = ("slices",)
+  SPLITS: ClassVar = {"train": 12, "validation": 6, "test": 6}
+
+
+class ScanLabelVolumesTest(OnPairs, tfds.testing.DatasetBuilderTestCase):
+  """The same of whole scans."""
+
+  BUILDER_CONFIG_NAMES_TO_TEST = ("volumes",)
+  SPLITS: ClassVar = {"train": 2, "validation": 1, "test": 1}
 
 
 def test_scans_and_labels_in_two_folders_pair_by_name(tmp_path):

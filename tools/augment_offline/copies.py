@@ -84,7 +84,8 @@ class Copy:
 
   def pixels(self, num_classes: int) -> tuple[int, ...]:
     """Returns the labelled pixels of each class."""
-    return tuple(int(n) for n in np.bincount(self.label.ravel(), minlength=num_classes))
+    counts = np.bincount(self.label.ravel(), minlength=num_classes)
+    return tuple(counts[:num_classes].tolist())  # Behind them are ignored pixels.
 
 
 def choose(dataset: BuiltDataset, plan: Plan) -> list[dict[str, str]]:
