@@ -205,11 +205,12 @@ def content_problems(
            f" {row['width']}.")  # fmt: skip
   if str(int(example["fold"])) != row["fold"]:
     yield f"is of fold {int(example['fold'])} where {RECORDS_NAME} says {row['fold']}."
-  if label.size and int(label.max()) >= scheme.num_classes:
+  counted = scheme.without_ignored(label)
+  if label.size and int(counted.max()) >= scheme.num_classes:
     yield (f"label values must be 0..{scheme.num_classes - 1}, the largest is"
-           f" {int(label.max())}.")  # fmt: skip
+           f" {int(counted.max())}.")  # fmt: skip
     return
-  counts = np.bincount(label.ravel(), minlength=scheme.num_classes)
+  counts = scheme.count(label)
   for name, count in zip(scheme.names, counts, strict=True):
     if int(row[f"pixels_{name}"]) != int(count):
       yield (f"has {int(count)} pixels of {name} where records.csv says"

@@ -17,12 +17,11 @@ import numpy as np
 from flexunet import config
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
-from flexunet.imaging import intensity, pictures, scan_files
-from flexunet.imaging.slice_recipe import SliceRecipe
+from flexunet.imaging import pictures, scan_files
 from flexunet.pipelines import pixel_size
 from flexunet.prediction import scans
 from flexunet.prediction.outputs import Outputs
-from flexunet.prediction.predictor import Predictor, predict_volume, to_label
+from flexunet.prediction.predictor import Predictor, predict_scan, to_label
 from flexunet.prediction.scans import Scan
 from flexunet.reporting import overlay
 
@@ -193,27 +192,11 @@ def predict_one(
   return _predict_volume(scan, predictor, run_config, outputs)
 
 
-def require_recipe(run_config: config.RunConfig, path: pathlib.Path) -> SliceRecipe:
-  """Returns how the run cuts volumes; InputError where it was trained on images."""
-  facts = run_config.dataset_facts
-  if facts.recipe is None:
-    raise InputError(
-        f"{path}: the run was trained on images ({facts.name}) and does not know how to cut a"
-        " volume into slices. Give it images, or a run trained on volumes."
-    )
-  return facts.recipe
-
-
 def _predict_volume(
     scan: Scan, predictor: Predictor, run_config: config.RunConfig, outputs: Outputs
 ) -> VolumeNote:
   facts = run_config.dataset_facts
-  recipe = require_recipe(run_config, scan.path)
-  stored, slope, inter = scan_files.read_stored(scan.path)
-  found = predict_volume(
-      predictor, recipe, stored, slope, inter,
-      probabilities=outputs.probabilities, name=scan.path.name,
-  )  # fmt: skip
+  found = predict_scan(predictor, run_config, scan.path, probabilities=outputs.probabilities)
   scan.label_path(outputs.folder).parent.mkdir(parents=True, exist_ok=True)
   if outputs.overlay:
     palette = overlay.display_palette(facts.label_scheme.palette)
@@ -226,8 +209,7 @@ def _predict_volume(
   scan_files.write_label_like(
       scan.path, found.label, scan.label_path(outputs.folder), facts.label_scheme.names
   )
-  remarks = intensity.unknown_voxels(stored.voxels, scan.path)
-  return VolumeNote(scan.path, found.spacing_mm, found.scaling, remarks)
+  return VolumeNote(scan.path, found.spacing_mm, found.scaling, found.remarks)
 
 
 def _predict_image(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,8 +19,8 @@ import tensorflow as tf
 
 from flexunet import config, run_folder
 from flexunet.core.errors import InputError
-from flexunet.imaging import slice_recipe
-from flexunet.imaging.slice_recipe import SliceRecipe
+from flexunet.imaging import channel_grid, intensity, scan_files, slice_recipe
+from flexunet.imaging.slice_recipe import SliceRecipe, StoredChannel
 from flexunet.imaging.slicing import Slices
 from flexunet.imaging.volume import Volume
 from flexunet.network import model as network
@@ -254,6 +256,7 @@ class VolumePrediction:
     label_slices: Class ids of these slices, uint8 [row, column, slice].
     spacing_mm: (row, column) spacing of the slices as the run cuts them; NaN where unknown.
     scaling: As in `NetworkInput`.
+    remarks: Warnings about the scan, one line each.
   """
 
   label: np.ndarray
@@ -262,6 +265,7 @@ class VolumePrediction:
   label_slices: np.ndarray
   spacing_mm: tuple[float, float]
   scaling: tuple[float, float]
+  remarks: list[str] = dataclasses.field(default_factory=list)
 
 
 def predict_volume(
@@ -273,6 +277,8 @@ def predict_volume(
     *,
     probabilities: bool = False,
     name: str = "",
+    others: Sequence[StoredChannel] = (),
+    shown_channel: int | None = None,
 ) -> VolumePrediction:
   """Cuts a volume as in training, segments its slices, and puts the labels back on its grid.
 
@@ -283,12 +289,14 @@ def predict_volume(
     slope, inter: Intensity is stored * slope + inter.
     probabilities: Also keeps the probability of each class, 2 bytes per voxel and class.
     name: Names the scan in errors.
+    others: Its further channels, on the same grid; see `channel_grid`.
+    shown_channel: Which of them the `slices` of the answer are; None: the first.
   """
-  cut = recipe.cut(stored, slope, inter, name=name)
+  cut = recipe.cut(stored, slope, inter, name=name, others=others)
   seen = cut.slices.pixels
   label = np.empty(seen.shape, np.uint8)
   kept = np.empty((*seen.shape, predictor.num_classes), np.float16) if probabilities else None
-  given = predictor.prepare(list(np.moveaxis(seen, -1, 0)), cut.slices.spacing_mm)
+  given = predictor.prepare(list(cut.images()), cut.slices.spacing_mm)
   for index, probability in enumerate(predictor.answer(given)):
     label[..., index] = to_label(probability)
     if kept is not None:
@@ -301,11 +309,50 @@ def predict_volume(
   return VolumePrediction(
       label=recipe.restore(label, stored),
       probability=restored,
-      slices=cut.native,
+      slices=cut.shown(shown_channel),
       label_slices=label,
       spacing_mm=cut.slices.spacing_mm,
       scaling=given.scaling,
   )
+
+
+def predict_scan(
+    predictor: Predictor,
+    run_config: config.RunConfig,
+    path: str | os.PathLike,
+    others: Sequence[str | os.PathLike] = (),
+    *,
+    probabilities: bool = False,
+) -> VolumePrediction:
+  """Reads a scan and segments it; see `predict_volume`.
+
+  Args:
+    predictor: The network.
+    run_config: Of the run that trained it.
+    path: The scan; its first channel.
+    others: Files of its further channels, in the order of the dataset.
+    probabilities: Also keeps the probability of each class.
+
+  Raises:
+    InputError: A file cannot be read, channels are missing or lie on other grids, or the run was
+      trained on images.
+  """
+  facts = run_config.dataset_facts
+  if facts.recipe is None:
+    raise InputError(
+        f"{path}: the run was trained on images ({facts.name}) and does not know how to cut a"
+        " volume into slices. Give it images, or a run trained on volumes."
+    )
+  stored, slope, inter = scan_files.read_stored(path)
+  channels, _ = channel_grid.read_others(stored, path, others, facts.resample_channels)
+  found = predict_volume(
+      predictor, facts.recipe, stored, slope, inter,
+      probabilities=probabilities, name=pathlib.Path(path).name, others=channels,
+      shown_channel=run_config.shown_channel,
+  )  # fmt: skip
+  read = zip((path, *others), (stored, *(channel.stored for channel in channels)), strict=True)
+  remarks = [line for file, one in read for line in intensity.unknown_voxels(one.voxels, file)]
+  return dataclasses.replace(found, remarks=remarks)
 
 
 def _resized(pixels: np.ndarray, resizing: Resizing, channels: int) -> np.ndarray:

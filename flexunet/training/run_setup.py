@@ -15,6 +15,7 @@ import numpy as np
 from flexunet import config
 from flexunet.core import machine, progress
 from flexunet.core.errors import InputError, unknown_name
+from flexunet.dataset_facts import DatasetFacts
 from flexunet.imaging import label_scheme
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.slicing import SlicePlan
@@ -44,9 +45,7 @@ def complete(
     InputError: Values that are fine alone cannot be together, or not with this dataset.
   """
   source = opened.source
-  for key in (data.image_key, data.label_key):
-    if key not in source.info.features:
-      raise unknown_name(f"feature of {source.name}", key, source.info.features)
+  _check_keys(source, data)
   rows, spacing_mm = readers.sampled_spacing_mm(source, opened.train)
   facts = _dataset_facts(source, data.label_key, model.num_classes, spacing_mm)
   mirroring = _laterality(opened, data, augmentation, facts.label_scheme.names)
@@ -63,6 +62,7 @@ def complete(
           class_names=facts.label_scheme.names,
           spacing_mm=facts.spacing_mm,
           laterality=mirroring,
+          channel_names=facts.channel_names,
           start=start.config if start else None,
           **machine_facts,
       ),
@@ -73,16 +73,9 @@ def complete(
   settings, reasons = devices.complete(
       plan.training, cache=plan.data.cache, augmented=plan.augmentation.enabled
   )
-  warning = planning.memory_warning(
-      plan.model,
-      settings,
-      machine_facts["memory_bytes"],
-      devices.num_sharing(settings.num_devices),
-  )
-  if warning:
-    progress.say(warning)
+  _warn_of_memory(plan.model, settings, machine_facts["memory_bytes"])
   sizes = _pixel_sizes(plan, opened.train.take(rows), spacing_mm)
-  return config.RunConfig(
+  completed = config.RunConfig(
       model=plan.model,
       data=plan.data,
       training=settings,
@@ -91,11 +84,32 @@ def complete(
       laterality=mirroring,
       reasons={**plan.reasons, **reasons},
   )
+  completed.check_shown_channel()
+  return completed
+
+
+def _warn_of_memory(
+    model: config.ModelConfig, settings: config.TrainingConfig, memory_bytes: int
+) -> None:
+  sharing = devices.num_sharing(settings.num_devices)
+  if warning := planning.memory_warning(model, settings, memory_bytes, sharing):
+    progress.say(warning)
+
+
+def _check_keys(source: DatasetSource, data: config.DataConfig) -> None:
+  for key in (data.image_key, data.label_key):
+    if key not in source.info.features:
+      raise unknown_name(f"feature of {source.name}", key, source.info.features)
+  if len(source.channel_names) > 1 and data.image_key != "image":
+    raise InputError(
+        f"--image_key is for datasets built elsewhere. Got: {data.image_key}. Build {source.name}"
+        " with --channels to have some of its channels alone."
+    )
 
 
 def _dataset_facts(
     source: DatasetSource, label_key: str, num_classes: int | None, spacing_mm: np.ndarray
-) -> config.DatasetFacts:
+) -> DatasetFacts:
   """Returns what is known before anything is planned.
 
   Args:
@@ -106,7 +120,7 @@ def _dataset_facts(
   """
   plan, window = source.slice_plan, source.intensity
   row_mm, column_mm = np.median(spacing_mm, axis=0) if len(spacing_mm) else (np.nan, np.nan)
-  return config.DatasetFacts(
+  return DatasetFacts(
       name=source.name,
       fingerprint=source.fingerprint,
       label_scheme=source.label_scheme(label_key, num_classes),
@@ -116,6 +130,7 @@ def _dataset_facts(
       isotropic_mm=(source.report.get("options") or {}).get("isotropic_mm"),
       channel_names=source.channel_names,
       in_plane_mm=source.recipe.in_plane_mm if source.recipe else None,
+      resample_channels=(source.report.get("options") or {}).get("resample_channels", False),
       other_intensities=source.recipe.other_intensities if source.recipe else (),
   )
 

@@ -96,7 +96,9 @@ ROWS = {
     "augmentation": ("strong", lambda r: r.config.augmentation.rotation_degrees, 30.0),
 }  # fmt: skip
 # Rows that need more than an expected value; each is a test of its own below or elsewhere.
-OWN_TESTS = {"dataset", "data_dir", "cache_dir", "skip_corrupt", "seed", "deterministic"}
+OWN_TESTS = {
+    "dataset", "data_dir", "cache_dir", "skip_corrupt", "seed", "deterministic", "shown_channel",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
