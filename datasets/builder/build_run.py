@@ -131,6 +131,8 @@ def build(builder: RunBuilder, root: pathlib.Path, download_config: Any) -> None
   folder = pathlib.Path(builder.data_dir)
   with _work_folder(builder, folder) as work:
     assigned = builder.assign_splits(findings.cases)
+    for line in assigned.notices:
+      logging.warning("%s", line)
     tasks = []
     for case in findings.cases:
       fold = assigned.fold_of(case)
