@@ -288,7 +288,7 @@ def print_files(builder: SegmentationBuilder, manual_dir: pathlib.Path) -> None:
 def _split_counts(builder: SegmentationBuilder, findings: Findings) -> str:
   """Returns how many subjects each split and each fold gets."""
   assigned = builder.assign_splits(findings.cases)
-  for line in assigned.warnings:
+  for line in [*assigned.warnings, *assigned.notices]:
     print(f"warning: {line}", file=sys.stderr)
   splits = list(assigned.splits.values())
   counts = ", ".join(f"{name} {splits.count(name)}" for name in subject_splits.SPLITS)
