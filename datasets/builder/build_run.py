@@ -229,6 +229,8 @@ def _placed(
       rows = _without_dropped(builder, rows, notes[task.case.key])
     work_file = task.stem.with_suffix(".records")
     records[split].extend(PlacedRecord(task.case, task.fold, row, work_file) for row in rows)
+  if not records["train"] and any(note.slices_left_out for note in notes.values()):
+    raise errors.InputError("The options leave no slice of the training split. Loosen them.")
   for name in _SPLITS[:3]:
     if labelled and not records[name]:
       findings.warn(
