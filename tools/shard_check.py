@@ -112,12 +112,13 @@ class ShardCheck:
         continue
       try:
         example = self._dataset.decode(frame.payload)
-      except Exception as error:  # Decoders of images raise many kinds.
+        identity = _identity_of(example)
+        self._check(example, where, frame)
+      except Exception as error:  # Decoders of images, and edited features, raise many kinds.
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         self.problems.append(f"{named}: cannot be decoded: {first_line}.")
         continue
-      in_order.append(_identity_of(example))
-      self._check(example, where, frame)
+      in_order.append(identity)
     for number, row in enumerate(rows):
       if not self._found[_identity_of_row(row)]:
         self.problems.append(f"{self._name}: record {number} ({row['key']}) is missing.")

@@ -304,6 +304,15 @@ def test_what_the_records_show_is_found_also_where_the_checksums_are_made_again(
   assert silent == []
 
 
+@pytest.mark.parametrize("feature", ["volume", "fold", "label", "slice_index"])
+def test_features_that_lack_one_are_lines_and_no_trace(copy, feature):
+  features = json.loads((copy / "features.json").read_text())
+  del features["featuresDict"]["features"][feature]
+  (copy / "features.json").write_text(json.dumps(features))
+  problems = problems_of(copy)
+  assert problems[0] == "features.json: is not the file that was built (sha256 in checksums.json)."
+
+
 @pytest.mark.parametrize("name", ["build_report.json", "records.csv", "features.json"])
 def test_a_dataset_with_an_edited_file_is_not_opened_for_training(copy, name):
   dataset_source.open_dataset(None, copy)
