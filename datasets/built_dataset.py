@@ -2,6 +2,7 @@
 
 A dataset lies in DATA_DIR/NAME/CONFIG/VERSION. Beside the shards stand the metadata of TFDS,
 `build_report.json` and `records.csv`; a TFDS dataset built elsewhere has the first alone.
+`checksums.json` holds the sha256 of all of them: the report holds those of the shards.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import csv
 import dataclasses
 import difflib
 import functools
+import json
 import pathlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,12 @@ if TYPE_CHECKING:
 REPORT_NAME = "build_report.json"
 RECORDS_NAME = "records.csv"
 INFO_NAME = "dataset_info.json"
+CHECKSUMS_NAME = "checksums.json"
+# Of records.csv, which has a column `pixels_<class>` for each class beside them.
+RECORD_COLUMNS = (
+    "split", "shard", "record", "offset", "length", "key", "subject", "volume", "slice_index",
+    "fold", "height", "width",
+)  # fmt: skip
 _BUILD = "flexunet build DATASET --manual_dir=RAW --data_dir=DATA"
 _SPLIT_ORDER = ("train", "validation", "test", "unlabeled")
 
@@ -168,6 +176,68 @@ def read_summary(path: pathlib.Path) -> tuple[str, str, list[str]]:
     raise _bad_metadata(path, error) from error
 
 
+def write_checksums(folder: pathlib.Path) -> None:
+  """Writes `checksums.json`: the sha256 of each file of a finished dataset but its shards."""
+  sums = {
+      path.name: files.sha256_of(path)
+      for path in sorted(folder.iterdir())
+      if path.is_file() and path.name != CHECKSUMS_NAME and not is_shard(path)
+  }
+  text = json.dumps({"sha256": sums}, indent=1, sort_keys=True, ensure_ascii=False)
+  (folder / CHECKSUMS_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def is_shard(path: pathlib.Path) -> bool:
+  """Returns by its name whether a file holds records."""
+  return "tfrecord" in path.name or "array_record" in path.name
+
+
+def read_checksums(path: pathlib.Path) -> dict[str, str] | None:
+  """Returns {file: sha256} of a version folder; None where the build wrote none.
+
+  Raises:
+    InputError: They cannot be read.
+  """
+  file = path / CHECKSUMS_NAME
+  if not file.is_file():
+    return None
+  try:
+    [(kind, sums)] = files.read_json(file).items()
+    if kind != "sha256":
+      raise ValueError(f"{CHECKSUMS_NAME} must hold sha256, not {kind}")
+    return {str(name): str(digest) for name, digest in sums.items()}
+  except (InputError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise InputError(
+        f"{file}: must be as the build wrote it, but is damaged ({error}). Build the dataset"
+        f" again: {_BUILD}."
+    ) from error
+
+
+def changed_files(path: pathlib.Path) -> list[str]:
+  """Returns the files that are no longer those that the build wrote, in alphabetical order.
+
+  Shards are not looked at. A dataset without `checksums.json`, built elsewhere, has none.
+
+  Raises:
+    InputError: `checksums.json` cannot be read.
+  """
+  sums = read_checksums(path) or {}
+  return sorted(
+      name
+      for name, digest in sums.items()
+      if not (path / name).is_file() or files.sha256_of(path / name) != digest
+  )
+
+
+def check_unchanged(path: pathlib.Path) -> None:
+  """Raises InputError where a file beside the shards is not the one that the build wrote."""
+  if changed := changed_files(path):
+    raise InputError(
+        f"{path}: must be as it was built, but {', '.join(changed)} changed since (sha256 in"
+        f" {CHECKSUMS_NAME}). Build or copy the dataset again; flexunet verify says more."
+    )
+
+
 def read_report(path: pathlib.Path) -> dict[str, Any]:
   """Returns the build report of a version folder; empty where TFDS alone built the dataset.
 
@@ -200,11 +270,13 @@ def open_folder(path: pathlib.Path) -> BuiltDataset:
     with open(path / RECORDS_NAME, newline="", encoding="utf-8") as stream:
       rows = list(csv.DictReader(stream))
     names = LabelScheme.from_json(report["label_scheme"]).names
-    [(shard["file"], shard["records"], shard["sha256"]) for shard in report["shards"]]
-    [(row["split"], row["shard"], row["key"], int(row["offset"]), int(row["length"]))
-     for row in rows]  # fmt: skip
-    [int(row[f"pixels_{name}"]) for row in rows for name in names]
-  except (ValueError, KeyError, TypeError) as error:
+    [(pathlib.PurePath(shard["file"]), shard["records"], shard["sha256"])
+     for shard in report["shards"]]  # fmt: skip
+    [int(row[name]) for row in rows
+     for name in ("offset", "length", *(f"pixels_{name}" for name in names))]  # fmt: skip
+    if any(row.get(name) is None for row in rows for name in RECORD_COLUMNS):
+      raise ValueError(f"a row needs the columns {', '.join(RECORD_COLUMNS)}")
+  except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
     raise _damaged(path, error) from error
   return BuiltDataset(path, report, rows)
 
@@ -289,6 +361,11 @@ def existing_folder(folder: pathlib.Path) -> pathlib.Path:
 def is_version(path: pathlib.Path) -> bool:
   """Returns whether a folder is a built dataset: TFDS moves it into place at the end."""
   return (path / INFO_NAME).is_file()
+
+
+def set_aside(version_folder: pathlib.Path) -> pathlib.Path:
+  """Returns where a build keeps the dataset that it replaces, until it has succeeded."""
+  return version_folder.with_name(f".replaced-{version_folder.name}")
 
 
 def _descend(path: pathlib.Path, dataset: str) -> pathlib.Path:

@@ -31,7 +31,7 @@ COMMANDS = {
     ),
     "export_images": ("flexunet.tools.export_images", "records as folders of images and masks"),
     "convert_config": (
-        "flexunet.tools.convert_config", "a published config file as a file of flags"
+        "flexunet.tools.convert_config.__main__", "a published config file as a file of flags"
     ),
     "phantom": ("flexunet.tools.phantom.__main__", "synthetic raw scans of each dataset"),
     "benchmark_build": ("flexunet.tools.benchmarks.build", "speed and memory of a build"),

@@ -6,6 +6,9 @@ A volume (NIfTI, ANALYZE) gives <stem>_label of the same format, shape and geome
 sheet <stem>_overlay.png; an image gives <stem>_label.png, whose grey values are class ids, and
 <stem>_overlay.png. In a folder everything below it is predicted, except what is named like a
 label (..._label, ..._mask, ..._seg, or in a folder called masks or labels).
+
+A volume whose pixels are of another size than in training is brought to that size for the network;
+its label lies on its own grid.
 """
 
 from __future__ import annotations
@@ -74,9 +77,12 @@ def main(argv: Sequence[str]) -> None:
   failures = [*found.problems, *outcome.failures]
   for line in failures:
     progress.say(f"error: {line}")
+  for line in outcome.resampled:
+    progress.say(line)
   counts = {
       "predicted": outcome.predicted,
       "failed": len(failures),
+      "resampled": len(outcome.resampled),
       "labels_skipped": found.labels_skipped,
       "images_skipped": found.images_skipped,
       "not_read": found.not_read,
@@ -90,11 +96,14 @@ def outcome_text(counts: dict[str, Any], target: pathlib.Path) -> str:
   """Returns what became of the scans, for people.
 
   Args:
-    counts: predicted, failed, labels_skipped, images_skipped, not_read ({ending: files}).
+    counts: predicted, failed, resampled, labels_skipped, images_skipped, not_read
+      ({ending: files}).
     target: Where the labels lie.
   """
   predicted = progress.count(counts["predicted"], "scan")
   lines = [f"\n{predicted} predicted, {counts['failed']} failed"]
+  if counts["resampled"]:
+    lines.append(f"{counts['resampled']} resampled to the pixel size of the training")
   if counts["labels_skipped"]:
     lines.append(f"{counts['labels_skipped']} files skipped, which are named like labels")
   if counts["images_skipped"]:

@@ -93,6 +93,24 @@ class RecordTable:
     return text
 
 
+def volume_names(table: RecordTable) -> list[tuple[str, str]]:
+  """Returns the (subject, volume) of each row; a record without a volume's name is a volume."""
+  names = []
+  for row, (subject, volume) in enumerate(
+      zip(table.subject.tolist(), table.volume.tolist(), strict=True)
+  ):
+    volume = volume or f"record_{row:06d}"  # Named by its place, for want of another mark.
+    names.append((subject or volume, volume))
+  return names
+
+
+def volume_numbers(table: RecordTable) -> np.ndarray:
+  """Returns the number of each row's volume, int32 [N], from 0 in the order of their first rows."""
+  names = volume_names(table)
+  number = {name: position for position, name in enumerate(dict.fromkeys(names))}
+  return np.array([number[name] for name in names], np.int32)
+
+
 def concatenate(tables: Sequence[RecordTable]) -> RecordTable:
   """Returns one table of the rows of several, in order."""
   starts = np.cumsum([0, *(len(table.files) for table in tables[:-1])])

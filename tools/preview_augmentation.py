@@ -60,7 +60,7 @@ _TRANSFORMATIONS = {
   "distortion": ("distortion",),
   "barrel": ("barrel", "lens_y"),
   "pincushion": ("pincushion", "lens_x"),
-  "brightness": ("brightness",),
+  "brightness": ("brightness", "brightness_shift"),
   "contrast": ("contrast",),
   "gamma": ("gamma",),
   "bias_field": ("bias_field",),

@@ -27,7 +27,7 @@ _DESCRIPTIONS = {
     "offset": "Byte at which the record's frame begins; -1 in containers without offsets.",
     "length": "Bytes of the record's payload, a tf.train.Example by features.json.",
     "subject": "Stable pseudonym of the person; nobody stands in two splits.",
-    "fold": "Cross-validation fold of the subject.",
+    "fold": "Cross-validation fold of the subject; -1: takes no part.",
 }
 # The context that the specification asks for.
 _TERMS = (

@@ -214,6 +214,23 @@ class IdReader:
     """Adds nothing: each mask was judged by itself."""
 
 
+class ThresholdReader:
+  """Reads masks of one structure by their grey levels, as blurred or compressed ones need it."""
+
+  def __init__(self, level: int):
+    """Takes the lowest grey level of the foreground."""
+    self._level = level
+
+  def read(self, path: pathlib.Path, notes: Notes) -> np.ndarray:
+    """Returns class ids uint8 [H, W]: 1 where the mask reaches the level."""
+    gray = pictures.read_gray(path)
+    notes.count_values("gray_mask", *np.unique(gray, return_counts=True))
+    return (gray >= self._level).astype(np.uint8)
+
+  def finish(self, volume: str, notes: Notes) -> None:
+    """Adds nothing: each mask was read by itself."""
+
+
 class ColorReader:
   """Reads masks painted in the colours of a palette, and judges each and all of a subject."""
 

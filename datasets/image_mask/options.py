@@ -45,6 +45,12 @@ class ImageMaskOptions(RecordOptions):
       0.25, "Largest share of the pixels of a mask that may have no colour of the palette.",
       minimum=0, maximum=1,
   )  # fmt: skip
+  mask_threshold: int | None = knob(
+      None,
+      "Grey level from which a pixel of a mask is foreground, for masks of one class; the colours"
+      " of the palette are then not asked.",
+      minimum=1, maximum=255, unset="the nearer colour of the palette",
+  )  # fmt: skip
   image_channels: int = knob(
       1, "1 for grey images (also where they are stored as RGB), 3 for colour.",
       minimum=1, maximum=3,
@@ -64,6 +70,11 @@ class ImageMaskOptions(RecordOptions):
     if self.palette_colors is not None:
       object.__setattr__(self, "palette", "custom")
       self.scheme()
+    if self.mask_threshold is not None and self.scheme().num_classes != 2:
+      raise InputError(
+          "mask_threshold divides a mask in two: it needs a palette of one class and background."
+          f" {self.palette or 'binary'} has {self.scheme().num_classes} classes."
+      )
 
   def scheme(self) -> LabelScheme:
     """Returns classes and colours."""

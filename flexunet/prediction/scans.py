@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from flexunet.core import errors
 from flexunet.core.errors import InputError
-from flexunet.imaging import nifti, pictures, scan_files
+from flexunet.imaging import pictures, scan_files
 
 # HFH_001_Hipp_Labels, 12_HGE_Seg, 3-LesionSeg-T2, GU001_label_deface, our own <stem>_overlay.
 _LABEL_STEM = re.compile(
@@ -90,7 +90,7 @@ def find(input_path: pathlib.Path, output_dir: pathlib.Path, *, volumes_first: b
     scan = _scan(input_path, pathlib.PurePath())
     if scan is None:
       raise InputError(
-          f"--input {input_path} must be a volume (.nii, .nii.gz, .hdr + .img) or an image"
+          f"--input {input_path} must be a volume ({scan_files.readable_endings()}) or an image"
           f" ({', '.join(pictures.SUFFIXES)})."
       )
     return ScanList([scan])
@@ -174,7 +174,7 @@ def _files_below(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[str]]:
 
 
 def _scan(path: pathlib.Path, folder: pathlib.PurePath) -> Scan | None:
-  if suffix := nifti.suffix_of(path):
+  if suffix := scan_files.ending_of(path):
     stem, suffix = path.name[: -len(suffix)], path.name[-len(suffix) :]
     return Scan(path, "volume", folder, stem, suffix)
   if pictures.is_picture(path):
@@ -184,7 +184,7 @@ def _scan(path: pathlib.Path, folder: pathlib.PurePath) -> Scan | None:
 
 def _is_second_of_pair(path: pathlib.Path) -> bool:
   """Returns whether a file is the .img of a .hdr that lies beside it."""
-  suffix = nifti.suffix_of(path)
+  suffix = scan_files.ending_of(path)
   if suffix[:4] != ".img":
     return False
   stem = path.name[: -len(suffix)]

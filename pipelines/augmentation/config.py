@@ -96,6 +96,11 @@ class AugmentationConfig(Checked):
   brightness_change: float = _strength(
       "Largest change of brightness, which is multiplied by 1 +- this.", 0, 1
   )
+  brightness_shift: float = _strength(
+      "Largest amount added to the brightness beside it, either way, as a share of the grey range.",
+      0,
+      1,
+  )
   brightness_probability: float = _probability("a change of brightness")
   contrast_change: float = _strength(
       "Largest change of contrast: distances from the mean grey are multiplied by 1 +- this.", 0, 1
@@ -199,6 +204,7 @@ _DEFAULT: dict[str, float | int] = {
     "lens_radius": 1.0,
     "lens_center_range": 0.2,
     "brightness_change": 0.25,
+    "brightness_shift": 0.0,
     "brightness_probability": 0.3,
     "contrast_change": 0.25,
     "contrast_probability": 0.3,

@@ -77,6 +77,9 @@ def parameters(config: AugmentationConfig, square: bool = True) -> dict[str, Par
       "sharpening": Parameter("focus", p.sharpening_probability, 0, p.sharpening_amount, True),
       "low_resolution": Parameter("resolution", p.low_resolution_probability, 0, low_resolution),
       "noise": Parameter("noise", p.noise_probability, 0, p.noise_std),
+      "brightness_shift": Parameter(
+          "tone", p.brightness_probability, -p.brightness_shift, p.brightness_shift
+      ),
   }
 
 
@@ -94,7 +97,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     # A part of "warp" that costs more than straight lines do.
     "bend": ("elastic", "distortion", "barrel", "pincushion"),
     "bias_field": ("bias_field",),
-    "tone": ("brightness", "contrast", "gamma"),
+    "tone": ("brightness", "brightness_shift", "contrast", "gamma"),
     "blur": ("blur",),
     "sharpening": ("sharpening",),
     "low_resolution": ("low_resolution",),
@@ -220,8 +223,8 @@ def describe(amounts: Mapping[str, float]) -> str:
 
   Returns:
     Letters, digits and `+-._` alone; "same" for a draw that changes nothing. Turns, rotation and
-    shear are in degrees, counter-clockwise; shifts (down, right), brightness and contrast in
-    percent.
+    shear are in degrees, counter-clockwise; shifts (down, right), brightness, its
+    offset and contrast in percent.
   """
 
   def of(name: str) -> float:
@@ -249,6 +252,7 @@ def describe(amounts: Mapping[str, float]) -> str:
       "pincushion": f"pincushion{of('pincushion'):.2f}",
       "bias_field": f"bias{of('bias_field'):.2f}",
       "brightness": "bright" + percent("brightness"),
+      "brightness_shift": "offset" + percent("brightness_shift"),
       "contrast": "contrast" + percent("contrast"),
       "gamma": f"gamma{math.exp(of('gamma')):.2f}",
       "blur": f"blur{of('blur'):.2f}",

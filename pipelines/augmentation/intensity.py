@@ -74,9 +74,11 @@ def _each(values: tf.Tensor) -> tf.Tensor:
 
 
 def _tone(draw: draws.Draw, image: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
-  """Brightness, then contrast about the mean grey, then gamma."""
+  """Brightness and its offset, then contrast about the mean grey, then gamma."""
   brightness, contrast = _each(1 + draw["brightness"]), _each(1 + draw["contrast"])
-  slope, shift = brightness * contrast, mean * brightness * (1 - contrast)
+  offset = _each(255 * draw["brightness_shift"])
+  # The mean grey moves with the offset, so that contrast leaves the offset as it is.
+  slope, shift = brightness * contrast, mean * brightness * (1 - contrast) + offset
   # The logarithm of 0 is no number; that of 1e-6 ends as black as 0 for every exponent allowed.
   share = tf.clip_by_value((_floats(image) * slope + shift) * (1 / 255), 1e-6, 1.0)
   return _bytes(255 * tf.exp(tf.math.log(share) * _each(tf.exp(draw["gamma"]))))

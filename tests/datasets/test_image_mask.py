@@ -436,3 +436,24 @@ def test_published_folders_build_with_the_counts_of_their_files(realdata, tmp_pa
   splits = build_samples.report_of(builder)["splits"]
   assert {name: s["num_records"] for name, s in splits.items()} == expected
   assert set(PRESETS) >= {builder.builder_config.name}
+
+
+def test_masks_of_one_class_may_be_cut_at_a_grey_level(tmp_path):
+  for side, subject in (("train", 1001), ("valid", 1002), ("test", 1003)):
+    write_pair(tmp_path / "raw" / side, f"{subject}_9", (255, 255, 255))
+    path = tmp_path / "raw" / side / "masks" / f"{subject}_9.png"
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[8:12, 8:16], mask[12:16, 8:16] = 79, 80  # Far from both colours of the palette.
+    Image.fromarray(mask).save(path)
+  builder = build_samples.build(
+      NAME, tmp_path / "raw", tmp_path / "data", options={"mask_threshold": 80}
+  )
+  [record] = builder.as_dataset(split="train").as_numpy_iterator()
+  assert record["label"][..., 0].sum() == 4 * 8 and (record["label"][12:16, 8:16] == 1).all()
+
+
+def test_a_grey_level_divides_in_two_only():
+  with pytest.raises(InputError, match="custom has 3 classes"):
+    ImageMaskOptions(
+        mask_threshold=80, palette_colors={"background": (0, 0, 0), "a": RED, "b": (0, 255, 0)}
+    )

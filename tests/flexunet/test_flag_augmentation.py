@@ -27,6 +27,7 @@ STRENGTHS = {
     "lens_radius": ("barrel", 0.4),
     "lens_center_range": ("barrel", 0.45),
     "brightness_change": ("brightness", 0.9),
+    "brightness_shift": ("brightness", 0.5),
     "contrast_change": ("contrast", 0.9),
     "gamma_max": ("gamma", 4),
     "sharpening_amount": ("sharpening", 8),

@@ -81,7 +81,7 @@ def test_formats_that_are_not_read_are_counted_by_ending(tmp_path):
   touch(tmp_path, "a.nii", "b.mif", "c.MIF", "d.mif.gz", "e.par", "notes.txt", "x/f.mif")
   found = find(tmp_path)
   assert found.not_read == {".mif": 3, ".mif.gz": 1, ".par": 1}
-  counts = {"predicted": 1, "failed": 0, "labels_skipped": 0, "images_skipped": 0,
+  counts = {"predicted": 1, "failed": 0, "resampled": 0, "labels_skipped": 0, "images_skipped": 0,
             "not_read": found.not_read}  # fmt: skip
   text = predict.outcome_text(counts, tmp_path)
   assert "3 .mif files skipped: an MRtrix scan, which is not read; mrconvert (MRtrix3)" in text

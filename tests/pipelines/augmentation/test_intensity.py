@@ -30,6 +30,18 @@ def test_brightness_multiplies_and_saturates():
   )
 
 
+def test_brightness_has_an_offset_that_contrast_leaves_as_it_is():
+  # 0.2 of 255 is 51.
+  np.testing.assert_array_equal(
+      changed([[0, 100], [200, 240]], brightness_shift=0.2), [[51, 151], [251, 255]]
+  )
+  # The mean is 100 and becomes 1.5 * 100 - 51 = 99; 20 beside it is 1.5 * 20 * 2 = 60 then.
+  np.testing.assert_array_equal(
+      changed([[80, 120], [100, 100]], brightness=0.5, brightness_shift=-0.2, contrast=1),
+      [[39, 159], [99, 99]],
+  )
+
+
 def test_contrast_spreads_about_the_mean():
   # The mean is 100.
   np.testing.assert_array_equal(

@@ -10,7 +10,7 @@ from flexunet.core import flags
 from flexunet.core.errors import InputError
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.presets import preset_files
-from flexunet.tools import convert_config
+from flexunet.tools.convert_config import conversion
 
 # The shape of the published files, with values of our own.
 TEXT = """
@@ -58,7 +58,7 @@ rgb_map = {(0,0,0):0,
 def converted(tmp_path, text=TEXT):
   path = tmp_path / "train_eval_infer.config"
   path.write_text(text)
-  return convert_config.convert(path)
+  return conversion.convert(path)
 
 
 def parsed(text: str, folder):
@@ -89,6 +89,49 @@ def test_a_published_config_becomes_flags_that_the_trainer_takes(tmp_path):
   assert training.previews == 6 and augmentation.augmentation == "none"
 
 
+def test_where_a_file_is_silent_the_published_defaults_stand(tmp_path):
+  done = converted(tmp_path, "[model]\nmodel = 'TensorFlowFlexUNet'\n")
+  model, _, training, augmentation = parsed(done.text("a.config"), tmp_path)
+  assert (model.image_size, model.image_channels, model.num_layers) == ((512, 512), 3, 6)
+  assert (model.base_filters, model.base_kernels, model.dropout_rate) == (16, 3, 0.1)
+  assert (training.learning_rate, training.clipvalue, training.batch_size) == (1e-4, 0.2, 4)
+  assert (training.epochs, training.early_stopping_patience, training.previews) == (100, 10, 6)
+  # The reducer is off unless it is asked for; its numbers are then 0.4 and 4.
+  assert training.reduce_lr_patience == 0 and augmentation.augmentation == "none"
+  asked = "[model]\n[train]\nlearning_rate_reducer = True\n"
+  _, _, training, _ = parsed(converted(tmp_path, asked).text("a.config"), tmp_path)
+  assert (training.reduce_lr_factor, training.reduce_lr_patience) == (0.4, 4)
+
+
+def test_published_names_of_losses_and_metrics_are_understood(tmp_path):
+  text = TEXT.replace("categorical_crossentropy", "categorical_focal_dice_loss")
+  names = '"iou_coef_multiclass", "recall", "accuracy"'
+  text = text.replace('metrics = ["dice_coef_multiclass"]\n\n', f"metrics = [{names}]\n\n")
+  done = converted(tmp_path, text)
+  assert done.flags["loss"] == "dice_cross_entropy" and done.flags["metrics"] == "iou,sensitivity"
+  assert any("accuracy: no pixel accuracy here" in note for note in done.notes)
+
+
+def test_batch_norm_counts_where_normalization_is_not_given(tmp_path):
+  text = TEXT.replace("normalization = False\n", "batch_norm = True\n", 2)
+  text = text.replace("input_batch_norm", "input_normalize")
+  assert converted(tmp_path, text).flags["normalization"] == "batch"
+
+
+@pytest.mark.parametrize(
+    "given, line",
+    [
+        ("binarize = True\nthreshold = 80", "build image_mask --mask_threshold=80"),
+        ("binarize = True", "--mask_threshold=LEVEL; none is given"),
+        ("binarize = False\nthreshold = 80", "threshold: read with binarize alone"),
+        ("blur = True", "hard class ids"),
+    ],
+)
+def test_what_was_done_to_masks_is_an_option_of_the_build_or_a_reason(tmp_path, given, line):
+  done = converted(tmp_path, TEXT.replace("[mask]", f"[mask]\n{given}"))
+  assert not done.unknown and any(line in note for note in done.notes)
+
+
 def test_the_colours_come_out_as_a_palette_file(tmp_path):
   assert '{"background": [0, 0, 0], "class_1": [255, 0, 0], "class_2": [0, 255, 0]}' in (
       converted(tmp_path).text("a.config")
@@ -96,12 +139,12 @@ def test_the_colours_come_out_as_a_palette_file(tmp_path):
 
 
 def test_every_unknown_entry_is_named_with_the_nearest_spelling(tmp_path):
-  text = TEXT.replace("patience = 10", "patiense = 10")
+  text = TEXT.replace("patience = 10", "patiense = 7")
   text = text.replace("[mask]", "[whatever]\na = 1\n[mask]")
   done = converted(tmp_path, text)
   assert done.unknown == ["[train] patiense (a misspelt patience?)", "[whatever]"]
   assert "# Unknown and left out: [train] patiense" in done.text("a.config")
-  assert "early_stopping_patience" not in done.flags
+  assert done.flags["early_stopping_patience"] == 10  # As the published program would take it.
 
 
 def test_without_reducer_and_previews_both_are_off(tmp_path):
@@ -127,12 +170,14 @@ def test_without_reducer_and_previews_both_are_off(tmp_path):
         ("image_height = 256\n", "", "image_height must be a whole number"),
         ("normalization = False", "normalization = 0", "normalization must be True or False"),
         ("TensorFlowFlexUNet", "TensorFlowSwinUNet", "the only network here"),
-        ("categorical_crossentropy", "categorical_focal_dice_loss", "loss must be one of"),
+        ("categorical_crossentropy", "crossentropy_and_more", "loss must be one of"),
+        ('["dice_coef_multiclass"]', '["dice_of_mine"]', "must name metrics of"),
+        ("generator = False", "generator = 1", "generator must be True or False"),
         ("(255,0,0):1", "(255,0,0):5", "must map colours to the class ids"),
         ("[model]", "[modle]", r"a section \[model\]"),
     ],
 )
-def test_what_is_wrong_in_a_config_is_told_by_key(tmp_path, before, after, message):
+def test_what_is_wrong_in_a_config_is_named_by_key(tmp_path, before, after, message):
   assert before in TEXT
   with pytest.raises(InputError, match=message):
     converted(tmp_path, TEXT.replace(before, after, 1))
