@@ -30,6 +30,7 @@ _HEADER_ERRORS = (
     OverflowError,
 )  # fmt: skip
 _NIFTI1_BYTES, _NIFTI2_BYTES = 348, 540
+_MOST_PADDING_BYTES = 4096
 _SILENT = logging.Logger("silent", logging.CRITICAL)
 _TWIN = {".hdr": ".img", ".img": ".hdr"}
 _IMAGE_CLASSES: dict[type, type] = {
@@ -305,7 +306,11 @@ def read_voxels(path: str | os.PathLike) -> tuple[Volume, float, float]:
 def _read_voxels(header: OpenedHeader) -> tuple[Volume, float, float]:
   """Returns (volume, slope, inter) of an opened file; the voxels in native byte order."""
   expected = header.num_bytes
-  data = volume_bytes.read_exactly(header.data_path, header.data_offset, expected)
+  # Padding may follow; as much as a slice is more likely a shape that was changed.
+  most_trailing = max(_MOST_PADDING_BYTES, expected // 256)
+  data = volume_bytes.read_exactly(
+      header.data_path, header.data_offset, expected, most_trailing
+  )
   flat = np.frombuffer(data, header.dtype)
   voxels = flat.reshape(header.shape, order="F")
   if not header.dtype.isnative:

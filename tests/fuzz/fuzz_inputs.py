@@ -13,7 +13,7 @@ from PIL import Image
 
 from flexunet.datasets.builder import build_tool
 
-SHAPE = (14, 12, 6)
+SHAPE = (34, 26, 15)
 # Dataset of the phantom -> what is built of it.
 BUILDERS = {
     "full_head_t1w": "full_head_t1w",
@@ -23,13 +23,14 @@ BUILDERS = {
     "brain_ich_ct/nifti": "brain_ich_ct",
     "hippocampus_t1w": "hippocampus_t1w",
     "image_mask": "image_mask/full_head_t1w",
+    "scan_label": "scan_label",
 }
 
 
 def voxels(dtype: type = np.int16) -> np.ndarray:
   """Returns a bright block in noise, [i, j, k]."""
   found = np.random.default_rng(7).integers(0, 300, SHAPE)
-  found[4:9, 3:8, 2:5] += 900
+  found[9:20, 8:16, 5:12] += 900
   return found.astype(dtype)
 
 
@@ -44,12 +45,14 @@ def write_scans(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   nib.save(nib.AnalyzeImage(voxels(), affine), folder / "pair.img")
   (folder / "pair.mat").unlink(missing_ok=True)
   nib.save(nib.Nifti1Pair(voxels(np.float32), affine), folder / "nifti_pair.img")
+  nib.save(nib.MGHImage(voxels(np.int32), affine), folder / "freesurfer.mgz")
   return {
       ".nii": plain,
       ".nii.gz": compressed,
       "ANALYZE .hdr": folder / "pair.hdr",
       "ANALYZE .img": folder / "pair.img",
       "NIfTI .hdr": folder / "nifti_pair.hdr",
+      ".mgz": folder / "freesurfer.mgz",
   }
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fuzz_judge import Seen
 
-from flexunet.imaging import nifti, pictures
+from flexunet.imaging import pictures, scan_files
 
 pytestmark = pytest.mark.fuzz
 
@@ -22,12 +22,12 @@ NO_CHECKSUM = {
 
 def scan_content(path, folder):
   """Reads a scan and writes a label on its grid, as a prediction does."""
-  header = nifti.read_header(path)
-  stored, slope, inter = nifti.read_stored(path)
-  suffix = nifti.suffix_of(path)
+  header = scan_files.read_header(path)
+  stored, slope, inter = scan_files.read_stored(path)
   label = np.ones(stored.voxels.shape, np.uint8)
-  nifti.write_like(path, label, folder / f"label{suffix}")
-  back = nifti.read(folder / f"label{suffix}")
+  target = folder / f"label{scan_files.ending_of(path)}"
+  scan_files.write_label_like(path, label, target)
+  back = scan_files.read(target)
   assert back.voxels.shape == label.shape and back.voxels.min() == 1
   return stored.voxels, stored.affine, stored.oriented, slope, inter, header.axis_codes
 
@@ -73,7 +73,9 @@ def attack(name, path, read, flips, others):
   category.check()
 
 
-@pytest.mark.parametrize("kind", [".nii", ".nii.gz", "ANALYZE .hdr", "ANALYZE .img", "NIfTI .hdr"])
+@pytest.mark.parametrize(
+    "kind", [".nii", ".nii.gz", ".mgz", "ANALYZE .hdr", "ANALYZE .img", "NIfTI .hdr"]
+)
 def test_scans(tmp_path, kind):
   path = fuzz_inputs.write_scans(tmp_path)[kind]
   attack(f"scan {kind}", path, lambda one: scan_content(one, tmp_path), 500, 100)

@@ -47,3 +47,22 @@ def test_a_pair_whose_magic_letters_are_damaged_is_not_taken_for_analyze(tmp_pat
 def test_analyze_is_still_read(tmp_path):
   nib.save(nib.AnalyzeImage(VOXELS, AFFINE), tmp_path / "a.hdr")
   np.testing.assert_array_equal(nifti.read(tmp_path / "a.hdr").voxels, VOXELS)
+
+
+@pytest.mark.parametrize("file", ["a.nii", "a.nii.gz", "a.hdr"])
+@pytest.mark.parametrize("axis", [1, 2, 3])
+def test_a_shape_that_leaves_voxels_over_is_refused(tmp_path, file, axis):
+  image = (nib.Nifti1Pair if file == "a.hdr" else nib.Nifti1Image)(VOXELS, AFFINE)
+  nib.save(image, tmp_path / file)
+  data = bytearray(read_all(tmp_path / file))
+  data[40 + 2 * axis] //= 2  # dim[axis], little endian.
+  (tmp_path / file).write_bytes(gzip.compress(data) if file.endswith(".gz") else data)
+  with pytest.raises(InputError, match="bytes follow the last voxel"):
+    nifti.read(tmp_path / file)
+
+
+def test_padding_behind_the_last_voxel_is_allowed(tmp_path):
+  nib.save(nib.Nifti1Image(VOXELS, AFFINE), tmp_path / "a.nii")
+  with open(tmp_path / "a.nii", "ab") as stream:
+    stream.write(bytes(512))
+  np.testing.assert_array_equal(nifti.read(tmp_path / "a.nii").voxels, VOXELS)
