@@ -150,12 +150,11 @@ class Predictor:
   def _of_network(self, given: NetworkInput) -> Iterator[np.ndarray]:
     """Yields float32 [H, W, classes] for each slice as it is brought to the network."""
     start, resizings = 0, given.resizings
-    while start < len(resizings):
+    kinds = [(np.shape(one)[:2], how) for one, how in zip(given.slices, resizings, strict=True)]
+    while start < len(kinds):
       most = self._largest_batch(resizings[start])
       stop = start + 1
-      while (
-          stop < len(resizings) and stop < start + most and resizings[stop] == resizings[start]
-      ):
+      while stop < len(kinds) and stop < start + most and kinds[stop] == kinds[start]:
         stop += 1
       yield from self._batch(given.slices, range(start, stop), resizings[start])
       start = stop
@@ -205,29 +204,30 @@ class Predictor:
   def _batch(
       self, slices: Sequence[np.ndarray], positions: range, resizing: Resizing
   ) -> Iterator[np.ndarray]:
-    inputs = [self._input(slices, position, resizing) for position in positions]
+    """Yields float32 [H, W, classes] for neighbouring slices of one size."""
+    inputs = self._inputs(slices, positions, resizing)
     # Filled up to a power of two: a network is traced for a few sizes, not for each rest.
     rows = min(1 << (len(inputs) - 1).bit_length(), self._largest_batch(resizing))
-    batch = np.zeros((rows, *inputs[0].shape), np.uint8)
+    batch = np.zeros((rows, *inputs.shape[1:]), np.uint8)
     batch[: len(inputs)] = inputs
-    answers = self._answers(batch, resizing)
-    for row, position in enumerate(positions):
-      native_hw = np.asarray(slices[position]).shape[:2]
-      yield np.asarray(resizing.invert(answers[row : row + 1], native_hw)[0])
+    answers = self._answers(batch, resizing)[: len(inputs)]
+    native_hw = np.shape(slices[positions[0]])[:2]
+    yield from np.asarray(resizing.invert(answers, native_hw))
 
-  def _input(
-      self, slices: Sequence[np.ndarray], position: int, resizing: Resizing
+  def _inputs(
+      self, slices: Sequence[np.ndarray], positions: range, resizing: Resizing
   ) -> np.ndarray:
-    """Returns uint8 [h, w, channels] for the network: the slice, or it and its neighbours."""
-    if not self._context:
-      return _resized(slices[position], resizing, self._channels)
+    """Returns uint8 [N, h, w, channels] for the network: slices, or each with its neighbours."""
+    reach = self._context
+    if not reach:
+      return _resized([slices[position] for position in positions], resizing, self._channels)
     # Beyond the ends of a volume the outermost slice stands in for its missing neighbour.
-    last = len(slices) - 1
-    steps = range(-self._context, self._context + 1)
-    return np.concatenate(
-        [_resized(slices[min(max(position + step, 0), last)], resizing, 1) for step in steps],
-        axis=-1,
-    )
+    first, last = max(0, positions[0] - reach), min(len(slices) - 1, positions[-1] + reach)
+    seen = _resized([slices[position] for position in range(first, last + 1)], resizing, 1)
+    steps = np.arange(-reach, reach + 1)
+    rows = np.clip(np.array(positions)[:, None] + steps, 0, len(slices) - 1) - first
+    # [N, neighbours, h, w] -> [N, h, w, neighbours].
+    return np.moveaxis(seen[..., 0][rows], 1, -1)
 
   def _answers(self, batch: np.ndarray, resizing: Resizing) -> np.ndarray:
     """Returns float32 [B, h, w, classes] for uint8 [B, h, w, channels]."""
@@ -355,11 +355,15 @@ def predict_scan(
   return dataclasses.replace(found, remarks=remarks)
 
 
-def _resized(pixels: np.ndarray, resizing: Resizing, channels: int) -> np.ndarray:
-  """Returns a slice, [H, W] or [H, W, C], as uint8 [h, w, channels]."""
-  pixels = np.asarray(pixels)
-  image = tf.constant(pixels[..., None] if pixels.ndim == 2 else pixels)
-  return resizing.apply_image(readers.to_channels(image, channels)[None])[0].numpy()
+def _resized(
+    slices: Sequence[np.ndarray], resizing: Resizing, channels: int
+) -> np.ndarray:
+  """Returns slices, [H, W] or [H, W, C] each, as uint8 [N, h, w, channels]."""
+  if len({np.shape(pixels) for pixels in slices}) > 1:  # Neighbours of other sizes.
+    return np.concatenate([_resized([pixels], resizing, channels) for pixels in slices])
+  stacked = np.stack(slices)
+  images = tf.constant(stacked[..., None] if stacked.ndim == 3 else stacked)
+  return resizing.apply_image(readers.to_channels(images, channels)).numpy()
 
 
 def _first_output(answers: Any) -> np.ndarray:
