@@ -38,6 +38,7 @@ def complete(
     InputError: Values that are fine alone cannot be together, or not with this dataset.
   """
   source = opened.source
+  data = data.with_keys(source.keys)
   for key in (data.image_key, data.label_key):
     if key not in source.info.features:
       raise unknown_name(f"feature of {source.name}", key, source.info.features)
