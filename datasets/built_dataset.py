@@ -2,6 +2,7 @@
 
 A dataset lies in DATA_DIR/NAME/CONFIG/VERSION. Beside the shards stand the metadata of TFDS,
 `build_report.json` and `records.csv`; a TFDS dataset built elsewhere has the first alone.
+`checksums.json` holds the sha256 of all of them: the report holds those of the shards.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.datasets.builder import tfrecord
 from flexunet.imaging.label_scheme import LabelScheme
@@ -25,6 +27,12 @@ if TYPE_CHECKING:
 REPORT_NAME = "build_report.json"
 RECORDS_NAME = "records.csv"
 INFO_NAME = "dataset_info.json"
+CHECKSUMS_NAME = "checksums.json"
+# Of records.csv, which has a column `pixels_<class>` for each class beside them.
+RECORD_COLUMNS = (
+    "split", "shard", "record", "offset", "length", "key", "subject", "volume", "slice_index",
+    "fold", "height", "width",
+)  # fmt: skip
 _BUILD = "flexunet build DATASET --manual_dir=RAW --data_dir=DATA"
 _SPLIT_ORDER = ("train", "validation", "test", "unlabeled")
 
@@ -160,12 +168,74 @@ def read_summary(path: pathlib.Path) -> tuple[str, str, list[str]]:
     InputError: The metadata cannot be read.
   """
   try:
-    info = json.loads((path / INFO_NAME).read_text(encoding="utf-8"))
+    info = files.read_json(path / INFO_NAME)
     parts = [info.get(key) for key in ("name", "configName", "version")]
     splits = [split["name"] for split in info.get("splits", ())]
     return "/".join(part for part in parts if part), info.get("fileFormat", "tfrecord"), splits
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise _bad_metadata(path, error) from error
+
+
+def write_checksums(folder: pathlib.Path) -> None:
+  """Writes `checksums.json`: the sha256 of each file of a finished dataset but its shards."""
+  sums = {
+      path.name: files.sha256_of(path)
+      for path in sorted(folder.iterdir())
+      if path.is_file() and path.name != CHECKSUMS_NAME and not is_shard(path)
+  }
+  text = json.dumps({"sha256": sums}, indent=1, sort_keys=True, ensure_ascii=False)
+  (folder / CHECKSUMS_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def is_shard(path: pathlib.Path) -> bool:
+  """Returns by its name whether a file holds records."""
+  return "tfrecord" in path.name or "array_record" in path.name
+
+
+def read_checksums(path: pathlib.Path) -> dict[str, str] | None:
+  """Returns {file: sha256} of a version folder; None where the build wrote none.
+
+  Raises:
+    InputError: They cannot be read.
+  """
+  file = path / CHECKSUMS_NAME
+  if not file.is_file():
+    return None
+  try:
+    [(kind, sums)] = files.read_json(file).items()
+    if kind != "sha256":
+      raise ValueError(f"{CHECKSUMS_NAME} must hold sha256, not {kind}")
+    return {str(name): str(digest) for name, digest in sums.items()}
+  except (InputError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise InputError(
+        f"{file}: must be as the build wrote it, but is damaged ({error}). Build the dataset"
+        f" again: {_BUILD}."
+    ) from error
+
+
+def changed_files(path: pathlib.Path) -> list[str]:
+  """Returns the files that are no longer those that the build wrote, in alphabetical order.
+
+  Shards are not looked at. A dataset without `checksums.json`, built elsewhere, has none.
+
+  Raises:
+    InputError: `checksums.json` cannot be read.
+  """
+  sums = read_checksums(path) or {}
+  return sorted(
+      name
+      for name, digest in sums.items()
+      if not (path / name).is_file() or files.sha256_of(path / name) != digest
+  )
+
+
+def check_unchanged(path: pathlib.Path) -> None:
+  """Raises InputError where a file beside the shards is not the one that the build wrote."""
+  if changed := changed_files(path):
+    raise InputError(
+        f"{path}: must be as it was built, but {', '.join(changed)} changed since (sha256 in"
+        f" {CHECKSUMS_NAME}). Build or copy the dataset again; flexunet verify says more."
+    )
 
 
 def read_report(path: pathlib.Path) -> dict[str, Any]:
@@ -178,9 +248,9 @@ def read_report(path: pathlib.Path) -> dict[str, Any]:
   if not file.is_file():
     return {}
   try:
-    report = json.loads(file.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise _damaged(path, error) from error
+    report = files.read_json(file)
+  except InputError as error:
+    raise _damaged(path, str(error)) from error
   if not isinstance(report, dict):
     raise _damaged(path, "no mapping")
   return report
@@ -200,11 +270,13 @@ def open_folder(path: pathlib.Path) -> BuiltDataset:
     with open(path / RECORDS_NAME, newline="", encoding="utf-8") as stream:
       rows = list(csv.DictReader(stream))
     names = LabelScheme.from_json(report["label_scheme"]).names
-    [(shard["file"], shard["records"], shard["sha256"]) for shard in report["shards"]]
-    [(row["split"], row["shard"], row["key"], int(row["offset"]), int(row["length"]))
-     for row in rows]  # fmt: skip
-    [int(row[f"pixels_{name}"]) for row in rows for name in names]
-  except (ValueError, KeyError, TypeError) as error:
+    [(pathlib.PurePath(shard["file"]), shard["records"], shard["sha256"])
+     for shard in report["shards"]]  # fmt: skip
+    [int(row[name]) for row in rows
+     for name in ("offset", "length", *(f"pixels_{name}" for name in names))]  # fmt: skip
+    if any(row.get(name) is None for row in rows for name in RECORD_COLUMNS):
+      raise ValueError(f"a row needs the columns {', '.join(RECORD_COLUMNS)}")
+  except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
     raise _damaged(path, error) from error
   return BuiltDataset(path, report, rows)
 
@@ -217,12 +289,7 @@ def find(folder: pathlib.Path) -> list[BuiltDataset]:
   """
   folder = existing_folder(folder)
   reports = sorted(folder.rglob(REPORT_NAME))
-  # A build that was interrupted leaves a folder whose name begins so.
-  found = [
-      path.parent
-      for path in reports
-      if not any(p.startswith((".", "incomplete.")) for p in path.relative_to(folder).parts)
-  ]
+  found = [path.parent for path in reports if not _is_unfinished(path.relative_to(folder))]
   if not found and is_version(folder):
     found = [folder]
   if not found:
@@ -267,7 +334,7 @@ def locate(dataset: str | None, data_dir: pathlib.Path) -> pathlib.Path:
   path = data_dir
   for part in dataset.split("/"):
     if not (path / part).is_dir():
-      near = difflib.get_close_matches(part, _folders(path), n=1)
+      near = difflib.get_close_matches(part, _built_in(path), n=1)
       hint = f" Did you mean {near[0]!r}?" if near else ""
       raise InputError(
           f"--dataset={dataset}: {path} has no {part!r}. It holds: {_listing(path)}.{hint}"
@@ -296,12 +363,17 @@ def is_version(path: pathlib.Path) -> bool:
   return (path / INFO_NAME).is_file()
 
 
+def set_aside(version_folder: pathlib.Path) -> pathlib.Path:
+  """Returns where a build keeps the dataset that it replaces, until it has succeeded."""
+  return version_folder.with_name(f".replaced-{version_folder.name}")
+
+
 def _descend(path: pathlib.Path, dataset: str) -> pathlib.Path:
   """Goes down to the version: config `slices` where there is a choice, the newest version."""
   for _ in range(3):
     if is_version(path):
       return path
-    names = [name for name in _folders(path) if any((path / name).rglob(INFO_NAME))]
+    names = _built_in(path)
     versions = [name for name in names if _version_key(name)]
     if versions:
       path = path / max(versions, key=lambda name: _version_key(name) or ())
@@ -325,12 +397,26 @@ def _version_key(name: str) -> tuple[int, ...] | None:
   return tuple(int(part) for part in parts) if is_number else None
 
 
-def _folders(path: pathlib.Path) -> list[str]:
-  return sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+def _built_in(path: pathlib.Path) -> list[str]:
+  """Returns the folders that hold a built dataset, sorted."""
+  folders = [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
+  return sorted(folder.name for folder in folders if _holds_dataset(folder))
+
+
+def _holds_dataset(path: pathlib.Path) -> bool:
+  """Returns whether a dataset, or a config or version of it, has been built in a folder."""
+  # A build that was killed leaves folders in which none has come to its end.
+  found = [info for below in ("", "*/", "*/*/") for info in path.glob(f"{below}{INFO_NAME}")]
+  return any(not _is_unfinished(info.relative_to(path)) for info in found)
+
+
+def _is_unfinished(below: pathlib.Path) -> bool:
+  """Returns whether a path leads through a folder of a build that was interrupted."""
+  return any(part.startswith((".", "incomplete.")) for part in below.parts)
 
 
 def _listing(path: pathlib.Path) -> str:
-  names = [name for name in _folders(path) if name != "downloads"]
+  names = _built_in(path)
   return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "") if names else "nothing"
 
 
@@ -339,9 +425,10 @@ def _nothing_in(folder: pathlib.Path) -> InputError:
 
 
 def _damaged(path: pathlib.Path, reason: object) -> InputError:
+  shown = reason if isinstance(reason, str) else repr(reason)
   return InputError(
       f"{path}: {REPORT_NAME} and {RECORDS_NAME} must be as the build wrote them; one of them is"
-      f" damaged ({reason!r}). Build the dataset again: {_BUILD}."
+      f" damaged ({shown}). Build the dataset again: {_BUILD}."
   )
 
 

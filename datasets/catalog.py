@@ -14,10 +14,16 @@ from typing import TYPE_CHECKING, Any
 from flexunet.core.errors import InputError, unknown_name
 from flexunet.datasets.builder import plugin
 from flexunet.datasets.builder.raw_folder import Findings
-from flexunet.datasets.builder.record_options import RecordOptions, VolumeOptions
+from flexunet.datasets.builder.record_options import (
+    SPLIT_FIELDS,
+    RecordOptions,
+    VolumeOptions,
+    split_options,
+)
 from flexunet.datasets.hippocampus_t1w.options import HippocampusOptions
 from flexunet.datasets.image_mask.options import ImageMaskOptions
 from flexunet.datasets.ms_lesion_mri.options import MsOptions
+from flexunet.datasets.scan_label.options import ScanLabelOptions
 
 if TYPE_CHECKING:
   from flexunet.datasets.builder.segmentation_builder import RecordConfig, SegmentationBuilder
@@ -29,6 +35,7 @@ OPTIONS: Mapping[str, type[RecordOptions]] = {
     "hippocampus_t1w": HippocampusOptions,
     "image_mask": ImageMaskOptions,
     "ms_lesion_mri": MsOptions,
+    "scan_label": ScanLabelOptions,
 }
 NAMES = tuple(OPTIONS)
 _MOST_LETTERS = 40
@@ -130,24 +137,31 @@ def builder(
   config = named or config or chosen.DEFAULT_BUILDER_CONFIG_NAME or next(iter(configs))
   if config not in configs:
     raise unknown_name(f"config of {name}", config, configs)
-  selected = with_options(configs[config], options or {}, configs)
+  options = options or {}
+  selected = with_options(configs[config], options, configs)
   if config_name is not None:
     selected = selected.renamed(_folder_name(config_name))
   kwargs = {"file_format": file_format} if file_format else {}
-  return chosen(
+  made = chosen(
       data_dir=None if data_dir is None else os.fspath(data_dir), config=selected, **kwargs
   )
+  made.split_options = split_options(options)
+  return made
 
 
 def with_options(
     config: RecordConfig, options: Mapping[str, Any], configs: Mapping[str, RecordConfig]
 ) -> RecordConfig:
-  """Returns a config with some options replaced: itself, a known one, or one named after them."""
+  """Returns a config with some options replaced: itself, a known one, or one named after them.
+
+  Options of the splits are no part of a config, whose name a dataset keeps as it grows.
+  """
   known = [field.name for field in dataclasses.fields(config.options)]
   for name in options:
     if name not in known:
       raise unknown_name("option", name, known)
-  changed = dataclasses.replace(config.options, **options)
+  of_records = {name: value for name, value in options.items() if name not in SPLIT_FIELDS}
+  changed = dataclasses.replace(config.options, **of_records)
   if found := [one for one in (config, *configs.values()) if one.options == changed]:
     return found[0]
   parts = [

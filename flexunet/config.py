@@ -25,6 +25,7 @@ from flexunet.objectives import names
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.pipelines.feature_keys import FeatureFlags
 from flexunet.pipelines.laterality import Laterality
+from flexunet.pipelines.pixel_size import PixelSizes
 
 # May change when a run is resumed: how long it lasts, where the data lie, what is shown and kept.
 MAY_CHANGE = (
@@ -199,13 +200,16 @@ class TrainingConfig(Checked):
   )
   metrics: tuple[str, ...] = knob(
       ("dice_coef_multiclass", "dice"),
-      "Scores of training and validation; Dice is always computed.",
+      "Scores of training, where the pixels of all slices of an epoch count together, and of"
+      " validation, where they are means over volumes; Dice is always computed.",
       choices=names.METRICS,
       group=_VALIDATION,
   )
   monitor: str = knob(
       "dice",
-      "Validation score that picks the best model and stops early: mean foreground Dice, or loss.",
+      "Validation score that picks the best model and stops early: 'dice' is the mean over the"
+      " held-out volumes of the mean Dice of their classes, as evaluation reports it, but at the"
+      " network's size; or 'loss'.",
       choices=("dice", "loss"),
       group=_VALIDATION,
   )
@@ -315,6 +319,12 @@ class DatasetFacts:
     intensity: How intensities become 8 bits; None for such images.
     spacing_mm: Median (row, column) spacing of the training slices; None where unknown.
     isotropic_mm: Spacing the volumes were resampled to when the dataset was built; None: not.
+    pixel_sizes: Those of the network's input in training; None where unknown.
+    in_plane_mm: (row, column) spacing the slices were brought to when the dataset was built; None:
+      as scanned.
+    other_intensities: How the intensities of each channel after the first become 8 bits.
+    channel_names: Of a dataset of several channels, in the order of the network's input; () or
+      one name: a scan is one file.
   """
 
   name: str
@@ -324,13 +334,20 @@ class DatasetFacts:
   intensity: IntensityWindow | None
   spacing_mm: tuple[float, float] | None = None
   isotropic_mm: float | None = None
+  pixel_sizes: PixelSizes | None = None
+  channel_names: tuple[str, ...] = ()
+  in_plane_mm: tuple[float, float] | None = None
+  other_intensities: tuple[IntensityWindow, ...] = ()
 
   @property
   def recipe(self) -> SliceRecipe | None:
     """How volumes become slices; None for a run trained on images."""
     if self.slice_plan is None or self.intensity is None:
       return None
-    return SliceRecipe(self.slice_plan, self.intensity, self.isotropic_mm)
+    return SliceRecipe(
+        self.slice_plan, self.intensity, self.isotropic_mm, self.in_plane_mm,
+        self.other_intensities,
+    )  # fmt: skip
 
   def to_json(self) -> dict[str, Any]:
     """Returns the facts as JSON holds them."""
@@ -346,12 +363,16 @@ class DatasetFacts:
     if missing := [name for name in names if name not in values]:
       raise InputError(f"dataset_facts in config.json must hold {names}. Missing: {missing}.")
     plain = from_mapping(_PlainFacts, {name: values[name] for name in _PLAIN_FACTS})
-    plan, window = values["slice_plan"], values["intensity"]
+    plan, window, sizes = values["slice_plan"], values["intensity"], values["pixel_sizes"]
     return cls(
         **{name: getattr(plain, name) for name in _PLAIN_FACTS},
         label_scheme=LabelScheme.from_json(values["label_scheme"]),
         slice_plan=None if plan is None else from_mapping(SlicePlan, plan),
         intensity=None if window is None else from_mapping(IntensityWindow, window),
+        pixel_sizes=None if sizes is None else from_mapping(PixelSizes, sizes),
+        other_intensities=tuple(
+            from_mapping(IntensityWindow, one) for one in values["other_intensities"]
+        ),
     )
 
 
@@ -363,10 +384,12 @@ class _PlainFacts(Checked):
   fingerprint: str | None
   spacing_mm: tuple[float, float] | None
   isotropic_mm: float | None
+  channel_names: tuple[str, ...]
+  in_plane_mm: tuple[float, float] | None
 
   def __post_init__(self):
     super().__post_init__()
-    for number in (*(self.spacing_mm or ()), self.isotropic_mm):
+    for number in (*(self.spacing_mm or ()), *(self.in_plane_mm or ()), self.isotropic_mm):
       if number is not None and not number > 0:
         raise InputError(f"A spacing in dataset_facts must be above 0 mm. Got: {number}.")
 
@@ -404,8 +427,16 @@ class RunConfig:
 
     Args:
       data_dir: Where it lies; as in training where None.
+
+    Raises:
+      InputError: It is no longer where it lay in training.
     """
     folder = pathlib.Path(data_dir or self.data.data_dir).expanduser()
+    if not data_dir and not folder.is_dir():
+      raise InputError(
+          f"--data_dir must name the folder that holds {self.dataset_facts.name}, the dataset of"
+          f" the run. By its config.json it lies in {folder}, which is not there."
+      )
     dataset = self.data.dataset
     if dataset is None and not (folder / "dataset_info.json").is_file():
       dataset = self.dataset_facts.name

@@ -40,6 +40,7 @@ def main(argv: Sequence[str]) -> None:
   run = run_folder.RunFolder.open(_RUN_DIR.value)
   run.check_trained()
   files.check_writable(run.evaluation, "--run_dir")
+  files.check_unlocked(run.evaluation, "--run_dir")
   # SciPy: --help does without.
   from flexunet.evaluation.scores import checked_tolerances
 
@@ -72,6 +73,8 @@ def _summary(split: str, entry: Mapping[str, Any]) -> dict[str, Any]:
       "split": split,
       "subjects": entry["evaluated"]["subjects"],
       "volumes": entry["evaluated"]["volumes"],
+      "volumes_without_some_slices": entry["evaluated"]["volumes_without_some_slices"],
+      "volumes_on_resampled_grid": entry["evaluated"]["volumes_on_resampled_grid"],
       "foreground_dice": entry["foreground_dice"]["mean"],
       "ci95": entry["foreground_dice"]["ci95"],
       "dice": {name: scores["dice"]["mean"] for name, scores in entry["per_class"].items()},
@@ -107,6 +110,10 @@ def scores_text(split: str, entry: Mapping[str, Any]) -> str:
   # Without subjects whatever counts as independent takes their place.
   subjects = progress.count(evaluated["subjects"], evaluated["counted_by"])
   lines = ["", f"{split}: {subjects}, {progress.count(evaluated['volumes'], 'volume')}"]
+  if parts := evaluated["volumes_without_some_slices"]:
+    lines[-1] += f", {parts} of them not whole"
+  if resampled := evaluated["volumes_on_resampled_grid"]:
+    lines[-1] += f", {resampled} of them on the resampled grid"
   lines.append(progress.table(overlaps))
   lines.append("empty: volumes without the class in truth and prediction, which have no Dice")
   flat = evaluated["volumes_with_2d_distances"]

@@ -22,7 +22,7 @@ from flexunet.core import config_fields
 from flexunet.core.errors import InputError, unknown_name
 from flexunet.evaluation import evaluate, labelled_volumes
 from flexunet.evaluation.labelled_volumes import LabelledVolume
-from flexunet.imaging import nifti, pictures
+from flexunet.imaging import pictures, scan_files
 from flexunet.pipelines import batches, dataset_source, order, readers
 from flexunet.pipelines.augmentation import augment
 from flexunet.pipelines.augmentation.config import AugmentationConfig
@@ -164,8 +164,9 @@ class Run:
     """Segments a scan.
 
     Args:
-      scan: File of a volume (NIfTI, ANALYZE) or of an image; or an array: uint8 [H, W], one upright
-        slice as the dataset's records hold it, or uint8 [slices, H, W], all slices of a volume.
+      scan: File of a volume (of any format that is read) or of an image; or an array: uint8 [H, W],
+        one upright slice as the dataset's records hold it, or uint8 [slices, H, W], all slices of
+        a volume.
       tta: Averages over mirrored slices, where the run allows mirroring.
       batch_size: Slices per step.
 
@@ -175,9 +176,9 @@ class Run:
     segmenter = self.predictor(tta=tta, batch_size=batch_size)
     if not isinstance(scan, np.ndarray):
       path = pathlib.Path(scan).expanduser()
-      if nifti.suffix_of(path):
+      if scan_files.is_scan(path):
         recipe = prediction_files.require_recipe(self.config, path)
-        stored, slope, inter = nifti.read_stored(path)
+        stored, slope, inter = scan_files.read_stored(path)
         return predictors.predict_volume(
             segmenter, recipe, stored, slope, inter, name=path.name
         ).label

@@ -6,6 +6,9 @@ A volume (NIfTI, ANALYZE) gives <stem>_label of the same format, shape and geome
 sheet <stem>_overlay.png; an image gives <stem>_label.png, whose grey values are class ids, and
 <stem>_overlay.png. In a folder everything below it is predicted, except what is named like a
 label (..._label, ..._mask, ..._seg, or in a folder called masks or labels).
+
+A volume whose pixels are of another size than in training is brought to that size for the network;
+its label lies on its own grid.
 """
 
 from __future__ import annotations
@@ -14,10 +17,12 @@ import json
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from flexunet import run_folder
 from flexunet.core import command_line, flags, progress
 from flexunet.core import files as core_files
+from flexunet.imaging import scan_files
 from flexunet.prediction import scans
 
 _PROGRAM = flags.Program(__doc__, first=("run_dir", "input", "output_dir", "json"))
@@ -69,32 +74,43 @@ def main(argv: Sequence[str]) -> None:
   outcome = files.predict_all(found.scans, predictor, run_config, outputs)
   for line in outcome.warnings:
     progress.say(f"warning: {line}")
-  for line in outcome.failures:
+  failures = [*found.problems, *outcome.failures]
+  for line in failures:
     progress.say(f"error: {line}")
+  for line in outcome.resampled:
+    progress.say(line)
   counts = {
       "predicted": outcome.predicted,
-      "failed": len(outcome.failures),
+      "failed": len(failures),
+      "resampled": len(outcome.resampled),
       "labels_skipped": found.labels_skipped,
       "images_skipped": found.images_skipped,
+      "not_read": found.not_read,
   }
   print(json.dumps(counts) if _JSON.value else outcome_text(counts, target))
-  if outcome.failures:
+  if failures:
     sys.exit(1)
 
 
-def outcome_text(counts: dict[str, int], target: pathlib.Path) -> str:
+def outcome_text(counts: dict[str, Any], target: pathlib.Path) -> str:
   """Returns what became of the scans, for people.
 
   Args:
-    counts: predicted, failed, labels_skipped, images_skipped.
+    counts: predicted, failed, resampled, labels_skipped, images_skipped, not_read
+      ({ending: files}).
     target: Where the labels lie.
   """
   predicted = progress.count(counts["predicted"], "scan")
   lines = [f"\n{predicted} predicted, {counts['failed']} failed"]
+  if counts["resampled"]:
+    lines.append(f"{counts['resampled']} resampled to the pixel size of the training")
   if counts["labels_skipped"]:
     lines.append(f"{counts['labels_skipped']} files skipped, which are named like labels")
   if counts["images_skipped"]:
     lines.append(f"{counts['images_skipped']} images skipped, which lie beside volumes")
+  for ending, count in counts["not_read"].items():
+    reason = scan_files.reason_unread(f"scan{ending}")
+    lines.append(f"{progress.count(count, ending + ' file')} skipped: {reason}")
   return "\n".join([*lines, f"Labels  {target}"])
 
 

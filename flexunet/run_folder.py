@@ -6,17 +6,19 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flexunet import config
-from flexunet.core import files
+from flexunet.core import files, private_paths
 from flexunet.core.errors import InputError
 from flexunet.network import cost
 
 # Entries of the manifest that tie the run's files together.
 _FIXED, _MODEL_SHA256 = "started_with", "model_sha256"
 _NO_MODEL = "none"
+# Fields of the config that are paths: (part, name).
+_PATHS = (("data", "data_dir"), ("data", "cache_dir"), ("training", "init_from"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,8 +174,12 @@ class RunFolder:
       path.unlink(missing_ok=True)
 
   def read_config(self) -> config.RunConfig:
-    """Returns the config of the run; InputError when it cannot be read."""
-    values = _read_json(self.config_json)
+    """Returns the config of the run, its paths for the folder as it lies today.
+
+    Raises:
+      InputError: It cannot be read, or is not that of the start.
+    """
+    values = files.read_json(self.config_json)
     try:
       read = config.RunConfig.from_json(values)
       read.check_network()
@@ -182,7 +188,7 @@ class RunFolder:
           f"{self.config_json} must be as the run wrote it. {error} Put the file of the run back."
       ) from error
     self._check_fixed(values)
-    return read
+    return _with_paths(read, lambda path: private_paths.located(path, self.path))
 
   def _check_fixed(self, values: Mapping[str, Any]) -> None:
     """Refuses a config whose fixed fields are not those that the run was started with."""
@@ -199,8 +205,9 @@ class RunFolder:
         )
 
   def write_config(self, run_config: config.RunConfig) -> None:
-    """Replaces `config.json` in one step."""
-    files.write_json(self.config_json, run_config.to_json())
+    """Replaces `config.json` in one step; its paths say nothing of the user and the machine."""
+    portable = _with_paths(run_config, lambda path: private_paths.stored(path, self.path))
+    files.write_json(self.config_json, portable.to_json())
 
 
 def read_manifest(path: pathlib.Path) -> dict[str, Any]:
@@ -211,7 +218,7 @@ def read_manifest(path: pathlib.Path) -> dict[str, Any]:
   """
   if not path.is_file():
     return {}
-  values = _read_json(path)
+  values = files.read_json(path)
   hashes = values.get(_MODEL_SHA256, [""]) if isinstance(values, dict) else None
   texts = isinstance(hashes, list) and hashes and all(isinstance(one, str) for one in hashes)
   if not texts or not isinstance(values.get(_FIXED, {}), dict):
@@ -238,6 +245,18 @@ def started_with(run_config: config.RunConfig) -> dict[str, Any]:
   return {_FIXED: fixed_fields(run_config.to_json())}
 
 
+def _with_paths(
+    run_config: config.RunConfig, change: Callable[[str], str]
+) -> config.RunConfig:
+  """Returns a config whose paths are changed, those that are given."""
+  for part, name in _PATHS:
+    fields = getattr(run_config, part)
+    if path := getattr(fields, name):
+      changed = dataclasses.replace(fields, **{name: change(path)})
+      run_config = dataclasses.replace(run_config, **{part: changed})
+  return run_config
+
+
 def _shape_of(network: config.ModelConfig) -> dict[str, int]:
   """Returns what decides the shapes of the weights."""
   first = network.stages()[0]
@@ -253,13 +272,6 @@ def _shape_of(network: config.ModelConfig) -> dict[str, int]:
 
 def _shown(fields: Mapping[str, Any], name: str) -> str:
   return f"{json.dumps(fields[name]):.60}" if name in fields else "not there"
-
-
-def _read_json(path: pathlib.Path) -> Any:
-  try:
-    return json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError, RecursionError) as error:  # Recursion: brackets within brackets.
-    raise InputError(f"{path} must be readable JSON: {error}.") from error
 
 
 def check_new(path: str | os.PathLike) -> pathlib.Path:

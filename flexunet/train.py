@@ -94,9 +94,10 @@ def result_text(
         name.removeprefix("val_dice_"): value
         for name, value in best.items() if name.startswith("val_dice_") and name != _PUBLISHED
     }  # fmt: skip
-    scores["mean of the classes"] = best[_SCORE]
+    scores["mean of the volumes"] = best[_SCORE]
     of = f"epoch {best['epoch']} of {rows[-1]['epoch']}, {rows[-1]['seconds'] / 60:.1f} minutes"
-    lines.append(f"Validation scores of model.keras ({of})")
+    lines.append(f"Validation scores of model.keras ({of}),")
+    lines.append("means over the held-out volumes at the network's size")
     table = [("class", "Dice"), *((name, f"{value:.3f}") for name, value in scores.items())]
     lines += [progress.table(table), ""]
   quoted = shlex.quote(str(run.path))

@@ -6,7 +6,6 @@ Reads what `datasets/` wrote, and any other TFDS dataset in TFRecords with an im
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
 import os
@@ -18,7 +17,9 @@ import numpy as np
 
 from flexunet.core import progress
 from flexunet.core.errors import InputError, unknown_name
-from flexunet.datasets import built_dataset
+from flexunet.core.files import read_table
+from flexunet.datasets import built_dataset, subject_splits
+from flexunet.imaging import slice_recipe
 from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.imaging.slice_recipe import SliceRecipe
 from flexunet.pipelines import record_table
@@ -41,6 +42,10 @@ class SourceInfo:
 
   features: tfds.features.FeaturesDict
   splits: Mapping[str, tfds.core.SplitInfo]
+
+
+# Splits whose records carry an empty label because the source has none.
+WITHOUT_TRUTH = ("unlabeled", "unlabelled")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +102,18 @@ class DatasetSource:
   def intensity(self) -> dict[str, Any] | None:
     """How its intensities became 8 bits, as JSON; None where unknown."""
     return self.report.get("intensity")
+
+  @property
+  def channel_names(self) -> tuple[str, ...]:
+    """Channels of a scan, one feature each; a dataset built elsewhere has one image."""
+    return tuple(self.report.get("channel_names", ("image",)))
+
+  def image_keys(self, image_key: str) -> tuple[str, ...]:
+    """Returns the features of all channels, where `image_key` names the first of them."""
+    if image_key != "image":
+      return (image_key,)
+    suffixes = slice_recipe.channel_suffixes(len(self.channel_names))
+    return tuple(f"image{suffix}" for suffix in suffixes)
 
   @property
   def recipe(self) -> SliceRecipe | None:
@@ -156,10 +173,9 @@ class DatasetSource:
 
   def check_split(self, split: str) -> None:
     """Raises InputError where the dataset has no such split, or no record in it."""
-    if split not in self.info.splits:
-      raise unknown_name(f"split of dataset {self.name}", split, self.splits)
-    if not self.info.splits[split].num_examples:
-      raise InputError(f"Split {split!r} of dataset {self.name} holds no records.")
+    found = [name for name in self.splits if self.info.splits[name].num_examples]
+    if split not in found:
+      raise _no_split(self.name, split, found)
 
 
 def open_dataset(
@@ -224,10 +240,12 @@ def check_folder(
     fold: Must be among its folds; -1: any.
 
   Raises:
-    InputError: There is no such dataset, split or fold, or its records have another container.
+    InputError: There is no such dataset, split or fold, its records have another container, or a
+      file beside them is not the one that was built.
   """
   path = built_dataset.locate(dataset, pathlib.Path(data_dir))
   name, container, found = built_dataset.read_summary(path)
+  built_dataset.check_unchanged(path)
   if container != "tfrecord":
     raise InputError(
         f"{path}: holds {container} files; FlexUNet reads TFRecords by their offsets. Build it with"
@@ -236,20 +254,42 @@ def check_folder(
     )
   for split in splits if found else ():
     if split not in found:
-      raise unknown_name(f"split of dataset {name}", split, found)
+      raise _no_split(name, split, found)
   listing = path / built_dataset.RECORDS_NAME
   if fold >= 0 and listing.is_file():
-    with open(listing, newline="", encoding="utf-8") as stream:
-      check_fold(name, {int(row["fold"]) for row in csv.DictReader(stream)}, fold)
+    rows = read_table(listing, ["split", "fold"])
+    numbers = {row["fold"] for row in rows if not splits or row["split"] in splits}
+    check_fold(name, (int(one) for one in numbers if one.lstrip("-").isdecimal()), fold)
   return path
 
 
+def _no_split(name: str, split: str, found: Sequence[str]) -> InputError:
+  """Returns the error for a split without records; says which the dataset has."""
+  if split not in subject_splits.SPLITS:
+    return unknown_name(f"split of dataset {name}", split, found)
+  return InputError(
+      f"Split {split!r} of dataset {name} holds no records: no subject falls to it. It has"
+      f" {', '.join(found) or 'none'}; name one of them, or build the dataset from more subjects."
+  )
+
+
 def check_fold(name: str, folds: Iterable[int], fold: int) -> None:
-  """Raises InputError unless `fold` is among the folds of the dataset `name`; -1 means none."""
-  known = sorted({one for one in folds if one >= 0})
-  if fold not in known:
-    listing = ", ".join(map(str, known)) or "none"
+  """Raises InputError where a fold of a dataset leaves nothing to train on or to validate on.
+
+  Args:
+    name: That of the dataset.
+    folds: Those of the records that training and validation share; -1: never validated.
+    fold: That which is asked for.
+  """
+  known = set(folds)
+  listing = ", ".join(map(str, sorted(known - {-1}))) or "none"
+  if fold not in known - {-1}:
     raise InputError(f"--fold must be a fold of {name}. It has: {listing}. Got: {fold}.")
+  if known == {fold}:
+    raise InputError(
+        f"--fold={fold} of {name} leaves nothing to train on: all subjects for training and"
+        " validation are of this fold. Build the dataset from more subjects, or leave out --fold."
+    )
 
 
 def split_counts(source: DatasetSource) -> dict[str, dict[str, int]]:

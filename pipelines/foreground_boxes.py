@@ -14,7 +14,7 @@ from flexunet.core.errors import InputError
 from flexunet.pipelines import foreground_crop, tf_data
 from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.readers import NativeReader, native_reader
-from flexunet.pipelines.record_table import RecordTable
+from flexunet.pipelines.record_table import RecordTable, volume_numbers
 
 # A share of all labelled pixels; beyond it the rule does not suit the images.
 MAX_LOST_SHARE = 0.001
@@ -112,7 +112,7 @@ def _crop_table(
     source: DatasetSource, table: RecordTable, image_key: str, label_key: str
 ) -> CropResult:
   native = native_reader(source, table, image_key, label_key)
-  volume = _volume_numbers(table)
+  volume = volume_numbers(table)
   left = np.bincount(volume)
   making: dict[int, foreground_crop.VolumeBox] = {}
   found: dict[int, np.ndarray | None] = {}
@@ -148,18 +148,6 @@ def _crop_table(
       table, boxes=boxes, height=boxes[:, 2], width=boxes[:, 3], pixels=pixels
   )
   return CropResult([cropped], int(areas.sum()), int(kept.sum()), int(labelled.sum()), dict(lost))
-
-
-def _volume_numbers(table: RecordTable) -> np.ndarray:
-  """Returns which volume each row belongs to, int64 [N], as evaluation puts them together."""
-  numbers: dict[tuple, int] = {}
-  keys = (
-      (subject, volume) if volume else (row,)
-      for row, (subject, volume) in enumerate(
-          zip(table.subject.tolist(), table.volume.tolist(), strict=True)
-      )
-  )
-  return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
 
 
 def _name(table: RecordTable, row: int) -> str:

@@ -327,30 +327,27 @@ def _slices_of_volume(
   ]
 
 
-def median_spacing_mm(
+def sampled_spacing_mm(
     source: DatasetSource, table: RecordTable, sample: int = 64
-) -> tuple[float, float]:
-  """Returns the median (row, column) spacing of some slices spread over a table, else NaN.
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns some rows spread over a table, int64 [N], and their (row, column) spacing [N, 2].
 
-  Unreadable records are skipped here; training reports them.
+  NaN where unknown. Unreadable records are skipped here; training reports them.
   """
-  unknown = (float("nan"), float("nan"))
+  rows = np.unique(np.linspace(0, len(table) - 1, min(sample, len(table))).astype(np.int64))
   if table.decoded is not None:
-    found = [one.spacing_mm for one in table.decoded]
-  elif table.spacing_mm is not None:
-    found = list(table.spacing_mm)
-  elif "spacing_mm" not in source.info.features:
-    return unknown
-  else:
-    reader = RecordReader(source.info.features, table, "spacing_mm", None)
-    found = []
-    for row in np.unique(np.linspace(0, len(table) - 1, sample).astype(int)):
-      with contextlib.suppress(tf.errors.OpError):
-        found.append(np.ravel(reader.image(int(row))))
-  if not found:
-    return unknown
-  row_mm, column_mm = np.median(np.array(found), axis=0)[:2]
-  return float(row_mm), float(column_mm)
+    return rows, np.array([table.decoded[row].spacing_mm for row in rows]).reshape(-1, 2)
+  if table.spacing_mm is not None:
+    return rows, table.spacing_mm[rows, :2]
+  if "spacing_mm" not in source.info.features:
+    return rows, np.full((len(rows), 2), np.nan)
+  reader = RecordReader(source.info.features, table, "spacing_mm", None)
+  read, found = [], []
+  for row in rows:
+    with contextlib.suppress(tf.errors.OpError):
+      found.append(np.ravel(reader.image(int(row)))[:2])
+      read.append(row)
+  return np.array(read, np.int64), np.array(found, np.float64).reshape(-1, 2)
 
 
 class VolumeSliceLoader:

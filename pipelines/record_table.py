@@ -5,7 +5,6 @@ The number of a row names a slice of one split everywhere in the pipeline.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import os
 import pathlib
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from flexunet.core.errors import InputError
+from flexunet.core.files import read_table
 from flexunet.datasets.builder import tfrecord
 
 
@@ -96,6 +96,24 @@ class RecordTable:
     return text
 
 
+def volume_names(table: RecordTable) -> list[tuple[str, str]]:
+  """Returns the (subject, volume) of each row; a record without a volume's name is a volume."""
+  names = []
+  for row, (subject, volume) in enumerate(
+      zip(table.subject.tolist(), table.volume.tolist(), strict=True)
+  ):
+    volume = volume or f"record_{row:06d}"  # Named by its place, for want of another mark.
+    names.append((subject or volume, volume))
+  return names
+
+
+def volume_numbers(table: RecordTable) -> np.ndarray:
+  """Returns the number of each row's volume, int32 [N], from 0 in the order of their first rows."""
+  names = volume_names(table)
+  number = {name: position for position, name in enumerate(dict.fromkeys(names))}
+  return np.array([number[name] for name in names], np.int32)
+
+
 def concatenate(tables: Sequence[RecordTable]) -> RecordTable:
   """Returns one table of the rows of several, in order."""
   starts = np.cumsum([0, *(len(table.files) for table in tables[:-1])])
@@ -124,10 +142,9 @@ def read(listing: pathlib.Path, split: str, files: Sequence[str]) -> RecordTable
   Raises:
     InputError: It is damaged, or names other shards.
   """
-  with open(listing, newline="", encoding="utf-8") as stream:
-    reader = csv.DictReader(stream)
-    pixel_columns = [name for name in reader.fieldnames or [] if name.startswith("pixels_")]
-    rows = [row for row in reader if row["split"] == split]
+  listed = read_table(listing, ["split"])
+  pixel_columns = [name for name in (listed[0] if listed else ()) if name.startswith("pixels_")]
+  rows = [row for row in listed if row["split"] == split]
   shard_of = {os.path.basename(file): index for index, file in enumerate(files)}
 
   def integers(name: str, dtype: type = np.int32) -> np.ndarray:

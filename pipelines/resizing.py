@@ -23,10 +23,13 @@ class Resizing:
     image_size: (height, width) of the network's input, in pixels.
     mode: "pad" keeps the resolution and adds a border (an image larger than `image_size` is
       an error), "fit" scales with the aspect kept and adds a border, "stretch" scales each axis.
+    inner_hw: (height, width) to which the image is scaled inside of `image_size`, whatever the
+      mode; None: as the mode says.
   """
 
   image_size: tuple[int, int]
   mode: str = "fit"
+  inner_hw: tuple[int, int] | None = None
 
   def __post_init__(self):
     if self.mode not in MODES:
@@ -44,8 +47,10 @@ class Resizing:
   def apply_image(self, image: tf.Tensor) -> tf.Tensor:
     """uint8 [N, H, W, C] -> uint8 [N, h, w, C]."""
     inner, _ = self._inner(tf.shape(image)[-3:-1])
-    if self.mode != "pad":
-      smooth = tf.image.resize(_batched(image), inner, method="bilinear", antialias=True)
+    if self._scales:
+      # Cubic keeps more of the edges of a coarse scan; modes stay as networks were trained on them.
+      method = "bilinear" if self.inner_hw is None else "bicubic"
+      smooth = tf.image.resize(_batched(image), inner, method=method, antialias=True)
       image = tf.cast(tf.clip_by_value(tf.round(smooth), 0.0, 255.0), tf.uint8)
     else:
       image = _batched(image)
@@ -55,7 +60,7 @@ class Resizing:
     """uint8 [N, H, W, 1] -> uint8 [N, h, w, 1]; the border is background."""
     inner, _ = self._inner(tf.shape(label)[-3:-1])
     label = _batched(label)
-    if self.mode != "pad":
+    if self._scales:
       label = tf.image.resize(label, inner, method="nearest")
     return self._bordered(label, inner)
 
@@ -63,14 +68,25 @@ class Resizing:
     """float32 [N, h, w, C] -> float32 [N, H, W, C]: the border cut off, scaled back bilinearly."""
     inner, (top, left) = self._inner(tf.constant(native_hw, tf.int32))
     inside = probability[:, top : top + inner[0], left : left + inner[1], :]
-    if self.mode == "pad":
+    if not self._scales:
       return inside
     return tf.image.resize(inside, native_hw, method="bilinear")
+
+  def inner_size(self, native_hw: tuple[int, int]) -> tuple[int, int]:
+    """Returns (height, width) of an image inside of `image_size`, without its border."""
+    height, width = self._inner(tf.constant(native_hw, tf.int32))[0].numpy()
+    return int(height), int(width)
+
+  @property
+  def _scales(self) -> bool:
+    return self.mode != "pad" or self.inner_hw is not None
 
   def _inner(self, native_hw: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
     """Returns (size of the image inside the frame int32 [2], (top, left) of its border)."""
     frame = tf.constant(self.image_size, tf.int32)
-    if self.mode == "pad":
+    if self.inner_hw is not None:
+      inner = tf.constant(self.inner_hw, tf.int32)
+    elif self.mode == "pad":
       inner = native_hw
     elif self.mode == "stretch":
       inner = frame

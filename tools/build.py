@@ -23,7 +23,7 @@ import contextlib
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,11 +31,12 @@ from absl import flags as absl_flags
 
 from flexunet.core import command_line, flags, progress
 from flexunet.core.errors import InputError
-from flexunet.datasets import built_dataset, catalog
-from flexunet.datasets.builder import plugin
-from flexunet.imaging import nifti, pictures
+from flexunet.datasets import built_dataset, catalog, subject_splits
+from flexunet.datasets.builder import plugin, splits_file, subject_names
+from flexunet.imaging import pictures, scan_files
 
 if TYPE_CHECKING:
+  from flexunet.datasets.builder.raw_folder import Findings
   from flexunet.datasets.builder.segmentation_builder import SegmentationBuilder
 
 _PROGRAM = flags.Program(
@@ -44,7 +45,8 @@ _PROGRAM = flags.Program(
 )  # fmt: skip
 _MANUAL_DIR = _PROGRAM.string("manual_dir", None, "Raw folder: the unpacked download.")
 _DATA_DIR = _PROGRAM.string(
-    "data_dir", None, "Folder in which datasets are built; it is created where there is none."
+    "data_dir", "~/tensorflow_datasets",
+    "Folder in which datasets are built; it is created where there is none.",
 )
 _DRY_RUN = _PROGRAM.boolean(
     "dry_run", False, "Check the raw folder, list its files, build nothing."
@@ -67,6 +69,7 @@ _CONFIG_NAME = _PROGRAM.string(
     "config_name", None,
     "Name of the built config, so that two folders with equal options can lie side by side.",
 )  # fmt: skip
+_NAMES = _PROGRAM.fields(subject_names.NameOptions, group="Names of subjects")
 _SHOWN_VALUES = 8
 _COLUMNS = 80
 
@@ -109,8 +112,8 @@ def expand(argv: Sequence[str]) -> Sequence[str]:
       _PROGRAM.doc = f"{__doc__}\nDatasets: {', '.join(catalog.known_names())}."
     return argv
   options = catalog.options_of(chosen)
-  fields = [field.name for field in dataclasses.fields(options)]
-  for name in [name for name in fields if name not in _OPTIONS]:
+  fields = {field.name: "help" in field.metadata for field in dataclasses.fields(options)}
+  for name in [name for name, has_flag in fields.items() if has_flag and name not in _OPTIONS]:
     others = [field for field in fields if field != name]
     _OPTIONS.update(_PROGRAM.fields(options, group=f"Options of {chosen.name}", skip=others))
   return argv
@@ -125,10 +128,8 @@ def main(argv: Sequence[str]) -> None:
     )
   dataset = argv[1] if len(argv) > 1 else ""
   options = _options(dataset.partition("/")[0])
-  manual_dir, data_dir = _raw_folder(dataset), _DATA_DIR.value
-  if data_dir is None and not _DRY_RUN.value:
-    raise InputError("--data_dir is missing: the folder in which the dataset is to be built.")
-  if data_dir is not None and pathlib.Path(data_dir).expanduser().is_file():
+  manual_dir, data_dir = _raw_folder(dataset), pathlib.Path(_DATA_DIR.value).expanduser()
+  if data_dir.is_file():
     raise InputError(f"--data_dir {data_dir}: this is a file; name a folder.")
 
   # The flags and the help must not wait for TFDS.
@@ -137,19 +138,20 @@ def main(argv: Sequence[str]) -> None:
   make_builder = build_tool.maker(
       dataset,
       # A dry run reads no built dataset either.
-      data_dir=pathlib.Path(data_dir).expanduser() if data_dir else manual_dir / "none",
+      data_dir=manual_dir / "none" if _DRY_RUN.value else data_dir,
       num_workers=_NUM_WORKERS.value,
       options=options,
       config_name=_CONFIG_NAME.value,
       file_format=_FILE_FORMAT.value,
       builder_path=_BUILDER.value,
+      name_options=flags.read(subject_names.NameOptions, _NAMES),
   )
   builder = make_builder()
   try:
     if _DRY_RUN.value:
       with build_tool.recognising(manual_dir):
         print_files(builder, manual_dir)
-    elif built_dataset.is_version(pathlib.Path(builder.data_path)) and not _OVERWRITE.value:
+    elif not _OVERWRITE.value and build_tool.is_built(builder):
       print(f"Already built: {builder.data_path} (--overwrite builds it again).")
     else:
       print_summary(build_tool.build(make_builder, manual_dir))
@@ -187,8 +189,10 @@ def _options(dataset: str) -> dict[str, Any]:
       raise InputError(f"--{name} is an option of {owners}; {this} does not have it.")
   holders = {name: holder for name, holder in _OPTIONS.items() if name in given}
   found = flags.read(cls, holders)
-  names = [*given, "palette_colors"] if "palette" in given else given
-  return {name: getattr(found, name) for name in names}
+  # What was read from files stands in fields without a flag.
+  silent = [field for field in dataclasses.fields(cls) if "help" not in field.metadata]
+  read = [field.name for field in silent if getattr(found, field.name) != field.default]
+  return {name: getattr(found, name) for name in [*given, *read]}
 
 
 def _raw_folder(dataset: str) -> pathlib.Path:
@@ -217,6 +221,7 @@ def print_summary(builder: SegmentationBuilder) -> None:
     numbers = ("num_subjects", "num_volumes", "num_records", "num_foreground_records")
     rows.append((name, *(str(split[number]) for number in numbers)))
   print(progress.table(rows, _COLUMNS))
+  _print_choices(report["choices"])
   if left_out := report["left_out"]:
     reasons: dict[str, int] = {}
     for entry in left_out:
@@ -227,7 +232,24 @@ def print_summary(builder: SegmentationBuilder) -> None:
     print(f"left out: {count} slices ({reason})")
   for line in report["warnings"]:
     print(f"warning: {line}", file=sys.stderr)
+  counts = report["split_by"]
+  if decided := _decided_by(counts):
+    print(f"subjects{decided}")
+  if builder.names is not None and builder.names.uses_key:
+    print(f"Whose the pseudonyms are is in {builder.names.key_path}: keep it, and keep it secret.")
   print(f"{builder.info.full_name} lies in {builder.data_path}")
+  if counts.keys() != {"publisher"}:
+    print(
+        "To add subjects later without moving anyone:"
+        f" --overwrite --splits_file={pathlib.Path(builder.data_path) / splits_file.NAME}"
+    )
+
+
+def _decided_by(counts: dict[str, int]) -> str:
+  """Returns what decided on the subjects' splits, where that was more than their shares."""
+  if counts.keys() <= {"shares"}:
+    return ""
+  return " placed by " + ", ".join(f"{reason} {count}" for reason, count in counts.items())
 
 
 def _sum_by_reason(by_volume: dict[str, dict[str, int]]) -> dict[str, int]:
@@ -241,37 +263,58 @@ def _sum_by_reason(by_volume: dict[str, dict[str, int]]) -> dict[str, int]:
 def print_files(builder: SegmentationBuilder, manual_dir: pathlib.Path) -> None:
   """Prints the files of the raw folder by case; reads the labels to show their values."""
   findings = builder.inspect_source(manual_dir)
+  names = builder.name_subjects(findings)
   for case in findings.cases:
     print(case.key)
     for role, path in case.files.items():
-      if not role.endswith("_voxels"):
+      if "_voxels" not in role:
         facts = "  ".join(_facts(path, role.startswith(("label", "mask"))))
         line = f"  {role}  {findings.relative(path)}"
         fits = len(line) + 2 + len(facts) <= _COLUMNS
         print(f"{line}  {facts}" if fits else f"{line}\n      {facts}")
+  builder.decide(findings)
+  _print_choices(findings.choices)
   for file, reason in sorted(findings.left_out.items()):
     print(f"left out: {file} ({reason})")
   for line in findings.warnings:
     print(f"warning: {line}", file=sys.stderr)
-  labelled = [case for case in findings.cases if case.labelled]
-  split_of = builder.split_subjects({case.subject: case.stratum for case in labelled})
-  splits = list(split_of.values())
-  counts = ", ".join(f"{name} {splits.count(name)}" for name in ("train", "validation", "test"))
-  print(f"{len(findings.cases)} cases, {len(labelled)} labelled; subjects: {counts}.")
+  num_labelled = sum(case.labelled for case in findings.cases)
+  print(f"{len(findings.cases)} cases, {num_labelled} labelled; {_split_counts(builder, findings)}")
+  for line in subject_names.lines(names, sorted({case.subject for case in findings.cases})):
+    print(line)
   print("Nothing was built (--dry_run).")
+
+
+def _split_counts(builder: SegmentationBuilder, findings: Findings) -> str:
+  """Returns how many subjects each split and each fold gets."""
+  assigned = builder.assign_splits(findings.cases)
+  for line in assigned.warnings:
+    print(f"warning: {line}", file=sys.stderr)
+  splits = list(assigned.splits.values())
+  counts = ", ".join(f"{name} {splits.count(name)}" for name in subject_splits.SPLITS)
+  sizes = ", ".join(map(str, assigned.fold_sizes()))
+  return f"subjects: {counts}; folds of {sizes}{_decided_by(assigned.counts())}."
+
+
+def _print_choices(choices: Mapping[str, str]) -> None:
+  """Prints what was found in the raw folder and chosen by it, each with its reason."""
+  for name, text in choices.items():
+    print(f"{name}: {text}")
 
 
 def _facts(path: pathlib.Path, is_label: bool) -> list[str]:
   """Returns shape, dtype, spacing, axis codes and label values as texts."""
-  if nifti.is_volume(path):
-    header = nifti.read_header(path)
+  if is_label and (names := scan_files.label_names(path)):
+    return ["DICOM-SEG", "segments " + ", ".join(f"{n} {name}" for n, name in names.items())]
+  if scan_files.is_scan(path):
+    header = scan_files.read_header(path)
     facts = [
         " x ".join(map(str, header.shape)),
         header.dtype.name,
         " x ".join(f"{mm:.3g}" for mm in header.spacing_mm) + " mm",
         f"axes {header.axis_codes or 'unstated'}",
     ]
-    return [*facts, _values(nifti.read(path).voxels)] if is_label else facts
+    return [*facts, _values(scan_files.read(path).voxels)] if is_label else facts
   if not pictures.is_picture(path):
     return ["table"]
   header_2d = pictures.read_header(path)

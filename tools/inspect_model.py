@@ -70,7 +70,9 @@ def _chosen() -> ModelConfig:
         f"The network of --run_dir or --model has its own shape. Drop --{', --'.join(given)}."
     )
   if _MODEL.value:
-    return cost.config_of_keras_file(pathlib.Path(_MODEL.value).expanduser())
+    path = pathlib.Path(_MODEL.value).expanduser()
+    cost.check_keras_file(path)
+    return cost.config_of_keras_file(path)
   return run_folder.RunFolder.open(str(_RUN_DIR.value)).read_config().model
 
 

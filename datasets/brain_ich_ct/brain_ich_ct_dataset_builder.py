@@ -6,7 +6,7 @@ Which of the two forms is read is found from the raw folder.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -39,6 +39,7 @@ class Builder(VolumeBuilder):
       " ct_scans/NNN.nii and masks/NNN.nii (v1.3.1)"
   )
   SPLIT_SALT = ct_ich_patients.SALT
+  PUBLISHED_SUBJECTS = r"ctich_\d+"
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
       "Get CT-ICH from PhysioNet (ct-ich; v1.0.0 is open, v1.3.1 is restricted) or Kaggle"
       f" (vbookshelf/computed-tomography-ct-images) and unpack it: {LAYOUT}."
@@ -82,11 +83,6 @@ class Builder(VolumeBuilder):
         for name in names
     }
 
-  def split_subjects(self, strata: Mapping[str, str]) -> dict[str, str]:
-    """Returns {subject: split}, decided over the published list of patients."""
-    splits = ct_ich_patients.splits()
-    return {subject: splits[subject] for subject in strata}
-
   def find_cases(self, findings: Findings) -> None:
     """Looks through `findings.root` for one of the two forms."""
     jpeg = raw_folder.find_folder(findings.root, "Patients_CT")
@@ -121,7 +117,7 @@ class Builder(VolumeBuilder):
       if self.options.plane not in (None, "axial") or self.options.isotropic_mm:
         rows = {}  # The readers judged the axial slices of the scan, no others.
       for cut in super().slices_of(case, notes):
-        yield dataclasses.replace(cut, extras=_extras(rows.get(cut.index)))
+        yield dataclasses.replace(cut, extras={**cut.extras, **_extras(rows.get(cut.index))})
       return
     for number, image, label, row in ct_ich_releases.read_slices(case, notes, MASK_THRESHOLD):
       yield Slice(number - 1, image, label, extras=_extras(row))

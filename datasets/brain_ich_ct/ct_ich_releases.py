@@ -19,7 +19,7 @@ from flexunet.datasets.brain_ich_ct import ct_ich_patients
 from flexunet.datasets.builder import raw_folder
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
 from flexunet.datasets.builder.volume_builder import Scan, check_same_grid
-from flexunet.imaging import nifti, pictures
+from flexunet.imaging import pictures, scan_files
 
 SUBTYPES = ("intraventricular", "intraparenchymal", "subarachnoid", "epidural", "subdural")
 UNKNOWN = -1
@@ -187,6 +187,7 @@ def _find_patient(
         Case(
             key=name, subject=name, volume=name, files=files, details=details,
             stratum=ct_ich_patients.stratum(patient), fold=ct_ich_patients.fold(patient),
+            split=ct_ich_patients.splits()[name],
         )
     )
 
@@ -248,7 +249,7 @@ def find_nifti_cases(findings: Findings) -> None:
   for patient in sorted(scans.keys() & masks.keys()):
     if not raw_folder.check_volumes(findings, scans[patient], masks[patient]):
       continue
-    depth = nifti.read_header(scans[patient]).shape[2]  # The scans are stored slice by slice.
+    depth = scan_files.read_header(scans[patient]).shape[2]  # The scans are stored slice by slice.
     beyond = {number + 1 for number in rows.get(patient, ()) if number >= depth}
     _warn_of_slices(findings, scans[patient], beyond)
     name = ct_ich_patients.subject_name(patient)
@@ -260,6 +261,7 @@ def find_nifti_cases(findings: Findings) -> None:
         Case(
             key=name, subject=name, volume=name, files=files,
             stratum=ct_ich_patients.stratum(patient), fold=ct_ich_patients.fold(patient),
+            split=ct_ich_patients.splits()[name],
             details=[[index, row.plain()] for index, row in sorted(rows.get(patient, {}).items())],
         )
     )
@@ -268,8 +270,8 @@ def find_nifti_cases(findings: Findings) -> None:
 
 def read_scan(case: Case, notes: Notes, threshold: float) -> Scan:
   """Reads one scan; its mask is 0 or 255 with rounding noise, hence a threshold."""
-  stored, slope, inter = nifti.read_stored(case.files["image"])
-  mask = nifti.read(case.files["label"])
+  stored, slope, inter = scan_files.read_stored(case.files["image"])
+  mask, _ = scan_files.read_label(case.files["label"], stored, case.files["image"])
   check_same_grid(stored, mask, case.files["label"], notes)
   values = np.nan_to_num(mask.voxels, nan=-1.0) if mask.voxels.dtype.kind == "f" else mask.voxels
   if values.min() < -1 or values.max() > 256:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from flexunet.core.errors import InputError
-from flexunet.datasets import published_palettes, subject_splits
+from flexunet.datasets import published_palettes
 from flexunet.datasets.brain_ich_ct import ct_ich_patients
 from flexunet.datasets.builder import croissant, raw_folder
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
@@ -62,6 +62,7 @@ class Builder(SegmentationBuilder):
       "CT Images/data/{Training,Testing}/{Hemorrhagic,Ischemic}/{images,mask}/SUBJECT/SLICE.png"
   )
   SPLIT_SALT = "brain_stroke_ct"
+  PUBLISHED_SUBJECTS = r"(aisd|ctich|hemorrhagic)_\d+"
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
       "Get the set from Kaggle (programmer3/real-time-stroke-detection-in-mri-ct-pet-images) and"
       f" unpack it, so that the folder holds {LAYOUT}."
@@ -74,14 +75,6 @@ class Builder(SegmentationBuilder):
   def label_scheme(self) -> LabelScheme:
     """Returns the classes."""
     return published_palettes.BRAIN_STROKE
-
-  def split_subjects(self, strata: Mapping[str, str]) -> dict[str, str]:
-    """Returns {subject: split} for the labelled subjects {subject: stratum}."""
-    # Patients of CT-ICH stand where they stand in `brain_ich_ct`.
-    shared = ct_ich_patients.splits()
-    own = {subject: stratum for subject, stratum in strata.items() if subject not in shared}
-    splits = subject_splits.assign(own, self.SPLIT_SALT) if own else {}
-    return splits | {subject: shared[subject] for subject in strata if subject in shared}
 
   def find_cases(self, findings: Findings) -> None:
     """Looks through `findings.root`; reads headers only."""
@@ -193,12 +186,14 @@ def _add(findings: Findings, name: str, subject: _Subject) -> None:
     return
   files = {f"image_{n:04d}": subject.images[n] for n in numbers}
   files |= {f"mask_{n:04d}": subject.masks[n] for n in numbers}
+  # Patients of CT-ICH stand where they stand in `brain_ich_ct`.
   shared = name.startswith("ctich_")
   findings.add(
       Case(
           key=name, subject=name, volume=name, files=files, details=numbers,
           stratum=subject.stroke_type.lower(),
           fold=ct_ich_patients.fold(int(name.removeprefix("ctich_"))) if shared else None,
+          split=ct_ich_patients.splits()[name] if shared else None,
       )
   )  # fmt: skip
 

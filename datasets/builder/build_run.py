@@ -14,7 +14,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,17 +23,29 @@ from absl import logging
 
 from flexunet.core import errors, files, machine
 from flexunet.datasets import subject_splits
-from flexunet.datasets.builder import build_report, case_records, croissant, shard_writer, workers
-from flexunet.datasets.builder.case_records import CaseReader, CaseTask
+from flexunet.datasets.builder import (
+    build_report,
+    case_records,
+    croissant,
+    identical_images,
+    shard_writer,
+    splits_file,
+    workers,
+)
+from flexunet.datasets.builder.case_records import CaseReader, CaseTask, RecordRow
+from flexunet.datasets.builder.case_splits import CaseSplits
+from flexunet.datasets.builder.identical_images import CaseImages, IdenticalImages
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
+from flexunet.datasets.builder.record_options import SplitOptions
 from flexunet.datasets.builder.shard_writer import PlacedRecord
+from flexunet.datasets.builder.subject_names import SubjectNames
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.imaging.slicing import SlicePlan
 
 # Part of the work folder's name: work files of an older form are not picked up.
-_WORK_FORM = 1
-_SPLITS = ("train", "validation", "test", subject_splits.UNLABELED)
+_WORK_FORM = 2
+_SPLITS = (*subject_splits.SPLITS, subject_splits.UNLABELED)
 
 
 class RunBuilder(CaseReader, Protocol):
@@ -45,8 +57,10 @@ class RunBuilder(CaseReader, Protocol):
   data_path: Any
   SPLIT_SALT: str
   num_workers: int | None
+  split_options: SplitOptions | None
   release: str
   voxel_dtype: np.dtype
+  decided: Mapping[str, Any]
 
   @property
   def builder_config(self) -> Any:
@@ -62,11 +76,30 @@ class RunBuilder(CaseReader, Protocol):
   def voxel_dtype_of(self, findings: Findings) -> np.dtype:
     """Returns the dtype that holds the voxels of all cases without loss."""
 
-  def set_source(self, release: str, voxel_dtype: np.dtype) -> None:
+  def decide(self, findings: Findings) -> dict[str, Any]:
+    """Returns what the raw folder decides for all cases."""
+
+  def set_source(
+      self, release: str, voxel_dtype: np.dtype, decided: Mapping[str, Any]
+  ) -> None:
     """Takes what the raw folder decides."""
 
-  def split_subjects(self, strata: Mapping[str, str]) -> dict[str, str]:
-    """Returns {subject: split}."""
+  def assign_splits(
+      self,
+      cases: Sequence[Case],
+      joined: Iterable[Collection[str]] = (),
+      loads: Mapping[str, float] | None = None,
+  ) -> CaseSplits:
+    """Returns which split and fold each case gets; groups of subjects stand on one side."""
+
+  def subject_in_records(self, subject: str) -> str:
+    """Returns the name by which what is written calls a subject."""
+
+  def reason_to_drop(self, key: str, pixels: Sequence[int]) -> str:
+    """Returns why a slice is left out of the training split; "" keeps it."""
+
+  def name_subjects(self, findings: Findings) -> SubjectNames:
+    """Decides how records and report call the subjects and files of a raw folder."""
 
   def label_scheme(self) -> LabelScheme:
     """Returns the classes."""
@@ -74,11 +107,34 @@ class RunBuilder(CaseReader, Protocol):
   def licenses(self) -> Sequence[croissant.License]:
     """Returns the licences of the source."""
 
+  def channel_names(self) -> tuple[str, ...]:
+    """Returns the channels of a scan."""
+
+  def other_intensities(self) -> tuple[IntensityWindow, ...]:
+    """Returns how the intensities of the other channels become 8 bits."""
+
+  def in_plane_mm(self) -> tuple[float, float] | None:
+    """Returns the spacing to which slices are brought."""
+
   def active_plan(self) -> SlicePlan | None:
     """Returns how volumes are cut."""
 
   def active_intensity(self) -> IntensityWindow:
     """Returns how intensities become 8 bits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadCase:
+  """A case after a worker read it: its rows, and its notes."""
+
+  task: CaseTask
+  rows: Sequence[RecordRow]
+  notes: Notes
+
+  @property
+  def images(self) -> CaseImages:
+    """What its records hold."""
+    return CaseImages(self.task.case, [row.content for row in self.rows])
 
 
 def build(builder: RunBuilder, root: pathlib.Path, download_config: Any) -> None:
@@ -93,15 +149,20 @@ def build(builder: RunBuilder, root: pathlib.Path, download_config: Any) -> None
     InputError: All problems of the raw folder; nothing is left behind then.
   """
   findings = builder.inspect_source(root)
-  builder.set_source(findings.release, builder.voxel_dtype_of(findings))
+  decided = builder.decide(findings)
+  builder.set_source(findings.release, builder.voxel_dtype_of(findings), decided)
   folder = pathlib.Path(builder.data_dir)
+  # Splits are decided by the names of the raw folder; everything written has these.
+  names = builder.name_subjects(findings)
+  names.save(builder.info.full_name)
   with _work_folder(builder, folder) as work:
-    folds = _folds(builder, findings.cases)
+    assigned = builder.assign_splits(findings.cases)
     tasks = []
     for case in findings.cases:
-      fold = folds[case.subject]
-      name = hashlib.sha256(f"{case.state(findings.root)}:{fold}".encode()).hexdigest()[:24]
-      tasks.append(CaseTask(case, fold, work / name))
+      fold, written = assigned.fold_of(case), names.written(case)
+      state = f"{case.state(findings.root)}:{fold}:{written.key}:{written.subject}:{written.volume}"
+      name = hashlib.sha256(state.encode()).hexdigest()[:24]
+      tasks.append(CaseTask(case, fold, work / name, written))
     missing = [task for task in tasks if not case_records.is_finished(task.stem)]
     # The longest first, so that no worker is left alone with one at the end.
     missing.sort(key=lambda task: task.case.num_bytes, reverse=True)
@@ -110,7 +171,8 @@ def build(builder: RunBuilder, root: pathlib.Path, download_config: Any) -> None
         builder, address_of(builder), missing, num_workers, done=len(tasks) - len(missing)
     ):
       raise errors.from_problems(problems, "Nothing was built.")
-    _assemble(builder, folder, findings, tasks, download_config)
+    read = [ReadCase(task, *case_records.read_index(task.stem)) for task in tasks]
+    _assemble(builder, folder, findings, read, assigned, names, download_config)
 
 
 def address_of(builder: RunBuilder) -> workers.BuilderAddress:
@@ -125,9 +187,10 @@ def address_of(builder: RunBuilder) -> workers.BuilderAddress:
       module_root=os.fspath(source.parents[module.count(".")]),
       config=config.name
       if known
-      else {"name": config.name, **dataclasses.asdict(config.options)},
+      else {"name": config.name, **config.options.of_records()},
       release=builder.release,
       voxel_dtype=builder.voxel_dtype.str,
+      decided=dict(builder.decided),
   )
 
 
@@ -167,37 +230,52 @@ def _remove_abandoned(folder: pathlib.Path, pattern: str) -> None:
       shutil.rmtree(work)
 
 
-def _folds(builder: RunBuilder, cases: list[Case]) -> dict[str, int]:
-  """Returns {subject: fold}: the publisher's where there is one."""
-  strata = {case.subject: case.stratum for case in cases if case.labelled}
-  folds = subject_splits.folds(strata, builder.SPLIT_SALT)
-  # Unlabelled scans take no part in cross-validation.
-  folds.update({case.subject: -1 for case in cases if not case.labelled})
-  folds.update({case.subject: case.fold for case in cases if case.fold is not None})
-  return folds
-
-
 def _assemble(
     builder: RunBuilder,
     folder: pathlib.Path,
     findings: Findings,
-    tasks: Sequence[CaseTask],
+    read: Sequence[ReadCase],
+    assigned: CaseSplits,
+    names: SubjectNames,
     download_config: Any,
 ) -> None:
-  records, notes = _placed(builder, findings, tasks)
+  identical = identical_images.find(case.images for case in read)
+  loads = _loads(read) if _split_options(builder).stratify == "foreground" else None
+  if identical.joined or loads is not None:
+    # Known only now. Payloads whose fold changed by it are mended where they are written.
+    assigned = builder.assign_splits(findings.cases, identical.joined, loads)
+  records = _placed(builder, findings, read, assigned, identical)
+  if "train" in assigned.splits.values() and not records["train"]:
+    raise errors.InputError("The options leave no slice to train on. Loosen them.")
   splits, infos = {}, []
   for name, found in records.items():
     if found:
       splits[name] = _write_split(builder, name, found, download_config)
       infos.append(_split_info(builder, name, splits[name]))
-  if not infos:
-    raise errors.InputError("The options leave no slice to write. Loosen them.")
   licenses = builder.licenses()
   if not licenses:
     findings.warn("The builder states no licence of the source (LICENSES): none is claimed.")
-  source = build_report.of_source(notes, findings.left_out, findings.warnings)
-  report = build_report.write(
-      folder, {**_about(builder), **source}, builder.label_scheme(), splits
+  source = build_report.of_source(
+      {case.task.written.key: case.notes for case in read},
+      findings.left_out,
+      [
+          *findings.warnings,
+          *assigned.warnings,
+          *identical.warnings(assigned, builder.subject_in_records),
+      ],
+      names,
+  )
+  names.save(builder.info.full_name)
+  about = {
+      **_about(builder),
+      **_about_splits(builder, assigned),
+      "identical_images": identical.report(assigned, builder.subject_in_records),
+      **source,
+      "choices": {choice: names.text(line) for choice, line in findings.choices.items()},
+  }
+  report = build_report.write(folder, about, builder.label_scheme(), splits)
+  splits_file.write(
+      folder, assigned.settings, assigned.entries(builder.subject_in_records), assigned.absent
   )
   info = builder.info
   croissant.write(
@@ -209,27 +287,52 @@ def _assemble(
   info.set_splits(tfds.core.SplitDict(infos))
 
 
+def _loads(read: Sequence[ReadCase]) -> dict[str, float]:
+  """Returns {labelled subject: share of its pixels that is labelled}."""
+  pixels: dict[str, list[int]] = {}
+  for one in read:
+    if one.task.case.labelled:
+      counts = pixels.setdefault(one.task.case.subject, [0, 0])
+      for row in one.rows:
+        counts[0] += sum(row.pixels[1:])
+        counts[1] += sum(row.pixels)
+  return {subject: labelled / max(total, 1) for subject, (labelled, total) in pixels.items()}
+
+
+def _split_options(builder: RunBuilder) -> SplitOptions:
+  """Returns what the build was asked for: by the caller, or by its config."""
+  return builder.split_options or builder.builder_config.options
+
+
 def _placed(
-    builder: RunBuilder, findings: Findings, tasks: Sequence[CaseTask]
-) -> tuple[dict[str, list[PlacedRecord]], dict[str, Notes]]:
-  """Returns the records of each split, and {volume: notes}; warns of empty splits."""
+    builder: RunBuilder,
+    findings: Findings,
+    read: Sequence[ReadCase],
+    assigned: CaseSplits,
+    identical: IdenticalImages,
+) -> dict[str, list[PlacedRecord]]:
+  """Returns the records of each split without copies and what options drop; warns of empty ones."""
   records: dict[str, list[PlacedRecord]] = {name: [] for name in _SPLITS}
-  notes: dict[str, Notes] = {}
-  labelled = [case for case in findings.cases if case.labelled]
-  split_of = builder.split_subjects({case.subject: case.stratum for case in labelled})
-  for task in tasks:
-    rows, notes[task.case.key] = case_records.read_index(task.stem)
-    split = subject_splits.UNLABELED
-    if task.case.labelled:
-      split = task.case.split or split_of[task.case.subject]
-    work_file = task.stem.with_suffix(".records")
-    records[split].extend(PlacedRecord(task.case, task.fold, row, work_file) for row in rows)
-  for name in _SPLITS[:3]:
-    if labelled and not records[name]:
-      findings.warn(
-          f"Split {name} is empty: none of the {len(split_of)} subjects here falls to it."
-      )
-  return records, notes
+  copies = identical.copies([case.images for case in read], assigned)
+  for one in read:
+    case, work_file = one.task.case, one.task.stem.with_suffix(".records")
+    split, fold = assigned.split_of(case), assigned.fold_of(case)
+    left_out = copies.get(case.key, {})
+    for number, row in enumerate(one.rows):
+      reason = ""
+      if number in left_out:
+        reason = f"copy in {split} of what stands in {left_out[number]}"
+      elif split == "train":  # The others keep all slices: scores are of whole volumes.
+        reason = builder.reason_to_drop(row.key, row.pixels)
+      if not reason:
+        records[split].append(PlacedRecord(one.task.written, fold, row, work_file))
+        continue
+      counts = one.notes.slices_left_out
+      counts[reason] = counts.get(reason, 0) + 1
+  for name in subject_splits.SPLITS:
+    if assigned.splits and not records[name] and (line := assigned.why_empty(name)):
+      findings.warn(line)
+  return records
 
 
 def _write_split(
@@ -288,7 +391,19 @@ def _about(builder: RunBuilder) -> dict[str, Any]:
       "options": config.options.changed(),
       "slice_plan": dataclasses.asdict(plan) if plan else None,
       "intensity": dataclasses.asdict(builder.active_intensity()),
+      "channel_names": list(builder.channel_names()),
+      "other_intensities": [dataclasses.asdict(one) for one in builder.other_intensities()],
+      "in_plane_mm": builder.in_plane_mm(),
+      "decided": dict(builder.decided),
       "file_format": builder.info.file_format.value,
-      "split_asked": dict(subject_splits.RATIOS),
       "split_salt": builder.SPLIT_SALT,
+  }
+
+
+def _about_splits(builder: RunBuilder, assigned: CaseSplits) -> dict[str, Any]:
+  """Returns what the report says of how the splits were decided."""
+  return {
+      "split_asked": assigned.settings["shares"],
+      "split_options": _split_options(builder).asked(),
+      "split_by": assigned.counts(),
   }

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.datasets.builder import tfrecord
 from flexunet.datasets.builder.raw_folder import Case, Notes
@@ -40,25 +41,39 @@ class CaseReader(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class CaseTask:
-  """One case to be read: which, where its work files go, and its fold."""
+  """One case to be read.
+
+  Attributes:
+    case: As the raw folder names it; splits are decided by these names.
+    fold: Of its subject.
+    stem: Where its work files go.
+    written: The same under the names of its records.
+  """
 
   case: Case
   fold: int
   stem: pathlib.Path
+  written: Case
 
   def to_json(self) -> dict[str, Any]:
     """Returns it as JSON, for a worker process."""
-    return {"case": self.case.to_json(), "fold": self.fold, "stem": os.fspath(self.stem)}
+    return {"case": self.written.to_json(), "fold": self.fold, "stem": os.fspath(self.stem)}
 
   @classmethod
   def from_json(cls, values: Mapping[str, Any]) -> CaseTask:
     """Reads what `to_json` wrote."""
-    return cls(Case.from_json(values["case"]), values["fold"], pathlib.Path(values["stem"]))
+    case = Case.from_json(values["case"])
+    return cls(case, values["fold"], pathlib.Path(values["stem"]), written=case)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RecordRow:
-  """One record of a work file, with what the tables of the build need."""
+  """One record of a work file, with what the tables of the build need.
+
+  Attributes:
+    fold: What the payload says; the build may decide otherwise when all cases are read.
+    content: A digest of each of its images that shows something (`identical_images`).
+  """
 
   key: str
   start: int
@@ -68,6 +83,8 @@ class RecordRow:
   height: int | None
   width: int | None
   pixels: tuple[int, ...]
+  fold: int
+  content: tuple[str, ...] = ()
 
 
 def write_case(builder: CaseReader, task: CaseTask) -> str | None:
@@ -87,13 +104,17 @@ def write_case(builder: CaseReader, task: CaseTask) -> str | None:
   start, checksum = 0, 0
   try:
     with open(temporary, "wb") as stream:
-      for key, example, row in builder.records_of(task.case, task.fold, notes):
+      for key, example, row in builder.records_of(task.written, task.fold, notes):
         encoded = features.encode_example(example)
         # Without `deterministic` the fields come in another order in every process.
         payload = serializer.get_tf_example(encoded).SerializeToString(deterministic=True)
         stream.write(payload)
         crc = tfrecord.masked_crc(payload)
-        rows.append(RecordRow(key=key, start=start, length=len(payload), crc=crc, **row))
+        rows.append(
+            RecordRow(
+                key=key, start=start, length=len(payload), crc=crc, fold=task.fold, **row
+            )
+        )  # fmt: skip
         start += len(payload)
         checksum = zlib.crc32(payload, checksum)
   except InputError as error:
@@ -114,22 +135,23 @@ def write_case(builder: CaseReader, task: CaseTask) -> str | None:
 def is_finished(stem: pathlib.Path) -> bool:
   """Returns whether an earlier build wrote this case whole."""
   try:
-    index = json.loads(stem.with_suffix(".json").read_text())
+    index = files.read_json(stem.with_suffix(".json"))
     checksum, size = 0, 0
     with open(stem.with_suffix(".records"), "rb") as stream:
       while block := stream.read(1 << 20):
         checksum, size = zlib.crc32(block, checksum), size + len(block)
-  except (OSError, ValueError):
+    return (size, checksum) == (index["bytes"], index["crc32"])
+  except (InputError, OSError, KeyError, TypeError):
     return False
-  return (size, checksum) == (index["bytes"], index["crc32"])
 
 
 def read_index(stem: pathlib.Path) -> tuple[list[RecordRow], Notes]:
   """Returns the rows and notes of a finished case."""
-  index = json.loads(stem.with_suffix(".json").read_text())
+  index = files.read_json(stem.with_suffix(".json"))
   rows = []
   for row in index["rows"]:
-    rows.append(RecordRow(**{**row, "pixels": tuple(row["pixels"])}))
+    lists = {name: tuple(row[name]) for name in ("pixels", "content")}
+    rows.append(RecordRow(**{**row, **lists}))
   return rows, Notes(**index["notes"])
 
 

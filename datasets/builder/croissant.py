@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flexunet.core import files
+from flexunet.core.errors import InputError
 from flexunet.datasets.built_dataset import RECORDS_NAME
 
 NAME = "croissant.json"
@@ -26,7 +27,7 @@ _DESCRIPTIONS = {
     "offset": "Byte at which the record's frame begins; -1 in containers without offsets.",
     "length": "Bytes of the record's payload, a tf.train.Example by features.json.",
     "subject": "Stable pseudonym of the person; nobody stands in two splits.",
-    "fold": "Cross-validation fold of the subject.",
+    "fold": "Cross-validation fold of the subject; -1: takes no part.",
 }
 # The context that the specification asks for.
 _TERMS = (
@@ -125,7 +126,9 @@ def prose_of(
 def read_prose(folder: pathlib.Path) -> dict[str, Any]:
   """Returns the same entries of a built dataset; empty where it has no `croissant.json`."""
   path = folder / NAME
-  content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+  content = files.read_json(path) if path.is_file() else {}
+  if not isinstance(content, dict):
+    raise InputError(f"{path} must be as the build wrote it. Build the dataset again.")
   return {name: content[name] for name in ("description", "citeAs", "license", "url")
           if name in content}  # fmt: skip
 

@@ -70,8 +70,13 @@ def load(path: str | os.PathLike) -> type[SegmentationBuilder]:
   if os.fspath(root) not in sys.path:
     # At the end: a file beside it must not stand in for a module of Python or of a library.
     sys.path.append(os.fspath(root))
+  # The builder loads TFDS itself; help and flags of other datasets must not wait for it.
+  from tensorflow_datasets.core import registered
+
   try:
-    module = importlib.import_module(name)
+    # Its name may be that of a dataset of ours, which our caller says better than TFDS does.
+    with registered.skip_registration():
+      module = importlib.import_module(name)
   except Exception as error:
     raise InputError(f"{_place_of(error, file)}: the import fails: {_one_line(error)}.") from error
   origin = getattr(module, "__file__", None)

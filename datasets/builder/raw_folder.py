@@ -17,11 +17,13 @@ from typing import Any
 
 from flexunet.core import errors
 from flexunet.core.errors import InputError
-from flexunet.imaging import nifti
+from flexunet.imaging import scan_files
 
 _SEARCH_DEPTH = 3
-# What operating systems and archives strew about; no part of any dataset.
-_LITTER = {".ds_store", "thumbs.db", "desktop.ini", "__macosx"}
+# Beside the raw data: whose the pseudonyms of built datasets are (`subject_names`).
+KEY_NAME = "flexunet_subject_key.json"
+# What operating systems, archives and builds strew about; no part of any dataset.
+_LITTER = {".ds_store", "thumbs.db", "desktop.ini", "__macosx", KEY_NAME}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +37,9 @@ class Case:
     files: All files of the case by role, e.g. {"image": ..., "label": ...}.
     labelled: False puts the case into the split `unlabeled`.
     stratum: Subjects of one stratum are spread over the splits in the split's ratios.
-    fold: Cross-validation fold where the publisher fixed one; None lets the builder decide.
-    split: Split of this case alone, whatever that of its subject: only for published splits that
-      divide a subject, which the build then warns of by name.
+    fold: Cross-validation fold where the publisher fixed one; None lets the build decide.
+    split: train, validation or test where the publisher fixed it; None lets the build decide. A
+      subject whose cases differ in it is left divided; the builder warns of it by name.
     details: Whatever else the dataset's `slices_of` needs: numbers, strings, None, lists and
       dicts of them, for it travels to worker processes as JSON.
   """
@@ -93,6 +95,8 @@ class Findings:
     warnings: Lines that the build report and the user get.
     problems: One line each; a single one prevents the build.
     release: Which of several published forms the folder holds; "" where there is one only.
+    choices: Subject -> what was found and chosen with its reason, for the user and the report.
+    details: Whatever else the dataset's `decide` needs.
   """
 
   def __init__(self, root: pathlib.Path):
@@ -102,13 +106,20 @@ class Findings:
     self.warnings: list[str] = []
     self.problems: list[str] = []
     self.release = ""
+    self.choices: dict[str, str] = {}
+    self.details: Any = None
 
   def add(self, case: Case) -> None:
     """Notes a case to be built."""
     self.cases.append(case)
 
   def leave_out(self, path: pathlib.Path, reason: str) -> None:
-    """Notes a file of the source that gets no record, and why."""
+    """Notes a file of the source that gets no record, and why.
+
+    Of a scan in a format that is not read, the format is the reason, and what converts it.
+    """
+    if scan_files.unread_ending(path):
+      reason = f"{scan_files.unread_ending(path)}: {scan_files.reason_unread(path)}"
     self.left_out[self.relative(path)] = reason
 
   def warn(self, text: str) -> None:
@@ -143,13 +154,26 @@ class Findings:
     if not self.problems and not self.cases:
       raise NothingFoundError(
           f"{self.root}: nothing of this dataset was found in the folder. Expected layout:"
-          f" {expected_layout}."
+          f" {expected_layout}.{self._formats_not_read()}"
       )
     if self.problems:
       raise errors.from_problems(
           self.problems, f"Nothing was built. Expected layout: {expected_layout}."
       )
     self.cases.sort(key=lambda case: case.key)
+
+  def _formats_not_read(self) -> str:
+    """Returns a sentence on the scans below the root that no program here reads, led by a blank."""
+    counts: dict[str, int] = {}
+    for _, _, names in os.walk(self.root):
+      for name in names:
+        if ending := scan_files.unread_ending(name):
+          counts[ending] = counts.get(ending, 0) + 1
+    found = "; ".join(
+        f"{count} {ending} ({scan_files.reason_unread('scan' + ending)})"
+        for ending, count in sorted(counts.items())
+    )
+    return f" It holds {found}." if found else ""
 
   def _check_keys(self) -> None:
     seen: dict[str, Case] = {}
@@ -293,13 +317,13 @@ def volumes_by_stem(folder: pathlib.Path, findings: Findings) -> dict[str, pathl
   for path in children(folder):
     if path.is_dir():
       continue
-    if not nifti.is_volume(path):
-      findings.leave_out(path, "not a volume")
+    if not scan_files.is_scan(path):
+      findings.leave_out(path, scan_files.reason_unread(path))
       continue
-    kind = nifti.suffix_of(path)[:4]
-    others = found.setdefault(nifti.stem_of(path), {})
+    kind = scan_files.ending_of(path)[:4]
+    others = found.setdefault(scan_files.stem_of(path), {})
     # A header and its voxels belong together; anything else of one name is a second volume.
-    if others and (kind in others or ".nii" in (kind, *others)):
+    if others and (kind in others or {kind, *others} != {".hdr", ".img"}):
       first = others.get(kind) or next(iter(others.values()))
       findings.problem(
           f"{findings.relative(path)}: duplicate of {findings.relative(first)}; keep one of them."
@@ -311,29 +335,31 @@ def volumes_by_stem(folder: pathlib.Path, findings: Findings) -> dict[str, pathl
 
 
 def volume_files(role: str, path: pathlib.Path) -> dict[str, pathlib.Path]:
-  """Returns {role: file}, and the voxel file of a pair as {role + "_voxels": file}."""
-  header_path, data_path = nifti.files_of(path)
-  files = {role: header_path}
-  if data_path != header_path:
-    files[f"{role}_voxels"] = data_path
+  """Returns {role: file}, and what else belongs to it as {role + "_voxels", ...: file}."""
+  first, *others = scan_files.files_of(path)
+  files = {role: first}
+  for number, other in enumerate(others):
+    files[f"{role}_voxels{f'_{number}' if number else ''}"] = other
   return files
 
 
 def check_volumes(findings: Findings, image: pathlib.Path, label: pathlib.Path | None) -> bool:
   """Reads the headers of a scan and its label; notes what is wrong, returns whether all is well."""
   shapes = []
-  paths = [image] if label is None else [image, label]
-  for path in paths:
-    try:
-      shapes.append(nifti.read_header(path).shape)
-    except InputError as error:
-      findings.problem(str(error))
-  if len(set(shapes)) == 2:
+  try:
+    scan = scan_files.read_header(image)
+    shapes.append(scan.shape)
+    if label is not None:
+      shapes.append(scan_files.label_shape(label, scan))
+  except InputError as error:
+    findings.problem(str(error))
+    return False
+  if shapes[0] != shapes[-1]:
     findings.problem(
-        f"{label}: a label must lie on the grid of its scan. Scan {shapes[0]}, label {shapes[1]}."
+        f"{label}: a label must lie on the grid of its scan. Scan {shapes[0]}, label {shapes[-1]}."
     )
     return False
-  return len(shapes) == len(paths)
+  return True
 
 
 def unpaired(findings: Findings, files: Iterable[pathlib.Path], lacks: str) -> None:

@@ -12,11 +12,15 @@ To add a dataset:
    `findings.add(Case(...))`, `.leave_out(file, why)` or `.problem(line)`. It writes nothing and
    reads no voxel. `raw_folder` has the checks; `raw_folder.note(findings)`, called last, names
    every file that no case uses.
+   What only the folder as a whole can say, such as its class names, comes from `decide`.
 5. For images write `slices_of(case, notes)`, a generator of `Slice`. It runs in a worker.
 6. Add name and options to `catalog.OPTIONS`, the folder to `packages` in setup.cfg, and a test with
    `tfds.testing.DatasetBuilderTestCase` on a phantom.
-A dataset may override also `extra_features`, `split_subjects`, `licenses` and `read_scan`. Options
-of its own go into `datasets/<name>/options.py`, which loads no TFDS.
+PUBLISHED_SUBJECTS declares which subjects are codes of the publisher; others are kept where they
+are codes by themselves, and become pseudonyms otherwise (`subject_names`).
+A dataset may override also `extra_features`, `licenses` and `read_scan`. Options of its own go into
+`datasets/<name>/options.py`, which loads no TFDS. Where the publisher fixed splits or folds, its
+cases say so (`Case.split`, `Case.fold`); all else is decided in `case_splits.py`.
 """
 
 from __future__ import annotations
@@ -26,7 +30,8 @@ import dataclasses
 import inspect
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+import types
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -35,11 +40,19 @@ from etils import epath
 
 from flexunet.core import config_fields
 from flexunet.core.errors import InputError
-from flexunet.datasets import subject_splits
-from flexunet.datasets.builder import build_run, case_records, raw_folder
+from flexunet.datasets import built_dataset, subject_splits
+from flexunet.datasets.builder import (
+    build_run,
+    case_records,
+    case_splits,
+    identical_images,
+    raw_folder,
+)
+from flexunet.datasets.builder.case_splits import CaseSplits
 from flexunet.datasets.builder.croissant import License
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
-from flexunet.datasets.builder.record_options import RecordOptions
+from flexunet.datasets.builder.record_options import RecordOptions, SplitOptions
+from flexunet.datasets.builder.subject_names import NameOptions, SubjectNames
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.imaging.slicing import SlicePlan
@@ -96,17 +109,27 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     num_workers: Processes that read cases; None takes all CPUs this process may use.
     release: Which of several published forms the raw folder holds; "" where there is one only.
     voxel_dtype: What the volumes of this build store.
+    split_options: Who stands in which split; None leaves it to the options of the config.
+    decided: What else the raw folder decides, from `decide`.
+    name_options: How subjects are called.
+    names: The names of a build, once its raw folder has been looked through.
   """
 
   HOMEPAGE: ClassVar[str] = ""
   LICENSES: ClassVar[tuple[License, ...]] = ()  # The source's; the records are under them too.
   LAYOUT: ClassVar[str] = ""  # One line: what the raw folder must look like.
   SPLIT_SALT: ClassVar[str] = "flexunet"
+  # Regular expression of subjects whose names are codes of the publisher, whatever their letters.
+  PUBLISHED_SUBJECTS: ClassVar[str] = ""
   EXTRA_CONFIGS: ClassVar[list[RecordConfig]] = []
 
   num_workers: int | None = None
   release: str = ""
   voxel_dtype: np.dtype = np.dtype(np.int16)
+  split_options: SplitOptions | None = None
+  decided: Mapping[str, Any] = types.MappingProxyType({})
+  name_options: NameOptions = NameOptions()
+  names: SubjectNames | None = None
 
   def __init_subclass__(cls, skip_registration: bool = False, **kwargs):
     module = cls.__module__
@@ -148,6 +171,18 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     """Returns 1 for grey images, 3 for colour."""
     return 1
 
+  def channel_names(self) -> tuple[str, ...]:
+    """Returns the channels of a scan, each a volume of its own on one grid."""
+    return ("image",)
+
+  def other_intensities(self) -> tuple[IntensityWindow, ...]:
+    """Returns how the intensities of each channel after the first become 8 bits."""
+    return ()
+
+  def in_plane_mm(self) -> tuple[float, float] | None:
+    """Returns the (row, column) spacing to which slices are brought; None keeps it."""
+    return None
+
   def licenses(self) -> tuple[License, ...]:
     """Returns the licences of what is built from the raw folder."""
     return self.LICENSES
@@ -160,13 +195,17 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     """Looks through `findings.root`; reads headers only."""
     raise NotImplementedError
 
+  def decide(self, findings: Findings) -> dict[str, Any]:
+    """Returns what the raw folder decides for all cases, as JSON: the dataset's own entries.
+
+    May read voxels, and puts what the user should know of it into `findings.choices`.
+    """
+    del findings
+    return {}
+
   def slices_of(self, case: Case, notes: Notes) -> Iterator[Slice]:
     """Reads one case, in a worker process."""
     raise NotImplementedError
-
-  def split_subjects(self, strata: Mapping[str, str]) -> dict[str, str]:
-    """Returns {subject: split} for the labelled subjects {subject: stratum}."""
-    return subject_splits.assign(strata, self.SPLIT_SALT)
 
   # What follows from it.
 
@@ -177,6 +216,39 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
   def active_intensity(self) -> IntensityWindow:
     """Returns how intensities become 8 bits, by the window of the config first."""
     return self.intensity()
+
+  def name_subjects(self, findings: Findings) -> SubjectNames:
+    """Decides how records and report call the subjects and files of a raw folder.
+
+    Raises:
+      InputError: The key of the pseudonyms is damaged, or would lie below the data_dir.
+    """
+    self.names = SubjectNames(
+        findings, self.name_options, self.PUBLISHED_SUBJECTS, pathlib.Path(self._data_dir_root)
+    )
+    return self.names
+
+  def subject_in_records(self, subject: str) -> str:
+    """Returns how what is written calls a subject of the raw folder."""
+    return self.names.subject(subject) if self.names else subject
+
+  def assign_splits(
+      self,
+      cases: Sequence[Case],
+      joined: Iterable[Collection[str]] = (),
+      loads: Mapping[str, float] | None = None,
+  ) -> CaseSplits:
+    """Returns which split and fold each case of a build gets.
+
+    Args:
+      cases: All of the build.
+      joined: Groups of subjects that must stand on one side.
+      loads: {subject: share of its pixels that is labelled}, where that is to be spread evenly.
+    """
+    options = self.split_options or self.options
+    return case_splits.decide(
+        cases, self.SPLIT_SALT, options, self.subject_in_records, joined, loads
+    )
 
   def inspect_source(self, root: str | os.PathLike) -> Findings:
     """Looks through a raw folder and raises all its problems at once; writes nothing.
@@ -204,9 +276,6 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
       label = np.zeros(cut.image.shape[:2], np.uint8) if cut.label is None else cut.label
       pixels = np.bincount(label.ravel(), minlength=scheme.num_classes)
       key = f"{case.key}_{cut.index:04d}"
-      if case.labelled and (reason := self._reason_to_drop(key, int(pixels[1:].sum()))):
-        notes.slices_left_out[reason] = notes.slices_left_out.get(reason, 0) + 1
-        continue
       example = {
           "image": case_records.encode_png(cut.image),
           "label": case_records.encode_png(label),
@@ -223,12 +292,18 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
           "height": label.shape[0],
           "width": label.shape[1],
           "pixels": tuple(int(count) for count in pixels),
+          "content": identical_images.digests_of([cut.image]),
       }
       yield key, example, row
 
-  def _reason_to_drop(self, key: str, foreground_pixels: int) -> str:
-    """Returns why the options leave a slice out; "" keeps it."""
-    options = self.options
+  def reason_to_drop(self, key: str, pixels: Sequence[int]) -> str:
+    """Returns why the options leave a slice out of the training split; "" keeps it.
+
+    Args:
+      key: Of its record.
+      pixels: Of each class, background first.
+    """
+    options, foreground_pixels = self.options, sum(pixels[1:])
     if 0 < foreground_pixels < options.min_foreground_pixels:
       return "fewer labelled pixels than min_foreground_pixels"
     if foreground_pixels == 0 and options.empty_share < 1:
@@ -254,24 +329,32 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
 
   @classmethod
   def for_reading(
-      cls, config: str | Mapping[str, Any], release: str, voxel_dtype: str
+      cls,
+      config: str | Mapping[str, Any],
+      release: str,
+      voxel_dtype: str,
+      decided: Mapping[str, Any],
   ) -> SegmentationBuilder:
     """Returns a builder that only reads cases, for a worker process.
 
     Args:
       config: Name of a config of the class, or name and options of another one.
-      release, voxel_dtype: As in `set_source`.
+      release, voxel_dtype, decided: As in `set_source`.
     """
     if not isinstance(config, str):
       config = cls.builder_config_cls(**config)
     # The folder does not exist and is never created.
     builder = cls(data_dir=pathlib.Path(__file__).with_name("none"), config=config)
-    builder.set_source(release, np.dtype(voxel_dtype))
+    builder.set_source(release, np.dtype(voxel_dtype), decided)
     return builder
 
-  def set_source(self, release: str, voxel_dtype: np.dtype) -> None:
+  def set_source(
+      self, release: str, voxel_dtype: np.dtype, decided: Mapping[str, Any]
+  ) -> None:
     """Takes what the raw folder decides for the whole build, before any case is read."""
-    self.release, self.voxel_dtype = release, voxel_dtype
+    self.release, self.voxel_dtype, self.decided = release, voxel_dtype, decided
+    if decided:
+      self.info._features = self._make_features()
 
   def voxel_dtype_of(self, findings: Findings) -> np.dtype:
     """Returns the dtype that holds the voxels of all cases without loss."""
@@ -289,6 +372,10 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     except OSError as error:
       raise raw_folder.unreadable(error) from error
     build_run.build(self, root, download_config)
+    # TFDS writes the same again after this call, which is too late for their checksums.
+    self.info.download_size = dl_manager.downloaded_size
+    self.info.write_to_directory(self.data_dir)
+    built_dataset.write_checksums(pathlib.Path(self.data_dir))
 
   def _split_generators(self, dl_manager):
     raise NotImplementedError("This builder writes its shards itself; see build_run.py.")
@@ -371,5 +458,7 @@ def _identity() -> dict[str, Any]:
   return {
       "subject": tfds.features.Text(doc="Stable pseudonym of the person."),
       "volume": tfds.features.Text(doc="Stable pseudonym of the scan."),
-      "fold": tfds.features.Scalar(np.int32, doc="Cross-validation fold 0..4 of the subject."),
+      "fold": tfds.features.Scalar(
+          np.int32, doc="Cross-validation fold 0..4 of the subject; -1: takes no part."
+      ),
   }

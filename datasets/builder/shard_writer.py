@@ -28,7 +28,8 @@ class PlacedRecord:
   """A record before and after it got its place.
 
   Attributes:
-    case, fold, row: What the record is.
+    case, row: What the record is.
+    fold: That of its subject; the payload gets it where it says otherwise.
     work_file: Where its payload lies now.
     shard: File name of its shard; "" before it is written.
     record: Position in the shard.
@@ -85,10 +86,11 @@ def write_split(
       chunk = records[
           index * len(records) // len(paths) : (index + 1) * len(records) // len(paths)
       ]
-      offsets = write(path, _payloads(chunk, read))
-      for position, (record, offset) in enumerate(zip(chunk, offsets, strict=True)):
+      written: list[RecordRow] = []
+      offsets = write(path, _payloads(chunk, read, written))
+      for position, (record, row, offset) in enumerate(zip(chunk, written, offsets, strict=True)):
         placed.append(
-            dataclasses.replace(record, shard=path.name, record=position, offset=offset)
+            dataclasses.replace(record, row=row, shard=path.name, record=position, offset=offset)
         )
       shards.append(Shard(path.name, len(chunk), path.stat().st_size, files.sha256_of(path)))
   finally:
@@ -97,15 +99,34 @@ def write_split(
 
 
 def _payloads(
-    records: Sequence[PlacedRecord], read: Callable[[pathlib.Path], IO[bytes]]
+    records: Sequence[PlacedRecord],
+    read: Callable[[pathlib.Path], IO[bytes]],
+    written: list[RecordRow],
 ) -> Iterator[tuple[bytes, int]]:
+  """Yields (payload, its checksum) of the records; adds their rows, as written, to `written`."""
   for record in records:
-    stream = read(record.work_file)
-    stream.seek(record.row.start)
-    payload = stream.read(record.row.length)
-    if len(payload) != record.row.length:
+    stream, row = read(record.work_file), record.row
+    stream.seek(row.start)
+    payload = stream.read(row.length)
+    if len(payload) != row.length:
       raise OSError(f"{record.work_file}: the work file was cut while the build ran.")
-    yield payload, record.row.crc
+    if row.fold != record.fold:
+      payload = _with_fold(payload, record.fold)
+      row = dataclasses.replace(
+          row, fold=record.fold, length=len(payload), crc=tfrecord.masked_crc(payload)
+      )
+    written.append(row)
+    yield payload, row.crc
+
+
+def _with_fold(payload: bytes, fold: int) -> bytes:
+  """Returns a serialized record with another fold."""
+  # Needed for builds alone whose folds changed after reading; what lists shards must not load TFDS.
+  from tensorflow_datasets.proto import tf_example_pb2
+
+  example = tf_example_pb2.Example.FromString(payload)
+  example.features.feature["fold"].int64_list.value[:] = [fold]
+  return example.SerializeToString(deterministic=True)
 
 
 def writer_of(file_format: str) -> Callable:

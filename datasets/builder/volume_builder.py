@@ -13,11 +13,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from flexunet.core.errors import InputError
-from flexunet.datasets.builder import segmentation_builder
+from flexunet.datasets.builder import identical_images, native_labels, segmentation_builder
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
 from flexunet.datasets.builder.record_options import RecordOptions, VolumeOptions
 from flexunet.datasets.builder.segmentation_builder import RecordConfig, Slice
-from flexunet.imaging import nifti
+from flexunet.imaging import intensity, scan_files
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.slice_recipe import SliceRecipe
 from flexunet.imaging.slicing import SlicePlan
@@ -52,7 +52,13 @@ class VolumeConfig(RecordConfig):
 
 
 class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=True):
-  """Builder of scans whose cases have the files "image" and, when labelled, "label"."""
+  """Builder of scans whose cases have the files "image" and, when labelled, "label".
+
+  Attributes:
+    LABEL_ADVICE: What to do about a label value that is not in `label_map`.
+  """
+
+  LABEL_ADVICE: ClassVar[str] = "Is this the label file?"
 
   def label_map(self) -> dict[int, int]:
     """Returns {value in the label file: class id}; any other value is refused."""
@@ -60,18 +66,16 @@ class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=
 
   def read_scan(self, case: Case, notes: Notes) -> Scan:
     """Reads one case, in a worker process."""
-    stored, slope, inter = nifti.read_stored(case.files["image"])
-    if unknown := int(np.isnan(stored.voxels).sum()) if stored.voxels.dtype.kind == "f" else 0:
-      notes.warnings.append(
-          f"{case.volume}: {unknown} of its {stored.voxels.size} voxels are NaN; they count as the"
-          " lowest intensity."
-      )
+    stored, slope, inter = scan_files.read_stored(case.files["image"])
+    notes.warnings += intensity.unknown_voxels(stored.voxels, case.volume)
     label = None
     if case.labelled:
       path = case.files["label"]
-      raw = nifti.read(path)
+      raw, _ = scan_files.read_label(path, stored, case.files["image"])
       check_same_grid(stored, raw, path, notes)
-      label = map_label(raw.voxels, self.label_map(), path, notes)
+      label = map_label(
+          raw.voxels, self.label_map(), path, notes, advice=self.LABEL_ADVICE
+      )
     return Scan(stored, slope, inter, label)
 
   def active_plan(self) -> SlicePlan | None:
@@ -87,12 +91,20 @@ class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=
       return IntensityWindow("window", *self.options.window)
     return self.intensity()
 
+  @property
+  def resamples(self) -> bool:
+    """Whether slices lie on another grid than that of their scan."""
+    return self.active_plan() is not None and self.recipe().resamples
+
   def recipe(self) -> SliceRecipe:
     """Returns how volumes become slices."""
     plan = self.active_plan()
     if plan is None:
       raise ValueError(f"{self.name} cuts volumes, so it must give a slice plan.")
-    return SliceRecipe(plan, self.active_intensity(), self.options.isotropic_mm)
+    return SliceRecipe(
+        plan, self.active_intensity(), self.options.isotropic_mm, self.in_plane_mm(),
+        self.other_intensities(),
+    )  # fmt: skip
 
   def slices_of(self, case: Case, notes: Notes) -> Iterator[Slice]:
     """Reads one case, in a worker process, and cuts it."""
@@ -102,6 +114,7 @@ class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=
         label=scan.label, spacing_mm=scan.spacing_mm, name=case.files["image"].name,
     )  # fmt: skip
     slices, label = cut.slices, cut.label
+    native = list(native_labels.of_slices(cut)) if self.resamples else None
     for index in range(slices.pixels.shape[2]):
       yield Slice(
           index=index,
@@ -109,7 +122,7 @@ class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=
           label=None if label is None else np.ascontiguousarray(label[:, :, index]),
           spacing_mm=slices.spacing_mm,
           slice_spacing_mm=slices.slice_spacing_mm,
-          extras=scan.extras,
+          extras={**scan.extras, **(native[index] if native else {})},
       )
 
   def records_of(
@@ -138,12 +151,21 @@ class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=
         **scan.extras,
     }
     pixels = np.bincount(label.ravel(), minlength=self.label_scheme().num_classes)
-    row = {"slice_index": None, "height": None, "width": None, "pixels": tuple(map(int, pixels))}
+    row = {
+        "slice_index": None,
+        "height": None,
+        "width": None,
+        "pixels": tuple(map(int, pixels)),
+        "content": identical_images.digests_of_volume(stored.voxels, scan.slope, scan.inter),
+    }
     yield case.key, example, row
 
   def _make_features(self) -> tfds.features.FeaturesDict:
     if self.options.form != "volumes":
-      return super()._make_features()
+      made = super()._make_features()
+      if not self.resamples:
+        return made
+      return tfds.features.FeaturesDict({**made, **native_labels.features()})
     return segmentation_builder.volume_features(
         self.label_scheme(), self._stored_dtype(), self.extra_features()
     )
@@ -155,9 +177,11 @@ class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=
       return np.dtype(built["image"].np_dtype)
     return self.voxel_dtype
 
-  def set_source(self, release: str, voxel_dtype: np.dtype) -> None:
+  def set_source(
+      self, release: str, voxel_dtype: np.dtype, decided: Mapping[str, Any]
+  ) -> None:
     """Takes what the raw folder decides; whole scans are stored in a dtype that holds them all."""
-    super().set_source(release, voxel_dtype)
+    super().set_source(release, voxel_dtype, decided)
     if self.options.form == "volumes":
       self.info._features = self._make_features()
 
@@ -165,7 +189,7 @@ class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=
     """Returns the dtype that holds the voxels of all cases without loss."""
     if self.options.form != "volumes":
       return self.voxel_dtype
-    dtypes = {nifti.read_header(case.files["image"]).dtype for case in findings.cases}
+    dtypes = {scan_files.read_header(case.files["image"]).dtype for case in findings.cases}
     return functools.reduce(np.promote_types, sorted(dtypes, key=str))
 
 
@@ -205,6 +229,7 @@ def map_label(
     path: str | os.PathLike,
     notes: Notes,
     kind: str = "label",
+    advice: str = "Is this the label file?",
 ) -> np.ndarray:
   """Returns class ids uint8 of the values of a label file, and notes their histogram.
 
@@ -213,7 +238,7 @@ def map_label(
   """
   ids = np.zeros(values.shape, np.uint8, order="F")
   histogram: dict[float, int] = {}
-  wrong: set[float] = set()
+  wrong: dict[float, int] = {}
   for k in range(values.shape[2]):
     stored = values[:, :, k]
     found, positions, counts = _distinct(stored)
@@ -223,16 +248,18 @@ def map_label(
         continue
       whole = round(float(value)) if np.isfinite(value) else None
       if whole is None or abs(float(value) - whole) > _ROUNDING or whole not in label_map:
-        wrong.add(float(value))
+        wrong[float(value)] = wrong.get(float(value), 0) + int(count)
       else:
         classes[position] = label_map[whole]
       histogram[float(value)] = histogram.get(float(value), 0) + int(count)
     ids[:, :, k] = classes[positions]
   if wrong:
-    shown = [f"{value:g}" for value in sorted(wrong)[:5]]
+    shown = sorted(wrong)[:5]
+    values_text = ", ".join(f"{value:g}" for value in shown)
+    counts_text = ", ".join(f"{wrong[value]}" for value in shown)
     raise InputError(
         f"{path}: label values must be among {sorted(label_map)}, found"
-        f" {', '.join(shown)}{' ...' if len(wrong) > 5 else ''}. Is this the label file?"
+        f" {values_text}{' ...' if len(wrong) > 5 else ''} (voxels: {counts_text}). {advice}"
     )
   notes.count_values(kind, histogram.keys(), histogram.values())
   return ids

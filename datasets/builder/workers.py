@@ -134,7 +134,8 @@ class BuilderAddress:
     module, class_name: Where its class is.
     module_root: Folder that must be on the path for it (a builder may be loaded by its file).
     config: Name of a config of the class, or name and options of one the user composed.
-    release, voxel_dtype: What the raw folder decided, as in `SegmentationBuilder.set_source`.
+    release, voxel_dtype, decided: What the raw folder decided, as in
+      `SegmentationBuilder.set_source`.
   """
 
   module: str
@@ -143,6 +144,7 @@ class BuilderAddress:
   config: str | dict[str, Any]
   release: str
   voxel_dtype: str
+  decided: dict[str, Any]
 
   def load(self) -> CaseReader:
     """Returns the builder, imported in this process."""
@@ -152,7 +154,9 @@ class BuilderAddress:
       sys.path.append(self.module_root)
       module = importlib.import_module(self.module)
     builder_class = getattr(module, self.class_name)
-    reader = builder_class.for_reading(self.config, self.release, self.voxel_dtype)
+    reader = builder_class.for_reading(
+        self.config, self.release, self.voxel_dtype, self.decided
+    )
     return cast(CaseReader, reader)
 
 

@@ -13,7 +13,7 @@ from flexunet.datasets.builder import raw_folder, volume_builder
 from flexunet.datasets.builder.croissant import License
 from flexunet.datasets.builder.raw_folder import Case, Findings
 from flexunet.datasets.hippocampus_t1w.options import HippocampusOptions
-from flexunet.imaging import nifti
+from flexunet.imaging import scan_files
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.label_scheme import LabelClass, LabelScheme
 from flexunet.imaging.slicing import SlicePlan
@@ -38,6 +38,7 @@ class Builder(volume_builder.VolumeBuilder):
   LICENSES: ClassVar = (License("Research and education", HOMEPAGE),)
   LAYOUT = "Train/HFH_NNN.hdr + .img, Train/Labels/HFH_NNN_Hipp_Labels.hdr + .img, Test/HFH_NNN.*"
   SPLIT_SALT = "hippocampus_t1w"
+  PUBLISHED_SUBJECTS = r"hfh_\d+"
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
       "Get the set from Kaggle (andrewmvd/hippocampus-segmentation-in-mri-images) or NITRC"
       f" (hippseg_2011) and unpack it, so that the folder holds {LAYOUT}."
@@ -127,7 +128,7 @@ def _add(
   name = f"hfh_{number}"
   # One scan per subject, so the scan's name is the subject's. The two matrices (256 and 512) come
   # with 0.39 and 0.78 mm pixels; each split gets its share of both.
-  fine = min(nifti.read_header(scan).spacing_mm) < 0.6
+  fine = min(scan_files.read_header(scan).spacing_mm) < 0.6
   findings.add(
       Case(
           key=name, subject=name, volume=name, files=files, labelled=label is not None,

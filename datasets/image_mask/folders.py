@@ -6,8 +6,11 @@ The subject and the slice of an image are read from its file name, by rules.
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 import re
+import subprocess
+import sys
 
 from flexunet.core.errors import InputError
 from flexunet.datasets.builder import raw_folder
@@ -22,6 +25,18 @@ _SPLITS = {
 _IMAGES = ("images", "image", "imgs")
 _MASKS = ("masks", "mask", "labels")
 _SEARCH_DEPTH = 2
+# A hundred thousand names take a useful pattern a second; one that backtracks takes years.
+_MATCH_SECONDS = 10.0
+# Reads {"pattern", "stems"} and prints the groups of each stem as a line: its lines are counted
+# when it has to be stopped, which a matching thread of this process could not be.
+_MATCHER = """
+import json, re, sys
+asked = json.load(sys.stdin)
+rule = re.compile(asked["pattern"])
+for stem in asked["stems"]:
+  found = rule.search(stem)
+  print(json.dumps(found and found.groupdict()), flush=True)
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +157,7 @@ def compile_rules(pattern: str) -> list[re.Pattern[str]]:
     return [re.compile(rule) for rule in PUBLISHED_RULES]
   try:
     rule = re.compile(pattern)
-  except re.error as error:
+  except (re.error, OverflowError, RecursionError) as error:
     raise InputError(
         f"subject_pattern must be a regular expression, such as '(?P<subject>[^_]+)_'. Got"
         f" {pattern!r}: {error}."
@@ -159,22 +174,57 @@ def parse(stem: str, rules: list[re.Pattern[str]]) -> SliceName:
   """Applies the first rule that matches anywhere in `stem`."""
   for rule in rules:
     if found := rule.search(stem):
-      groups = found.groupdict()
-      position = groups.get("slice") or ""
-      return SliceName(groups["subject"] or None, int(position) if position.isdigit() else None)
+      return _slice_name(found.groupdict())
   return SliceName(None, None)
 
 
 def parse_all(stems: list[str], pattern: str) -> dict[str, SliceName]:
-  """Returns {stem: what it states}."""
+  """Returns {stem: what it states}.
+
+  Raises:
+    InputError: The pattern is none, or does not come to an end.
+  """
   rules = compile_rules(pattern)
-  return {stem: parse(stem, rules) for stem in stems}
+  if not pattern:
+    return {stem: parse(stem, rules) for stem in stems}
+  groups = _search_all(pattern, stems)
+  return {
+      stem: _slice_name(found) if found else SliceName(None, None)
+      for stem, found in zip(stems, groups, strict=True)
+  }
+
+
+def _slice_name(groups: dict[str, str | None]) -> SliceName:
+  position = groups.get("slice") or ""
+  return SliceName(groups["subject"] or None, int(position) if position.isdecimal() else None)
+
+
+def _search_all(pattern: str, stems: list[str]) -> list[dict[str, str | None] | None]:
+  """Returns the groups of the pattern in each stem; None where it does not match.
+
+  A pattern of the user, such as (a+)+b, may need longer than the age of the world: a process of
+  its own matches it, and is ended.
+  """
+  asked = json.dumps({"pattern": pattern, "stems": stems})
+  command = [sys.executable, "-I", "-S", "-c", _MATCHER]
+  try:
+    done = subprocess.run(
+        command, input=asked.encode(), capture_output=True, timeout=_MATCH_SECONDS, check=True
+    )
+  except subprocess.TimeoutExpired as error:
+    stuck = stems[min((error.stdout or b"").count(b"\n"), len(stems) - 1)]
+    raise InputError(
+        f"subject_pattern {pattern!r} must match at once, but after {_MATCH_SECONDS:g} s it was"
+        f" still trying the file name {stuck!r}. Write it without a repetition within a"
+        " repetition, such as (a+)+."
+    ) from error
+  return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def natural(stem: str) -> list[tuple[int, int, str]]:
   """Returns a sort key by which 9 comes before 10."""
   parts = re.split(r"(\d+)", stem)
-  return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts]
+  return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts]
 
 
 def rule_problem(pattern: str, unmatched: list[str]) -> str:

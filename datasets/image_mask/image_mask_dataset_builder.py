@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import ClassVar
 
 import tensorflow_datasets as tfds
@@ -40,6 +39,7 @@ class Builder(SegmentationBuilder):
   LICENSES: ClassVar = (License("The licence of the images"),)  # The user knows it.
   LAYOUT = "{train,valid,test}/{images,masks}/NAME.png, or images/NAME.png and masks/NAME.png"
   SPLIT_SALT = "image_mask"
+  PUBLISHED_SUBJECTS = r"HFH_\d+|GU\d{3}|(Hemorrhagic|Ischemic)_\d+"
   MANUAL_DOWNLOAD_INSTRUCTIONS = f"Any folder of this form will do: {LAYOUT}."
   BUILDER_CONFIGS: ClassVar = [_of_preset("binary")]
   # A folder has the colours of one palette.
@@ -53,13 +53,6 @@ class Builder(SegmentationBuilder):
   def image_channels(self) -> int:
     """Returns 1 for grey images, 3 for colour."""
     return self.options.image_channels
-
-  def split_subjects(self, strata: Mapping[str, str]) -> dict[str, str]:
-    """Returns {subject: split} for the labelled subjects {subject: stratum}."""
-    # With a published split, the stratum of a case is its split.
-    if all(strata.values()):
-      return dict(strata)
-    return super().split_subjects(strata)
 
   def find_cases(self, findings: Findings) -> None:
     """Looks through `findings.root`; reads headers, and masks until one shows a colour."""
@@ -121,11 +114,10 @@ class Builder(SegmentationBuilder):
       findings.add(_case(subject, subject, every, names, class_of))
     elif len(by_split) == 1:
       [(split, pairs)] = by_split.items()
-      findings.add(_case(subject, subject, pairs, names, class_of, stratum=split))
+      findings.add(_case(subject, subject, pairs, names, class_of, split))
     else:
       for split, pairs in by_split.items():
-        made = _case(subject, f"{subject}_{split}", pairs, names, class_of, stratum=split)
-        findings.add(dataclasses.replace(made, split=split))
+        findings.add(_case(subject, f"{subject}_{split}", pairs, names, class_of, split))
 
   def slices_of(self, case: Case, notes: Notes) -> Iterator[Slice]:
     """Reads one case, in a worker process."""
@@ -142,7 +134,7 @@ class Builder(SegmentationBuilder):
       label = reader.read(case.files[f"mask_{index:06d}"], notes)
       yield Slice(index, read(case.files[f"image_{index:06d}"]), label)
     reader.finish(case.volume, notes)
-    if case.split:
+    if case.volume != case.subject:  # The publisher divided the subject.
       notes.facts["published_side"] = case.split
 
 
@@ -152,7 +144,7 @@ def _case(
     pairs: list[Pair],
     names: dict[str, SliceName],
     class_of: list[tuple[int, int]] | None,
-    stratum: str = "",
+    split: str | None = None,
 ) -> Case:
   """Returns the images of a subject; they are numbered where their names do not number them."""
   known = [names[pair.stem].slice_index for pair in pairs]
@@ -165,6 +157,6 @@ def _case(
     files[f"image_{index:06d}"] = pair.image
     files[f"mask_{index:06d}"] = pair.mask
   return Case(
-      key=volume, subject=subject, volume=volume, files=files, stratum=stratum,
+      key=volume, subject=subject, volume=volume, files=files, split=split,
       details={"numbers": sorted(numbers), "class_of": class_of},
   )  # fmt: skip

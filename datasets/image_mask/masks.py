@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import pathlib
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from flexunet.core import files
 from flexunet.core.errors import InputError, unknown_name
 from flexunet.datasets.builder.raw_folder import Notes
 from flexunet.datasets.published_palettes import PRESETS
@@ -43,11 +43,7 @@ def palette_scheme(preset_or_file: str) -> LabelScheme:
   path = pathlib.Path(preset_or_file)
   if path.suffix.lower() != ".json":
     raise unknown_name("palette (or name a .json file)", preset_or_file, PRESETS)
-  try:
-    colors = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_pairs)
-  except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-    raise InputError(f"{path}: a palette must be a readable JSON file: {error}.") from error
-  return scheme_of(colors, str(path))
+  return scheme_of(files.read_json(path, object_pairs_hook=_pairs), str(path))
 
 
 def _pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -1,8 +1,9 @@
-"""Files written in one step, hashed, and folders checked and locked before the work begins."""
+"""Files written in one step, hashed, JSON and tables read, folders checked and locked."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import datetime
 import errno
 import hashlib
@@ -10,7 +11,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 from flexunet.core.errors import InputError
@@ -31,8 +32,75 @@ def write_json(path: pathlib.Path, values: Any) -> None:
   write_bytes(path, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
 
 
-def write_bytes(path: pathlib.Path, data: bytes) -> None:
-  """Replaces `path` by `data` in one step: a reader sees the old file or the new one."""
+def read_json(path: pathlib.Path, **options: Any) -> Any:
+  """Returns the values of a JSON file; for `options` see `json.loads`.
+
+  Raises:
+    InputError: It cannot be read, or is no JSON that Python can hold.
+  """
+  try:
+    data = pathlib.Path(path).read_bytes()
+  except OSError as error:
+    raise InputError(
+        f"{path} must be a JSON file that can be read: {error.strerror or error}."
+    ) from error
+  return parse_json(data, path, **options)
+
+
+def parse_json(data: bytes | str, source: str | os.PathLike, **options: Any) -> Any:
+  """Returns the values of JSON that was read from `source`, which the error names."""
+  try:
+    text = data.decode("utf-8") if isinstance(data, bytes) else data
+    return json.loads(text, **options)
+  except InputError:
+    raise
+  except RecursionError as error:
+    raise InputError(
+        f"{source} must be readable JSON, but its brackets are nested too deep. Put the original"
+        " back."
+    ) from error
+  except ValueError as error:
+    raise InputError(f"{source} must be readable JSON: {error}.") from error
+
+
+def read_table(path: pathlib.Path, columns: Iterable[str] = ()) -> list[dict[str, str]]:
+  """Returns the rows of a CSV file by the names in its first line.
+
+  Args:
+    path: The file.
+    columns: Names that it must have.
+
+  Raises:
+    InputError: It cannot be read, or a row has other cells than the first line.
+  """
+  advice = "Put the original back."
+  try:
+    with open(path, newline="", encoding="utf-8") as stream:
+      reader = csv.reader(stream, strict=True)
+      names = next(reader, [])
+      rows = [(reader.line_num, cells) for cells in reader if cells]
+  except OSError as error:
+    raise InputError(f"{path} must be readable: {error.strerror or error}.") from error
+  except (ValueError, csv.Error) as error:
+    raise InputError(f"{path} must be readable CSV: {error}. {advice}") from error
+  if lacking := [name for name in columns if name not in names]:
+    raise InputError(f"{path} must have the column {lacking[0]!r}. {advice}")
+  for line, cells in rows:
+    if len(cells) != len(names):
+      raise InputError(
+          f"{path} must have {len(names)} cells in each row; line {line} has {len(cells)}. {advice}"
+      )
+  return [dict(zip(names, cells, strict=True)) for _, cells in rows]
+
+
+def write_bytes(path: pathlib.Path, data: bytes, mode: int = 0o644) -> None:
+  """Replaces `path` by `data` in one step: a reader sees the old file or the new one.
+
+  Args:
+    path: The file.
+    data: Its new content.
+    mode: Who may read it; by default results are as shared as their folder.
+  """
   path.parent.mkdir(parents=True, exist_ok=True)
   handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
   try:
@@ -40,7 +108,7 @@ def write_bytes(path: pathlib.Path, data: bytes) -> None:
       stream.write(data)
       stream.flush()
       os.fsync(stream.fileno())
-    os.chmod(name, 0o644)  # mkstemp makes it private; results are as shared as their folder.
+    os.chmod(name, mode)
     os.replace(name, path)
   except BaseException:
     pathlib.Path(name).unlink(missing_ok=True)
@@ -103,8 +171,8 @@ def check_unlocked(folder: pathlib.Path, flag: str) -> None:
       pass
 
 
-def lock_stream(stream: IO[Any]) -> None:
-  """Takes the system's lock of an open file, which ends with this process.
+def lock_stream(stream: IO[Any] | int) -> None:
+  """Takes the system's lock of an open file or folder, which ends with this process.
 
   Raises:
     BlockingIOError: Another process holds it.
@@ -184,8 +252,8 @@ def _own_process() -> dict[str, Any]:
 
 def _read_holder(path: pathlib.Path) -> dict[str, Any]:
   try:
-    values = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError):  # It is just being written, or removed.
+    values = read_json(path)
+  except InputError:  # It is just being written, or removed.
     return {}
   return values if isinstance(values, dict) else {}
 

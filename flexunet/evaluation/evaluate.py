@@ -1,18 +1,14 @@
-"""Scores a run's network on a split: volumes put together from slices, at their own resolution.
-
-Surfaces of a volume are compared in 3-D when its slices are gapless, of one size, more than one,
-and their spacing is known; otherwise within slices, in scores of their own names. Without a pixel
-spacing they are not compared. Overlaps always count all pixels of the volume.
+"""Scores a run's network on a split: volumes put together from slices, on their scans' own grid.
 
 Evaluates a run: opens what it states, scores splits, writes `evaluation/` and the report.
 """
 
 from __future__ import annotations
 
+import collections
 import csv
 import dataclasses
 import io
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -21,28 +17,22 @@ from typing import Any
 import numpy as np
 
 import flexunet
-from flexunet import config, run_folder
+from flexunet import config, run_folder, seen_subjects
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
-from flexunet.evaluation import examples, summary, surface_distance
+from flexunet.evaluation import examples, summary
 from flexunet.evaluation.labelled_volumes import LabelledVolume, read_volumes
 from flexunet.evaluation.scores import (
     DEFAULT_TOLERANCES_MM,
     VOLUME_NAMES,
     checked_tolerances,
-    in_slices,
-    label_scores,
-    score_names,
-    surface_names,
 )
+from flexunet.evaluation.volume_scores import score_volume, volume_score_names
 from flexunet.pipelines import dataset_source, readers
 from flexunet.pipelines.dataset_source import DatasetSource, open_dataset
 from flexunet.pipelines.record_table import RecordTable
 from flexunet.prediction.predictor import Predictor, load_model, to_label
 from flexunet.reporting import report
-
-# Splits whose records carry an empty label because the source has none.
-_WITHOUT_TRUTH = ("unlabeled", "unlabelled")
 
 
 @dataclasses.dataclass(eq=False)
@@ -53,7 +43,8 @@ class SplitScores:
     rows: One a volume and foreground class: the columns of `cases.csv` without `split`.
     examples: The best and worst volumes.
     published: `dice_coef_multiclass` and `pixel_accuracy`.
-    counts: subjects, volumes, slices, volumes_with_2d_distances, volumes_without_spacing.
+    counts: subjects, volumes, slices, volumes_with_2d_distances, volumes_without_spacing,
+      volumes_without_some_slices, volumes_on_resampled_grid.
     class_names: The foreground classes.
     warnings: What a reader of the scores must know, one sentence each.
   """
@@ -92,156 +83,116 @@ def score_split(
   rows: list[dict[str, Any]] = []
   keeper = examples.ExampleKeeper()
   published = _Published()
-  subjects, kinds, axes_mm = set(), [], []
+  seen = _Volumes(source)
   with progress.bar(
       total=len(table), desc=split, unit="slice", disable=not show_progress
   ) as bar:
-    for volume in read_volumes(source, table, keys):
-      predictions = []
-      for label, probability in zip(
-          volume.labels, predictor.probabilities(volume.images), strict=True
-      ):
-        _check_ids(volume, label, len(class_names))
-        published.add(label, probability)
-        predictions.append(to_label(probability))
+    for shown in read_volumes(source, table, keys):
+      volume = shown.on_native_grid()
+      predictions: list[np.ndarray] = []
+      answers = predictor.probabilities(shown.images, shown.spacing_mm)
+      for place, seen_by_network in enumerate(answers):
+        for probability in shown.to_native_grid(place, seen_by_network):
+          label = volume.labels[len(predictions)]
+          _check_ids(volume, label, len(class_names))
+          published.add(label, probability)
+          predictions.append(to_label(probability))
         bar.update()
       own = score_volume(volume, predictions, class_names, tolerances_mm)
       rows += own
-      subjects.add(volume.subject)
-      kinds.append(volume.distances)
-      axes_mm.append(volume.axes_mm)
+      seen.add(volume, is_native=shown.keeps_native_labels)
       keeper.offer(_example(volume, predictions, own))
   return SplitScores(
       rows=rows,
       examples=keeper.chosen(),
       published=published.figures(),
-      counts={
-          "subjects": len(subjects),
-          "volumes": len(kinds),
-          "slices": len(table),
-          "volumes_with_2d_distances": kinds.count("2d"),
-          "volumes_without_spacing": kinds.count("none"),
-      },
+      counts=seen.counts(),
       class_names=list(class_names[1:]),
-      warnings=[*source.warnings, *_voxel_warnings(axes_mm, tolerances_mm)],
+      warnings=[*source.warnings, *seen.warnings(tolerances_mm)],
   )
 
 
-def _voxel_warnings(
-    axes_mm: Sequence[tuple[float, ...]], tolerances_mm: Sequence[float]
-) -> list[str]:
-  """Returns a sentence for each tolerance that is below the voxel size of some volumes.
+class _Volumes:
+  """Takes note of what kind of volumes a split holds."""
 
-  Surfaces lie on a grid: a distance along an axis is 0 or at least the spacing of that axis.
+  def __init__(self, source: DatasetSource):
+    self._left_out: Mapping[str, Mapping[str, int]] = source.report.get("slices_left_out") or {}
+    self._reasons: collections.Counter[str] = collections.Counter()
+    self._subjects: set[str] = set()
+    self._distances: list[str] = []
+    self._axes_mm: list[tuple[float, ...]] = []
+    self._slices = self._incomplete = self._resampled = 0
+    recipe = source.recipe
+    self._build_resamples = recipe is not None and recipe.resamples
 
-  Args:
-    axes_mm: Of each volume, the spacing of the axes in which its surfaces are compared.
-    tolerances_mm: Those of the surface Dice.
-  """
-  sizes = [max(axes) for axes in axes_mm if axes]
-  found = []
-  for tolerance in tolerances_mm:
-    coarse = [size for size in sizes if size > tolerance + 1e-6]
-    if coarse:
-      found.append(
-          f"surface Dice at {tolerance:g} mm: the tolerance is below the voxel size, up to"
-          f" {max(coarse):.3g} mm, of {len(coarse)} of {progress.count(len(sizes), 'volume')}."
-          " Along such an axis surfaces agree only where they coincide."
-      )
-  return found
+  def add(self, volume: LabelledVolume, is_native: bool) -> None:
+    """Takes note of one as it is scored; `is_native`: on a grid that is not that of its slices."""
+    self._resampled += self._build_resamples and not is_native
+    self._subjects.add(volume.subject)
+    self._distances.append(volume.distances)
+    self._axes_mm.append(volume.axes_mm)
+    self._slices += len(volume.labels)
+    reasons = self._left_out.get(volume.volume, {})
+    self._reasons.update(reasons)
+    self._incomplete += bool(reasons) or volume.has_gaps
 
+  def counts(self) -> dict[str, int]:
+    """Returns the counts of `SplitScores`."""
+    return {
+        "subjects": len(self._subjects),
+        "volumes": len(self._distances),
+        "slices": self._slices,
+        "volumes_with_2d_distances": self._distances.count("2d"),
+        "volumes_without_spacing": self._distances.count("none"),
+        "volumes_without_some_slices": self._incomplete,
+        "volumes_on_resampled_grid": self._resampled,
+    }
 
-def score_volume(
-    volume: LabelledVolume,
-    predictions: Sequence[np.ndarray],
-    class_names: Sequence[str],
-    tolerances_mm: Sequence[float],
-) -> list[dict[str, Any]]:
-  """Returns one row per foreground class; see `scores` for what is in it.
+  def warnings(self, tolerances_mm: Sequence[float]) -> list[str]:
+    """Returns what a reader of the scores must know, one sentence each."""
+    return [
+        *self._grid_warnings(), *self._part_warnings(), *self._voxel_warnings(tolerances_mm)
+    ]  # fmt: skip
 
-  Args:
-    volume: Truth.
-    predictions: uint8 [H, W] of each slice.
-    class_names: By id, background first.
-    tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
-  """
-  kind = volume.distances
-  spacing: tuple[float, ...]
-  if kind == "3d":
-    truth, found = np.stack(volume.labels), np.stack(predictions)
-    spacing = (volume.slice_spacing_mm, *volume.spacing_mm)
-  else:  # Slices may differ in size: overlaps need no more than the pixels in a row.
-    truth = np.concatenate([label.ravel() for label in volume.labels])[None]
-    found = np.concatenate([label.ravel() for label in predictions])[None]
-    spacing = (np.nan, np.nan)
-  rows = label_scores(truth, found, class_names, spacing, tolerances_mm)
-  for class_id, row in enumerate(rows, start=1):
-    row.update(_scores_in_slices(volume, predictions, class_id, tolerances_mm, kind == "2d"))
-  return [
-      {
-          "subject": volume.subject,
-          "volume": volume.volume,
-          "class": row["class"],
-          **{name: row[name] for name in volume_score_names(tolerances_mm)},
-          **row,
-          "slices": len(volume.labels),
-          "distances": kind,
-      }
-      for row in rows
-  ]
+  def _grid_warnings(self) -> list[str]:
+    """Returns a sentence where scores are not on the grids of the scans."""
+    if not self._resampled:
+      return []
+    volumes = progress.count(len(self._distances), "volume")
+    return [
+        f"{self._resampled} of {volumes} scored on the grid to which the build resampled them, not"
+        " on that of the scans, where scores are usually lower: the dataset does not hold the"
+        " labels of the scans. Build it again."
+    ]
 
+  def _part_warnings(self) -> list[str]:
+    """Returns a sentence where scores are of parts of volumes."""
+    if not self._incomplete:
+      return []
+    said = "; ".join(f"{progress.count(n, 'slice')}: {why}" for why, n in self._reasons.items())
+    reason = f"the build left out {said}" if said else "there are gaps between their slices"
+    volumes = progress.count(len(self._distances), "volume")
+    return [
+        f"{self._incomplete} of {volumes} not whole: {reason}. Scores are of the slices that there"
+        " are; what is found wrongly elsewhere does not count."
+    ]
 
-def volume_score_names(tolerances_mm: Sequence[float]) -> tuple[str, ...]:
-  """Returns the name of every score in a row of `score_volume`, in the order of its columns."""
-  return (*score_names(tolerances_mm), *map(in_slices, surface_names(tolerances_mm)))
+  def _voxel_warnings(self, tolerances_mm: Sequence[float]) -> list[str]:
+    """Returns a sentence for each tolerance that is below the voxel size of some volumes.
 
-
-def _scores_in_slices(
-    volume: LabelledVolume,
-    predictions: Sequence[np.ndarray],
-    class_id: int,
-    tolerances_mm: Sequence[float],
-    compared: bool,
-) -> dict[str, Any]:
-  """Returns the scores of the surfaces within each slice, pooled over the slices of the volume.
-
-  Also how many slices have the class in the truth only (`slices_missed`) and in the prediction only
-  (`slices_false_alarm`). In such a slice a surface agrees nowhere and has no distance: then neither
-  has the volume, for that of its other slices would be better than the volume deserves.
-
-  Args:
-    volume: Truth.
-    predictions: uint8 [H, W] of each slice.
-    class_id: The class.
-    tolerances_mm: Distances up to which two surfaces agree.
-    compared: Whether surfaces are compared within slices; otherwise the scores are NaN.
-  """
-  slices = [
-      (label == class_id, prediction == class_id)
-      for label, prediction in zip(volume.labels, predictions, strict=True)
-  ]
-  present = [(bool(truth.any()), bool(found.any())) for truth, found in slices]
-  counts = {
-      "slices_missed": present.count((True, False)),
-      "slices_false_alarm": present.count((False, True)),
-  }
-  names = [in_slices(name) for name in surface_names(tolerances_mm)]
-  if not compared:
-    return {**dict.fromkeys(names, math.nan), **counts}
-  spacing_mm = volume.spacing_mm
-  agreement = surface_distance.SurfaceAgreement(np.zeros(len(tolerances_mm)), 0.0)
-  for masks in slices:
-    agreement += surface_distance.surface_agreement(*masks, spacing_mm, tolerances_mm)
-  hausdorff = average = math.nan
-  if not any(counts.values()):
-    each = [surface_distance.surface_distances(*masks, spacing_mm) for masks in slices]
-    pooled = surface_distance.SurfaceDistances(
-        np.concatenate([one.from_reference for one in each]),
-        np.concatenate([one.from_prediction for one in each]),
-    )
-    hausdorff, average = pooled.hausdorff(95.0), pooled.average()
-  values = (hausdorff, average, *agreement.surface_dice().tolist())
-  return {**dict(zip(names, values, strict=True)), **counts}
+    Surfaces lie on a grid: a distance along an axis is 0 or at least the spacing of that axis.
+    """
+    sizes = [max(axes) for axes in self._axes_mm if axes]
+    found = []
+    for tolerance in tolerances_mm:
+      coarse = [size for size in sizes if size > tolerance + 1e-6]
+      if coarse:
+        found.append(
+            f"surface Dice at {tolerance:g} mm: the tolerance is below the voxel size, up to"
+            f" {max(coarse):.3g} mm, of {len(coarse)} of {progress.count(len(sizes), 'volume')}."
+            " Along such an axis surfaces agree only where they coincide."
+        )
+    return found
 
 
 class _Published:
@@ -313,6 +264,7 @@ def evaluate(
   """Scores splits and writes metrics.json, cases.csv, examples and the report.
 
   Figures of other splits are kept where they have the same form. All is checked before the start.
+  One program at a time writes into `evaluation/`; training may continue meanwhile.
 
   Args:
     run: A trained run.
@@ -328,34 +280,34 @@ def evaluate(
     Split -> its entry in `metrics.json`.
 
   Raises:
-    InputError: Nothing to evaluate, data of another kind, or no trained network.
+    InputError: Nothing to evaluate, data of another kind, no trained network, or another program
+      evaluates the run.
   """
   run_config = run.read_config()
   tolerances = checked_tolerances(tolerances_mm)
   source = open_run_dataset(run_config, data_dir)
   check_data(source, run_config, splits, allow_other_data)
   predictor = Predictor(load_model(run), run_config, batch_size=batch_size, mirror=mirror)
-  made_with = {"surface_tolerances_mm": tolerances, "mirrored": mirror}
-  about = {**_provenance(source, run), **made_with}
+  about = {**_provenance(source, run), "surface_tolerances_mm": tolerances, "mirrored": mirror}
+  seen, unsaid = _seen(run, source, run_config)
   written = {}
-  trained, tables = _tables(source, run_config, splits)
-  for split, table in tables.items():
-    scores = score_split(
-        source,
-        table,
-        predictor,
-        run_config.dataset_facts.label_scheme.names,
-        split=split,
-        keys=(source.keys.image, source.keys.label),
-        tolerances_mm=tolerances,
-        show_progress=show_progress,
-    )
-    leaked = len(_subjects(table) & trained)
-    for warning in scores.warnings:
-      progress.say(f"warning: {split}: {warning}")
-    written[split] = _figures(split, scores, {"subjects_also_trained_on": leaked, **about})
-    _write_split(run, split, written[split], scores)
-  report.write_report(run)
+  with files.locked(run.evaluation, "--run_dir"):
+    for split, table in _tables(source, run_config, splits).items():
+      scores = score_split(
+          source,
+          table,
+          predictor,
+          run_config.dataset_facts.label_scheme.names,
+          split=split,
+          keys=(source.keys.image, source.keys.label),
+          tolerances_mm=tolerances,
+          show_progress=show_progress,
+      )
+      known = seen_subjects.overlap(table.subject, source.name, seen)
+      scores.warnings += [*known.warnings(), *unsaid]
+      written[split] = _figures(split, scores, {**known.to_json(), **about})
+      _write_split(run, split, written[split], scores)
+    report.write_report(run)
   return written
 
 
@@ -398,7 +350,7 @@ def check_data(
     raise InputError(f"--split must name a split. Dataset {source.name} has {source.splits}.")
   for split in splits:
     source.check_split(split)
-    if split in _WITHOUT_TRUTH:
+    if split in dataset_source.WITHOUT_TRUTH:
       raise InputError(
           f"Split {split!r} of {source.name} has no labels to compare with. Use"
           " flexunet-predict to look at it."
@@ -414,33 +366,51 @@ def check_data(
     raise InputError(
         f"Dataset {source.name} has the fingerprint {source.fingerprint}, the run was trained on"
         f" {facts.fingerprint} ({facts.name}): other records, so a subject of its test split may"
-        " have been trained on. Name the right --data_dir, or pass --allow_other_data when all its"
-        " subjects are new."
+        " have been trained on. Name the right --data_dir, or pass --allow_other_data: subjects"
+        " that were trained on are then named."
     )
 
 
 def _tables(
     source: DatasetSource, run_config: config.RunConfig, splits: Sequence[str]
-) -> tuple[set[str], dict[str, RecordTable]]:
-  """Returns the subjects that were trained on, and the records of each split to be scored.
+) -> dict[str, RecordTable]:
+  """Returns the records of each split to be scored.
 
-  A run on a fold has cut its training and validation splits anew: its validation split is the
-  fold. Builders split by subject, but published folders do not always: hence the subjects.
+  A run on a fold has divided its training and validation splits again: its validation split is the
+  fold.
   """
   data = run_config.data
   tables = {split: readers.slice_table(source, split) for split in splits}
   if data.fold < 0:
-    known = data.train_split in source.splits
-    return _subjects(readers.slice_table(source, data.train_split)) if known else set(), tables
+    return tables
   train, held_out = readers.split_tables(
       source, data.train_split, data.validation_split, data.fold
   )
-  cut_anew = {data.train_split: train, data.validation_split: held_out}
-  return _subjects(train), {split: cut_anew.get(split, table) for split, table in tables.items()}
+  divided = {data.train_split: train, data.validation_split: held_out}
+  return {split: divided.get(split, table) for split, table in tables.items()}
 
 
-def _subjects(table: RecordTable) -> set[str]:
-  return set(table.subject.tolist()) - {""}
+def _seen(
+    run: run_folder.RunFolder, source: DatasetSource, run_config: config.RunConfig
+) -> tuple[list[seen_subjects.SubjectsSeen], list[str]]:
+  """Returns whom the run has seen, and a warning where it does not say so.
+
+  The splits of today then stand in for those of the training.
+  """
+  if (seen := seen_subjects.of_run(run)) is not None:
+    return seen, []
+  data = run_config.data
+  unsaid = (
+      "the run does not say whom it was trained on (another version of FlexUNet wrote it): its"
+      " subjects are compared with the dataset's splits of today."
+  )
+  if not {data.train_split, data.validation_split} <= set(source.splits):
+    return [], [unsaid]
+  tables = readers.split_tables(
+      source, data.train_split, data.validation_split, None if data.fold < 0 else data.fold
+  )
+  names = [seen_subjects.names_of(table.subject) for table in tables]
+  return [seen_subjects.SubjectsSeen(source.name, *names)], [unsaid]
 
 
 def _write_split(
@@ -449,10 +419,12 @@ def _write_split(
     figures: Mapping[str, Any],
     scores: SplitScores,
 ) -> None:
-  """Puts one split into the files of `evaluation/`, each replaced in one step."""
+  """Puts one split into the files of `evaluation/`, each replaced in one step; says warnings."""
+  for warning in scores.warnings:
+    progress.say(f"warning: {split}: {warning}")
   metrics = {}
   if run.metrics_json.is_file():
-    stored = json.loads(run.metrics_json.read_text(encoding="utf-8"))
+    stored = files.read_json(run.metrics_json)
     metrics = {name: entry for name, entry in stored.items() if summary.is_current(entry)}
   others = []
   if run.cases_csv.is_file():

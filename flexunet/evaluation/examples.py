@@ -10,6 +10,9 @@ import dataclasses
 import io
 import json
 import pathlib
+import struct
+import zipfile
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +20,7 @@ import numpy as np
 
 from flexunet import run_folder
 from flexunet.core import files
+from flexunet.core.errors import InputError
 
 _PER_SIDE = 4
 
@@ -96,16 +100,31 @@ def write(path: pathlib.Path, examples: Sequence[Example]) -> None:
 
 
 def read(path: pathlib.Path) -> list[Example]:
-  """Returns the examples that `write` wrote; an empty list where there is no file."""
+  """Returns the examples that `write` wrote; an empty list where there is no file.
+
+  Raises:
+    InputError: It is damaged.
+  """
   if not path.is_file():
     return []
-  with np.load(path, allow_pickle=False) as arrays:
-    return [
-        Example(
-            image=arrays[f"image_{number}"],
-            truth=arrays[f"truth_{number}"],
-            prediction=arrays[f"prediction_{number}"],
-            **about,
-        )
-        for number, about in enumerate(json.loads(str(arrays["about"])))
-    ]
+  try:
+    with zipfile.ZipFile(path) as archive:
+      damaged = archive.testzip()
+    if damaged:
+      raise ValueError(f"the checksum of {damaged} does not fit")
+    with np.load(path, allow_pickle=False) as arrays:
+      return [
+          Example(
+              image=arrays[f"image_{number}"],
+              truth=arrays[f"truth_{number}"],
+              prediction=arrays[f"prediction_{number}"],
+              **about,
+          )
+          for number, about in enumerate(files.parse_json(str(arrays["about"]), path))
+      ]
+  except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, OverflowError,
+          struct.error, zlib.error, zipfile.BadZipFile) as error:  # fmt: skip
+    raise InputError(
+        f"{path} must be as the evaluation wrote it, but cannot be read: {error}. Run flexunet"
+        " evaluate again."
+    ) from error

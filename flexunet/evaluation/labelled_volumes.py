@@ -1,4 +1,8 @@
-"""Volumes of a built dataset, reassembled from the records of their slices."""
+"""Volumes of a built dataset, reassembled from the records of their slices.
+
+Where a build has resampled the scans, their slices lie on its grid; `on_native_grid` returns to
+that of the scan, whose labels are kept in the records.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,18 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from flexunet.datasets.builder import native_labels
+from flexunet.datasets.builder.native_labels import NativeSlices
+from flexunet.imaging import slice_recipe
 from flexunet.pipelines import tf_data
 from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.readers import RecordReader
-from flexunet.pipelines.record_table import RecordTable
+from flexunet.pipelines.record_table import RecordTable, volume_names, volume_numbers
 
-_GEOMETRY = ("spacing_mm", "slice_spacing_mm")
+_OTHERS = (
+    "spacing_mm", "slice_spacing_mm", native_labels.LABEL, native_labels.SLICE_INDEX,
+    native_labels.SPACING_MM,
+)  # fmt: skip
 
 
 @dataclasses.dataclass(eq=False)
@@ -29,6 +39,7 @@ class LabelledVolume:
     labels: uint8 [H, W] each.
     spacing_mm: (row, column), NaN where unknown.
     slice_spacing_mm: NaN where unknown.
+    native: What each slice holds of the scan's own grid; empty where nothing is kept of it.
   """
 
   subject: str
@@ -38,13 +49,62 @@ class LabelledVolume:
   labels: list[np.ndarray]
   spacing_mm: tuple[float, float]
   slice_spacing_mm: float
+  native: list[NativeSlices] = dataclasses.field(default_factory=list)
+
+  @property
+  def keeps_native_labels(self) -> bool:
+    """Whether the labels of the scan's own grid are known."""
+    return any(own.labels for own in self.native)
+
+  def on_native_grid(self) -> LabelledVolume:
+    """Returns the volume on the scan's own grid; itself where nothing is kept of that.
+
+    Labels are those of the scan, images are picked from the resampled ones.
+    """
+    if not self.keeps_native_labels:
+      return self
+    row_mm, column_mm, slice_mm = self.native[0].spacing_mm
+    return LabelledVolume(
+        self.subject,
+        self.volume,
+        slice_index=[own.slice_index + n for own in self.native for n in range(len(own.labels))],
+        images=[
+            picked for place, image in enumerate(self.images)
+            for picked in self.to_native_grid(place, image)
+        ],
+        labels=[label for own in self.native for label in own.labels],
+        spacing_mm=(row_mm, column_mm),
+        slice_spacing_mm=slice_mm,
+    )  # fmt: skip
+
+  def to_native_grid(self, place: int, values: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields values on a slice as they stand on the slices of the scan to which it is the nearest.
+
+    As prediction brings labels back to a scan (`SliceRecipe.restore`). The values themselves,
+    once, where nothing is kept of the scan's own grid.
+
+    Args:
+      place: Of the slice in `images`.
+      values: [H, W, ...] on that slice.
+    """
+    if not self.keeps_native_labels:
+      yield values
+      return
+    for label in self.native[place].labels:
+      pairs = zip(values.shape[:2], label.shape, strict=True)
+      yield values[np.ix_(*(slice_recipe.nearest(*pair) for pair in pairs))]
+
+  @property
+  def has_gaps(self) -> bool:
+    """Whether slices are missing between the first and the last one, or stand twice."""
+    return bool(set(np.diff(self.slice_index)) - {1})
 
   @property
   def distances(self) -> str:
     """How surface distances are measured: "3d", "2d" or "none"."""
     if not np.isfinite(self.spacing_mm).all():
       return "none"
-    gapless = len(self.labels) > 1 and set(np.diff(self.slice_index)) == {1}
+    gapless = len(self.labels) > 1 and not self.has_gaps
     one_size = len({label.shape for label in self.labels}) == 1
     return "3d" if gapless and one_size and np.isfinite(self.slice_spacing_mm) else "2d"
 
@@ -72,7 +132,7 @@ def read_volumes(
   rows, names = volume_order(table)
   image_key, label_key = keys
   reader = RecordReader(source.info.features, table, image_key, label_key)
-  wanted = {key: True for key in (*keys, *_GEOMETRY) if key in source.info.features}
+  wanted = {key: True for key in (*keys, *_OTHERS) if key in source.info.features}
   features = tfds.decode.PartialDecoding(wanted).extract_features(source.info.features)
   records = tf_data.untuned(
       tf.data.Dataset.from_tensor_slices(rows)
@@ -103,6 +163,8 @@ def read_volumes(
     volume.slice_index.append(int(table.slice_index[row]))
     volume.images.append(record[image_key])
     volume.labels.append(record[label_key][..., 0])
+    if (native := native_labels.decode(record)) is not None:
+      volume.native.append(native)
   if volume is not None:
     yield volume
 
@@ -126,15 +188,8 @@ def _decoded_volumes(table: RecordTable, decoded: np.ndarray) -> Iterator[Labell
 def volume_order(table: RecordTable) -> tuple[np.ndarray, list[tuple[str, str]]]:
   """Returns the rows of a table volume by volume, and the (subject, volume) of each.
 
-  Volumes are in the order of their first record. A record without a volume's name is a volume.
+  Volumes are in the order of their first record.
   """
-  names = []
-  for row in range(len(table)):
-    subject, volume = str(table.subject[row]), str(table.volume[row])
-    if not volume:
-      # Named by its place, for want of another mark.
-      volume = f"record_{row:06d}"
-    names.append((subject or volume, volume))
-  rank = {name: position for position, name in enumerate(dict.fromkeys(names))}
-  rows = np.lexsort((table.slice_index, np.array([rank[name] for name in names])))
+  names = volume_names(table)
+  rows = np.lexsort((table.slice_index, volume_numbers(table)))
   return rows.astype(np.int64), [names[row] for row in rows]

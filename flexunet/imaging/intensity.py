@@ -107,3 +107,13 @@ def check_scan(voxels: np.ndarray, slope: float, inter: float, path: str | os.Pa
   if low == high:
     what = "zero" if low == 0 else f"the same number, {low:g}"
     raise InputError(f"{path}: a scan must show something; all its voxels are {what}. Remove it.")
+
+
+def unknown_voxels(voxels: np.ndarray, name: str | os.PathLike) -> list[str]:
+  """Returns a warning where voxels are NaN in part, which some programs write around the head."""
+  unknown = int(np.isnan(voxels).sum()) if voxels.dtype.kind == "f" else 0
+  if not unknown:
+    return []
+  return [
+      f"{name}: {unknown} of its {voxels.size} voxels are NaN; they count as the lowest intensity."
+  ]

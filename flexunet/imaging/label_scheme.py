@@ -151,3 +151,29 @@ class LabelScheme:
     """
     names = ["background", *(f"class_{index}" for index in range(1, max(2, num_classes)))]
     return dataclasses.replace(cls.from_names(names), named=False)
+
+
+def presence_warnings(names: Sequence[str], pixels: Mapping[str, np.ndarray]) -> list[str]:
+  """Returns a sentence for each split without any foreground, and each class that a split lacks.
+
+  Args:
+    names: Of the classes, background first.
+    pixels: Split -> pixels of each class in each of its labels, int [labels, classes].
+  """
+  found = []
+  counts: dict[str, np.ndarray] = {}
+  for split, of_labels in pixels.items():
+    total = np.asarray(of_labels, np.int64)[:, : len(names)].sum(axis=0)
+    if total[1:].any():
+      counts[split] = total
+    else:
+      found.append(
+          f"Split {split} has no foreground: all {len(of_labels)} labels are {names[0]}. No score"
+          " can come of it."
+      )
+  for index, name in enumerate(names):
+    lacking = [split for split, total in counts.items() if not total[index]]
+    having = [split for split in counts if split not in lacking]
+    if index and having and lacking:
+      found.append(f"Class {name} occurs in {', '.join(having)}, but not in {', '.join(lacking)}.")
+  return found

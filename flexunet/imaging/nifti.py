@@ -16,32 +16,22 @@ import logging
 import math
 import os
 import pathlib
-import struct
-import tempfile
-import zlib
 
 import nibabel as nib
 import numpy as np
 
+from flexunet.core import files
 from flexunet.core.errors import InputError, missing_file
-from flexunet.imaging import intensity
-from flexunet.imaging.volume import Volume, VolumeHeader, axis_codes_of, spacing_of
+from flexunet.imaging import intensity, volume_bytes
+from flexunet.imaging.volume import Volume, VolumeHeader
 
-STREAM_ERRORS = (OSError, EOFError, zlib.error, struct.error)
 _HEADER_ERRORS = (
     nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError, ValueError, KeyError,
     OverflowError,
 )  # fmt: skip
-# Larger than any clinical scan (512 x 512 x 2000 int16 is 1 GiB), small enough to be held.
-MAX_VOLUME_BYTES = 4 << 30
-# Deflate cannot shrink data more than 1032-fold (RFC 1951: 258 bytes in 2 bits).
-_MAX_DEFLATE_RATIO = 1032
 _NIFTI1_BYTES, _NIFTI2_BYTES = 348, 540
 _SILENT = logging.Logger("silent", logging.CRITICAL)
 _TWIN = {".hdr": ".img", ".img": ".hdr"}
-_CHUNK_BYTES = 1 << 20
-# After the last voxel a file may carry padding; much more than that is no volume.
-_MAX_TRAILING_BYTES = 64 << 20
 _IMAGE_CLASSES: dict[type, type] = {
     nib.Nifti1Header: nib.Nifti1Image,
     nib.nifti1.Nifti1PairHeader: nib.Nifti1Pair,
@@ -49,12 +39,15 @@ _IMAGE_CLASSES: dict[type, type] = {
     nib.nifti2.Nifti2PairHeader: nib.Nifti2Pair,
     nib.spm2analyze.Spm2AnalyzeHeader: nib.Spm2AnalyzeImage,
 }
-_SPACINGS_MM = (1e-5, 1e5)  # Beyond these no header is true.
-# What a header may say about the person or the site; a mask must not carry it on.
-_FREE_TEXT = (
-    "descrip", "aux_file", "intent_name", "db_name", "data_type", "generated", "scannum",
-    "patient_id", "exp_date", "exp_time",
-)
+# All that the header of a label takes from that of its scan: how the voxels lie. Every other field,
+# text above all, may tell of the person or the site.
+_GEOMETRY = (
+    "dim_info", "dim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c",
+    "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
+)  # fmt: skip
+# Of ANALYZE, whose fields of them could hold any letters.
+_UNITS = (b"", b"mm", b"cm", b"um")
+_ORIENTATIONS = (b"", b"\1", b"\2", b"\3", b"\4", b"\5")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,16 +81,6 @@ class OpenedHeader:
     """Bytes of all voxels."""
     return math.prod(self.shape) * self.dtype.itemsize
 
-  @property
-  def spacing_mm(self) -> np.ndarray:
-    """float64 [3]; NaN where the file states none."""
-    return spacing_of(self.affine)
-
-  @property
-  def axis_codes(self) -> str:
-    """Which way the axes point; "" where the file states no orientation."""
-    return axis_codes_of(self.affine) if self.oriented else ""
-
 
 def suffix_of(path: str | os.PathLike) -> str:
   """Returns ".nii", ".hdr" or ".img", with ".gz" where compressed, in lower case; "" otherwise."""
@@ -119,22 +102,6 @@ def stem_of(path: str | os.PathLike) -> str:
 def is_volume(path: str | os.PathLike) -> bool:
   """Returns by its suffix whether a file is a volume this package reads."""
   return bool(suffix_of(path))
-
-
-def is_compressed(path: str | os.PathLike) -> bool:
-  """Returns by its suffix whether a file is compressed."""
-  return pathlib.PurePath(path).name.lower().endswith(".gz")
-
-
-def open_stream(path: pathlib.Path) -> io.BufferedIOBase:
-  """Opens for reading, through gzip where the name ends in .gz."""
-  return gzip.open(path, "rb") if is_compressed(path) else open(path, "rb")
-
-
-def unreadable(path: str | os.PathLike, error: Exception) -> InputError:
-  """Returns the error for a stream that breaks off or fails its checksum."""
-  what = str(error).split("\n")[0] or type(error).__name__
-  return InputError(f"{path}: cannot be read ({what}). Fetch the file again.")
 
 
 def files_of(path: str | os.PathLike) -> tuple[pathlib.Path, pathlib.Path]:
@@ -171,10 +138,10 @@ def open_header(path: str | os.PathLike) -> OpenedHeader:
     slope, inter = header.get_slope_inter()
   except _HEADER_ERRORS as error:
     raise _bad_header(header_path, error) from error
-  shape = _three_axes(header_path, stored_shape)
+  shape = volume_bytes.three_axes(header_path, stored_shape)
   if dtype.kind not in "iuf" or dtype.itemsize > 8:
     raise InputError(f"{header_path}: voxels must be real numbers of at most 64 bits, got {dtype}.")
-  _check_size(header_path, data_path, shape, dtype)
+  volume_bytes.check_size(header_path, data_path, shape, dtype)
   if "scl_slope" in header and np.isinf(header["scl_slope"]):  # nibabel takes it for none.
     raise InputError(f"{header_path}: the header's slope is infinite. Repair the header.")
   if offset < 0:
@@ -183,13 +150,7 @@ def open_header(path: str | os.PathLike) -> OpenedHeader:
   inter = 0.0 if inter is None else float(inter)
   oriented = _is_oriented(header)
   affine = _affine_of(header_path, header, oriented, pixdim)
-  edges = spacing_of(affine)
-  known = edges[np.isfinite(edges)]
-  if not all(_SPACINGS_MM[0] <= edge <= _SPACINGS_MM[1] for edge in known):
-    raise InputError(
-        f"{header_path}: the edges of a voxel must lie in {_SPACINGS_MM[0]:g}..{_SPACINGS_MM[1]:g}"
-        f" mm, found {' x '.join(f'{edge:g}' for edge in edges)}. Repair the header."
-    )
+  volume_bytes.check_affine(header_path, affine, oriented=oriented)
   return OpenedHeader(header, header_path, data_path, stored_shape, shape, dtype, offset,
                       slope, inter, affine, oriented)
 
@@ -218,10 +179,10 @@ def _find_twin(path: pathlib.Path, suffix: str, twin_kind: str) -> pathlib.Path:
 def _parse(path: pathlib.Path, single: bool) -> tuple[nib.analyze.AnalyzeHeader, np.ndarray]:
   """Returns the header, with nibabel's repairs, and its voxel edges [3] before them."""
   try:
-    with open_stream(path) as stream:
+    with volume_bytes.open_stream(path) as stream:
       block = stream.read(_NIFTI2_BYTES)
-  except STREAM_ERRORS as error:
-    raise unreadable(path, error) from error
+  except volume_bytes.STREAM_ERRORS as error:
+    raise volume_bytes.unreadable(path, error) from error
   if len(block) < _NIFTI1_BYTES:
     raise InputError(
         f"{path}: the header is truncated: expected {_NIFTI1_BYTES} bytes, found {len(block)}."
@@ -248,37 +209,8 @@ def _parse(path: pathlib.Path, single: bool) -> tuple[nib.analyze.AnalyzeHeader,
     # Repairs what is harmless and raises the rest; it would print each repair.
     header.check_fix(logger=_SILENT)
     return header, pixdim
-  except (*_HEADER_ERRORS, *STREAM_ERRORS) as error:
+  except (*_HEADER_ERRORS, *volume_bytes.STREAM_ERRORS) as error:
     raise _bad_header(path, error) from error
-
-
-def _three_axes(path: pathlib.Path, shape: tuple[int, ...]) -> tuple[int, int, int]:
-  """Drops trailing axes of length 1 beyond the third, and no other."""
-  if not shape or min(shape) < 1:
-    raise InputError(f"{path}: the header declares the shape {shape}, which holds no voxel.")
-  if any(size != 1 for size in shape[3:]):
-    raise InputError(
-        f"{path}: a volume has three axes, this file has the shape {shape}. Split the series into"
-        " one file a volume."
-    )
-  i, j, k = (*shape, 1, 1)[:3]
-  return i, j, k
-
-
-def _check_size(header_path, data_path, shape, dtype) -> None:
-  """Refuses sizes that cannot be, before memory is taken for them."""
-  declared = math.prod(shape) * dtype.itemsize
-  if declared > MAX_VOLUME_BYTES:
-    raise InputError(
-        f"{header_path}: the header declares {declared} bytes of voxels (shape {shape}, {dtype});"
-        f" the limit is {MAX_VOLUME_BYTES}. The header is damaged, or the scan must be cut."
-    )
-  on_disk = data_path.stat().st_size
-  if declared > on_disk * (_MAX_DEFLATE_RATIO if is_compressed(data_path) else 1):
-    raise InputError(
-        f"{data_path}: the file is truncated: its header promises {declared} bytes of voxels"
-        f" (shape {shape}, {dtype}), the file has {on_disk} bytes. Fetch the file again."
-    )
 
 
 def _is_oriented(header) -> bool:
@@ -294,8 +226,6 @@ def _affine_of(path: pathlib.Path, header, oriented: bool, pixdim: np.ndarray) -
       affine = np.asarray(header.get_best_affine(), np.float64)
     except _HEADER_ERRORS as error:
       raise _bad_header(path, error) from error
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-      raise InputError(f"{path}: the header's affine is singular or not finite. Repair the header.")
     return affine
   zooms = np.abs(pixdim)
   # A zero means that it was not filled in: the spacing is unknown, not zero.
@@ -317,13 +247,7 @@ def read_header(path: str | os.PathLike) -> VolumeHeader:
     InputError: When the header cannot be read, lies, or its twin file is missing.
   """
   header = open_header(path)
-  return VolumeHeader(
-      shape=header.shape,
-      dtype=header.dtype.newbyteorder("="),
-      spacing_mm=(*map(float, header.spacing_mm),),  # type: ignore[arg-type]
-      axis_codes=header.axis_codes,
-      oriented=header.oriented,
-  )
+  return VolumeHeader.of(header.shape, header.dtype, header.affine, header.oriented)
 
 
 def read(path: str | os.PathLike) -> Volume:
@@ -334,7 +258,7 @@ def read(path: str | os.PathLike) -> Volume:
   Raises:
     InputError: When the file is unreadable, truncated, corrupt, larger than the limit or not 3-D.
   """
-  stored, slope, inter = _read_voxels(open_header(path))
+  stored, slope, inter = read_voxels(path)
   return stored.scaled(slope, inter)
 
 
@@ -354,10 +278,19 @@ def read_stored(path: str | os.PathLike) -> tuple[Volume, float, float]:
   return stored, slope, inter
 
 
+def read_voxels(path: str | os.PathLike) -> tuple[Volume, float, float]:
+  """Reads a volume as `read_stored` does, without looking at its numbers: a label may be empty.
+
+  Raises:
+    InputError: As in `read`.
+  """
+  return _read_voxels(open_header(path))
+
+
 def _read_voxels(header: OpenedHeader) -> tuple[Volume, float, float]:
   """Returns (volume, slope, inter) of an opened file; the voxels in native byte order."""
   expected = header.num_bytes
-  data = _read_exactly(header.data_path, header.data_offset, expected)
+  data = volume_bytes.read_exactly(header.data_path, header.data_offset, expected)
   flat = np.frombuffer(data, header.dtype)
   voxels = flat.reshape(header.shape, order="F")
   if not header.dtype.isnative:
@@ -365,47 +298,25 @@ def _read_voxels(header: OpenedHeader) -> tuple[Volume, float, float]:
   return Volume(voxels, header.affine, header.oriented), header.slope, header.inter
 
 
-def _read_exactly(path: pathlib.Path, offset: int, num_bytes: int) -> bytearray:
-  """Returns `num_bytes` from `offset`; the rest of a compressed stream is read and dropped."""
-  compressed = is_compressed(path)
-  if not compressed:
-    found = path.stat().st_size - offset
-    if found < num_bytes:
-      raise _truncated(path, num_bytes, max(found, 0))
-  data = bytearray(num_bytes)
-  view = memoryview(data)
-  filled = 0
-  try:
-    with open_stream(path) as stream:
-      skipped = 0
-      while skipped < offset and (block := stream.read(min(_CHUNK_BYTES, offset - skipped))):
-        skipped += len(block)
-      while filled < num_bytes:
-        got = stream.readinto(view[filled : filled + _CHUNK_BYTES])
-        if not got:
-          raise _truncated(path, num_bytes, filled)
-        filled += got
-      if compressed:
-        trailing = 0
-        while block := stream.read(_CHUNK_BYTES):
-          trailing += len(block)
-          if trailing > _MAX_TRAILING_BYTES:
-            raise InputError(
-                f"{path}: more than {_MAX_TRAILING_BYTES} bytes follow the last voxel, so the"
-                " header does not describe this file. Fetch the file again."
-            )
-  except EOFError as error:
-    raise _truncated(path, num_bytes, filled) from error
-  except STREAM_ERRORS as error:
-    raise unreadable(path, error) from error
-  return data
+def write_label(header: VolumeHeader, label: np.ndarray, target_path: pathlib.Path) -> None:
+  """Writes the label of a scan of another format as NIfTI-1, with the scan's geometry.
 
-
-def _truncated(path: pathlib.Path, expected: int, found: int) -> InputError:
-  return InputError(
-      f"{path}: the file is truncated: its header promises {expected} bytes of voxels, it holds"
-      f" {found}. Fetch the file again."
-  )
+  Args:
+    header: Shape and affine of the scan.
+    label: Class ids uint8 [i, j, k] on its grid.
+    target_path: Ends in .nii or .nii.gz; the file appears whole or not at all.
+  """
+  image = nib.Nifti1Image(label.astype(np.uint8), header.affine if header.oriented else None)
+  image.header.set_xyzt_units("mm")
+  if header.oriented:
+    # Both forms, as scanner coordinates: some programs read one, some the other.
+    image.set_sform(header.affine, 1)
+    image.set_qform(header.affine, 1)
+  else:
+    image.header["pixdim"][1:4] = np.nan_to_num(header.spacing_mm)  # 0 is read as unknown.
+    image.header["sform_code"] = image.header["qform_code"] = 0
+  blobs = {"image": image.to_bytes()}
+  _write_files(blobs, target_path, suffix_of(target_path))
 
 
 def write_like(
@@ -413,8 +324,8 @@ def write_like(
 ) -> None:
   """Writes `label` as uint8 into a file that lies voxel by voxel on the source.
 
-  Shape (trailing axes of length 1 included), affine, codes and byte order are the source's; free
-  text is left out. The file appears whole or not at all.
+  Shape (trailing axes of length 1 included), affine, codes and byte order are the source's; nothing
+  else of its header is taken. The file appears whole or not at all.
 
   Args:
     source_path: The scan the label belongs to.
@@ -445,13 +356,8 @@ def write_like(
 
 def _blobs(source: OpenedHeader, label: np.ndarray, single: bool) -> dict:
   """Returns the bytes of each file: {"image": ..., "header": ...} (only "image" for .nii)."""
-  header = source.header.copy()
-  for field in _FREE_TEXT:
-    if field in header:
-      header[field] = b""
+  header = _geometry_of(source)
   header.set_data_dtype(np.uint8)
-  if isinstance(header, nib.Nifti1Header):
-    header["cal_max"] = header["cal_min"] = 0
   data = label.astype(np.uint8).reshape(source.stored_shape, order="F")
   # No affine is passed: nibabel then leaves qform, sform and origin as they are.
   image = _IMAGE_CLASSES[type(header)](data, None, header)
@@ -464,6 +370,26 @@ def _blobs(source: OpenedHeader, label: np.ndarray, single: bool) -> dict:
   return {key: streams[key].getvalue() for key in keys}
 
 
+def _geometry_of(source: OpenedHeader) -> nib.analyze.AnalyzeHeader:
+  """Returns a new header of the same kind and byte order that says only how the voxels lie."""
+  old = source.header
+  header = type(old)(endianness=old.endianness)
+  for field in _GEOMETRY:
+    if field in header:
+      header[field] = old[field]
+  # Unused edges are numbers of any meaning, such as a date; so is the origin where SPM wrote none.
+  header["pixdim"][:4] = old["pixdim"][:4]
+  if "orient" in header and old["orient"].item() in _ORIENTATIONS:
+    header["orient"] = old["orient"]
+  if "vox_units" in header and bytes(old["vox_units"].item()).strip(b"\0 ") in _UNITS:
+    header["vox_units"] = old["vox_units"]
+  if "origin" in header:
+    voxel, rest = old["origin"][:3], old["origin"][3:]
+    if not rest.any() and (voxel >= 0).all() and (voxel <= source.shape).all():
+      header["origin"] = old["origin"]
+  return header
+
+
 def _write_files(blobs: dict, target_path: pathlib.Path, suffix: str) -> None:
   names = {"image": target_path.name}
   if "header" in blobs:
@@ -474,12 +400,4 @@ def _write_files(blobs: dict, target_path: pathlib.Path, suffix: str) -> None:
     blob = blobs[key]
     if name.lower().endswith(".gz"):
       blob = gzip.compress(blob, mtime=0)  # No time stamp: equal labels give equal files.
-    handle, temporary = tempfile.mkstemp(dir=target_path.parent, prefix=f".{name}.")
-    try:
-      with os.fdopen(handle, "wb") as stream:
-        stream.write(blob)
-      os.chmod(temporary, 0o644)
-      os.replace(temporary, target_path.with_name(name))
-    except BaseException:
-      os.unlink(temporary)
-      raise
+    files.write_bytes(target_path.with_name(name), blob)

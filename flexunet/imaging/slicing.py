@@ -125,17 +125,50 @@ def isotropic(
   Raises:
     InputError: When the scan states no spacing.
   """
+  spacing = np.array([*slices.spacing_mm, slices.slice_spacing_mm])
+  _require_known(spacing, "isotropic_mm", name)
+  pixels, label = _resampled(slices.pixels, label, spacing, np.full(3, spacing_mm))
+  return Slices(pixels, (spacing_mm, spacing_mm), spacing_mm), label
+
+
+def in_plane(
+    slices: Slices, label: np.ndarray | None, spacing_mm: tuple[float, float], name: str
+) -> tuple[Slices, np.ndarray | None]:
+  """Returns (slices, label) with a spacing (row, column) within slices; their number stays.
+
+  As `isotropic`, but what becomes coarser is smoothed first, so that fine detail does not turn
+  into coarse stripes.
+
+  Raises:
+    InputError: When the scan states no spacing.
+  """
+  _require_known(np.array(slices.spacing_mm), "spacing_mm", name)
+  spacing, wanted = np.array([*slices.spacing_mm, 1.0]), np.array([*spacing_mm, 1.0])
+  pixels, label = _resampled(slices.pixels, label, spacing, wanted, smoothed=True)
+  return Slices(pixels, spacing_mm, slices.slice_spacing_mm), label
+
+
+def _require_known(spacing_mm: np.ndarray, option: str, name: str) -> None:
+  if not (np.isfinite(spacing_mm).all() and (spacing_mm > 0).all()):
+    raise InputError(
+        f"{name}: {option} needs a scan with known spacing, but its header states none. Build this"
+        f" dataset without {option}."
+    )
+
+
+def _resampled(
+    pixels: np.ndarray,
+    label: np.ndarray | None,
+    spacing_mm: np.ndarray,
+    wanted_mm: np.ndarray,
+    smoothed: bool = False,
+) -> tuple[np.ndarray, np.ndarray | None]:
+  """Returns (pixels float32 interpolated, label picked) with another spacing along the axes."""
   # Few datasets are resampled, and programs import this module for the names of the planes.
   from scipy import ndimage
 
-  spacing = np.array([*slices.spacing_mm, slices.slice_spacing_mm])
-  if not (np.isfinite(spacing).all() and (spacing > 0).all()):
-    raise InputError(
-        f"{name}: isotropic_mm needs a scan with known spacing, but its header states none. Build"
-        " this dataset without isotropic_mm."
-    )
-  shape = np.array(slices.pixels.shape)
-  target = np.maximum(1, np.round(shape * spacing / spacing_mm).astype(int))
+  shape = np.array(pixels.shape)
+  target = np.maximum(1, np.round(shape * spacing_mm / wanted_mm).astype(int))
   step = shape / target
   # Voxel centres, not corners, are what both grids sample.
   offset = step / 2 - 0.5
@@ -145,6 +178,7 @@ def isotropic(
         voxels, step, offset, tuple(target), order=order, mode="nearest", prefilter=False
     )
 
-  pixels = sample(slices.pixels.astype(np.float32), order=1)
-  label = None if label is None else sample(label, order=0)
-  return Slices(pixels, (spacing_mm, spacing_mm), spacing_mm), label
+  values = pixels.astype(np.float32)
+  if smoothed:
+    values = ndimage.gaussian_filter(values, np.maximum(0.0, (step - 1) / 2), mode="nearest")
+  return sample(values, order=1), None if label is None else sample(label, order=0)

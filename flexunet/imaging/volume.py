@@ -57,6 +57,19 @@ class Volume:
     """Which way the axes point; a convention only where `oriented` is False."""
     return axis_codes_of(self.affine)
 
+  def turned_like(self, other: Volume) -> Volume:
+    """Returns the volume with its voxel axes in the order and direction of another's.
+
+    Nothing is interpolated. Where one of the two states no orientation, or the axes agree, this is
+    the volume itself.
+    """
+    if not (self.oriented and other.oriented) or self.axis_codes == other.axis_codes:
+      return self
+    turn = nib.orientations.ornt_transform(
+        nib.orientations.io_orientation(self.affine), nib.orientations.io_orientation(other.affine)
+    )
+    affine = self.affine @ nib.orientations.inv_ornt_aff(turn, self.voxels.shape)
+    return Volume(nib.orientations.apply_orientation(self.voxels, turn), affine, True)
 
   def scaled(self, slope: float, inter: float) -> Volume:
     """Returns the intensities of stored numbers, voxels * slope + inter.
@@ -73,7 +86,7 @@ class Volume:
     return Volume(voxels, self.affine, self.oriented)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class VolumeHeader:
   """What a header states before any voxel is read.
 
@@ -83,6 +96,7 @@ class VolumeHeader:
     spacing_mm: Edge lengths of a voxel; NaN where the file states none.
     axis_codes: Such as "LAS"; "" where the file states no orientation.
     oriented: Whether the file states an orientation.
+    affine: float64 [4, 4], as in `Volume`.
   """
 
   shape: tuple[int, int, int]
@@ -90,3 +104,27 @@ class VolumeHeader:
   spacing_mm: tuple[float, float, float]
   axis_codes: str
   oriented: bool
+  affine: np.ndarray
+
+  @classmethod
+  def of(
+      cls, shape: tuple[int, int, int], dtype: np.dtype, affine: np.ndarray, oriented: bool
+  ) -> VolumeHeader:
+    """Returns the header whose spacing and axis codes follow from the affine."""
+    i_mm, j_mm, k_mm = map(float, spacing_of(affine))
+    return cls(
+        shape=shape,
+        dtype=np.dtype(dtype).newbyteorder("="),
+        spacing_mm=(i_mm, j_mm, k_mm),
+        axis_codes=axis_codes_of(affine) if oriented else "",
+        oriented=oriented,
+        affine=affine,
+    )
+
+  def shape_like(self, other: VolumeHeader) -> tuple[int, int, int]:
+    """Returns the shape that `Volume.turned_like` another volume gives."""
+    if not (self.oriented and other.oriented):
+      return self.shape
+    own, wanted = (nib.orientations.io_orientation(one.affine)[:, 0] for one in (self, other))
+    i, j, k = (self.shape[list(own).index(axis)] for axis in wanted)
+    return i, j, k

@@ -5,13 +5,16 @@ Sizes are (height, width) in pixels, memory in bytes, costs in multiply-adds for
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import pathlib
+import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
+from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.network.architecture import ModelConfig, Stage, count_parameters
 
@@ -178,15 +181,37 @@ def config_of_keras_file(path: pathlib.Path) -> ModelConfig:
   Raises:
     InputError: No readable `.keras` file, or a network of another kind.
   """
+  with _opened(path) as archive:
+    content = archive.read("config.json")
+    layers = files.parse_json(content, f"{path}, config.json in it,")["config"]["layers"]
+  return config_of_layers(layers, str(path))
+
+
+def check_keras_file(path: pathlib.Path) -> None:
+  """Raises InputError unless every part of a `.keras` file is what its checksum says.
+
+  Keras reads the weights past their checksum where reading them at once fails.
+  """
+  with _opened(path) as archive:
+    if damaged := archive.testzip():
+      raise InputError(
+          f"{path} is damaged: the checksum of {damaged} in it does not fit. Put the original back."
+      )
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[zipfile.ZipFile]:
+  """Opens a `.keras` file; whatever its bytes do to the readers in the block is an InputError."""
   try:
     with zipfile.ZipFile(path) as archive:
-      layers = json.loads(archive.read("config.json"))["config"]["layers"]
+      yield archive
   except FileNotFoundError:
     raise InputError(f"{path} does not exist. Pass a .keras file.") from None
-  except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, zlib.error,
-          zipfile.BadZipFile) as error:  # fmt: skip
+  except InputError:
+    raise
+  except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, OverflowError,
+          struct.error, zlib.error, zipfile.BadZipFile) as error:  # fmt: skip
     raise InputError(f"{path} must be a model saved as .keras: {error}.") from error
-  return config_of_layers(layers, str(path))
 
 
 def config_of_layers(layers: list[dict], source: str) -> ModelConfig:

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from flexunet.core.errors import InputError
+from flexunet.network import cost
 
 # A normal distribution cut at two standard deviations keeps this share of its own.
 _CUT_DEVIATION = 0.87962566103423978
@@ -23,6 +24,7 @@ def read_model(path: pathlib.Path) -> keras.Model:
   Raises:
     InputError: The file is damaged, or a weight is NaN or infinite.
   """
+  cost.check_keras_file(path)
   try:
     network = keras.saving.load_model(path, compile=False)
   except MemoryError:

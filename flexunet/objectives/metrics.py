@@ -4,9 +4,9 @@ They take what the losses take: integer labels [batch, height, width],
 probabilities [batch, height, width, classes], and weights of which 0 leaves out an example or a
 pixel. Pass them as `weighted_metrics` to `compile`: Keras gives weights to no others.
 
-The hard scores are ratios of pixel counts over all images since the last reset, so a slice
-without the class is no special case. The scores per volume, which the evaluation reports, are in
-`flexunet.evaluation.scores`.
+In training the hard scores are ratios of pixel counts over all images since the last reset, so a
+slice without the class is no special case. In validation they are means over volumes
+(`VolumeScores`), by the rules of the evaluation (`flexunet.evaluation.scores`).
 """
 
 from __future__ import annotations
@@ -147,9 +147,103 @@ class ConfusionMetrics(keras.metrics.Metric):
     }
 
 
+@keras.saving.register_keras_serializable(package="flexunet")
+class VolumeScores(keras.metrics.Metric):
+  """Hard scores of every volume, averaged over the volumes; `result` is a dict.
+
+  Pixels of a volume are counted over all of its slices seen, in any order. A ratio of nothing is
+  left out, as in the evaluation: a class that a volume has in neither label nor prediction. For
+  each score there is "foreground_<score>": per volume the mean over its foreground classes, then
+  the mean over the volumes; and "dice_<class>", the mean over the volumes. Beside them stands
+  "pooled_foreground_dice", the Dice of all volumes counted together, the mean over the classes.
+
+  Attributes:
+    num_classes: Channels of the prediction; 1 means a foreground probability.
+    num_volumes: Volumes are numbered below this.
+    class_names: One per label value, background first; "0", "1", ... when None.
+    scores: Which of `SCORES` are given; "dice" is among them.
+  """
+
+  def __init__(
+      self,
+      num_classes: int,
+      num_volumes: int,
+      class_names: Sequence[str] | None = None,
+      scores: Sequence[str] = ("dice",),
+      name: str = "volume_scores",
+      **kwargs,
+  ):
+    super().__init__(name=name, **kwargs)
+    self.num_classes, self.num_volumes = num_classes, num_volumes
+    self.num_labels = max(num_classes, 2)
+    self.class_names = list(class_names or map(str, range(self.num_labels)))
+    self.scores = list(dict.fromkeys(["dice", *scores]))
+    # Pixels of a class that are true and predicted, true, predicted, and all of the volume. Some
+    # bytes a volume; float32 counts to 16.7 million exactly and stays within 1e-6 beyond.
+    self.counts = self.add_variable(
+        (num_volumes, self.num_labels, 4), "zeros", dtype="float32", name="counts"
+    )
+
+  def update_state(self, y_true, y_pred, sample_weight=None):
+    """Takes {"label": [batch, height, width], "volume": integers [batch]} as truth."""
+    label = segmentation_losses.label_map(y_true["label"])
+    weight = ops.expand_dims(segmentation_losses.pixel_weight(sample_weight, label), -1)
+    ids = probabilities.class_ids(ops.convert_to_tensor(y_pred), ops)
+    truth = ops.one_hot(label, self.num_labels, dtype="float32") * weight
+    claim = ops.one_hot(ids, self.num_labels, dtype="float32") * weight
+    both = truth * ops.cast(claim > 0, "float32")
+    counts = [ops.sum(part, axis=(1, 2)) for part in (both, truth, claim)]
+    counts.append(ops.repeat(ops.sum(weight, axis=(1, 2)), self.num_labels, axis=-1))
+    # No product of matrices: a GPU may round its factors to 10 bits.
+    volume = ops.reshape(ops.cast(y_true["volume"], "int32"), (-1,))
+    self.counts.assign_add(
+        ops.segment_sum(ops.stack(counts, axis=-1), volume, num_segments=self.num_volumes)
+    )
+
+  def result(self):
+    counts = ops.convert_to_tensor(self.counts)
+    results = {}
+    for score in self.scores:
+      ratio, known = self._ratios(counts, score)
+      per_volume = ops.sum(ratio, axis=1) / ops.maximum(ops.sum(known, axis=1), 1.0)
+      has_one = ops.cast(ops.sum(known, axis=1) > 0, "float32")
+      results[f"foreground_{score}"] = _or_nan(ops.sum(per_volume), ops.sum(has_one))
+      if score == "dice":
+        totals, numbers = ops.sum(ratio, axis=0), ops.sum(known, axis=0)
+        for index, class_name in enumerate(self.class_names[1:]):
+          results[f"dice_{class_name}"] = _or_nan(totals[index], numbers[index])
+    pooled, known = self._ratios(ops.sum(counts, axis=0, keepdims=True), "dice")
+    results["pooled_foreground_dice"] = _or_nan(ops.sum(pooled), ops.sum(known))
+    return results
+
+  def _ratios(self, counts, score):
+    """Returns a score and whether there is one, float32 [volumes, foreground classes] each.
+
+    Both are 0 where there is none.
+    """
+    both, truth, claim, pixels = (counts[:, 1:, part] for part in range(4))
+    part, whole = _SCORES[score](both, claim - both, truth - both, pixels - truth - claim + both)
+    known = ops.cast(whole > 0, "float32")
+    return known * part / ops.maximum(whole, 1.0), known
+
+  def get_config(self):
+    return {
+        **super().get_config(),
+        "num_classes": self.num_classes,
+        "num_volumes": self.num_volumes,
+        "class_names": self.class_names,
+        "scores": self.scores,
+    }
+
+
 def _or_nan(total, count):
   """Returns total / count, NaN where count is 0."""
   return ops.where(count > 0, total / ops.maximum(count, 1.0), float("nan"))
+
+
+def hard_scores(chosen: Sequence[str]) -> list[str]:
+  """Returns those of the chosen metrics that are ratios of pixel counts, each once."""
+  return [name for name in dict.fromkeys(chosen) if name in _SCORES]
 
 
 def training_metrics(
@@ -171,7 +265,7 @@ def training_metrics(
   metrics: list[keras.metrics.Metric] = []
   if "dice_coef_multiclass" in chosen:
     metrics.append(DiceCoefMulticlass(num_classes))
-  if scores := [name for name in dict.fromkeys(chosen) if name in _SCORES]:
+  if scores := hard_scores(chosen):
     per_class = [score for score in scores if score == "dice"]
     metrics.append(ConfusionMetrics(num_classes, class_names, scores, per_class))
   return metrics

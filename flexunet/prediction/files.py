@@ -10,22 +10,20 @@ from __future__ import annotations
 import dataclasses
 import io
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from flexunet import config
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
-from flexunet.imaging import nifti, pictures
+from flexunet.imaging import intensity, pictures, scan_files
 from flexunet.imaging.slice_recipe import SliceRecipe
+from flexunet.pipelines import pixel_size
 from flexunet.prediction import scans
 from flexunet.prediction.predictor import Predictor, predict_volume, to_label
 from flexunet.prediction.scans import Scan
 from flexunet.reporting import overlay
-
-# Beyond this ratio of pixel sizes structures look unlike anything in training.
-_SPACING_RATIO = 2.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,21 +38,63 @@ class Outputs:
 
 
 @dataclasses.dataclass(frozen=True)
+class PixelSizeNote:
+  """The pixel size of a volume beside that of the training.
+
+  Attributes:
+    path: The scan.
+    spacing_mm: (row, column) of its slices; NaN where unknown.
+    scaling: As in `predictor.NetworkInput`.
+    unknown_voxels: What is to be said of voxels that are NaN.
+  """
+
+  path: pathlib.Path
+  spacing_mm: tuple[float, float]
+  scaling: tuple[float, float]
+  unknown_voxels: tuple[str, ...] = ()
+
+  @property
+  def known(self) -> bool:
+    """Whether the scan states its pixel size."""
+    return bool(np.isfinite(self.spacing_mm).all())
+
+  @property
+  def changed(self) -> bool:
+    """Whether its pixel size is another one than in training."""
+    return self.scaling != (1.0, 1.0)
+
+  @property
+  def believed(self) -> bool:
+    """Whether the scan was resampled, where `changed`."""
+    return pixel_size.believed(self.scaling)
+
+  @property
+  def line(self) -> str:
+    """What was done, or would have been."""
+    wanted = [mm / factor for mm, factor in zip(self.spacing_mm, self.scaling, strict=True)]
+    return f"{self.path}: pixels of {_edges(self.spacing_mm)} mm, brought to {_edges(wanted)} mm"
+
+
+@dataclasses.dataclass(frozen=True)
 class Outcome:
   """What became of a folder.
 
   Attributes:
     predicted: Scans that were segmented.
     failures, warnings: One line each.
+    resampled: One line for each scan that was brought to the pixel size of the training.
     labels_skipped: Files that were taken for labels.
     images_skipped: Images that lie beside volumes.
+    not_read: {ending: number of files} in formats that are not read.
   """
 
   predicted: int
   failures: list[str]
   warnings: list[str]
+  resampled: list[str] = dataclasses.field(default_factory=list)
   labels_skipped: int = 0
   images_skipped: int = 0
+  not_read: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def predict_all(
@@ -82,19 +122,28 @@ def _predict_locked(
     show_progress: bool,
 ) -> Outcome:
   failures: list[str] = []
-  warnings: list[str] = []
+  notes: list[PixelSizeNote] = []
   bar = progress.bar(wanted, unit="scan", disable=not show_progress)
   for scan in bar:
     bar.set_postfix_str(scan.stem)
     try:
-      warnings += predict_one(scan, predictor, run_config, outputs)
+      if (note := predict_one(scan, predictor, run_config, outputs)) is not None:
+        notes.append(note)
     except InputError as error:
       failures.append(str(error))
     except OSError as error:  # A full disk, a folder without permission.
       failures.append(f"{scan.path}: {error.strerror or error} ({error.filename}).")
     except MemoryError:
       failures.append(f"{scan.path}: too large for this machine's memory.")
-  return Outcome(len(wanted) - len(failures), failures, warnings)
+  return Outcome(
+      predicted=len(wanted) - len(failures),
+      failures=failures,
+      warnings=[
+          *(line for note in notes for line in note.unknown_voxels),
+          *_warnings(notes, run_config.dataset_facts.pixel_sizes is not None),
+      ],
+      resampled=[note.line for note in notes if note.changed and note.believed],
+  )
 
 
 def predict_path(
@@ -114,15 +163,17 @@ def predict_path(
   )
   return dataclasses.replace(
       outcome,
+      failures=[*found.problems, *outcome.failures],
       labels_skipped=found.labels_skipped,
       images_skipped=found.images_skipped,
+      not_read=found.not_read,
   )
 
 
 def predict_one(
     scan: Scan, predictor: Predictor, run_config: config.RunConfig, outputs: Outputs
-) -> list[str]:
-  """Predicts one scan and writes its files, the label last; returns warnings.
+) -> PixelSizeNote | None:
+  """Predicts one scan and writes its files, the label last; returns what a volume's pixels are.
 
   Raises:
     InputError: The file is bad, of the wrong kind, or an output exists already.
@@ -130,7 +181,7 @@ def predict_one(
   _refuse_existing(scan, outputs)
   if scan.kind == "image":
     _predict_image(scan, predictor, run_config, outputs)
-    return []
+    return None
   return _predict_volume(scan, predictor, run_config, outputs)
 
 
@@ -147,10 +198,10 @@ def require_recipe(run_config: config.RunConfig, path: pathlib.Path) -> SliceRec
 
 def _predict_volume(
     scan: Scan, predictor: Predictor, run_config: config.RunConfig, outputs: Outputs
-) -> list[str]:
+) -> PixelSizeNote:
   facts = run_config.dataset_facts
   recipe = require_recipe(run_config, scan.path)
-  stored, slope, inter = nifti.read_stored(scan.path)
+  stored, slope, inter = scan_files.read_stored(scan.path)
   found = predict_volume(
       predictor, recipe, stored, slope, inter,
       probabilities=outputs.probabilities, name=scan.path.name,
@@ -164,8 +215,11 @@ def _predict_volume(
     _write_png(scan, outputs, "_overlay.png", sheet)
   if found.probability is not None:
     _write_probabilities(scan, outputs, found.probability, run_config)
-  nifti.write_like(scan.path, found.label, scan.label_path(outputs.folder))
-  return _spacing_warning(scan, found.seen_spacing_mm, facts.spacing_mm)
+  scan_files.write_label_like(
+      scan.path, found.label, scan.label_path(outputs.folder), facts.label_scheme.names
+  )
+  unknown = intensity.unknown_voxels(stored.voxels, scan.path)
+  return PixelSizeNote(scan.path, found.spacing_mm, found.scaling, tuple(unknown))
 
 
 def _predict_image(
@@ -197,22 +251,30 @@ def _read_image(scan: Scan, run_config: config.RunConfig) -> np.ndarray:
     return pictures.read_rgb(scan.path)
 
 
-def _spacing_warning(
-    scan: Scan, spacing_mm: tuple[float, float], trained_mm: Sequence[float] | None
-) -> list[str]:
-  if trained_mm is None or not np.isfinite(spacing_mm).all():
-    return []
-  ratio = float(np.max(np.maximum(
-      np.divide(spacing_mm, trained_mm), np.divide(trained_mm, spacing_mm)
-  )))  # fmt: skip
-  if ratio < _SPACING_RATIO:
-    return []
-  shown = " x ".join(f"{edge:.2g}" for edge in spacing_mm)
-  trained = " x ".join(f"{edge:.2g}" for edge in trained_mm)
-  return [
-      f"{scan.path}: its pixels are {shown} mm, those of the training {trained} mm. The label may"
-      " be poor."
+def _warnings(notes: Sequence[PixelSizeNote], trained_known: bool) -> list[str]:
+  """Returns a line for each scan that was not resampled though it differs, one for all unknown."""
+  lines = [
+      f"{note.path}: its header states pixels of {_edges(note.spacing_mm)} mm, more than"
+      f" {pixel_size.MOST_SCALING:g} times off those of the training. It was predicted as it is;"
+      " the label may be poor. Check the header."
+      for note in notes
+      if not note.believed
   ]
+  if notes and not trained_known:
+    lines.append(
+        "the run does not know the pixel size of its training, so all volumes were predicted as"
+        " they are."
+    )
+  elif unknown := sum(not note.known for note in notes):
+    lines.append(
+        f"{progress.count(unknown, 'volume')} without a pixel size in the header: predicted as if"
+        " of that of the training."
+    )
+  return lines
+
+
+def _edges(sizes_mm: Sequence[float]) -> str:
+  return " x ".join(f"{edge:.3g}" for edge in sizes_mm)
 
 
 def _refuse_existing(scan: Scan, outputs: Outputs) -> None:

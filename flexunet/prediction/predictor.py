@@ -7,6 +7,7 @@ ids; probabilities are float32 [H, W, classes] at the slice's own resolution.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,9 +24,11 @@ from flexunet.imaging.volume import Volume
 from flexunet.network import model as network
 from flexunet.network import weights
 from flexunet.network.probabilities import class_ids
-from flexunet.pipelines import foreground_crop, readers
+from flexunet.pipelines import foreground_crop, pixel_size, readers
 from flexunet.pipelines.laterality import Laterality
 from flexunet.pipelines.resizing import Resizing
+
+_UNKNOWN_MM = (float("nan"), float("nan"))
 
 
 def load_model(run: run_folder.RunFolder) -> keras.Model:
@@ -36,6 +39,26 @@ def load_model(run: run_folder.RunFolder) -> keras.Model:
   """
   run.check_model()
   return weights.read_model(run.model_keras)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NetworkInput:
+  """The slices of one volume, and how each comes to the network.
+
+  Attributes:
+    slices: uint8 [H, W] or [H, W, channels] each, cut to their boxes.
+    resizings: How each is brought to the network's input, and its answer back.
+    boxes: int32 [N, 4], the part of each slice that is seen; None: all of it.
+    frames: (height, width) of each slice before it was cut.
+    scaling: Factors (row, column) that the pixel size of the training asks for, on top of how the
+      run resizes; 1.0 where it asks for none. Followed where `pixel_size.believed`.
+  """
+
+  slices: Sequence[np.ndarray]
+  resizings: list[Resizing]
+  boxes: np.ndarray | None
+  frames: list[tuple[int, int]]
+  scaling: tuple[float, float]
 
 
 class Predictor:
@@ -76,11 +99,14 @@ class Predictor:
     self._mirror = mirror
     self._channels = run_config.model.image_channels
     self._context = run_config.data.context_slices
+    self._pixel_sizes = run_config.dataset_facts.pixel_sizes
     self._crops = run_config.data.crop_foreground
     self._resizing = Resizing(run_config.model.image_size, run_config.data.resize_mode)
     self.num_classes = max(2, run_config.model.num_classes)
 
-  def probabilities(self, slices: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+  def probabilities(
+      self, slices: Sequence[np.ndarray], spacing_mm: Sequence[float] = _UNKNOWN_MM
+  ) -> Iterator[np.ndarray]:
     """Yields float32 [H, W, classes] for each slice of one volume, in order.
 
     A run with --crop_foreground sees the box of the volume's tissue; outside it is background.
@@ -88,50 +114,98 @@ class Predictor:
     Args:
       slices: uint8 [H, W] or [H, W, channels] each, neighbours in order; sizes may differ. An
         array [N, H, W] will do. All slices of the volume: the box follows from them.
+      spacing_mm: (row, column) spacing of the slices; NaN where unknown.
     """
-    if not self._crops:
-      yield from self._of_network(slices)
-      return
-    boxes = foreground_crop.volume_boxes(slices)
-    cut = [
-        foreground_crop.crop(np.asarray(one), box)
-        for one, box in zip(slices, boxes, strict=True)
-    ]
-    answers = self._of_network(cut)
-    for pixels, box, probability in zip(slices, boxes, answers, strict=True):
-      yield foreground_crop.uncrop(probability, box, np.asarray(pixels).shape[:2])
+    return self.answer(self.prepare(slices, spacing_mm))
 
-  def _of_network(self, slices: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+  def prepare(
+      self, slices: Sequence[np.ndarray], spacing_mm: Sequence[float] = _UNKNOWN_MM
+  ) -> NetworkInput:
+    """Decides how the slices of one volume come to the network; arguments as `probabilities`."""
+    frames = [(height, width) for height, width in (np.shape(one)[:2] for one in slices)]
+    if not self._crops:
+      cut, boxes = slices, None
+    else:
+      boxes = foreground_crop.volume_boxes(slices)
+      cut = [
+          foreground_crop.crop(np.asarray(one), box)
+          for one, box in zip(slices, boxes, strict=True)
+      ]
+    sizes = [(height, width) for height, width in (np.shape(one)[:2] for one in cut)]
+    known = {size: self._resizing_of(size, spacing_mm) for size in dict.fromkeys(sizes)}
+    scaling = self._scaling(sizes[0], spacing_mm) if sizes else (1.0, 1.0)
+    return NetworkInput(cut, [known[size] for size in sizes], boxes, frames, scaling)
+
+  def answer(self, given: NetworkInput) -> Iterator[np.ndarray]:
+    """Yields float32 [H, W, classes] for each slice of a prepared volume, in order."""
+    answers = self._of_network(given)
+    if given.boxes is None:
+      yield from answers
+      return
+    for box, frame, probability in zip(given.boxes, given.frames, answers, strict=True):
+      yield foreground_crop.uncrop(probability, box, frame)
+
+  def _of_network(self, given: NetworkInput) -> Iterator[np.ndarray]:
     """Yields float32 [H, W, classes] for each slice as it is brought to the network."""
-    frames = [self._resizing_of(np.asarray(pixels).shape[:2]) for pixels in slices]
-    start = 0
-    while start < len(slices):
+    start, resizings = 0, given.resizings
+    while start < len(resizings):
+      most = self._largest_batch(resizings[start])
       stop = start + 1
       while (
-          stop < len(slices) and stop < start + self._batch_size and frames[stop] == frames[start]
+          stop < len(resizings) and stop < start + most and resizings[stop] == resizings[start]
       ):
         stop += 1
-      yield from self._batch(slices, range(start, stop), frames[start])
+      yield from self._batch(given.slices, range(start, stop), resizings[start])
       start = stop
 
-  def labels(self, slices: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Returns the uint8 [H, W] class ids of each slice of one volume."""
-    return [to_label(probability) for probability in self.probabilities(slices)]
+  def labels(
+      self, slices: Sequence[np.ndarray], spacing_mm: Sequence[float] = _UNKNOWN_MM
+  ) -> list[np.ndarray]:
+    """Returns the uint8 [H, W] class ids of each slice of one volume; as `probabilities`."""
+    return [to_label(probability) for probability in self.probabilities(slices, spacing_mm)]
 
-  def _resizing_of(self, native_hw: tuple[int, int]) -> Resizing:
-    """Returns how a slice comes to the network; a padding one grows where a slice is too large."""
-    frame = self._resizing.image_size
-    grown = (max(frame[0], native_hw[0]), max(frame[1], native_hw[1]))
-    if self._resizing.mode != "pad" or grown == frame:
-      return self._resizing
-    return Resizing(grown, "pad")
+  def _scaling(
+      self, native_hw: tuple[int, int], spacing_mm: Sequence[float]
+  ) -> tuple[float, float]:
+    """Returns the factors (row, column) that bring a slice to the pixel size of the training."""
+    if self._pixel_sizes is None:
+      return 1.0, 1.0
+    inner = self._trained_size(native_hw)
+    seen = [mm * old / new for mm, old, new in zip(spacing_mm, native_hw, inner, strict=True)]
+    return self._pixel_sizes.scaling(seen)
+
+  def _trained_size(self, native_hw: tuple[int, int]) -> tuple[int, int]:
+    return native_hw if self._resizing.mode == "pad" else self._resizing.inner_size(native_hw)
+
+  def _resizing_of(
+      self, native_hw: tuple[int, int], spacing_mm: Sequence[float]
+  ) -> Resizing:
+    """Returns how a slice comes to the network, whose frame grows where the slice is too large."""
+    trained = self._resizing
+    inner = self._trained_size(native_hw)
+    factors = self._scaling(native_hw, spacing_mm)
+    scaled = inner
+    if pixel_size.believed(factors):
+      height, width = (
+          max(1, round(edge * factor)) for edge, factor in zip(inner, factors, strict=True)
+      )
+      scaled = (height, width)
+    frame = (max(trained.image_size[0], scaled[0]), max(trained.image_size[1], scaled[1]))
+    if scaled != inner:
+      return Resizing(frame, trained.mode, inner_hw=scaled)
+    return trained if frame == trained.image_size else Resizing(frame, trained.mode)
+
+  def _largest_batch(self, resizing: Resizing) -> int:
+    """Returns the slices of a step: fewer where the frame has grown, for the memory they need."""
+    trained, grown = math.prod(self._resizing.image_size), math.prod(resizing.image_size)
+    return max(1, self._batch_size * trained // grown)
 
   def _batch(
       self, slices: Sequence[np.ndarray], positions: range, resizing: Resizing
   ) -> Iterator[np.ndarray]:
     inputs = [self._input(slices, position, resizing) for position in positions]
     # Filled up to a power of two: a network is traced for a few sizes, not for each rest.
-    rows = min(1 << (len(inputs) - 1).bit_length(), self._batch_size)
+    rows = min(1 << (len(inputs) - 1).bit_length(), self._largest_batch(resizing))
     batch = np.zeros((rows, *inputs[0].shape), np.uint8)
     batch[: len(inputs)] = inputs
     answers = self._answers(batch, resizing)
@@ -156,7 +230,7 @@ class Predictor:
   def _answers(self, batch: np.ndarray, resizing: Resizing) -> np.ndarray:
     """Returns float32 [B, h, w, classes] for uint8 [B, h, w, channels]."""
     trained = self._model
-    if resizing != self._resizing:
+    if resizing.image_size != self._resizing.image_size:
       if self._any_size_model is None:
         self._any_size_model = network.accept_any_size(trained)
       trained = self._any_size_model
@@ -178,14 +252,16 @@ class VolumePrediction:
     probability: float16 [i, j, k, classes] on that grid; None where it was not asked for.
     slices: The upright 8-bit slices on the scan's own grid, [row, column, slice].
     label_slices: Class ids of these slices, uint8 [row, column, slice].
-    seen_spacing_mm: (row, column) spacing of the slices that the network saw; NaN where unknown.
+    spacing_mm: (row, column) spacing of the slices as the run cuts them; NaN where unknown.
+    scaling: As in `NetworkInput`.
   """
 
   label: np.ndarray
   probability: np.ndarray | None
   slices: Slices
   label_slices: np.ndarray
-  seen_spacing_mm: tuple[float, float]
+  spacing_mm: tuple[float, float]
+  scaling: tuple[float, float]
 
 
 def predict_volume(
@@ -212,7 +288,8 @@ def predict_volume(
   seen = cut.slices.pixels
   label = np.empty(seen.shape, np.uint8)
   kept = np.empty((*seen.shape, predictor.num_classes), np.float16) if probabilities else None
-  for index, probability in enumerate(predictor.probabilities(list(np.moveaxis(seen, -1, 0)))):
+  given = predictor.prepare(list(np.moveaxis(seen, -1, 0)), cut.slices.spacing_mm)
+  for index, probability in enumerate(predictor.answer(given)):
     label[..., index] = to_label(probability)
     if kept is not None:
       kept[..., index, :] = probability
@@ -226,7 +303,8 @@ def predict_volume(
       probability=restored,
       slices=cut.native,
       label_slices=label,
-      seen_spacing_mm=cut.slices.spacing_mm,
+      spacing_mm=cut.slices.spacing_mm,
+      scaling=given.scaling,
   )
 
 

@@ -9,12 +9,14 @@ like. A file that is named directly is always taken.
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 import re
 from collections.abc import Sequence
 
+from flexunet.core import errors
 from flexunet.core.errors import InputError
-from flexunet.imaging import nifti, pictures
+from flexunet.imaging import pictures, scan_files
 
 # HFH_001_Hipp_Labels, 12_HGE_Seg, 3-LesionSeg-T2, GU001_label_deface, our own <stem>_overlay.
 _LABEL_STEM = re.compile(
@@ -59,11 +61,16 @@ class ScanList:
     scans: To predict, sorted by path.
     labels_skipped: How many files were taken for labels.
     images_skipped: How many images lie beside the volumes.
+    problems: One line for each thing that cannot be predicted though it should: links that lead
+      nowhere, folders that cannot be read, scans that would share an output.
+    not_read: {ending: number of files} of the scans and images in formats that are not read.
   """
 
   scans: list[Scan]
   labels_skipped: int = 0
   images_skipped: int = 0
+  problems: list[str] = dataclasses.field(default_factory=list)
+  not_read: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 def find(input_path: pathlib.Path, output_dir: pathlib.Path, *, volumes_first: bool) -> ScanList:
@@ -75,7 +82,7 @@ def find(input_path: pathlib.Path, output_dir: pathlib.Path, *, volumes_first: b
     volumes_first: The network was trained on volumes: images beside volumes are left out.
 
   Raises:
-    InputError: There is nothing to predict, or two inputs would write one output.
+    InputError: There is nothing to predict.
   """
   if output_dir.exists() and not output_dir.is_dir():
     raise InputError(f"--output_dir {output_dir} must be a folder. Got a file.")
@@ -83,51 +90,91 @@ def find(input_path: pathlib.Path, output_dir: pathlib.Path, *, volumes_first: b
     scan = _scan(input_path, pathlib.PurePath())
     if scan is None:
       raise InputError(
-          f"--input {input_path} must be a volume (.nii, .nii.gz, .hdr + .img) or an image"
+          f"--input {input_path} must be a volume ({scan_files.readable_endings()}) or an image"
           f" ({', '.join(pictures.SUFFIXES)})."
       )
     return ScanList([scan])
   if not input_path.is_dir():
     raise InputError(f"--input {input_path} must be a file or a folder; there is none.")
-  scans, labels = _scans_below(input_path, output_dir)
-  image_files = 0
+  found = _scans_below(input_path, output_dir)
+  scans, image_files = found.scans, 0
   if volumes_first and any(scan.kind == "volume" for scan in scans):
     image_files = sum(scan.kind == "image" for scan in scans)
     scans = [scan for scan in scans if scan.kind == "volume"]
+  scans, collisions = _without_collisions(scans)
+  problems = [*found.problems, *collisions]
+  if not scans and problems:
+    raise errors.from_problems(problems, f"Nothing of --input {input_path} can be predicted.")
   if not scans:
     raise InputError(
         f"--input {input_path} must hold volumes or images. None was found"
-        + (f"; {labels} files were taken for labels. Name a file directly." if labels else ".")
+        + _instead_found(found)
     )
-  _refuse_collisions(scans)
-  return ScanList(scans, labels, image_files)
+  return dataclasses.replace(found, scans=scans, images_skipped=image_files, problems=problems)
 
 
-def _scans_below(
-    folder: pathlib.Path, output_dir: pathlib.Path
-) -> tuple[list[Scan], int]:
-  """Returns the scans below a folder, and how many files were taken for labels."""
-  outputs = output_dir.resolve()
-  skip_outputs = outputs != folder.resolve()
-  scans, labels = [], 0
-  for path in sorted(folder.rglob("*")):
-    relative = path.relative_to(folder)
-    if any(part.startswith(".") for part in relative.parts) or not path.is_file():
+def _instead_found(found: ScanList) -> str:
+  """Returns the end of the sentence that no scan was found."""
+  text = "".join(
+      f"; {count} {ending} ({scan_files.reason_unread('scan' + ending)})"
+      for ending, count in found.not_read.items()
+  )
+  if labels := found.labels_skipped:
+    text += f"; {labels} files were taken for labels. Name a file directly"
+  return f"{text}."
+
+
+def _scans_below(folder: pathlib.Path, output_dir: pathlib.Path) -> ScanList:
+  """Returns the scans below a folder, and what else lies there."""
+  outputs = os.path.realpath(output_dir)
+  skip_outputs = outputs != os.path.realpath(folder)
+  paths, problems = _files_below(folder)
+  found = ScanList([], problems=problems)
+  labels = 0
+  for path in paths:
+    if skip_outputs and pathlib.Path(os.path.realpath(path)).is_relative_to(outputs):
       continue
-    if skip_outputs and path.resolve().is_relative_to(outputs):
-      continue
-    scan = _scan(path, relative.parent)
-    if scan is None or _is_second_of_pair(path):
-      continue
-    if _is_label(scan):
-      labels += 1
-    else:
-      scans.append(scan)
-  return scans, labels
+    scan = _scan(path, path.relative_to(folder).parent)
+    if scan is not None and _is_label(scan):
+      labels += not _is_second_of_pair(path)
+    elif not path.is_file():
+      if scan is not None or not path.suffix:  # A dead link to anything else takes nothing away.
+        problems.append(str(errors.missing_file(path)))
+    elif scan is None:
+      if ending := scan_files.unread_ending(path):
+        found.not_read[ending] = found.not_read.get(ending, 0) + 1
+    elif not _is_second_of_pair(path):
+      found.scans.append(scan)
+  return dataclasses.replace(found, labels_skipped=labels)
+
+
+def _files_below(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[str]]:
+  """Returns files and dead links, sorted, hidden ones left out, and folders that cannot be read.
+
+  Links to folders are followed, each folder once: a link may lead back to where it lies.
+  """
+  problems: list[str] = []
+
+  def refused(error: OSError) -> None:
+    problems.append(f"{error.filename}: the folder cannot be read ({error.strerror}).")
+
+  paths: list[pathlib.Path] = []
+  seen = {os.path.realpath(folder)}
+  for parent, folders, names in os.walk(folder, onerror=refused, followlinks=True):
+    inside = {name: os.path.join(parent, name) for name in folders if not name.startswith(".")}
+    folders.clear()
+    # A folder itself before the links to it, so that its files keep their own names.
+    for name in sorted(inside, key=lambda name: (os.path.islink(inside[name]), name)):
+      real = os.path.realpath(inside[name])
+      if real not in seen:
+        seen.add(real)
+        folders.append(name)
+    paths += [pathlib.Path(parent, name) for name in names if not name.startswith(".")]
+  return sorted(paths), problems
 
 
 def _scan(path: pathlib.Path, folder: pathlib.PurePath) -> Scan | None:
-  if suffix := nifti.suffix_of(path):
+  if suffix := scan_files.ending_of(path):
     stem, suffix = path.name[: -len(suffix)], path.name[-len(suffix) :]
     return Scan(path, "volume", folder, stem, suffix)
   if pictures.is_picture(path):
@@ -137,7 +184,7 @@ def _scan(path: pathlib.Path, folder: pathlib.PurePath) -> Scan | None:
 
 def _is_second_of_pair(path: pathlib.Path) -> bool:
   """Returns whether a file is the .img of a .hdr that lies beside it."""
-  suffix = nifti.suffix_of(path)
+  suffix = scan_files.ending_of(path)
   if suffix[:4] != ".img":
     return False
   stem = path.name[: -len(suffix)]
@@ -153,13 +200,18 @@ def _is_label(scan: Scan) -> bool:
   return any(_LABEL_FOLDER.fullmatch(part) for part in scan.folder.parts)
 
 
-def _refuse_collisions(scans: Sequence[Scan]) -> None:
-  seen: dict[pathlib.Path, Scan] = {}
+def _without_collisions(scans: Sequence[Scan]) -> tuple[list[Scan], list[str]]:
+  """Returns the scans whose outputs are theirs alone, and a line for each of the others.
+
+  Labels keep the ending of their scan, so that those of a.nii and a.nii.gz differ; overlays do not.
+  """
+  by_output: dict[pathlib.Path, list[Scan]] = {}
   for scan in scans:
-    target = scan.label_path(pathlib.Path())
-    if other := seen.get(target):
-      raise InputError(
-          f"{other.path} and {scan.path} would both be written to {target}. Predict them into"
-          " different folders."
-      )
-    seen[target] = scan
+    by_output.setdefault(scan.output(pathlib.Path(), "_overlay.png"), []).append(scan)
+  problems = [
+      f"{' and '.join(str(scan.path) for scan in sharing)} would both be written to {output}."
+      " Predict them into different folders."
+      for output, sharing in by_output.items()
+      if len(sharing) > 1
+  ]
+  return [sharing[0] for sharing in by_output.values() if len(sharing) == 1], problems

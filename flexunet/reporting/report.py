@@ -6,7 +6,6 @@ subject pseudonyms and slices of the data, but no path of the machine.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
@@ -21,6 +20,8 @@ from flexunet.evaluation import examples, summary
 from flexunet.reporting import html_parts as page
 from flexunet.reporting import results_section, training_section
 
+_SOURCES = "manifest.json, history.csv, evaluation/metrics.json and evaluation/cases.csv"
+
 
 def write_report(run: run_folder.RunFolder | str | os.PathLike) -> pathlib.Path:
   """Writes the report of a run, trained or still in training, evaluated or not; returns its path.
@@ -30,7 +31,7 @@ def write_report(run: run_folder.RunFolder | str | os.PathLike) -> pathlib.Path:
   """
   if not isinstance(run, run_folder.RunFolder):
     run = run_folder.RunFolder.open(run)
-  files.write_bytes(run.report_html, render(run).encode("utf-8"))
+  files.write_bytes(run.report_html, render(run).encode("utf-8", "backslashreplace"))
   return run.report_html
 
 
@@ -38,8 +39,21 @@ def render(run: run_folder.RunFolder) -> str:
   """Returns the page as text.
 
   Raises:
-    InputError: One of the run's files is not readable.
+    InputError: One of the run's files is not readable, or not as it was written.
   """
+  try:
+    return _page(run)
+  except InputError:
+    raise
+  # Figures and manifest hold many entries, any of which may have been edited or damaged.
+  except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+    raise InputError(
+        f"{run.path}: the report is made of {_SOURCES}, which must be as training and evaluation"
+        f" wrote them, but one of them is not: {error!r}. Run flexunet evaluate again."
+    ) from error
+
+
+def _page(run: run_folder.RunFolder) -> str:
   run_config = run.read_config()
   manifest = _read_json(run.manifest_json)
   stored = _least_seen_first(_read_json(run.metrics_json), run_config.data)
@@ -50,6 +64,7 @@ def render(run: run_folder.RunFolder) -> str:
   top += results_section.caveat_box(
       results_section.caveats(evaluations, run_config, model_sha256)
       + results_section.left_out(set(stored) - set(evaluations))
+      + _label_warnings(manifest)
   )
   model = run_config.model
   size = " × ".join(str(edge) for edge in model.image_size or ("any", "any"))
@@ -73,6 +88,12 @@ def render(run: run_folder.RunFolder) -> str:
           " device, and no diagnosis may rest on it."
       ),
   )  # fmt: skip
+
+
+def _label_warnings(manifest: Mapping[str, Any]) -> list[str]:
+  """Returns the classes that splits lack, as the training found them, a sentence (HTML) each."""
+  stored = manifest.get("label_warnings", [])  # Runs of earlier versions have none.
+  return [page.text(line) for line in stored] if isinstance(stored, list) else []
 
 
 def _least_seen_first(
@@ -126,22 +147,27 @@ def read_history(run: run_folder.RunFolder) -> list[dict[str, float]]:
   """Returns the rows of `history.csv`; empty cells are left out, an absent file has no rows."""
   if not run.history_csv.is_file():
     return []
-  with open(run.history_csv, newline="", encoding="utf-8") as stream:
-    return [
-        {name: float(value) for name, value in row.items() if value}
-        for row in csv.DictReader(stream)
-    ]
+  return [
+      {name: _number(value, run.history_csv) for name, value in row.items() if value}
+      for row in files.read_table(run.history_csv, ["epoch"])
+  ]
 
 
 def read_cases(path: pathlib.Path) -> list[dict[str, Any]]:
   """Returns the rows of `cases.csv` with `dice` as a float; an absent file has no rows."""
   if not path.is_file():
     return []
-  with open(path, newline="", encoding="utf-8") as stream:
-    return [
-        {**row, "dice": float(row["dice"]) if row["dice"] else math.nan}
-        for row in csv.DictReader(stream)
-    ]
+  return [
+      {**row, "dice": _number(row["dice"], path) if row["dice"] else math.nan}
+      for row in files.read_table(path, ["split", "subject", "volume", "class", "dice"])
+  ]
+
+
+def _number(text: str, path: pathlib.Path) -> float:
+  try:
+    return float(text)
+  except ValueError as error:
+    raise InputError(f"{path} must hold numbers. Got: {text!r}. Put the original back.") from error
 
 
 def _split_counts(
@@ -156,9 +182,4 @@ def _split_counts(
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
-  if not path.is_file():
-    return {}
-  try:
-    return json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise InputError(f"{path} must be readable JSON: {error}. Write it again.") from error
+  return files.read_json(path) if path.is_file() else {}

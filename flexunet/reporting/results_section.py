@@ -163,14 +163,13 @@ def _people_caveats(
         f"only {subjects}. The figures may be quite different for other people; no interval shows a"
         " failure that none of these few has."
     )
-  if split == data.validation_split:
-    sentences.append("it chose the best checkpoint, so its figures are optimistic.")
-  if split == data.train_split:
-    sentences.append("the network was trained on it. Its figures say nothing about new people.")
-  elif shared := evaluated.get("subjects_also_trained_on"):
+  if evaluated["subjects_also_trained_on"] is None:  # No names: what is left are those of splits.
+    if split == data.validation_split:
+      sentences.append("it chose the best checkpoint, so its figures are optimistic.")
+    if split == data.train_split:
+      sentences.append("the network was trained on it. Its figures say nothing about new people.")
     sentences.append(
-        f"{shared} of {subjects} trained on too, with other slices. Its figures say little about"
-        " new people: build the dataset with a split by subject."
+        "its subjects have no names: whether the network was trained on them is not known."
     )
   return sentences
 

@@ -101,12 +101,14 @@ def curves_section(
   if kept:
     sentences.append(f"The dashed line marks epoch {kept:g}, whose weights were kept.")
   sentences.append(
-      "Scores during training are of slices at the network's size, not of volumes."
+      "Validation scores are means over the held-out volumes at the network's size. Training scores"
+      " count the pixels of all slices of an epoch together, where large structures outweigh small"
+      " ones; that of the validation counted in this way stands beside them."
   )
   if validated:
     sentences.append(
         f"Validated on {validated['slices']} of {validated['of']} held-out slices:"
-        f" {validated['reason']}."
+        f" {validated['reason']}. Volumes are scored by these slices."
     )
   drawn = [charts.svg(chart) for chart in history_charts(history, kept)]
   return (
@@ -148,8 +150,9 @@ def history_charts(
       chart("Loss", line("training", "loss"), line("validation", "val_loss")),
       chart(
           "Foreground Dice",
-          line("training", "foreground_dice"),
+          line("training, pooled", "foreground_dice"),
           line("validation", VALIDATION_SCORE),
+          line("validation, pooled", "val_pooled_foreground_dice"),
           dice=True,
       ),
   ]

@@ -17,6 +17,7 @@ from absl import logging
 from flexunet import run_folder
 from flexunet.training import time_budget
 
+# Mean over the held-out volumes of the mean Dice of their classes, at the network's size.
 MONITOR = "val_foreground_dice"
 # Higher is better. The first number ranks kinds of scores, so that those of one kind are compared.
 Score = tuple[int, float]

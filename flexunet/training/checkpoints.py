@@ -96,13 +96,14 @@ class CheckpointStore:
     names = self.names()
     current = self._folder / _CURRENT
     # A kill between the new name and the pointer: both checkpoints are whole, the pointer decides.
-    first = current.read_text(encoding="utf-8").strip() if current.is_file() else ""
+    # A damaged pointer names none of them.
+    first = current.read_text("utf-8", "replace").strip() if current.is_file() else ""
     names.sort(key=lambda name: name != first)
     damaged: list[str] = []
     for name in names:
       try:
         return _read_files(self._folder / name), name, damaged
-      except (OSError, ValueError, KeyError) as error:
+      except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         damaged.append(f"{name}: {error}")
     raise InputError(
         f"{self._folder} must hold a whole checkpoint to resume from. Damaged:"
@@ -252,11 +253,11 @@ def _write_npz(file: _HashingFile, groups: Mapping[str, Sequence[np.ndarray]]) -
 
 
 def _read_files(folder: pathlib.Path) -> Checkpoint:
-  hashes = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["sha256"]
+  hashes = files.read_json(folder / _MANIFEST)["sha256"]
   for name in (_ARRAYS, _STATE):
     if files.sha256_of(folder / name) != hashes[name]:
       raise ValueError(f"{name} differs from its hash")
-  state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+  state = files.read_json(folder / _STATE)
   groups: dict[str, list[np.ndarray]] = {name: [] for name in state.pop("groups")}
   with np.load(folder / _ARRAYS, allow_pickle=False) as arrays:
     for name in sorted(arrays.files):

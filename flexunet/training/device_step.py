@@ -101,7 +101,8 @@ def build_metrics(network: keras.Model, model: config.ModelConfig, batch_size: i
   """Lets Keras create the variables of the scores, by a test step on an empty batch.
 
   With a distribution strategy it would create them from the first training batch, before the step
-  has turned it into images. Nothing that lasts is changed.
+  has turned it into images; and a checkpoint can only be put back where they are. Nothing that
+  lasts is changed.
   """
   image = np.zeros((batch_size, *model.image_size, model.image_channels), np.uint8)
   network.test_on_batch(image, image[..., 0], np.ones(batch_size, np.float32))

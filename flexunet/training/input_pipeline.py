@@ -28,7 +28,7 @@ from flexunet.pipelines import (
 )
 from flexunet.pipelines.augmentation import augment
 from flexunet.pipelines.dataset_source import DatasetSource, open_dataset
-from flexunet.pipelines.record_table import RecordTable
+from flexunet.pipelines.record_table import RecordTable, volume_numbers
 from flexunet.training import device_step, devices
 
 
@@ -91,11 +91,13 @@ class Streams:
     cache_choice: Where the training split is kept, and why.
     augment: Changes single examples in the input pipeline; None: not there.
     device_input: What the training step does with a batch first; None: batches come finished.
+    held_out_volumes: Number of the volume of each held-out row, int32 [N], from 0 on.
   """
 
   train: readers.Loader
   train_cache: cache.ExampleCache | None
   held_out: readers.Loader
+  held_out_volumes: np.ndarray
   held_out_cache: cache.ExampleCache | None
   batch_size: int
   cache_choice: cache.Choice
@@ -149,11 +151,15 @@ class Streams:
     )
 
   def validation(self, rows: np.ndarray | None = None) -> tf.data.Dataset:
-    """Returns all held-out batches, or those of some rows int64 [N], as `evaluate` takes them."""
+    """Returns all held-out batches, or those of some rows int64 [N], as `evaluate` takes them.
+
+    (image, {"label": uint8 [B, h, w], "volume": int32 [B]}, weight): scores are of volumes.
+    """
     return _for_keras(
         batches.evaluation_batches(
             self.held_out, self.batch_size, cache=self.held_out_cache, rows=rows
-        )
+        ),
+        volume_of_record=self.held_out_volumes,
     )
 
 
@@ -197,6 +203,7 @@ def make_streams(
       train=train,
       train_cache=caches.train,
       held_out=held_out,
+      held_out_volumes=volume_numbers(opened.validation),
       held_out_cache=caches.held_out,
       batch_size=run_config.training.batch_size,
       cache_choice=caches.choice,
@@ -246,15 +253,22 @@ def drawn_pixel_shares(table: RecordTable, epoch_order: order.EpochOrder) -> np.
   return mixed / mixed.sum()
 
 
-def _for_keras(dataset: tf.data.Dataset) -> tf.data.Dataset:
-  """Batch dicts -> (image, label, weight) on the device; what only fills up weighs 0."""
-  return batches.prefetch_to_device(  # Last: whatever follows would bring the batches back.
-      dataset.map(
-          lambda batch: (batch["image"], batch["label"], tf.cast(batch["valid"], tf.float32)),
-          num_parallel_calls=1,
-          deterministic=True,
-      )
-  )
+def _for_keras(
+    dataset: tf.data.Dataset, volume_of_record: np.ndarray | None = None
+) -> tf.data.Dataset:
+  """Batch dicts -> (image, label, weight) on the device; what only fills up weighs 0.
+
+  With the volumes int32 [N] of the records the label is {"label", "volume"}.
+  """
+
+  def finish(batch):
+    label = batch["label"]
+    if volume_of_record is not None:
+      label = {"label": label, "volume": tf.gather(volume_of_record, batch["record"])}
+    return batch["image"], label, tf.cast(batch["valid"], tf.float32)
+
+  # Last: whatever follows would bring the batches back.
+  return batches.prefetch_to_device(dataset.map(finish, num_parallel_calls=1, deterministic=True))
 
 
 def preview_slices(

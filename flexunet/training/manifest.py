@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from flexunet import run_folder
-from flexunet.core import files
+from flexunet.core import files, private_paths
 
 _PACKAGES = (
     "flexunet", "tensorflow", "keras", "tensorflow-datasets", "numpy", "nibabel", "pillow", "scipy",
@@ -29,9 +29,12 @@ _SETTINGS = (
 
 
 def collect(argv: Sequence[str], fingerprint: str | None, devices: Sequence[str]) -> dict[str, Any]:
-  """Returns versions, data fingerprint, revision of the code, command and devices."""
+  """Returns versions, data fingerprint, revision of the code, command and devices.
+
+  Nothing of it names the user or the machine.
+  """
   return {
-      "command": ["flexunet.train", *argv[1:]],
+      "command": ["flexunet.train", *map(private_paths.without_folders, argv[1:])],
       "data_fingerprint": fingerprint,
       "revision": _revision(),
       "versions": {name: version for name in _PACKAGES if (version := _version(name))},
@@ -41,7 +44,11 @@ def collect(argv: Sequence[str], fingerprint: str | None, devices: Sequence[str]
       "devices": list(devices),
       "byte_order": sys.byteorder,
       "processors": os.cpu_count(),
-      "environment": {name: os.environ[name] for name in _SETTINGS if name in os.environ},
+      "environment": {
+          name: " ".join(map(private_paths.without_folders, os.environ[name].split()))
+          for name in _SETTINGS
+          if name in os.environ
+      },
       "gpu_libraries": _gpu_libraries(),
   }
 

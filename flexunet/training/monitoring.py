@@ -1,6 +1,10 @@
 """What a user sees while a run trains: the progress line, history.csv, curves and previews.
 
-TensorBoard shows every figure of history.csv, the previews, and the graph.
+In history.csv `foreground_dice` and `dice_<class>` count the pixels of all slices of an epoch
+together, and so does `val_pooled_foreground_dice` those of the validation. Scores whose names begin
+with `val_` are otherwise means over the held-out volumes, as an evaluation reports them, but at the
+network's size; `val_foreground_dice` chooses the best model. TensorBoard shows every figure of
+history.csv, the previews, and the graph.
 """
 
 from __future__ import annotations
@@ -10,7 +14,9 @@ import io
 import json
 import math
 import os
+import pathlib
 import shutil
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -237,37 +243,76 @@ def _as_in_the_network(path: str, names: set[str]) -> str:
   return "/".join(parts)
 
 
+class _EventFile:
+  """Writes a file of TensorBoard events whose name does not hold that of the machine."""
+
+  def __init__(self, folder: pathlib.Path):
+    folder.mkdir(parents=True, exist_ok=True)
+    # The name that TensorFlow gives has the host in it.
+    path = folder / f"events.out.tfevents.{time.time():.0f}.{os.getpid()}.v2"
+    self._writer = tf.io.TFRecordWriter(os.fspath(path))
+    self._add(file_version="brain.Event:2")
+
+  def scalar(self, tag: str, value: float, step: int) -> None:
+    """Adds a figure."""
+    self._summary(tag, "scalars", tf.make_tensor_proto(value, tf.float32), step)
+
+  def image(self, tag: str, png: bytes, step: int) -> None:
+    """Adds an image that is encoded already."""
+    width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
+    texts = [str(width).encode(), str(height).encode(), png]
+    self._summary(tag, "images", tf.make_tensor_proto(texts), step)
+
+  def graph(self, definition: tf.compat.v1.GraphDef) -> None:
+    """Adds a graph."""
+    self._add(graph_def=definition.SerializeToString())
+
+  def flush(self) -> None:
+    """Puts all on the disk that was added."""
+    self._writer.flush()
+
+  def _summary(self, tag: str, plugin: str, tensor: tf.compat.v1.TensorProto, step: int) -> None:
+    data = tf.compat.v1.SummaryMetadata.PluginData(plugin_name=plugin)
+    value = tf.compat.v1.Summary.Value(
+        tag=tag, tensor=tensor, metadata=tf.compat.v1.SummaryMetadata(plugin_data=data)
+    )
+    self._add(summary=tf.compat.v1.Summary(value=[value]), step=step)
+
+  def _add(self, **fields: Any) -> None:
+    event = tf.compat.v1.Event(wall_time=time.time(), **fields)
+    self._writer.write(event.SerializeToString())
+
+
 class TensorBoardLog(keras.callbacks.Callback):
   """Writes the figures of each epoch and its preview sheet; after the callbacks that make them."""
 
   def __init__(self, run: run_folder.RunFolder, *, graph: bool = False):
     super().__init__()
     self._run, self._graph = run, graph
-    self._writer = None
+    self._file: _EventFile | None = None
 
-  def _open(self) -> tf.summary.SummaryWriter:
-    if self._writer is None:
-      self._writer = tf.summary.create_file_writer(os.fspath(self._run.tensorboard))
-    return self._writer
+  def _open(self) -> _EventFile:
+    if self._file is None:
+      self._file = _EventFile(self._run.tensorboard)
+    return self._file
 
   def on_train_begin(self, logs=None):
     if not self._graph:
       return
     self._graph = False  # A run may call `fit` more than once.
-    with self._open().as_default(step=0):
-      tf.summary.graph(graph_of(self.model))
-    self._writer.flush()
+    events = self._open()
+    events.graph(graph_of(self.model))
+    events.flush()
 
   def on_epoch_end(self, epoch, logs=None):
-    with self._open().as_default(step=epoch + 1):
-      for name, value in (logs or {}).items():
-        if math.isfinite(value):
-          group = "validation" if name.startswith("val_") else "training"
-          tf.summary.scalar(f"{group}/{name.removeprefix('val_')}", value)
-      rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
-      tf.summary.scalar("training/learning_rate", rate)
-      sheet = self._run.preview_png(epoch)
-      if sheet.is_file():
-        pixels = tf.io.decode_png(sheet.read_bytes(), channels=3).numpy()
-        tf.summary.image("previews", pixels[np.newaxis])
-    self._writer.flush()
+    events, step = self._open(), epoch + 1
+    for name, value in (logs or {}).items():
+      if math.isfinite(value):
+        group = "validation" if name.startswith("val_") else "training"
+        events.scalar(f"{group}/{name.removeprefix('val_')}", value, step)
+    rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+    events.scalar("training/learning_rate", rate, step)
+    sheet = self._run.preview_png(epoch)
+    if sheet.is_file():
+      events.image("previews", sheet.read_bytes(), step)
+    events.flush()

@@ -45,6 +45,28 @@ class TrainingNetwork(keras.Model):
     return super().compute_metrics(x, y, probability, sample_weight=sample_weight)
 
 
+class EvaluationNetwork(keras.Model):
+  """A network of probabilities, validated volume by volume: see `input_pipeline.Streams`.
+
+  Its targets are {"label": [batch, height, width], "volume": int32 [batch]}.
+
+  Attributes:
+    volume_scores: Set before the first batch.
+  """
+
+  volume_scores: metrics.VolumeScores
+
+  def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    return super().compute_loss(x, y["label"], y_pred, sample_weight, training)
+
+  def compute_metrics(
+      self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+  ) -> dict[str, Any]:
+    """Counts the pixels of each volume beside the metrics it is compiled with."""
+    self.volume_scores.update_state(y, y_pred, sample_weight)
+    return super().compute_metrics(x, y["label"], y_pred, sample_weight)
+
+
 class DeviceTrainingNetwork(device_step.DeviceStep, TrainingNetwork):
   """One whose batches are finished on the device."""
 
@@ -105,6 +127,9 @@ def set_first_weights(
 def compile_model(network: keras.Model, run_config: config.RunConfig) -> None:
   """Compiles with the optimizer, loss and scores of the config."""
   settings, num_classes = run_config.training, run_config.model.num_classes
+  chosen = ["dice", *settings.metrics]  # Dice steers and is drawn, whatever else is asked for.
+  if isinstance(network, EvaluationNetwork):  # Its hard scores are those of volumes.
+    chosen = [name for name in chosen if name not in metrics.hard_scores(chosen)]
   network.compile(
       optimizer=make_optimizer(settings),
       loss=losses.make(
@@ -114,9 +139,7 @@ def compile_model(network: keras.Model, run_config: config.RunConfig) -> None:
           **loss_settings.options(settings),
       ),
       weighted_metrics=metrics.training_metrics(
-          ("dice", *settings.metrics),  # Dice steers and is drawn, whatever else is asked for.
-          num_classes,
-          run_config.dataset_facts.label_scheme.names,
+          chosen, num_classes, run_config.dataset_facts.label_scheme.names
       ),
       jit_compile=settings.jit_compile == "on",
       steps_per_execution=settings.steps_per_execution or 1,
@@ -173,17 +196,31 @@ def _for_runs(optimizer_class: type) -> type:
   )
 
 
-def evaluation_network(network: keras.Model, run_config: config.RunConfig) -> keras.Model:
+def evaluation_network(
+    network: keras.Model, run_config: config.RunConfig, num_volumes: int
+) -> EvaluationNetwork:
   """Returns the compiled network that is validated, drawn and saved.
 
-  It is a plain model, which can be loaded anywhere, and gives probabilities. It shares the weights;
-  with `ema_momentum` it has its own, set by `copy_averages`.
+  It gives probabilities, and its layers are those of a plain model, which can be loaded anywhere.
+  It shares the weights; with `ema_momentum` it has its own, set by `copy_averages`.
+
+  Args:
+    network: In training.
+    run_config: Complete.
+    num_volumes: Those it is validated on.
   """
   if run_config.training.ema_momentum:
     plain = dataclasses.replace(run_config.model, deep_supervision=False)
-    kept = model.build_model(**dataclasses.asdict(plain))
+    twin = model.build_model(**dataclasses.asdict(plain))
   else:
-    kept = model.probability_twin(network)
+    twin = model.probability_twin(network)
+  kept = EvaluationNetwork(twin.input, twin.output, name=twin.name)
+  kept.volume_scores = metrics.VolumeScores(
+      run_config.model.num_classes,
+      num_volumes,
+      run_config.dataset_facts.label_scheme.names,
+      metrics.hard_scores(run_config.training.metrics),
+  )
   compile_model(kept, run_config)
   return kept
 

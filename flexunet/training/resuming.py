@@ -74,6 +74,9 @@ def merge(saved: config.RunConfig, now: config.RunConfig) -> config.RunConfig:
       planned = "given" not in (
           saved.reasons.get(name, "given"), now.reasons.get(name, "given")
       )
+      if name == "init_from" and _same_name(old, new):
+        values[name] = new  # The config keeps less of a path than the command gives.
+        continue
       free = name in config.MAY_CHANGE and now.reasons.get(name, "given") == "given"
       if free and old != new:
         values[name], reasons[name] = new, now.reasons.get(name, "given")
@@ -86,6 +89,10 @@ def merge(saved: config.RunConfig, now: config.RunConfig) -> config.RunConfig:
         " start, or start a new run in another --run_dir."
     )
   return dataclasses.replace(saved, **merged, reasons=reasons)
+
+
+def _same_name(old: str | None, new: str | None) -> bool:
+  return bool(old and new) and pathlib.Path(str(old)).name == pathlib.Path(str(new)).name
 
 
 def _check_facts(saved: config.DatasetFacts, now: config.DatasetFacts) -> None:

@@ -6,6 +6,7 @@ anything is decoded, built or written.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,12 +15,17 @@ import numpy as np
 from flexunet import config
 from flexunet.core import machine, progress
 from flexunet.core.errors import InputError, unknown_name
+from flexunet.imaging import label_scheme
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.slicing import SlicePlan
 from flexunet.network import architecture, pretrained
 from flexunet.objectives import loss_settings, metrics
-from flexunet.pipelines import laterality, readers
+from flexunet.pipelines import dataset_source, laterality, readers
 from flexunet.pipelines.augmentation.config import AugmentationConfig
+from flexunet.pipelines.dataset_source import DatasetSource
+from flexunet.pipelines.pixel_size import PixelSizes
+from flexunet.pipelines.record_table import RecordTable
+from flexunet.pipelines.resizing import Resizing
 from flexunet.training import devices, input_pipeline, monitoring, planning
 
 _DEFAULT_AUGMENTATION = AugmentationConfig()
@@ -38,11 +44,9 @@ def complete(
     InputError: Values that are fine alone cannot be together, or not with this dataset.
   """
   source = opened.source
-  data = data.with_keys(source.keys)
-  for key in (data.image_key, data.label_key):
-    if key not in source.info.features:
-      raise unknown_name(f"feature of {source.name}", key, source.info.features)
-  facts = _dataset_facts(opened, data.label_key, model.num_classes)
+  data = _with_features(data, source)
+  rows, spacing_mm = readers.sampled_spacing_mm(source, opened.train)
+  facts = _dataset_facts(source, data.label_key, model.num_classes, spacing_mm)
   mirroring = _laterality(opened, data, augmentation, facts.label_scheme.names)
   start = pretrained.open_start(training.init_from) if training.init_from else None
   machine_facts = _machine_facts(opened.free_device_bytes)
@@ -75,32 +79,73 @@ def complete(
   )
   if warning:
     progress.say(warning)
+  sizes = _pixel_sizes(plan, opened.train.take(rows), spacing_mm)
   return config.RunConfig(
       model=plan.model,
       data=plan.data,
       training=settings,
       augmentation=plan.augmentation,
-      dataset_facts=facts,
+      dataset_facts=dataclasses.replace(facts, pixel_sizes=sizes),
       laterality=mirroring,
       reasons={**plan.reasons, **reasons},
   )
 
 
+def _with_features(data: config.DataConfig, source: DatasetSource) -> config.DataConfig:
+  """Returns the data config with the features that were found, all of which are there."""
+  for key in (source.keys.image, source.keys.label):
+    if key not in source.info.features:
+      raise unknown_name(f"feature of {source.name}", key, source.info.features)
+  return data.with_keys(source.keys)
+
+
 def _dataset_facts(
-    opened: input_pipeline.TrainingData, label_key: str, num_classes: int | None
+    source: DatasetSource, label_key: str, num_classes: int | None, spacing_mm: np.ndarray
 ) -> config.DatasetFacts:
-  source = opened.source
-  spacing = readers.median_spacing_mm(source, opened.train)
+  """Returns what is known before anything is planned.
+
+  Args:
+    source: The opened dataset.
+    label_key: Feature of the label.
+    num_classes: As in `DatasetSource.label_scheme`.
+    spacing_mm: (row, column) of some training slices, [N, 2]; NaN where unknown.
+  """
   plan, window = source.slice_plan, source.intensity
+  row_mm, column_mm = np.median(spacing_mm, axis=0) if len(spacing_mm) else (np.nan, np.nan)
   return config.DatasetFacts(
       name=source.name,
       fingerprint=source.fingerprint,
       label_scheme=source.label_scheme(label_key, num_classes),
       slice_plan=SlicePlan(**plan) if plan else None,
       intensity=IntensityWindow(**window) if window else None,
-      spacing_mm=spacing if np.isfinite(spacing).all() else None,
+      spacing_mm=(float(row_mm), float(column_mm)) if np.isfinite(row_mm + column_mm) else None,
       isotropic_mm=(source.report.get("options") or {}).get("isotropic_mm"),
+      channel_names=source.channel_names,
+      in_plane_mm=source.recipe.in_plane_mm if source.recipe else None,
+      other_intensities=source.recipe.other_intensities if source.recipe else (),
   )
+
+
+def _pixel_sizes(
+    plan: planning.Plan, table: RecordTable, spacing_mm: np.ndarray
+) -> PixelSizes | None:
+  """Returns the pixel sizes of the planned input; None where spacing or slice size is unknown.
+
+  Args:
+    plan: Complete.
+    table: Some training slices.
+    spacing_mm: Their (row, column) spacing, [N, 2]; NaN where unknown.
+  """
+  if plan.model.image_size is None:
+    raise ValueError("A complete plan has an image_size.")
+  resizing = Resizing(plan.model.image_size, plan.data.resize_mode)
+  if resizing.mode == "pad":
+    return PixelSizes.of_slices(spacing_mm)
+  native = np.stack([table.height, table.width], axis=1)
+  if not (native > 0).all():
+    return None
+  inner = np.array([resizing.inner_size((height, width)) for height, width in native.tolist()])
+  return PixelSizes.of_slices(spacing_mm * native / inner.reshape(-1, 2))
 
 
 def _machine_facts(free_device_bytes: int | None) -> dict[str, Any]:
@@ -158,6 +203,23 @@ def _check(plan: planning.Plan, in_dataset: int, name: str) -> None:
     raise InputError(
         f"--cache_dir is of --cache=disk or auto. Got: --cache={plan.data.cache}."
     )
+
+
+def label_warnings(
+    run_config: config.RunConfig, opened: input_pipeline.TrainingData
+) -> list[str]:
+  """Returns a sentence for each split without foreground, and each class that a split lacks.
+
+  Of the splits of the run as it divides them, and of the others that its dataset has labels for.
+  """
+  data = run_config.data
+  tables = {data.train_split: opened.train, data.validation_split: opened.validation}
+  for split in opened.source.splits:
+    known = split in (*tables, *dataset_source.WITHOUT_TRUTH)
+    if not known and opened.source.info.splits[split].num_examples:
+      tables[split] = opened.source.records(split)
+  pixels = {name: table.pixels for name, table in tables.items() if table.pixels is not None}
+  return label_scheme.presence_warnings(run_config.dataset_facts.label_scheme.names, pixels)
 
 
 def data_line(opened: input_pipeline.TrainingData) -> str:

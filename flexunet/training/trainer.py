@@ -14,7 +14,7 @@ from typing import Any
 import keras
 from absl import logging
 
-from flexunet import config, run_folder
+from flexunet import config, run_folder, seen_subjects
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
 from flexunet.network import weights
@@ -202,7 +202,8 @@ def prepare(run_config: config.RunConfig, opened: input_pipeline.TrainingData) -
       progress.say(started_from)
     networks.compile_model(network, run_config)
     network.optimizer.build(network.trainable_variables)  # A checkpoint may be put back into it.
-    kept = networks.evaluation_network(network, run_config)
+    num_volumes = int(batches.held_out_volumes.max()) + 1
+    kept = networks.evaluation_network(network, run_config, num_volumes)
     if strategy and batches.device_input:
       device_step.build_metrics(network, run_config.model, settings.batch_size)
   return TrainingSetup(network, kept, opened, epoch_order, batches, left_out, replicas)
@@ -223,9 +224,27 @@ def _write_manifest(
   entry["devices_sharing_a_batch"] = setup.replicas
   if not run_folder.read_manifest(run.manifest_json):
     entry |= run_folder.started_with(run_config)
+    entry[seen_subjects.KEY] = _subjects_seen(run_config, setup)
+    entry["label_warnings"] = run_setup.label_warnings(run_config, setup.data)
+    for line in entry["label_warnings"]:
+      progress.say(f"Warning: {line}")
   manifest.write(run.manifest_json, entry, started)
   for record in setup.left_out:
     progress.say(f"Left out, because it cannot be read: {record}.")
+
+
+def _subjects_seen(run_config: config.RunConfig, setup: TrainingSetup) -> list[dict[str, Any]]:
+  """Returns whom the run sees, and warns where its start was trained on the validation split."""
+  tables = (setup.data.train, setup.data.validation)
+  name = run_config.dataset_facts.name
+  own = seen_subjects.SubjectsSeen(name, *(seen_subjects.names_of(one.subject) for one in tables))
+  before = seen_subjects.of_start(run_config.training.init_from)
+  if known := seen_subjects.overlap(own.validation, name, before).trained:
+    progress.say(
+        f"Warning: --init_from was trained on {len(known)} of the {len(own.validation)} subjects"
+        " of the validation split: its scores are too good for new people."
+    )
+  return [one.to_json() for one in (own, *before)]
 
 
 class Trainer:
@@ -368,8 +387,9 @@ class Trainer:
       callback.set_model(self._network)
     if checkpoint.arrays.get("metrics"):
       # Keras creates the variables of the metrics when it sees the first batch.
-      batch = next(iter(self._setup.batches.validation()))
-      self._network.test_on_batch(*(part.numpy() for part in batch))
+      device_step.build_metrics(
+          self._network, self._config.model, self._config.training.batch_size
+      )
     self._state.put_back(checkpoint)
     self._checkpointer.resume_from(checkpoint)
 

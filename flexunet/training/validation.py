@@ -1,4 +1,8 @@
-"""Validation at an epoch's end, which a signal may interrupt and a time limit shorten."""
+"""Validation at an epoch's end, which a signal may interrupt and a time limit shorten.
+
+Scores are means over the volumes of the held-out slices, at the network's size. Where the time
+allows only a part of the slices, each volume is scored by those that were seen.
+"""
 
 from __future__ import annotations
 
@@ -154,7 +158,7 @@ class Validation(keras.callbacks.Callback):
     )
     progress.say(
         f"Validated on {slices} of {whole} held-out slices, spread evenly over subjects, slices and"
-        f" foreground: {reason}. Evaluate the run for figures of all of them."
+        f" foreground: {reason}. Volumes are scored by these. Evaluate the run for figures of all."
     )
     self._note({"slices": slices, "of": whole, "seconds": round(took_s, 1), "reason": reason})
 

@@ -4,6 +4,7 @@ import errno
 import gzip
 import os
 import pathlib
+import re
 import shutil
 import struct
 import subprocess
@@ -99,13 +100,15 @@ def test_links_inside_the_folder_are_followed_and_reported(dataset, tmp_path):
 
 
 @pytest.mark.parametrize("dataset", ["ms_lesion_mri", "brain_stroke_ct"])
-def test_a_stray_name_that_is_no_utf8_is_escaped_in_the_report(dataset, tmp_path):
+def test_a_stray_name_that_is_no_utf8_is_escaped_and_no_part_of_the_report(dataset, tmp_path):
   raw, scan = raw_and_scan(dataset, tmp_path)
   for folder in (raw, scan.parent):
     (folder / os.fsdecode(b"caf\xe9.txt")).write_text("x")
+  findings = catalog.builder(ALL[dataset][2], tmp_path / "none").inspect_source(raw)
+  assert sum(name.endswith("caf\\xe9.txt") for name in findings.left_out) == 2
   builder = build_samples.build(ALL[dataset][2], raw, tmp_path / "out")
   names = [entry["file"] for entry in build_samples.report_of(builder)["left_out"]]
-  assert sum(name.endswith("caf\\xe9.txt") for name in names) == 2
+  assert sum(re.fullmatch(r"file_\d{4}\.txt", name) is not None for name in names) >= 2
 
 
 @pytest.mark.parametrize("dataset", ["full_head_t1w", "image_mask"])
@@ -236,3 +239,20 @@ def test_the_command_ends_with_one_line_and_code_1(dataset, tmp_path):
   assert done.returncode == 1 and not (tmp_path / "out").exists()
   assert done.stderr.startswith("error: ") and scan.name in done.stderr
   assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("dataset", ["full_head_t1w", "ms_lesion_mri", "image_mask"])
+def test_scans_in_a_format_that_is_not_read_are_named_by_it(dataset, tmp_path):
+  raw, scan = raw_and_scan(dataset, tmp_path)
+  (scan.parent / "other.mif").write_bytes(b"x")
+  findings = catalog.builder(ALL[dataset][2], tmp_path / "out").inspect_source(raw)
+  [reason] = [why for name, why in findings.left_out.items() if name.endswith("other.mif")]
+  assert reason.startswith(".mif: an MRtrix scan, which is not read")
+
+
+@pytest.mark.parametrize("dataset", ["full_head_t1w", "image_mask"])
+def test_a_folder_of_formats_that_are_not_read_is_named_so(dataset, tmp_path):
+  (tmp_path / "raw").mkdir()
+  for name in ("a.mif", "b.mif"):
+    (tmp_path / "raw" / name).write_bytes(b"x")
+  assert "It holds 2 .mif (an MRtrix scan" in refusal(dataset, tmp_path / "raw", tmp_path)

@@ -165,8 +165,8 @@ def _second_folder(raw):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda raw: (raw / "Patient-1/1-LesionSeg-T2.nii").unlink(), "lacks 1-LesionSeg-t2.nii"),
-        (lambda raw: (raw / "Patient-1/1-T2.nii").unlink(), "Patient-1: lacks 1-t2.nii"),
+        (lambda raw: (raw / "Patient-1/1-LesionSeg-T2.nii").unlink(), "lacks 1-LesionSeg-T2.nii"),
+        (lambda raw: (raw / "Patient-1/1-T2.nii").unlink(), "Patient-1: lacks 1-T2.nii"),
         (_wrong_patient, "names patient 2 in the folder of patient 1"),
         (_second_folder, "duplicate"),
         (lambda raw: (raw / "Patient-1/1-T2.nii").write_bytes(bytes(100)), "1-T2.nii"),

@@ -26,7 +26,7 @@ def run_config(**training) -> config.RunConfig:
       training=config.TrainingConfig(**training),
       dataset_facts=config.DatasetFacts(
           name="toy/1.0.0", fingerprint="f", label_scheme=run_samples.SCHEME,
-          slice_plan=None, intensity=None,
+          slice_plan=None, intensity=None, channel_names=("t1", "flair"),
       ),
       reasons={"num_classes": "two"},
   )

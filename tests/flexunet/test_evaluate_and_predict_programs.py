@@ -79,7 +79,8 @@ def test_predict_writes_a_label_on_the_scan_even_larger_than_the_network(run, tm
   done = start("predict", *flags, "--json")
   assert done.returncode == 1
   assert json.loads(done.stdout) == {
-      "predicted": 1, "failed": 1, "labels_skipped": 0, "images_skipped": 0
+      "predicted": 1, "failed": 1, "resampled": 0, "labels_skipped": 0, "images_skipped": 0,
+      "not_read": {},
   }  # fmt: skip
   (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
   assert "bad.nii" in line

@@ -177,7 +177,8 @@ def test_deep_supervision_learns_from_all_outputs_and_keeps_the_main_one(data_di
   main = deep.network(image)[0]
   np.testing.assert_allclose(kept(image), keras.ops.softmax(main), atol=1e-6)
   # A validation is judged by the main output, so that its loss compares with other runs.
-  judged = kept.test_on_batch(image, label, return_dict=True)
+  target = {"label": label, "volume": np.zeros(len(label), np.int32)}
+  judged = kept.test_on_batch(image, target, return_dict=True)
   assert judged["loss"] == pytest.approx(float(loss(label, main)), rel=1e-4)
 
 

@@ -145,4 +145,6 @@ def test_a_run_on_a_fold_is_scored_on_the_subjects_of_that_fold(tmp_path):
   figures = evaluate.evaluate(made, ["validation"], tolerances_mm=[1.0], show_progress=False)
   # Fold 1 holds b of the first split and e of the second.
   assert {row["subject"] for row in figures["validation"]["per_subject"]} == {"b", "e"}
-  assert figures["validation"]["evaluated"]["subjects_also_trained_on"] == 0
+  evaluated = figures["validation"]["evaluated"]
+  assert evaluated["subjects_also_trained_on"] == []
+  assert evaluated["subjects_also_validated_on"] == ["b", "e"]

@@ -58,5 +58,12 @@ def test_a_plan_is_complete_and_a_misspelt_setting_gets_its_nearest_name(blob_da
   planned = flexunet.plan(data_dir=str(blob_data), epochs=2, base_filters=4)
   assert planned.model.base_filters == 4 and planned.training.epochs == 2
   assert planned.model.num_layers and planned.reasons["num_layers"]
+  sizes = planned.dataset_facts.pixel_sizes
+  # Padded: the input has the pixels of the slices.
+  assert sizes.low_mm == sizes.median_mm == sizes.high_mm == (1.0, 2.0)
+  halved = flexunet.plan(data_dir=str(blob_data), image_size=(16, 14), resize_mode="fit")
+  # 20 x 28 pixels become 10 x 14: each is two wide and two high.
+  assert halved.dataset_facts.pixel_sizes.median_mm == (2.0, 4.0)
+  assert halved.dataset_facts.spacing_mm == (1.0, 2.0)
   with pytest.raises(InputError, match="Did you mean 'base_filters'"):
     flexunet.plan(data_dir=str(blob_data), base_filter=4)

@@ -22,11 +22,12 @@ def test_the_end_shows_the_scores_of_the_saved_model_and_the_next_command(tmp_pa
   run = run_folder.RunFolder(tmp_path / "my run")
   assert train.result_text(run, settings, ROWS).splitlines() == [
       "",
-      "Validation scores of model.keras (epoch 3 of 4, 4.0 minutes)",
+      "Validation scores of model.keras (epoch 3 of 4, 4.0 minutes),",
+      "means over the held-out volumes at the network's size",
       "class                 Dice",
       "a                    0.600",
       "b                    0.800",
-      "mean of the classes  0.700",
+      "mean of the volumes  0.700",
       "",
       f"Report  {run.report_html}",
       f"Next    flexunet evaluate --run_dir='{run.path}'",

@@ -1,14 +1,16 @@
 """What a built dataset lacks is found when its table is opened, before anything is trained."""
 
+import csv
 import os
 import pathlib
 import shutil
 
+import dataset_samples
 import flagged
 import pytest
 
 from flexunet.core.errors import InputError
-from flexunet.pipelines.dataset_source import open_dataset
+from flexunet.pipelines.dataset_source import check_folder, open_dataset
 
 
 @pytest.fixture
@@ -54,3 +56,32 @@ def test_a_shard_that_is_a_link_to_its_file_is_read(data_dir, tmp_path):
   shutil.move(path, tmp_path / "elsewhere")
   os.symlink(tmp_path / "elsewhere", path)
   assert len(open_dataset(None, data_dir).records("train")) == 12
+
+
+def test_a_fold_of_test_subjects_alone_is_refused_before_anything_is_read(data_dir):
+  listing = data_dir / "records.csv"
+  with open(listing, newline="") as stream:
+    rows = list(csv.DictReader(stream))
+  for row in rows:
+    row["fold"] = "3" if row["split"] == "test" else "0"
+  with open(listing, "w", newline="") as stream:
+    writer = csv.DictWriter(stream, rows[0].keys())
+    writer.writeheader()
+    writer.writerows(rows)
+  with pytest.raises(InputError, match=r"It has: 0\. Got: 3"):
+    check_folder(None, data_dir, ("train", "validation"), fold=3)
+  with pytest.raises(InputError, match="--fold=0 of .* leaves nothing to train on"):
+    check_folder(None, data_dir, ("train", "validation"), fold=0)
+
+
+def test_a_split_without_records_names_those_there_are(tmp_path):
+  data_dir = dataset_samples.write_dataset(
+      tmp_path, {"train": flagged.records("ab", 0), "validation": flagged.records("c", 9)}
+  )
+  message = r"Split 'test' of dataset blobs\S* holds no records.*It has train, validation"
+  with pytest.raises(InputError, match=message):
+    check_folder(None, data_dir, ["test"])
+  with pytest.raises(InputError, match=message):
+    open_dataset(None, data_dir).check_split("test")
+  with pytest.raises(InputError, match="Unknown split.*Did you mean 'validation'"):
+    check_folder(None, data_dir, ["validaton"])

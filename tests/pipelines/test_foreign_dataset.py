@@ -234,7 +234,8 @@ def test_whose_slices_they_are_is_found_or_named(tmp_path, named):
   assert table.volume.tolist() == [n for n in "012" for _ in range(3)]
   assert table.slice_index.tolist() == [0, 1, 2] * 3
   np.testing.assert_allclose(table.spacing_mm, [[0.5, 0.75, 3.0]] * 9)
-  assert readers.median_spacing_mm(source, table) == (0.5, 0.75)
+  _, spacing_mm = readers.sampled_spacing_mm(source, table)
+  np.testing.assert_allclose(spacing_mm, [[0.5, 0.75]] * 9)
   assert source.counted_by == "subject" and not source.warnings
   assert dataset_source.split_counts(source)["train"] == {
       "subjects": 2, "volumes": 3, "slices": 9}  # fmt: skip

@@ -53,3 +53,21 @@ def test_fit_keeps_the_aspect():
 def test_an_image_too_large_to_pad_is_refused_by_name():
   with pytest.raises(InputError, match="record 7.*40x10.*16x16"):
     Resizing((16, 16), "pad").check(40, 10, "record 7")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_stated_inner_size_overrules_the_mode_there_and_back(mode):
+  resize = Resizing((16, 16), mode, inner_hw=(8, 12))
+  image = tf.fill((1, 4, 24, 1), tf.constant(9, tf.uint8))
+  out = resize.apply_image(image).numpy()[0, ..., 0]
+  # 4 rows become 8, 24 columns 12, with a border of 4 and of 2 pixels.
+  assert (out[4:12, 2:14] == 9).all() and out.sum() == 8 * 12 * 9
+  back = resize.invert(tf.cast(out, tf.float32)[None, ..., None], (4, 24))
+  assert back.shape == (1, 4, 24, 1) and np.allclose(back, 9)
+
+
+@pytest.mark.parametrize(
+    ("mode", "inner"), [("pad", (10, 20)), ("fit", (16, 32)), ("stretch", (32, 32))]
+)
+def test_the_inner_size_of_a_mode_is_known_beforehand(mode, inner):
+  assert Resizing((32, 32), mode).inner_size((10, 20)) == inner

@@ -16,6 +16,7 @@ SIZES = {
     "brain_stroke_ct": (64, 8),
     "full_head_t1w": (16, 20, 12),
     "ms_lesion_mri": (28, 21, 8),
+    "scan_label": (24, 12, 20),
 }
 
 

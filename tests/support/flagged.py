@@ -93,7 +93,7 @@ class Setup:
 
   @functools.cached_property
   def kept(self):
-    return networks.evaluation_network(self.network, self.config)
+    return networks.evaluation_network(self.network, self.config, len(self.data.validation))
 
   @property
   def optimizer(self):

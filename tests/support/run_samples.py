@@ -104,7 +104,9 @@ def evaluated_run(path, subjects: int = 4) -> run_folder.RunFolder:
       "split": "test", "subjects": subjects, "volumes": subjects, "slices": 31 * subjects,
       "fingerprint": "f" * 16, "model_sha256": "0" * 64, "surface_tolerances_mm": [1.0],
       "warnings": ["surface Dice at 1 mm: the tolerance is below the voxel size"],
-      "subjects_also_trained_on": 0, "volumes_with_2d_distances": 0, "volumes_without_spacing": 1,
+      "subjects_also_trained_on": [], "subjects_also_validated_on": [],
+      "volumes_with_2d_distances": 0, "volumes_without_spacing": 1,
+      "volumes_without_some_slices": 0, "volumes_on_resampled_grid": 0,
       "dataset_splits": {"test": {"subjects": subjects, "volumes": subjects, "slices": 124}},
   }  # fmt: skip
   files.write_json(run.metrics_json, summary.strict({"test": figures}))

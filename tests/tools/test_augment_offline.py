@@ -101,6 +101,11 @@ def test_copies_differ_from_their_sources_and_hold_the_class(stroke, augmented):
     assert [int(row[f"pixels_{name}"]) for name in stroke.scheme.names] == list(counts)
 
 
+def test_the_copy_keeps_the_list_of_who_stands_where(stroke, augmented):
+  name = "splits.json"
+  assert (augmented[0].path / name).read_bytes() == (stroke.path / name).read_bytes()
+
+
 def test_the_result_verifies_and_other_splits_are_unchanged_bytes(stroke, augmented):
   dataset, _ = augmented
   assert verify_records.verify(dataset).problems == []
@@ -239,3 +244,20 @@ def test_the_program_writes_what_the_function_writes(stroke, augmented, tmp_path
   assert done.returncode == 0, done.stderr
   (report,) = tmp_path.rglob("build_report.json")
   assert build_samples.digests(report.parent) == build_samples.digests(augmented[0].path)
+
+
+def test_copies_of_resampled_slices_do_not_keep_the_labels_of_the_scan(tmp_path):
+  raw = build_samples.raw_folder("hippocampus_t1w", tmp_path / "raw", subjects=2)
+  builder = build_samples.build(
+      "hippocampus_t1w", raw, tmp_path / "data", options={"isotropic_mm": 2.0}
+  )
+  source = built_dataset.open_folder(pathlib.Path(builder.data_path))
+  chosen = plan(copies=1, only_classes=("hippocampus",))
+  folder, count = dataset.write_records(source, chosen, tmp_path / "out")
+  made = built_dataset.open_folder(folder)
+  kept = {row["key"]: len(example["native_label"]) for row, example in made.records()}
+  before = {row["key"]: len(example["native_label"]) for row, example in source.records()}
+  copied = {row["key"] for row in copies_in(made)}
+  assert len(copied) == count > 0 and {kept[key] for key in copied} == {0}
+  assert {key: kept[key] for key in before} == before and max(before.values()) > 0
+  assert not verify_records.verify(made).problems

@@ -60,6 +60,54 @@ def test_what_is_built_already_is_left_alone_unless_told(pristine, tmp_path, cap
   assert "Already built" not in capsys.readouterr().out and info.stat().st_mtime_ns != before
 
 
+def places_in(folder):
+  path = folder / HIPPOCAMPUS / "slices" / "1.0.0" / "splits.json"
+  listed = json.loads(path.read_text())["subjects"]
+  return {name: (entry["split"], entry["fold"]) for name, entry in listed.items()}
+
+
+def test_a_dataset_grows_in_its_place_and_nobody_moves(tmp_path, capsys):
+  raw = raw_folder(HIPPOCAMPUS, tmp_path / "raw", subjects=6)
+  later = [path for path in raw.rglob("HFH_00[25]*") if "Test" not in path.parts]
+  for path in later:
+    path.rename(tmp_path / path.name)
+  command = [HIPPOCAMPUS, f"--manual_dir={raw}", f"--data_dir={tmp_path / 'data'}"]
+  run(*command)
+  last = capsys.readouterr().out.splitlines()[-1]
+  assert last.startswith("To add subjects later without moving anyone: --overwrite --splits_file=")
+  before = places_in(tmp_path / "data")
+  assert len(before) == 4
+  for path in later:
+    (tmp_path / path.name).rename(path)
+  # The file lies in the very folder that the build replaces.
+  run(*command, *last.split()[-2:])
+  after = places_in(tmp_path / "data")
+  assert len(after) == 6 and {name: after[name] for name in before} == before
+  assert "subjects placed by shares 2, splits_file 4" in capsys.readouterr().out
+  report = next((tmp_path / "data").rglob("build_report.json")).read_text()
+  assert str(tmp_path) not in report
+
+
+def test_other_splits_of_what_is_built_already_are_asked_for_aloud(pristine, tmp_path, capsys):
+  command = [HIPPOCAMPUS, f"--manual_dir={pristine[HIPPOCAMPUS]}", f"--data_dir={tmp_path}"]
+  run(*command, "--split_seed=3")
+  run(*command, "--split_seed=3")
+  run(*command)
+  assert capsys.readouterr().out.count("Already built") == 2
+  with pytest.raises(InputError, match="is built already, with other splits. --overwrite"):
+    run(*command, "--split_seed=4")
+  run(*command, "--split_seed=4", "--config_name=other")
+  assert {"other", "slices"} <= {path.name for path in (tmp_path / HIPPOCAMPUS).iterdir()}
+
+
+def test_a_dry_run_shows_who_falls_where(pristine, tmp_path, capsys):
+  names = tmp_path / "names.txt"
+  names.write_text("hfh_002\nhfh_003\n")
+  run(HIPPOCAMPUS, f"--manual_dir={pristine[HIPPOCAMPUS]}", "--dry_run", f"--holdout={names}")
+  assert ("subjects: train 1, validation 0, test 2; folds of 1, 0, 0, 0, 0 placed by holdout 2,"
+          " shares 1.") in capsys.readouterr().out  # fmt: skip
+
+
 def test_a_dry_run_prints_every_file_and_builds_nothing(pristine, tmp_path, capsys):
   run(HIPPOCAMPUS, f"--manual_dir={pristine[HIPPOCAMPUS]}", f"--data_dir={tmp_path / 'out'}",
       "--dry_run")
@@ -93,9 +141,10 @@ def test_options_make_a_config_of_their_own(pristine, tmp_path, capsys):
   report = json.loads(next(tmp_path.rglob("build_report.json")).read_text())
   assert report["config"] == "slices-empty_slices_drop-plane_axial"
   assert report["slice_plan"]["plane"] == "axial"
-  for split in ("train", "validation", "test"):
-    counts = report["splits"][split]
-    assert counts["num_records"] == counts["num_foreground_records"] > 0
+  counts = report["splits"]
+  assert counts["train"]["num_records"] == counts["train"]["num_foreground_records"] > 0
+  for split in ("validation", "test"):  # Whole volumes, for the scores.
+    assert counts[split]["num_records"] > counts[split]["num_foreground_records"] > 0
 
 
 def first(folder, pattern):
@@ -253,7 +302,7 @@ def test_a_data_dir_that_cannot_be_written_is_named(pristine, tmp_path):
 def test_options_that_leave_no_slice_are_refused_and_leave_nothing(pristine, tmp_path):
   raw = shutil.copytree(pristine[HIPPOCAMPUS], tmp_path / "raw")
   shutil.rmtree(raw / "Test")
-  with pytest.raises(InputError, match="leave no slice"):
+  with pytest.raises(InputError, match="leave no slice to train on"):
     run(HIPPOCAMPUS, f"--manual_dir={raw}", f"--data_dir={tmp_path / 'out'}",
         "--empty_slices=drop", "--min_foreground_pixels=100000")
   assert not (tmp_path / "out").exists()

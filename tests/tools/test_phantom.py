@@ -23,6 +23,8 @@ SMALL = {
     "hippocampus_t1w": (32, 16, 36),
     "image_mask": (48, 3),
     "ms_lesion_mri": (48, 40, 12),
+    "scan_label": (24, 10, 24),
+    "scan_label/two_channels": (24, 10, 24),
 }
 
 
@@ -63,6 +65,18 @@ def test_hippocampus_files_have_the_quirks_of_the_published_ones(tmp_path):
   zooms = images[0].header.get_zooms()
   np.testing.assert_allclose(zooms[:3], (200 / 32, 80 / 16, 200 / 36), rtol=1e-5)
   assert [path.name for path in (tmp_path / "Test").glob("*.hdr")] == ["HFH_006.hdr"]
+
+
+def test_of_two_channels_neither_alone_shows_the_lesions(tmp_path):
+  layouts.write("scan_label/two_channels", tmp_path, 2, 0, (48, 20, 48))
+  for label_path in sorted((tmp_path / "labelsTr").glob("*.nii")):
+    lesion = voxels(label_path) > 0
+    assert 0 < lesion.mean() < 0.1
+    scans = [voxels(tmp_path / "imagesTr" / f"{label_path.stem}_000{n}.nii") for n in (0, 1)]
+    # Spots are 70 brighter than what is around them: as many bright voxels again are no lesion.
+    for scan in scans:
+      as_bright = scan >= np.median(scan[lesion])
+      assert (as_bright & ~lesion).sum() > 0.5 * (as_bright & lesion).sum()
 
 
 def test_the_two_hippocampi_lie_left_and_right_and_differ_between_subjects(tmp_path):

@@ -1,8 +1,10 @@
 """verify_records, dataset_report and export_images, on small built phantoms."""
 
 import dataclasses
+import functools
 import json
 import pathlib
+import random
 import re
 import shutil
 import subprocess
@@ -17,6 +19,7 @@ from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.datasets import built_dataset, catalog
 from flexunet.datasets.builder import tfrecord
+from flexunet.pipelines import dataset_source
 from flexunet.tools import export_images, verify_records
 from flexunet.tools.dataset_report import charts, page, statistics
 from flexunet.tools.phantom import layouts
@@ -180,6 +183,151 @@ def test_a_report_that_was_edited_is_found(copy):
   problems = problems_of(copy)
   assert any("fingerprint" in line for line in problems)
   assert any("sha256" in line for line in problems)
+
+
+def any_problem(folder: pathlib.Path) -> bool:
+  try:
+    return bool(problems_of(folder))
+  except InputError:
+    return True
+
+
+def places_of(value, path=()):
+  """Yields (path, value) of everything in a tree of JSON."""
+  yield path, value
+  if isinstance(value, (dict, list)):
+    for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
+      yield from places_of(entry, (*path, key))
+
+
+def edit_json(path: pathlib.Path, draw: random.Random) -> str:
+  """Changes one value of a JSON file, or removes or adds one; returns what was done."""
+  tree = json.loads(path.read_text())
+  place, value = draw.choice([found for found in places_of(tree) if found[0]])
+  *above, last = place
+  holder = functools.reduce(lambda node, key: node[key], above, tree)
+  kind = draw.choice(["change", "change", "remove", "null", "add"])
+  if kind == "change" and isinstance(value, (int, float)):
+    holder[last] = value + draw.choice([-1, 1, 0.5, 1000])
+  elif kind == "change" and isinstance(value, str):
+    holder[last] = value[:-1] + draw.choice("abcxyz0123") + "q"
+  elif kind == "change":
+    holder[last] = [value]
+  elif kind == "remove":
+    del holder[last]
+  elif kind == "null":
+    holder[last] = "none" if value is None else None
+  elif isinstance(holder, dict):
+    holder["added"] = 1
+  else:
+    holder.append(1)
+  path.write_text(json.dumps(tree))
+  return f"{kind} {place}"
+
+
+def edit_table(path: pathlib.Path, draw: random.Random) -> str:
+  """Changes one cell of records.csv, or its header, or removes, doubles or swaps lines."""
+  rows = [line.split(",") for line in path.read_text().splitlines()]
+  kind = draw.choice(["cell"] * 6 + ["header", "remove", "double", "swap"])
+  number, column = draw.randrange(1, len(rows)), draw.randrange(len(rows[0]))
+  if kind in ("cell", "header"):
+    row = rows[0 if kind == "header" else number]
+    row[column] = str(int(row[column]) + 1) if row[column].lstrip("-").isdigit() else "x"
+  elif kind == "remove":
+    del rows[number]
+  elif kind == "double":
+    rows.append(rows[number])
+  else:
+    rows[number - 1], rows[number] = rows[number], rows[number - 1]
+  path.write_text("\n".join(map(",".join, rows)) + "\n")
+  return f"{kind} row {number} column {column}"
+
+
+EDITED = {"build_report.json": 40, "records.csv": 40, "checksums.json": 15, "features.json": 10,
+          "dataset_info.json": 10, "croissant.json": 10}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EDITED)
+def test_no_random_edit_of_a_file_beside_the_shards_is_silent(copy, name):
+  path, before = copy / name, (copy / name).read_bytes()
+  silent = []
+  for seed in range(EDITED[name]):
+    draw = random.Random(seed)
+    done = edit_table(path, draw) if name == "records.csv" else edit_json(path, draw)
+    if not any_problem(copy):
+      silent.append((seed, done))
+    path.write_bytes(before)
+  assert silent == []
+  assert not any_problem(copy)
+
+
+def test_what_the_records_show_is_found_also_where_the_checksums_are_made_again(copy):
+  """Each entry is one that training reads or that the report is read for."""
+  report_path, table = copy / "build_report.json", copy / "records.csv"
+  report, lines = report_path.read_bytes(), table.read_text().splitlines()
+  header = lines[0].split(",")
+  silent = []
+  for number, change in enumerate((
+      lambda r: r["splits"]["train"]["subjects"].pop(),
+      lambda r: r["splits"]["train"].update(num_foreground_records=1),
+      lambda r: r["splits"]["test"]["pixels"].update(hippocampus=1),
+      lambda r: r["splits"].pop("test"),
+      lambda r: r["split_realised"].update(train=0.123),
+      lambda r: r["label_scheme"][1].update(name="brain"),
+      lambda r: r["shards"][0].update(bytes=1),
+      lambda r: r["shards"][0].update(split="test"),
+      lambda r: r["shards"].pop(),
+      lambda r: r.update(dataset="other"),
+      lambda r: r.update(config="other"),
+      lambda r: r.update(version="2.0.0"),
+      lambda r: r.update(form="volumes"),
+      lambda r: r.update(file_format="array_record"),
+      lambda r: r.update(fingerprint="0" * 64),
+  )):
+    edited = json.loads(report)
+    change(edited)
+    report_path.write_text(json.dumps(edited))
+    built_dataset.write_checksums(copy)
+    if not any_problem(copy):
+      silent.append(number)
+  report_path.write_bytes(report)
+  for column in header:
+    cells = lines[3].split(",")
+    cell = cells[header.index(column)]
+    cells[header.index(column)] = str(int(cell) + 1) if cell.isdigit() else "test"
+    table.write_text("\n".join([*lines[:3], ",".join(cells), *lines[4:]]) + "\n")
+    built_dataset.write_checksums(copy)
+    if not any_problem(copy):
+      silent.append(column)
+  assert silent == []
+
+
+@pytest.mark.parametrize("name", ["build_report.json", "records.csv", "features.json"])
+def test_a_dataset_with_an_edited_file_is_not_opened_for_training(copy, name):
+  dataset_source.open_dataset(None, copy)
+  path = copy / name
+  path.write_bytes(path.read_bytes().replace(b"1", b"2", 1))
+  with pytest.raises(InputError, match=f"but {name} changed since"):
+    dataset_source.open_dataset(None, copy)
+
+
+def test_a_dataset_without_checksums_does_not_verify(copy):
+  (copy / "checksums.json").unlink()
+  [problem] = problems_of(copy)
+  assert problem.startswith("checksums.json: is missing")
+  dataset_source.open_dataset(None, copy)  # As datasets that were built elsewhere.
+
+
+def test_the_checksums_hold_every_file_but_the_shards(copy):
+  """A missing label list, or a file that the build did not write, is named."""
+  listed = set(json.loads((copy / "checksums.json").read_text())["sha256"])
+  others = {p.name for p in copy.iterdir() if "tfrecord" not in p.name} - {"checksums.json"}
+  assert listed == others and {"label.labels.txt", "croissant.json"} <= listed
+  (copy / "label.labels.txt").unlink()
+  (copy / "splits2.json").write_text("{}")
+  problems = problems_of(copy)
+  assert "label.labels.txt: is missing (sha256 in checksums.json)." in problems
+  assert "splits2.json: checksums.json knows no such file." in problems
 
 
 def test_a_rewritten_shard_with_another_label_is_found(copy):

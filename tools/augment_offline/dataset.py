@@ -20,13 +20,15 @@ from typing import Any
 import tensorflow as tf
 from PIL import Image
 
+from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.core.progress import bar
-from flexunet.datasets import subject_splits
+from flexunet.datasets import built_dataset, subject_splits
 from flexunet.datasets.builder import (
   build_report,
   case_records,
   croissant,
+  native_labels,
   shard_writer,
   tfrecord,
 )
@@ -150,6 +152,7 @@ def write(
   report = build_report.write(folder, about, dataset.scheme, splits)
   croissant.write(folder, report, croissant.read_prose(dataset.path))
   _write_info(dataset, folder, config_name, splits[TRAIN])
+  built_dataset.write_checksums(folder)
   return count
 
 
@@ -175,6 +178,7 @@ def _records_of(dataset: BuiltDataset, split: str) -> dict[str, PlacedRecord]:
             height=int(row["height"]),
             width=int(row["width"]),
             pixels=tuple(int(row[f"pixels_{name}"]) for name in names),
+            fold=int(row["fold"]),
         ),
         work_file=dataset.path / row["shard"],
         shard=row["shard"],
@@ -224,6 +228,8 @@ def _edited(copy: Copy, volume: str) -> bytes:
   }
   for name, value in values.items():
     example.features.feature[name].bytes_list.value[:] = [value]
+  if native_labels.LABEL in example.features.feature:  # Those of the source fit it alone.
+    del example.features.feature[native_labels.LABEL].bytes_list.value[:]
   # Without `deterministic` the fields come in another order in every process.
   return example.SerializeToString(deterministic=True)
 
@@ -273,7 +279,7 @@ def _write_info(
   for path in dataset.path.iterdir():
     if path.suffix in (".json", ".txt") and not (folder / path.name).exists():
       shutil.copyfile(path, folder / path.name)
-  info = json.loads((dataset.path / INFO_NAME).read_text(encoding="utf-8"))
+  info = files.read_json(dataset.path / INFO_NAME)
   info["configName"] = config_name
   for split in info["splits"]:
     if split["name"] == TRAIN:

@@ -83,6 +83,17 @@ def _image_mask(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, ..
     images.write_subject(out, index, _generator(seed, index), size)
 
 
+def _pairs(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, ...]) -> None:
+  for index in range(subjects):
+    volumes.write_pair(out, index, _generator(seed, index), size)
+
+
+def _two_channels(out: pathlib.Path, subjects: int, seed: int, size: tuple[int, ...]) -> None:
+  for index in range(subjects):
+    volumes.write_two_channels(out, index, _generator(seed, index), size)
+  volumes.write_dataset_json(out, subjects)
+
+
 LAYOUTS: dict[str, Layout] = {
     "brain_ich_ct": Layout(images.CT_SIZE, _MOST_CT_SUBJECTS, _brain_ich_ct),
     "brain_ich_ct/nifti": Layout(
@@ -93,6 +104,8 @@ LAYOUTS: dict[str, Layout] = {
     "hippocampus_t1w": Layout(volumes.HIPPOCAMPUS_SIZE, 800, _hippocampus),
     "image_mask": Layout(images.IMAGE_SIZE, 900, _image_mask),
     "ms_lesion_mri": Layout(volumes.MS_SIZE, 900, _ms),
+    "scan_label": Layout(volumes.HIPPOCAMPUS_SIZE, 900, _pairs),
+    "scan_label/two_channels": Layout(volumes.HIPPOCAMPUS_SIZE, 900, _two_channels),
 }
 
 

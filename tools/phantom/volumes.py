@@ -8,6 +8,7 @@ Writes the smallest spreadsheet (.xlsx) a reader accepts: one sheet of numbers a
 
 from __future__ import annotations
 
+import json
 import pathlib
 import zipfile
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ HIPPOCAMPUS_SIZE = (96, 40, 96)
 # Millimetres that the default grid covers; other sizes cover the same with other voxels.
 _HIPPOCAMPUS_FIELD_MM = (200.0, 80.0, 200.0)
 _HIPPOCAMPUS_CENTRE_MM = (0.0, -15.0, -4.0)
+# Spots of a two-channel phantom, a third each in T1, in FLAIR and in both, and where they may lie.
+_SPOTS, _SPOT_REACH_MM = 18, (45.0, 36.0, 45.0)
 FULL_HEAD_SIZE = (88, 104, 96)
 _FULL_HEAD_FIELD_MM = (176.0, 208.0, 192.0)
 MS_SIZE = (112, 96, 20)  # Rows run to posterior, columns to the right.
@@ -118,6 +121,52 @@ def write_full_head(out: pathlib.Path, index: int, rng: np.random.Generator, siz
     metadata.write_text("\ufeffSubject,Group\r\n", encoding="utf-8", newline="")
   with metadata.open("a", encoding="utf-8", newline="") as stream:
     stream.write(f"{subject},{'control' if control else 'stroke'}\r\n")
+
+
+def write_pair(out: pathlib.Path, index: int, rng: np.random.Generator, size: Size) -> None:
+  """Writes one subject as images/NAME + labels/NAME: T1, the two hippocampi as 1 and 2."""
+  grid = anatomy.Grid.covering(_HIPPOCAMPUS_FIELD_MM, size, "LAS", _HIPPOCAMPUS_CENTRE_MM)
+  tissue, hippocampus = anatomy.tissue_map(anatomy.draw_head(rng), grid)
+  image = (appearance.mri(tissue, "t1", rng) * rng.uniform(4, 12)).astype(np.int16)
+  for folder, voxels in (("images", image), ("labels", hippocampus.astype(np.uint8))):
+    (out / folder).mkdir(exist_ok=True)
+    nib.save(nib.Nifti1Image(voxels, grid.affine), out / folder / f"head_{index + 1:03d}.nii")
+
+
+def write_two_channels(
+    out: pathlib.Path, index: int, rng: np.random.Generator, size: Size
+) -> None:
+  """Writes one subject of an nnU-Net folder: T1 and FLAIR, of which neither alone suffices.
+
+  Spots are bright in T1, in FLAIR or in both; only those in both are lesions.
+  """
+  grid = anatomy.Grid.covering(_HIPPOCAMPUS_FIELD_MM, size, "LAS", _HIPPOCAMPUS_CENTRE_MM)
+  tissue, _ = anatomy.tissue_map(anatomy.draw_head(rng), grid)
+  bright = np.zeros((2, *tissue.shape), bool)
+  for number in range(_SPOTS):
+    centre = [rng.uniform(-1, 1) * reach for reach in _SPOT_REACH_MM]
+    spot = anatomy.ellipsoid(grid.coordinates(), centre, rng.uniform(6, 11, 3)) < 1
+    for channel in ((0,), (1,), (0, 1))[number % 3]:
+      bright[channel] |= spot
+  for channel, contrast in enumerate(("t1", "flair")):
+    image = appearance.mri(tissue, contrast, rng) + 70 * bright[channel]
+    name = f"head_{index + 1:03d}_{channel:04d}.nii"
+    (out / "imagesTr").mkdir(exist_ok=True)
+    nib.save(nib.Nifti1Image(image.astype(np.int16), grid.affine), out / "imagesTr" / name)
+  (out / "labelsTr").mkdir(exist_ok=True)
+  label = nib.Nifti1Image(bright.all(axis=0).astype(np.uint8), grid.affine)
+  nib.save(label, out / "labelsTr" / f"head_{index + 1:03d}.nii")
+
+
+def write_dataset_json(out: pathlib.Path, subjects: int) -> None:
+  """Writes the `dataset.json` of a folder of `write_two_channels`."""
+  about = {
+      "channel_names": {"0": "T1", "1": "FLAIR"},
+      "labels": {"background": 0, "lesion": 1},
+      "numTraining": subjects,
+      "file_ending": ".nii",
+  }
+  (out / "dataset.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
 def write_ms(out: pathlib.Path, index: int, rng: np.random.Generator, size: Size) -> None:

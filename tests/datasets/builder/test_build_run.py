@@ -66,6 +66,17 @@ def test_a_split_made_by_slice_would_be_found(built, tmp_path):
   assert set(two_sides(listing)) == {row["subject"] for row in labelled}
 
 
+def test_no_fold_of_five_subjects_in_cross_validation_is_empty(tmp_path):
+  # Seven subjects: one falls to the test split, and has no fold.
+  raw = build_samples.raw_folder(HIPPOCAMPUS, tmp_path / "raw", subjects=7)
+  rows = build_samples.rows_of(build_samples.build(HIPPOCAMPUS, raw, tmp_path / "out"))
+  fold_of = {row["subject"]: (row["split"], int(row["fold"])) for row in rows}
+  folds = [fold for split, fold in fold_of.values() if split in ("train", "validation")]
+  assert sorted(folds) == [0, 0, 1, 2, 3, 4]
+  others = {split: fold for split, fold in fold_of.values() if fold == -1}
+  assert others.keys() == {"test", "unlabeled"}
+
+
 def test_building_again_gives_the_same_bytes(raw, built, tmp_path):
   again = build_samples.build(HIPPOCAMPUS, raw, tmp_path)
   digests = build_samples.digests(built.data_path)
@@ -256,7 +267,8 @@ def test_a_fault_in_a_worker_comes_back_with_its_trace(raw, tmp_path, monkeypatc
   monkeypatch.setattr(workers, "_may_fork", lambda: False)
   builder = build_samples.catalog.builder(HIPPOCAMPUS, tmp_path)
   address = dataclasses.replace(build_run.address_of(builder), config="no such config")
-  task = case_records.CaseTask(builder.inspect_source(raw).cases[0], 0, tmp_path / "x")
+  case = builder.inspect_source(raw).cases[0]
+  task = case_records.CaseTask(case, 0, tmp_path / "x", written=case)
   with pytest.raises(RuntimeError, match="no such config"):
     workers.read_cases(builder, address, [task] * 4, 2)
 

@@ -236,7 +236,7 @@ def test_a_package_offers_a_dataset_by_name(offered, tmp_path, capsys):
   with pytest.raises(SystemExit):
     run("--help")
   printed = " ".join(capsys.readouterr().out.split())
-  assert re.search(r"Datasets: brain_ich_ct, .*ms_lesion_mri, my_dataset\.", printed)
+  assert re.search(r"Datasets: brain_ich_ct, .*ms_lesion_mri, .*my_dataset\.", printed)
 
 
 @pytest.mark.parametrize(

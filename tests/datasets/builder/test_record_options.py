@@ -1,18 +1,20 @@
 """The options of a build: planes, empty slices, windows, resampling."""
 
+import json
+import pathlib
+
 import build_samples
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from flexunet.core.errors import InputError
-from flexunet.datasets import catalog
+from flexunet.datasets import built_dataset, catalog
 from flexunet.datasets.builder.record_options import RecordOptions, VolumeOptions
 from flexunet.imaging import nifti, slicing
 from flexunet.imaging.slicing import Slices
 
 HIPPOCAMPUS = "hippocampus_t1w"
-DEPTH = build_samples.SIZES[HIPPOCAMPUS][1]
-LABELLED = ("train", "validation", "test")
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +50,17 @@ def test_slices_can_be_cut_along_every_plane(raw, built, plane, row, column, thr
   assert report["slice_plan"]["plane"] == plane
 
 
-def test_dropped_empty_slices_are_counted_and_the_others_stay(built):
+def test_empty_slices_leave_the_training_split_alone_and_are_counted(built):
   everything = build_samples.report_of(built())
   report = build_samples.report_of(built(empty_slices="drop"))
-  for name in LABELLED:
-    assert report["splits"][name]["num_records"] == (
-        everything["splits"][name]["num_foreground_records"])
-    assert report["splits"][name]["pixels"]["hippocampus"] == (
-        everything["splits"][name]["pixels"]["hippocampus"])
-  # Without labels nobody knows which slices are empty.
-  assert counts(report)["unlabeled"] == counts(everything)["unlabeled"] == DEPTH
+  train, whole = report["splits"]["train"], everything["splits"]["train"]
+  assert train["num_records"] == whole["num_foreground_records"] < whole["num_records"]
+  assert train["pixels"]["hippocampus"] == whole["pixels"]["hippocampus"]
+  # Scores are of whole volumes; without labels nobody knows which slices are empty.
+  for name in ("validation", "test", "unlabeled"):
+    assert report["splits"][name] == everything["splits"][name]
   dropped = sum(sum(reasons.values()) for reasons in report["slices_left_out"].values())
-  kept = sum(counts(report)[name] for name in LABELLED)
-  assert dropped + kept == 3 * DEPTH and dropped > 0
+  assert dropped == whole["num_records"] - train["num_records"] > 0
 
 
 def test_a_share_of_the_empty_slices_can_be_kept_always_the_same_ones(built):
@@ -71,12 +71,16 @@ def test_a_share_of_the_empty_slices_can_be_kept_always_the_same_ones(built):
 
 
 def test_slices_below_the_least_foreground_are_left_out_and_empty_ones_are_not(built):
-  areas = [int(row["pixels_hippocampus"]) for row in build_samples.rows_of(built())
-           if row["split"] != "unlabeled"]
+  def areas_of(builder, *splits):
+    return sorted(int(row["pixels_hippocampus"]) for row in build_samples.rows_of(builder)
+                  if row["split"] in splits)  # fmt: skip
+
+  everything, others = built(), ("validation", "test")
+  areas = areas_of(everything, "train")
   least = sorted(area for area in areas if area)[2]
-  rows = build_samples.rows_of(built(min_foreground_pixels=least))
-  found = [int(row["pixels_hippocampus"]) for row in rows if row["split"] != "unlabeled"]
-  assert sorted(found) == sorted(area for area in areas if area == 0 or area >= least)
+  sparse = built(min_foreground_pixels=least)
+  assert areas_of(sparse, "train") == [area for area in areas if area == 0 or area >= least]
+  assert areas_of(sparse, *others) == areas_of(everything, *others)
 
 
 def test_an_own_window_replaces_the_datasets(built):
@@ -165,3 +169,38 @@ def test_a_config_can_be_given_as_json_as_the_tfds_command_does():
   builder = chosen(data_dir="/none", config=config)
   assert builder.label_scheme().num_classes == 3
   assert builder.active_intensity().high == 80
+
+
+def test_split_options_can_be_given_as_json_too(raw, tmp_path):
+  chosen = catalog.builder_class(HIPPOCAMPUS)
+  config = chosen.builder_config_cls(
+      **{"name": "held", "split_shares": [50, 25, 25], "split_seed": 2})
+  builder = chosen(data_dir=str(tmp_path), config=config)
+  builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=raw))
+  report = build_samples.report_of(builder)
+  assert report["split_options"] == {"split_shares": [0.5, 0.25, 0.25], "split_seed": 2}
+  assert report["split_asked"] == {"train": 0.5, "validation": 0.25, "test": 0.25}
+  assert report["options"] == {}
+
+
+def test_split_options_leave_a_config_its_name():
+  builder = catalog.builder(HIPPOCAMPUS, "/none", options={"split_seed": 1, "plane": "axial"})
+  assert builder.builder_config.name == "slices-plane_axial"
+  assert builder.split_options.split_seed == 1
+
+
+def test_labels_can_decide_on_the_strata_and_the_records_hold_the_folds(tmp_path):
+  raw = build_samples.raw_folder(HIPPOCAMPUS, tmp_path / "raw", subjects=12)
+  builder = build_samples.build(
+      HIPPOCAMPUS, raw, tmp_path / "out", options={"stratify": "foreground"})
+  assert builder.builder_config.name == "slices"
+  assert build_samples.report_of(builder)["split_options"] == {"stratify": "foreground"}
+  folder = pathlib.Path(builder.data_path)
+  listed = json.loads((folder / "splits.json").read_text())["subjects"]
+  strata = [entry["stratum"].split()[-1] for entry in listed.values()]
+  assert {name: strata.count(name) for name in strata} == {"little": 4, "some": 4, "much": 4}
+  for row, record in built_dataset.open_folder(folder).records():
+    assert int(row["fold"]) == record["fold"]
+    if row["split"] != "unlabeled":
+      entry = listed[record["subject"]]
+      assert (entry["split"], entry["fold"]) == (row["split"], record["fold"])

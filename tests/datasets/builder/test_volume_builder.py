@@ -106,6 +106,30 @@ def test_nifti_with_scale_factors_a_trailing_axis_and_any_affine_comes_back(tmp_
 
 
 @pytest.mark.slow
+def test_a_label_stored_along_other_axes_and_scans_of_freesurfer_are_taken(tmp_path):
+  raw = tmp_path / "raw"
+  affine = np.diag([-1.0, 2, 3, 1])
+  for number in (1, 2, 3):
+    write_nifti(raw, number, numbers(number, np.int16), affine)
+  label_path = raw / "Train" / "Labels" / "HFH_001_Hipp_Labels.nii.gz"
+  label = nib.load(label_path)
+  turned = label.as_reoriented(
+      nib.orientations.ornt_transform(
+          nib.orientations.axcodes2ornt("LAS"), nib.orientations.axcodes2ornt("SPR")
+      )
+  )
+  assert turned.shape == SHAPE[::-1]
+  turned.to_filename(label_path)
+  scan_path = raw / "Train" / "HFH_002.nii.gz"
+  scan = nib.load(scan_path)
+  nib.MGHImage(np.asanyarray(scan.dataobj), affine).to_filename(raw / "Train" / "HFH_002.mgz")
+  scan_path.unlink()
+  examples = read_back(build_samples.build("hippocampus_t1w/volumes", raw, tmp_path / "out"))
+  np.testing.assert_array_equal(examples["hfh_001"]["label"], numbers(1, np.int16) > 0)
+  np.testing.assert_array_equal(examples["hfh_002"]["image"], numbers(2, np.int16))
+
+
+@pytest.mark.slow
 def test_sources_of_different_dtypes_are_stored_in_one_that_holds_both(tmp_path):
   raw = tmp_path / "raw"
   write_pair(raw, 1, numbers(1, np.int16))

@@ -10,13 +10,15 @@ import pytest
 import run_samples
 
 from flexunet import evaluate as program
-from flexunet import run_folder
+from flexunet import run_folder, seen_subjects
+from flexunet.core import files
 from flexunet.core.errors import InputError
-from flexunet.evaluation import evaluate, labelled_volumes
+from flexunet.evaluation import evaluate, labelled_volumes, volume_scores
 from flexunet.pipelines import readers
 from flexunet.pipelines.dataset_source import open_dataset
 
 NAMES = dataset_samples.NAMES
+DATASET = "blobs/slices/1.0.0"
 
 
 def records(subject: str, count: int, height=20, width=26, **extras) -> list[dict]:
@@ -64,8 +66,15 @@ def run(tmp_path, monkeypatch):
       )
   )
   made.model_keras.write_bytes(b"model")
+  remember(made, seen_subjects.SubjectsSeen(DATASET, frozenset("T"), frozenset("V")))
   monkeypatch.setattr(evaluate, "load_model", lambda run: run_samples.BrightnessNetwork())
   return made
+
+
+def remember(run, *seen):
+  """Lets the manifest of a run say whom it has seen."""
+  entries = [one.to_json() for one in seen]
+  files.write_json(run.manifest_json, {seen_subjects.KEY: entries} if seen else {})
 
 
 def scores_of(run, splits, data_dir, **options):
@@ -104,14 +113,103 @@ def test_a_perfect_network_scores_one_and_empty_volumes_do_not_count(run, data_d
   assert evaluated["dataset_splits"]["train"] == {"subjects": 1, "volumes": 1, "slices": 2}
 
 
-def test_subjects_on_both_sides_of_a_split_are_counted_and_told(run, tmp_path):
+def test_subjects_that_the_run_has_seen_are_named_whatever_the_splits_of_today(
+    run, tmp_path, capsys
+):
+  # Built again with other splits: A and B were trained on, C validated on; today all are tested.
+  remember(run, seen_subjects.SubjectsSeen(DATASET, frozenset("ABT"), frozenset("CV")))
+  today = [*records("A", 1), *records("C", 1), *records("D", 1)]
+  dataset_samples.write_dataset(
+      tmp_path, {"train": records("E", 1), "validation": records("B", 1), "test": today}
+  )
+  figures = scores_of(run, ["test", "validation", "train"], tmp_path)
+  evaluated = figures["test"]["evaluated"]
+  assert evaluated["subjects_also_trained_on"] == ["A"]
+  assert evaluated["subjects_also_validated_on"] == ["C"]
+  leak, chose = evaluated["warnings"][-2:]
+  assert leak.startswith("1 of 3 subjects (A) was trained on too")
+  assert "optimistic: 1 of 3 subjects (C) was validated on" in chose
+  (all_seen,) = figures["validation"]["evaluated"]["warnings"][-1:]
+  assert all_seen.startswith("the network was trained on it: all its subjects were")
+  assert figures["train"]["evaluated"]["subjects_also_trained_on"] == []
+  said, report = capsys.readouterr().err, run.report_html.read_text()
+  assert f"warning: test: {leak}" in said and leak in report and chose in report
+
+
+def test_volumes_are_scored_as_prediction_sees_them_at_the_pixel_size_of_training(
+    run, data_dir, monkeypatch
+):
+  shapes = []
+
+  class Watching(run_samples.BrightnessNetwork):
+    def predict_on_batch(self, batch):
+      shapes.append(tuple(np.ptp(np.argwhere(batch[0, ..., 0]), axis=0) + 1))
+      return super().predict_on_batch(batch)
+
+  monkeypatch.setattr(evaluate, "load_model", lambda run: Watching())
+  sizes = {name: [1.0, 1.0] for name in ("low_mm", "median_mm", "high_mm")}
+  run.write_config(run_samples.with_facts(run.read_config(), pixel_sizes=sizes))
+  scores_of(run, ["train"], data_dir)
+  # 20 x 26 pixels of 1 x 0.5 mm: 13 columns of 1 mm.
+  assert set(shapes) == {(20, 13)}
+
+
+def test_a_run_that_keeps_no_subjects_is_compared_with_the_splits_of_today_and_says_so(
+    run, tmp_path
+):
+  remember(run)
   both = [*records("A", 2), *records("B", 2)]
-  dataset_samples.write_dataset(tmp_path / "data", {"train": both[:2], "test": both})
-  evaluated = scores_of(run, ["test", "train"], tmp_path / "data")
-  assert evaluated["test"]["evaluated"]["subjects_also_trained_on"] == 1
-  report = run.report_html.read_text()
-  assert "1 of 2 subjects trained on too" in report
-  assert "the network was trained on it" in report
+  splits = {"train": both[:2], "validation": records("V", 1), "test": both}
+  dataset_samples.write_dataset(tmp_path, splits)
+  evaluated = scores_of(run, ["test"], tmp_path)["test"]["evaluated"]
+  assert evaluated["subjects_also_trained_on"] == ["A"]
+  assert any("does not say whom it was trained on" in text for text in evaluated["warnings"])
+
+
+def test_subjects_of_the_networks_that_a_run_started_from_count_too(run, data_dir):
+  remember(
+      run,
+      seen_subjects.SubjectsSeen(DATASET, frozenset("T"), frozenset("V")),
+      seen_subjects.SubjectsSeen("blobs/other/2.0.0", frozenset("AX")),
+      seen_subjects.SubjectsSeen("patients/slices/1.0.0", frozenset("BY")),
+      seen_subjects.SubjectsSeen(None),
+  )
+  evaluated = scores_of(run, ["test"], data_dir)["test"]["evaluated"]
+  assert evaluated["subjects_also_trained_on"] == ["A"]
+  leak, elsewhere, unknown = evaluated["warnings"][-3:]
+  assert "1 of 3 subjects (A)" in leak
+  assert "1 of 3 subjects (B)" in elsewhere and "patients/slices/1.0.0" in elsewhere
+  assert "not known whom it was trained on" in unknown
+
+
+@pytest.mark.parametrize("entry", [{}, "x", [{}], [{"dataset": 1, "train": [], "validation": []}],
+                                   [{"dataset": "a", "train": [1], "validation": []}]])  # fmt: skip
+def test_a_damaged_list_of_subjects_is_one_line(run, data_dir, entry):
+  files.write_json(run.manifest_json, {seen_subjects.KEY: entry or 5})
+  with pytest.raises(InputError, match="subjects_seen must be as the run wrote it"):
+    scores_of(run, ["test"], data_dir)
+
+
+def test_scores_of_parts_of_volumes_say_so_everywhere(run, tmp_path, capsys):
+  # Built by an earlier version: 2 slices of A were left out everywhere. Of B one is missing.
+  gap = [record for record in records("B", 5) if record["slice_index"] != 2]
+  splits = {"train": records("T", 1), "validation": records("V", 2),
+            "test": [*records("A", 3), *gap]}  # fmt: skip
+  version = dataset_samples.write_dataset(tmp_path, splits)
+  report = json.loads((version / "build_report.json").read_text())
+  report["slices_left_out"] = {"A_scan": {"no labelled pixel, by empty_slices": 2}}
+  run_samples.write_json(version / "build_report.json", report)
+  figures = scores_of(run, ["test", "validation"], tmp_path)
+  evaluated = figures["test"]["evaluated"]
+  assert evaluated["volumes_without_some_slices"] == 2
+  warning = evaluated["warnings"][0]
+  assert warning.startswith("2 of 2 volumes not whole: the build left out 2 slices: no labelled")
+  assert f"warning: test: {warning}" in capsys.readouterr().err
+  assert warning in run.report_html.read_text()
+  shown = program.scores_text("test", figures["test"])
+  assert "2 subjects, 2 volumes, 2 of them not whole" in shown
+  assert figures["validation"]["evaluated"]["volumes_without_some_slices"] == 0
+  assert "not whole" not in program.scores_text("validation", figures["validation"])
 
 
 def test_the_published_figure_is_computed_as_published(run, data_dir):
@@ -211,6 +309,18 @@ def test_other_records_are_refused_unless_allowed(run, data_dir):
   assert figures["evaluated"]["fingerprint"] == dataset_samples.FINGERPRINT
 
 
+def test_a_second_evaluation_of_a_run_is_refused_while_one_writes(run, data_dir, tmp_path):
+  scores_of(run, ["validation"], data_dir)
+  before = run.metrics_json.read_text()
+  with files.locked(run.evaluation, "--run_dir"):
+    with pytest.raises(InputError, match=r"--run_dir .*evaluation must be free, but another"):
+      scores_of(run, ["test"], data_dir)
+    with files.locked(run.path, "--run_dir"):  # Training may continue.
+      pass
+  assert run.metrics_json.read_text() == before
+  assert not list(run.evaluation.glob(".*"))
+
+
 def test_other_classes_are_refused_even_then(run, data_dir):
   run.write_config(
       run_samples.with_facts(run.read_config(), label_scheme=run_samples.CLASSES)
@@ -233,7 +343,7 @@ def square(top: int, left: int, size: int = 3, shape=(12, 10)) -> np.ndarray:
 
 
 def score(truth: labelled_volumes.LabelledVolume, found) -> dict:
-  return evaluate.score_volume(truth, found, ["background", "x"], [1.0])[0]
+  return volume_scores.score_volume(truth, found, ["background", "x"], [1.0])[0]
 
 
 def test_a_gapless_volume_is_measured_in_three_dimensions():

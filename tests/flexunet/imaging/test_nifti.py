@@ -334,13 +334,71 @@ def test_a_label_of_an_analyze_scan_is_a_pair_of_the_same_shape(tmp_path, suffix
   assert nib.load(hdr).shape == (*SHAPE, 1)
 
 
-def test_free_text_of_a_header_does_not_reach_the_label(tmp_path):
-  scan = save_nifti(tmp_path / "scan.nii")
-  content = bytearray(scan.read_bytes())
-  content[148:153] = b"SMITH"  # descrip
-  scan.write_bytes(content)
-  nifti.write_like(scan, np.zeros(SHAPE, np.uint8), tmp_path / "out.nii")
-  assert b"SMITH" not in (tmp_path / "out.nii").read_bytes()
+HEADERS = {
+    "ANALYZE": (nib.AnalyzeImage, "scan.hdr", ".hdr"),
+    "ANALYZE of SPM": (nib.Spm2AnalyzeImage, "scan.hdr", ".hdr.gz"),
+    "NIfTI-1": (nib.Nifti1Image, "scan.nii", ".nii.gz"),
+    "NIfTI-1 pair": (nib.Nifti1Pair, "scan.hdr", ".hdr"),
+    "NIfTI-2": (nib.Nifti2Image, "scan.nii", ".nii"),
+    "NIfTI-2 pair": (nib.nifti2.Nifti2Pair, "scan.hdr", ".hdr.gz"),
+}
+# How the voxels lie; everything else of a header is filled with a name below.
+GEOMETRY = {
+    "sizeof_hdr", "magic", "eol_check", "dim", "pixdim", "datatype", "bitpix", "vox_offset",
+    "scl_slope", "scl_inter", "xyzt_units", "dim_info", "qform_code", "sform_code", "quatern_b",
+    "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+def test_a_label_takes_from_a_header_only_how_the_voxels_lie(tmp_path, kind):
+  """Every byte that is no geometry says SMITH; the label is that of a header that says nothing."""
+  image, name, suffix = HEADERS[kind]
+  scan = tmp_path / name
+  made = image(VOXELS, AFFINE if "NIfTI" in kind else None)
+  made.header.set_zooms((1.5, 2.0, 3.0))
+  made.to_filename(scan)
+  label = (VOXELS > 0).astype(np.uint8)
+  nifti.write_like(scan, label, tmp_path / f"clean{suffix}")
+  block = np.frombuffer(bytearray(scan.read_bytes()[: made.header.sizeof_hdr]), np.uint8).copy()
+  for field, (dtype, start) in made.header.template_dtype.fields.items():
+    if field not in GEOMETRY and field != "session_error":
+      block[start : start + dtype.itemsize] = np.resize(list(b"SMITH"), dtype.itemsize)
+  if made.header.template_dtype.fields.get("pixdim"):
+    dtype, start = made.header.template_dtype.fields["pixdim"]
+    block[start + dtype.itemsize // 2 : start + dtype.itemsize] = np.resize(
+        list(b"SMITH"), dtype.itemsize // 2)
+  content = scan.read_bytes()
+  if suffix.startswith(".nii"):  # An extension says who it is too.
+    text = b"PatientName=SMITH".ljust(24, b"\0")
+    extension = b"\1\0\0\0" + np.array([32, 6], "<i4").tobytes() + text
+    offset = int(made.header["vox_offset"]) or made.header.sizeof_hdr + 4
+    field = made.header.template_dtype.fields["vox_offset"]
+    moved = np.array([offset + 32], field[0].newbyteorder("<")).tobytes()
+    block[field[1] : field[1] + len(moved)] = list(moved)
+    scan.write_bytes(block.tobytes() + extension + content[offset:])
+  else:
+    scan.write_bytes(block.tobytes())
+  nifti.write_like(scan, label, tmp_path / f"smith{suffix}")
+  for path in sorted(tmp_path.glob("clean.*")):
+    other = path.with_name(path.name.replace("clean", "smith"))
+    clean, smith = path.read_bytes(), other.read_bytes()
+    if path.suffix == ".gz":
+      assert smith[3:8] == bytes(5)  # No file name, no comment, no time stamp.
+      clean, smith = gzip.decompress(clean), gzip.decompress(smith)
+    assert smith == clean and b"SMIT" not in smith
+  np.testing.assert_array_equal(nifti.read(tmp_path / f"smith{suffix}").voxels, label)
+
+
+def test_the_origin_that_spm_writes_stays_and_a_name_in_its_place_does_not(tmp_path):
+  image = nib.Spm2AnalyzeImage(VOXELS, None)
+  for origin, kept in (([2, 3, 4, 0, 0], [2, 3, 4, 0, 0]), (np.frombuffer(b"DR SMITH  ", "<i2"),
+                                                            [0] * 5)):  # fmt: skip
+    image.header["origin"] = origin
+    image.to_filename(tmp_path / "scan.hdr")
+    nifti.write_like(tmp_path / "scan.hdr", np.zeros(SHAPE, np.uint8), tmp_path / "out.hdr")
+    written = nib.Spm2AnalyzeHeader((tmp_path / "out.hdr").read_bytes(), check=False)
+    assert written["origin"].tolist() == kept
 
 
 def test_a_label_off_the_grid_or_of_another_format_is_refused_and_nothing_written(tmp_path):

@@ -202,6 +202,20 @@ def test_a_bad_file_does_not_lose_the_others(tmp_path):
   assert written == ["a_label.nii", "c_label.nii"]
 
 
+def test_voxels_that_are_nan_in_part_are_mentioned(tmp_path):
+  voxels = VOXELS.astype(np.float32)
+  nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "a.nii")
+  voxels[0, 0, :2] = np.nan
+  nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "b.nii")
+  outcome = predict(tmp_path, tmp_path / "out")
+  assert outcome.predicted == 2
+  [line] = [line for line in outcome.warnings if "NaN" in line]
+  assert line == (
+      f"{tmp_path / 'b.nii'}: 2 of its {voxels.size} voxels are NaN; they count as the lowest"
+      " intensity."
+  )
+
+
 def test_output_is_never_replaced_unasked(tmp_path):
   nib.save(nib.Nifti1Image(VOXELS, np.eye(4)), tmp_path / "a.nii")
   target = tmp_path / "out" / "a_label.nii"
@@ -220,12 +234,52 @@ def test_either_file_of_a_pair_protects_both(tmp_path):
   assert "a_label.img" in predict(tmp_path / "a.hdr", tmp_path / "out").failures[0]
 
 
-def test_pixels_of_another_size_than_in_training_are_warned_of(tmp_path):
-  affine = affine_of("LAS", spacing_mm=(0.4, 0.4, 3.0), oblique=False)
-  nib.save(nib.Nifti1Image(VOXELS, affine), tmp_path / "a.nii")
-  (line,) = predict(tmp_path, tmp_path / "out", make_config(spacing_mm=[1.0, 1.0])).warnings
-  assert "0.4 x 0.4 mm" in line and "1 x 1 mm" in line
-  assert predict(tmp_path, tmp_path / "on", make_config(spacing_mm=[0.5, 0.5])).warnings == []
+def trained_at_one_mm():
+  return make_config(
+      pixel_sizes={name: [1.0, 1.0] for name in ("low_mm", "median_mm", "high_mm")}
+  )
+
+
+def test_a_scan_of_other_pixels_is_brought_to_those_of_the_training_and_named(tmp_path):
+  # 2 mm in plane: each voxel is two pixels of the network's input, and a voxel again in the label.
+  blocks = make_label((3, 4, 5)).repeat(3, 0).repeat(3, 1)
+  affine = affine_of("LAS", spacing_mm=(2.0, 2.0, 3.0), oblique=False)
+  nib.save(nib.Nifti1Image(GREYS[blocks].astype(np.int16), affine), tmp_path / "a.nii")
+  outcome = predict(tmp_path, tmp_path / "out", trained_at_one_mm(), probabilities=True)
+  assert outcome.warnings == [] and outcome.failures == []
+  (line,) = outcome.resampled
+  assert line == f"{tmp_path / 'a.nii'}: pixels of 2 x 2 mm, brought to 1 x 1 mm"
+  found = nifti.read(tmp_path / "out" / "a_label.nii").voxels
+  assert found.shape == blocks.shape
+  assert np.array_equal(found[1::3, 1::3], blocks[1::3, 1::3])
+  with np.load(tmp_path / "out" / "a_probability.npz") as stored:
+    assert stored["probability"].shape == (*blocks.shape, 3)
+
+
+def test_a_scan_of_the_pixels_of_the_training_is_not_resampled(tmp_path):
+  truth = make_label()
+  affine = affine_of("RAS", spacing_mm=(1.0, 1.02, 5.0))
+  nib.save(nib.Nifti1Image(GREYS[truth].astype(np.int16), affine), tmp_path / "a.nii")
+  outcome = predict(tmp_path, tmp_path / "out", trained_at_one_mm())
+  assert outcome.resampled == [] == outcome.warnings
+  assert np.array_equal(nifti.read(tmp_path / "out" / "a_label.nii").voxels, truth)
+
+
+def test_pixel_sizes_that_are_unknown_or_cannot_be_are_warned_of(tmp_path):
+  for name, edge in (("a", 30.0), ("b", 1.0)):
+    affine = affine_of("LAS", spacing_mm=(edge, edge, 3.0), oblique=False)
+    nib.save(nib.Nifti1Image(VOXELS, affine), tmp_path / f"{name}.nii")
+  image = nib.AnalyzeImage(VOXELS, None)
+  image.header["pixdim"] = 0
+  nib.save(image, tmp_path / "c.hdr")
+  outcome = predict(tmp_path, tmp_path / "out", trained_at_one_mm())
+  assert outcome.failures == [] == outcome.resampled
+  far, unknown = outcome.warnings
+  assert "a.nii: its header states pixels of 30 x 30 mm" in far and "more than 4 times" in far
+  assert "1 volume without a pixel size" in unknown
+  # A run that does not know its own says so once.
+  (line,) = predict(tmp_path, tmp_path / "again", make_config()).warnings
+  assert "the run does not know the pixel size of its training" in line
 
 
 @pytest.mark.parametrize(
@@ -263,13 +317,6 @@ def test_a_run_on_volumes_leaves_pictures_beside_volumes_alone(tmp_path):
     (tmp_path / name).write_bytes(b"")
   found = scans.find(tmp_path, tmp_path / "out", volumes_first=True)
   assert [scan.path.name for scan in found.scans] == ["a.nii"] and found.images_skipped == 1
-
-
-def test_two_inputs_for_one_output_are_refused(tmp_path):
-  for name in ("a.png", "a.jpg"):
-    (tmp_path / name).write_bytes(b"")
-  with pytest.raises(InputError, match="both be written to"):
-    scans.find(tmp_path, tmp_path / "out", volumes_first=False)
 
 
 def test_an_output_folder_that_is_a_file_is_refused(tmp_path):

@@ -19,6 +19,7 @@ def test_a_label_of_a_real_scan_has_its_grid_and_header_geometry(realdata, tmp_p
   run_config = run_samples.with_facts(
       run_samples.run_config(image_size=(256, 256)),
       slice_plan={"axes": "LAS", "plane": plane}, intensity=window, spacing_mm=[1.0, 1.0],
+      pixel_sizes={name: [1.0, 1.0] for name in ("low_mm", "median_mm", "high_mm")},
   )  # fmt: skip
   network = run_samples.BrightnessNetwork()
   found = scans.find(scan_path, tmp_path, volumes_first=True)

@@ -58,6 +58,75 @@ def test_scaled_slices_come_back_at_their_own_size(mode):
   assert np.array_equal(found[inner], truth[inner])
 
 
+def trained_at(low_mm, median_mm=None, high_mm=None, **options):
+  """Returns the config of a run whose input had pixels of these sizes, the same on both axes."""
+  sizes = [low_mm, median_mm or low_mm, high_mm or low_mm]
+  names = ("low_mm", "median_mm", "high_mm")
+  facts = {"pixel_sizes": {name: [size] * 2 for name, size in zip(names, sizes, strict=True)}}
+  return run_samples.with_facts(run_samples.run_config(**options), **facts)
+
+
+class Measuring(run_samples.BrightnessNetwork):
+  """Also keeps how many rows and columns of the first slice are not border."""
+
+  def predict_on_batch(self, batch):
+    seen = batch[0].max(axis=-1)
+    self.seen_hw = (int(seen.any(axis=1).sum()), int(seen.any(axis=0).sum()))
+    return super().predict_on_batch(batch)
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "seen_hw"),
+    [
+        ((1.0, 1.0), (20, 24)),
+        ((1.6, 1.0), (32, 24)),  # 20 rows of 1.6 mm are 32 of 1 mm.
+        ((0.5, 0.5), (10, 12)),
+        ((1.04, 0.96), (20, 24)),
+        ((np.nan, np.nan), (20, 24)),
+        ((9.0, 9.0), (20, 24)),  # Not believed.
+    ],
+)
+def test_the_network_sees_pixels_of_the_size_of_its_training(spacing_mm, seen_hw):
+  network = Measuring()
+  truth = np.repeat(np.array([[0], [1], [2], [1]]), 24, axis=1).repeat(5, axis=0)
+  chosen = Predictor(network, trained_at(1.0, image_size=(40, 40)))
+  (found,) = chosen.labels([GREYS[truth]], spacing_mm)
+  assert network.seen_hw == seen_hw
+  # On the slice's own grid, and right but for the rows where two classes meet.
+  assert found.shape == truth.shape
+  assert np.array_equal(found[2::5], truth[2::5])
+
+
+def test_within_the_range_of_training_nothing_is_interpolated():
+  network = Measuring()
+  truth = checkered(20, 24, 3)
+  chosen = Predictor(network, trained_at(0.5, 0.8, 2.0, image_size=(40, 40)))
+  assert np.array_equal(np.stack(chosen.labels(GREYS[truth], (1.9, 0.6))), truth)
+  assert network.seen_hw == (20, 24)
+
+
+def test_a_scaling_network_sees_pixels_of_its_training_whatever_the_field_of_view():
+  # Training scaled slices of 64 x 64 mm to 32 x 32: pixels of 2 mm. A slice of 128 x 128 mm would
+  # be squeezed into the same frame at 4 mm; it needs 64 x 64 pixels.
+  network = Measuring()
+  chosen = Predictor(network, trained_at(2.0, image_size=(32, 32), resize_mode="fit"))
+  chosen._any_size_model = network  # What `accept_any_size` makes of a real model.
+  pixels = np.full((128, 128), 120, np.uint8)
+  assert (chosen.labels([pixels], (0.5, 0.5))[0] == 1).all()
+  assert network.seen_hw == (32, 32)
+  assert (chosen.labels([pixels], (1.0, 1.0))[0] == 1).all()
+  assert network.seen_hw == (64, 64)
+
+
+def test_a_larger_frame_gets_fewer_slices_in_a_step():
+  network = run_samples.BrightnessNetwork()
+  chosen = Predictor(network, trained_at(1.0, image_size=(32, 32)), batch_size=8)
+  chosen._any_size_model = network
+  assert len(chosen.labels(np.full((8, 32, 32), 120, np.uint8), (2.0, 2.0))) == 8
+  # Four times the pixels: a quarter of the batch.
+  assert network.shapes == [(2, 64, 64, 1)] * 4
+
+
 def test_batches_have_few_shapes():
   network = run_samples.BrightnessNetwork()
   predictor(network, batch_size=4).labels(GREYS[checkered(20, 20, 9)])

@@ -108,7 +108,8 @@ def test_a_validation_on_a_part_of_the_slices_is_stated():
   section = training_section.curves_section(rows, TrainingConfig(), part)
   assert "1 epoch." in section
   assert "Validated on 40 of 400 held-out slices: all would take about 95 s." in section
-  assert "held-out" not in training_section.curves_section(rows, TrainingConfig())
+  assert "Volumes are scored by these slices" in section
+  assert "held-out slices" not in training_section.curves_section(rows, TrainingConfig())
 
 
 def test_a_history_of_nothing_has_no_section():
@@ -180,6 +181,16 @@ def test_the_best_epoch_is_that_of_the_trainer():
   assert training_section.VALIDATION_SCORE == callbacks.MONITOR
 
 
+def test_the_curves_say_what_is_pooled_and_what_is_a_mean_over_volumes(page):
+  assert "Validation scores are means over the held-out volumes" in page
+  rows = [{"epoch": 1.0, "foreground_dice": 0.9, "val_foreground_dice": 0.5,
+           "val_pooled_foreground_dice": 0.8}]  # fmt: skip
+  chart = next(one for one in training_section.history_charts(rows) if "Dice" in one.title)
+  assert {line.name: list(line.y) for line in chart.lines} == {
+      "training, pooled": [0.9], "validation": [0.5], "validation, pooled": [0.8],
+  }  # fmt: skip
+
+
 def test_a_run_in_training_has_a_report_too(tmp_path):
   run = run_folder.RunFolder.create(tmp_path / "run")
   run.write_config(run_samples.run_config())
@@ -198,12 +209,17 @@ def test_an_older_checkpoint_and_other_data_are_stated(tmp_path):
   assert "earlier checkpoint" in text and "other records than the run was trained on" in text
 
 
-def test_scores_of_the_splits_of_training_are_marked_as_such(tmp_path):
+def test_where_subjects_have_no_names_the_splits_of_training_are_marked_by_theirs(tmp_path):
   run = run_samples.evaluated_run(tmp_path / "run")
+  figures = json.loads(run.metrics_json.read_text())
+  figures["test"]["evaluated"]["subjects_also_trained_on"] = None
+  run_samples.write_json(run.metrics_json, figures)
   config = run.read_config()
   data = dataclasses.replace(config.data, validation_split="test")
   run.write_config(dataclasses.replace(config, data=data))
-  assert "chose the best checkpoint, so its figures are optimistic" in report.render(run)
+  text = report.render(run)
+  assert "chose the best checkpoint, so its figures are optimistic" in text
+  assert "its subjects have no names" in text
 
 
 def test_the_split_that_training_has_seen_least_of_comes_first(tmp_path):

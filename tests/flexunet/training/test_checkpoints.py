@@ -75,6 +75,12 @@ def test_the_pointer_decides_between_two_whole_ones(store, tmp_path):
   assert store.read()[1] == older
 
 
+def test_a_damaged_pointer_names_none_of_them(store, tmp_path):
+  newest = store.names()[0]
+  (tmp_path / "checkpoints" / "current").write_bytes(b"\xff\xfe")
+  assert store.read()[1] == newest
+
+
 def test_names_keep_counting_when_a_step_is_saved_twice(store):
   name = store.write(made(30))
   assert store.names()[0] == name and store.read()[1] == name

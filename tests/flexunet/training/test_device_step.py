@@ -214,7 +214,7 @@ def test_validation_is_not_augmented_and_not_kept_on_the_device(data_dir):
   plain = flagged.setup(data_dir, "--cache=none")
   assert "validation: ram" in run.streams.cache_choice.reason
   for one, two in zip(run.streams.validation(), plain.streams.validation(), strict=True):
-    for found, wanted in zip(one, two, strict=True):
+    for found, wanted in zip(keras.tree.flatten(one), keras.tree.flatten(two), strict=True):
       np.testing.assert_array_equal(found, wanted)
 
 

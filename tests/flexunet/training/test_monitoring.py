@@ -2,17 +2,21 @@
 
 import io
 import re
+import socket
 import sys
 import types
 
 import flagged
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
+from tensorboard.backend.event_processing import event_accumulator
 
 from flexunet import config, run_folder
-from flexunet.core import progress
+from flexunet.core import files, progress
 from flexunet.core.errors import InputError
+from flexunet.reporting import overlay
 from flexunet.training import callbacks, monitoring, trainer
 
 
@@ -73,6 +77,34 @@ def test_without_the_flag_no_graph_is_written(data_dir, tmp_path):
   log.set_model(made.prepared.network)
   log.on_train_begin()
   assert not graphs(run_folder.RunFolder(tmp_path).tensorboard)
+
+
+def test_event_files_hold_figures_and_sheets_and_not_the_name_of_the_machine(
+    data_dir, tmp_path
+):
+  made = flagged.setup(data_dir)
+  run = run_folder.RunFolder(tmp_path)
+  log = next(one for one in trainer.Trainer(run, made.config, made.prepared).steering
+             if isinstance(one, monitoring.TensorBoardLog))  # fmt: skip
+  log.set_model(made.prepared.network)
+  sheet = np.zeros((3, 5, 3), np.uint8)
+  sheet[1, 2] = 200
+  files.write_bytes(run.preview_png(0), overlay.encode_png(sheet))
+  log.on_epoch_end(0, {"loss": 0.5, "val_loss": 0.25, "nothing": float("nan")})
+  (file,) = run.tensorboard.iterdir()
+  assert socket.gethostname() not in file.name and "tfevents" in file.name
+  found = event_accumulator.EventAccumulator(
+      str(run.tensorboard), size_guidance={event_accumulator.TENSORS: 0}
+  ).Reload()
+  values = {tag: found.Tensors(tag)[0] for tag in found.Tags()["tensors"]}
+  assert set(values) == {"training/loss", "validation/loss", "training/learning_rate", "previews"}
+  assert tf.make_ndarray(values["training/loss"].tensor_proto) == 0.5
+  assert {value.step for value in values.values()} == {1}
+  width, height, png = tf.make_ndarray(values["previews"].tensor_proto)
+  assert (int(width), int(height)) == (5, 3)
+  np.testing.assert_array_equal(tf.io.decode_png(png).numpy(), sheet)
+  plugins = {tag: found.SummaryMetadata(tag).plugin_data.plugin_name for tag in values}
+  assert plugins["training/loss"] == "scalars" and plugins["previews"] == "images"
 
 
 def test_another_backend_is_refused(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -55,6 +56,33 @@ for name in names:
     found.setdefault(name + " weights", []).append([float(w) for w in weights])
 print(json.dumps(found))
 """
+# Validates on one device and on two: slices of three volumes, of which the last only fills up.
+_VALIDATION = """
+import json
+import keras, numpy as np, run_samples, tensorflow as tf
+from flexunet.training import devices, networks
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+random = np.random.default_rng(0)
+image = random.integers(0, 256, (8, 32, 32, 1)).astype("uint8")
+target = {"label": image[..., 0] // 90, "volume": np.array([2, 0, 1, 0, 2, 2, 1, 1], np.int32)}
+weight = np.array([1.0] * 7 + [0.0], np.float32)
+data = tf.data.Dataset.from_tensor_slices((image, target, weight)).batch(4, drop_remainder=True)
+found = []
+for count in (1, 2):
+  keras.utils.set_random_seed(0)
+  with devices.scope(devices.strategy(count, 4)):
+    run_config = run_samples.run_config()
+    network = networks.build(run_config)
+    networks.compile_model(network, run_config)
+    kept = networks.evaluation_network(network, run_config, 3)
+  for _ in range(2):  # The second one begins at zero.
+    scores = kept.evaluate(data, verbose=0, return_dict=True)
+  found.append({name: float(value) for name, value in scores.items()})
+  found[-1]["pixels"] = [float(n) for n in np.array(kept.volume_scores.counts)[:, 1, 3]]
+print(json.dumps(found))
+"""
 SGD = {"optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.9, "clipvalue": 0.0}
 ALL = ["cross_entropy", "dice", "dice_cross_entropy", "focal", "tversky", "iou", "bce_dice",
        "bce_iou", "basnet_hybrid"]  # fmt: skip
@@ -75,6 +103,19 @@ def assert_equal(found, tolerance=1e-5):
     np.testing.assert_allclose(two, one, atol=tolerance, rtol=tolerance, err_msg=name)
     if not name.endswith("weights"):
       assert len(one) == 21 and abs(one[19] - one[0]) > 1e-3, name  # It learns.
+
+
+@pytest.mark.slow
+def test_a_validation_scores_each_volume_as_on_one_device():
+  done = subprocess.run(
+      [sys.executable, "-c", _VALIDATION], capture_output=True, text=True, check=False,
+      env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr[-3000:]
+  one, two = json.loads(done.stdout.strip().splitlines()[-1])
+  assert one.pop("pixels") == [2 * 32 * 32, 2 * 32 * 32, 3 * 32 * 32]
+  assert one["foreground_dice"] > 0 and one["foreground_dice"] != one["pooled_foreground_dice"]
+  assert {name: two[name] for name in one} == pytest.approx(one, rel=1e-5)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import errno
 import hashlib
 import io
@@ -24,6 +25,7 @@ import tensorflow as tf
 from flexunet import config, run_folder
 from flexunet.core import files
 from flexunet.core.errors import InputError
+from flexunet.evaluation import evaluate
 from flexunet.network import weights
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.prediction.predictor import load_model
@@ -33,7 +35,6 @@ from flexunet.training import (
   devices,
   diagnostics,
   input_pipeline,
-  networks,
   planning,
   resuming,
   run_setup,
@@ -213,15 +214,65 @@ def test_the_config_is_complete_and_reads_back(finished):
   assert manifest["versions"]["keras"] == keras.__version__
 
 
-def test_the_saved_model_is_the_one_that_scored_best(finished, data_dir):
+def test_config_and_manifest_hold_no_path_of_this_machine(data_dir, tmp_path, monkeypatch):
+  """As a user gives them: absolute. The run still finds its data, also when both have moved."""
+  monkeypatch.setenv("XLA_FLAGS", f"--xla_dump_to={tmp_path}/dump")
+  shutil.copytree(data_dir, tmp_path / "here" / "data")
+  run, _ = train_with_command(tmp_path / "here" / "data", tmp_path / "here" / "runs" / "one")
+  for file in (run.config_json, run.manifest_json, run.report_html):
+    text = file.read_text()
+    for word in (str(tmp_path), tmp_path.parts[1] + "/", "/home", os.path.expanduser("~") + "/"):
+      assert word not in text, file
+  manifest = json.loads(run.manifest_json.read_text())
+  assert manifest["command"] == ["flexunet.train", "--data_dir=data", "--run_dir=one"]
+  assert manifest["environment"]["XLA_FLAGS"] == "--xla_dump_to=dump"
+  assert json.loads(run.config_json.read_text())["data"]["data_dir"] == "../../data"
+  shutil.move(tmp_path / "here", tmp_path / "there")
+  moved = run_folder.RunFolder(tmp_path / "there" / "runs" / "one")
+  assert moved.read_config().dataset_in(None)[1] == tmp_path / "there" / "data"
+  assert evaluate.evaluate(moved, ["test"])["test"]["evaluated"]["split"] == "test"
+  shutil.move(tmp_path / "there" / "data", tmp_path / "elsewhere")
+  with pytest.raises(InputError, match="--data_dir must name the folder that holds blobs"):
+    evaluate.evaluate(moved, ["test"])
+  assert evaluate.evaluate(moved, ["test"], data_dir=tmp_path / "elsewhere")
+  parts = configs(tmp_path / "elsewhere")
+  opened = input_pipeline.open_data(parts[1])
+  trainer.fit(run_setup.complete(*parts, opened), moved.path, opened, resume=True)
+
+
+def train_with_command(data_dir, folder):
+  parts = configs(data_dir)
+  opened = input_pipeline.open_data(parts[1])
+  command = ["/usr/bin/flexunet", f"--data_dir={data_dir}", f"--run_dir={folder}"]
+  return trainer.fit(run_setup.complete(*parts, opened), folder, opened, command)
+
+
+def test_a_run_that_began_from_another_is_resumed_by_any_path_to_it(data_dir, tmp_path):
+  run, _ = train(data_dir, tmp_path / "first", epochs=1)
+  given = {"epochs": 1, "init_from": str(run.path)}
+  train(data_dir, tmp_path / "second", **given)
+  saved = run_folder.RunFolder(tmp_path / "second").read_config()
+  assert saved.training.init_from == str(run.path)
+  shutil.copytree(run.path, tmp_path / "moved" / "first")
+  for place, fits in (("moved/first", True), ("first/model.keras", False)):
+    now = dataclasses.replace(
+        saved, training=dataclasses.replace(saved.training, init_from=str(tmp_path / place))
+    )
+    if fits:
+      assert resuming.merge(saved, now).training.init_from == str(tmp_path / place)
+    else:
+      with pytest.raises(InputError, match="--init_from was"):
+        resuming.merge(saved, now)
+
+
+def test_the_saved_model_is_the_one_that_scored_best_as_evaluation_scores_it(finished):
   run, rows = finished
-  network = keras.saving.load_model(run.model_keras, compile=False)
-  networks.compile_model(network, run.read_config())
-  opened = input_pipeline.open_data(run.read_config().data)
-  validation = input_pipeline.make_streams(run.read_config(), opened).validation()
-  scores = network.evaluate(validation, verbose=0, return_dict=True)
-  best = max(row["val_foreground_dice"] for row in rows)
-  assert scores["foreground_dice"] == pytest.approx(best, abs=1e-6)
+  # The network takes slices at their own size, so that both score the same pixels.
+  figures = evaluate.evaluate(run, ["validation"], show_progress=False)["validation"]
+  best = max(rows, key=lambda row: row["val_foreground_dice"])
+  assert figures["foreground_dice"]["mean"] == pytest.approx(best["val_foreground_dice"], abs=1e-5)
+  for name, scores in figures["per_class"].items():
+    assert scores["dice"]["mean"] == pytest.approx(best[f"val_dice_{name}"], abs=1e-5)
 
 
 def test_the_saved_model_goes_without_the_optimizer(finished):
@@ -242,6 +293,22 @@ def test_the_same_seed_gives_the_same_weights(data_dir, tmp_path):
     network = keras.saving.load_model(run.model_keras, compile=False)
     weights.append(np.concatenate([w.ravel() for w in network.get_weights()]))
   np.testing.assert_array_equal(weights[0], weights[1])
+
+
+def test_classes_that_a_split_lacks_are_said_kept_and_reported(tmp_path, capsys):
+  splits = {"train": blobs("ab", 0), "validation": blobs("d", 100), "test": blobs("e", 200)}
+  for record in splits["validation"]:
+    record["label"] = record["label"] * (record["label"] < 2)
+  for record in splits["test"]:
+    record["label"] = record["label"] * 0
+  folder = dataset_samples.write_dataset(tmp_path / "data", splits)
+  run, _ = train(folder, tmp_path / "run", epochs=1, previews=0)
+  empty = "Split test has no foreground: all 4 labels are background. No score can come of it."
+  lacks = "Class bright occurs in train, but not in validation."
+  assert json.loads(run.manifest_json.read_text())["label_warnings"] == [empty, lacks]
+  said, shown = capsys.readouterr().err, run.report_html.read_text()
+  for line in (empty, lacks):
+    assert f"Warning: {line}" in said and line in shown
 
 
 def test_the_network_starts_from_the_classes_shares(data_dir):
