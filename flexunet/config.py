@@ -20,6 +20,7 @@ from flexunet.dataset_facts import DatasetFacts
 from flexunet.network.architecture import ModelConfig
 from flexunet.objectives import names
 from flexunet.pipelines.augmentation.config import AugmentationConfig
+from flexunet.pipelines.feature_keys import FeatureFlags
 from flexunet.pipelines.laterality import Laterality
 
 # May change when a run is resumed: how long it lasts, where the data lie, what is shown and kept.
@@ -37,7 +38,7 @@ _DEVICES = "Devices and precision"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig(Checked):
+class DataConfig(FeatureFlags):
   """Which records are read, and how they become batches."""
 
   dataset: str | None = knob(
@@ -57,8 +58,6 @@ class DataConfig(Checked):
       " trains on the others; the test split stays out. -1: the splits as they are.",
       minimum=-1,
   )
-  image_key: str = knob("image", "Feature that holds the image, for datasets built elsewhere.")
-  label_key: str = knob("label", "Feature that holds the label, for datasets built elsewhere.")
   resize_mode: str = knob(
       None,
       "How images are brought to --image_size: 'pad' keeps the resolution and adds a border, 'fit'"

@@ -107,7 +107,8 @@ def scores_text(split: str, entry: Mapping[str, Any]) -> str:
   mean = entry["foreground_dice"]
   overlaps.append(("mean", *_dice(mean), str(mean["n"]), str(mean["n_empty"])))
   evaluated = entry["evaluated"]
-  subjects = progress.count(evaluated["subjects"], "subject")
+  # Without subjects whatever counts as independent takes their place.
+  subjects = progress.count(evaluated["subjects"], evaluated["counted_by"])
   lines = ["", f"{split}: {subjects}, {progress.count(evaluated['volumes'], 'volume')}"]
   if parts := evaluated["volumes_without_some_slices"]:
     lines[-1] += f", {parts} of them not whole"

@@ -32,6 +32,10 @@ from flexunet.prediction import files as prediction_files
 from flexunet.prediction import predictor as predictors
 from flexunet.training import input_pipeline, trainer
 
+_KEYS = (
+    "image_key", "label_key", "label_values", "subject_key", "volume_key", "slice_key",
+    "spacing_key",
+)  # fmt: skip
 _PARTS = {
     "model": config.ModelConfig,
     "data": config.DataConfig,
@@ -65,9 +69,15 @@ class Dataset:
     """Names by class id, background first."""
     return self.source.label_scheme().names
 
+  @property
+  def _image_and_label(self) -> tuple[str, str]:
+    return self.source.keys.image, self.source.keys.label
+
   def volumes(self, split: str) -> Iterator[LabelledVolume]:
     """Yields the volumes of a split at native resolution, slices in order, one at a time."""
-    return labelled_volumes.read_volumes(self.source, readers.slice_table(self.source, split))
+    return labelled_volumes.read_volumes(
+        self.source, readers.slice_table(self.source, split), self._image_and_label
+    )
 
   def batches(
       self,
@@ -99,8 +109,12 @@ class Dataset:
       num_steps: Batches of a shuffled stream; by default one epoch.
     """
     height, width = [image_size] * 2 if isinstance(image_size, int) else image_size
+    image_key, label_key = self._image_and_label
     spec = readers.ExampleSpec(
-        resizing=Resizing((height, width), resize_mode), image_channels=image_channels
+        resizing=Resizing((height, width), resize_mode),
+        image_channels=image_channels,
+        image_key=image_key,
+        label_key=label_key,
     )
     table = readers.slice_table(self.source, split)
     batches.check_sizes(table, spec.resizing)
@@ -235,14 +249,22 @@ class Run:
     return evaluate.evaluate(self.folder, names, **options)
 
 
-def open_dataset(dataset: str | None = None, data_dir: str | os.PathLike = ".") -> Dataset:
+def open_dataset(
+    dataset: str | None = None, data_dir: str | os.PathLike = ".", **keys: Any
+) -> Dataset:
   """Opens a built dataset.
 
   Args:
     dataset: name[/config[/version]] below `data_dir`; None where that is the version folder.
     data_dir: Folder of built datasets, or the version folder of one.
+    **keys: Features of a dataset built elsewhere, by the names of the flags: image_key, label_key,
+      subject_key, volume_key, slice_key, spacing_key; and label_values, such as (0, 255).
   """
-  return Dataset(dataset_source.open_dataset(dataset, data_dir))
+  if unknown := [name for name in keys if name not in _KEYS]:
+    raise unknown_name("setting of open_dataset", unknown[0], _KEYS)
+  values = tuple(str(value) for value in keys.pop("label_values", ()))
+  named = config.DataConfig(label_values=values, **keys).feature_keys
+  return Dataset(dataset_source.open_dataset(dataset, data_dir, named))
 
 
 def load(run_dir: str | os.PathLike) -> Run:

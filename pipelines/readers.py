@@ -25,8 +25,6 @@ from flexunet.pipelines.dataset_source import DatasetSource, check_fold
 from flexunet.pipelines.record_table import DecodedSlice, RecordTable, concatenate
 from flexunet.pipelines.resizing import Resizing
 
-# One read call for most slices; a longer record costs further calls, a shorter one wasted bytes.
-_READ_BYTES = 1 << 16
 _MEMORY_SHARE = 0.5
 # row int64 -> {"image": uint8 [H, W, C], "label": uint8 [H, W, 1]} at native resolution
 NativeReader = Callable[[tf.Tensor], dict[str, tf.Tensor]]
@@ -80,14 +78,7 @@ class RecordReader:
   def serialized(self, row: tf.Tensor) -> tf.Tensor:
     """Row int64 -> the record's bytes; a wrong checksum is a DataLossError."""
     file = tf.gather(self._files, tf.gather(self._shard, row))
-    variant = tf.raw_ops.TFRecordDatasetV2(
-        filenames=[file],
-        compression_type="",
-        buffer_size=tf.constant(_READ_BYTES, tf.int64),
-        byte_offsets=[tf.gather(self._offset, row)],
-    )
-    records = tf.data.experimental.from_variant(variant, tf.TensorSpec((), tf.string))
-    return records.take(1).get_single_element()
+    return tf_data.record_at(file, tf.gather(self._offset, row))
 
   def image(self, row: tf.Tensor) -> tf.Tensor:
     """Row -> image uint8 [H, W, channels] alone, without decoding its label."""
@@ -375,6 +366,8 @@ def sampled_spacing_mm(
   rows = np.unique(np.linspace(0, len(table) - 1, min(sample, len(table))).astype(np.int64))
   if table.decoded is not None:
     return rows, np.array([table.decoded[row].spacing_mm for row in rows]).reshape(-1, 2)
+  if table.spacing_mm is not None:
+    return rows, table.spacing_mm[rows, :2]
   if "spacing_mm" not in source.info.features:
     return rows, np.full((len(rows), 2), np.nan)
   reader = RecordReader(source.info.features, table, ("spacing_mm",), None)

@@ -290,3 +290,9 @@ def _machine() -> str | None:
   except OSError:
     return None
   return hashlib.sha256(f"{boot}{processes}".encode()).hexdigest()[:12]
+
+
+def user_cache_folder() -> pathlib.Path:
+  """Returns where what can be worked out again is kept, for all programs of a user."""
+  base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+  return pathlib.Path(base).expanduser() / "flexunet"

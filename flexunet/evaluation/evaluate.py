@@ -108,7 +108,7 @@ def score_split(
       published=published.figures(),
       counts=seen.counts(),
       class_names=list(class_names[1:]),
-      warnings=seen.warnings(tolerances_mm),
+      warnings=[*source.warnings, *seen.warnings(tolerances_mm)],
   )
 
 
@@ -315,7 +315,7 @@ def evaluate(
           predictor,
           run_config.dataset_facts.label_scheme.names,
           split=split,
-          keys=(run_config.data.image_key, run_config.data.label_key),
+          keys=(source.keys.image, source.keys.label),
           tolerances_mm=tolerances,
           show_progress=show_progress,
           shown_channel=run_config.shown_channel,
@@ -331,6 +331,7 @@ def evaluate(
 def _provenance(source: DatasetSource, run: run_folder.RunFolder) -> dict[str, Any]:
   return {
       "dataset": source.name,
+      "counted_by": source.counted_by,
       "fingerprint": source.fingerprint,
       "model_sha256": files.sha256_of(run.model_keras),
       "flexunet": flexunet.__version__,
@@ -352,7 +353,7 @@ def open_run_dataset(
     run_config: config.RunConfig, data_dir: str | os.PathLike | None
 ) -> DatasetSource:
   """Opens the dataset a run was trained on, or that of the same name in `data_dir`."""
-  return open_dataset(*run_config.dataset_in(data_dir))
+  return open_dataset(*run_config.dataset_in(data_dir), run_config.data.feature_keys)
 
 
 def check_data(
@@ -373,7 +374,7 @@ def check_data(
       )
   facts = run_config.dataset_facts
   trained = facts.label_scheme.names
-  found = source.label_scheme(run_config.data.label_key, run_config.model.num_classes).names
+  found = source.label_scheme(source.keys.label, run_config.model.num_classes).names
   if trained != found:
     raise InputError(
         f"Dataset {source.name} must have the classes of the run, {trained}. It has {found}."

@@ -171,10 +171,14 @@ def read_volumes(
       if volume is not None:
         yield volume
       spacing = np.asarray(record.get("spacing_mm", (np.nan, np.nan)), float)
+      between = float(record.get("slice_spacing_mm", np.nan))
+      if table.spacing_mm is not None:
+        *spacing, measured = table.spacing_mm[row].tolist()
+        between = measured if np.isnan(between) else between
       volume = LabelledVolume(
           subject, name, [], [], [],
           spacing_mm=(spacing[0], spacing[1]),
-          slice_spacing_mm=float(record.get("slice_spacing_mm", np.nan)),
+          slice_spacing_mm=between,
       )  # fmt: skip
     volume.slice_index.append(int(table.slice_index[row]))
     volume.images.append(np.concatenate([record[key] for key in image_keys], axis=-1))

@@ -14,7 +14,8 @@ import tensorflow as tf
 from absl import logging
 
 from flexunet import config
-from flexunet.core import progress
+from flexunet.core import files, progress
+from flexunet.core.errors import InputError
 from flexunet.network import cost
 from flexunet.pipelines import (
   batches,
@@ -55,19 +56,28 @@ def open_data(data: config.DataConfig) -> TrainingData:
   """
   # Before anything is read: reading lets TensorFlow take all memory of a GPU.
   free_device_bytes = devices.free_memory()
-  source = open_dataset(data.dataset, data.data_dir)
+  source = open_dataset(data.dataset, data.data_dir, data.feature_keys)
   fold = None if data.fold < 0 else data.fold
   train, validation = readers.split_tables(
       source, data.train_split, data.validation_split, fold
   )
+  if data.context_slices and not all(_has_neighbours(one) for one in (train, validation)):
+    raise InputError(
+        f"--context_slices needs volume and place of every slice; {source.name} does not name them."
+        " Name the features: --volume_key and --slice_key."
+    )
   if data.crop_foreground:
     result = foreground_boxes.crop_tables(
-        source, (train, validation), data.image_key, data.label_key
+        source, (train, validation), source.keys.image, source.keys.label
     )
     for line in result.messages():
       progress.say(line)
     train, validation = result.tables
   return TrainingData(source, train, validation, free_device_bytes)
+
+
+def _has_neighbours(table: RecordTable) -> bool:
+  return bool((table.volume != "").all() and (table.slice_index >= 0).all())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,9 +204,8 @@ def make_streams(
   for table in tables:
     batches.check_sizes(table, spec.resizing)
   train, held_out = (batches.open_loader(opened.source, table, spec) for table in tables)
-  identity = opened.source.fingerprint or opened.source.name
   keys = [
-      cache.key_of(identity, loader, table.offset)
+      cache.key_of(opened.source.identity, loader, table.offset)
       for loader, table in zip((train, held_out), tables, strict=True)
   ]
   room = device_room(run_config, opened.free_device_bytes, replicas)
@@ -332,7 +341,8 @@ def make_caches(
     InputError: The cache that was asked for does not fit.
   """
   train, held_out = loaders
-  folder = pathlib.Path(data.cache_dir).expanduser() if data.cache_dir else cache.default_folder()
+  given = data.cache_dir
+  folder = pathlib.Path(given).expanduser() if given else files.user_cache_folder()
 
   def fill(loader, choice, key):
     return None if choice.mode == "none" else cache.fill(loader, choice, folder, key)

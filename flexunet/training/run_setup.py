@@ -45,7 +45,7 @@ def complete(
     InputError: Values that are fine alone cannot be together, or not with this dataset.
   """
   source = opened.source
-  _check_keys(source, data)
+  data = _with_features(data, source)
   rows, spacing_mm = readers.sampled_spacing_mm(source, opened.train)
   facts = _dataset_facts(source, data.label_key, model.num_classes, spacing_mm)
   mirroring = _laterality(opened, data, augmentation, facts.label_scheme.names)
@@ -96,15 +96,17 @@ def _warn_of_memory(
     progress.say(warning)
 
 
-def _check_keys(source: DatasetSource, data: config.DataConfig) -> None:
-  for key in (data.image_key, data.label_key):
+def _with_features(data: config.DataConfig, source: DatasetSource) -> config.DataConfig:
+  """Returns the data config with the features that were found, all of which are there."""
+  for key in (source.keys.image, source.keys.label):
     if key not in source.info.features:
       raise unknown_name(f"feature of {source.name}", key, source.info.features)
-  if len(source.channel_names) > 1 and data.image_key != "image":
+  if len(source.channel_names) > 1 and source.keys.image != "image":
     raise InputError(
         f"--image_key is for datasets built elsewhere. Got: {data.image_key}. Build {source.name}"
         " with --channels to have some of its channels alone."
     )
+  return data.with_keys(source.keys)
 
 
 def _dataset_facts(

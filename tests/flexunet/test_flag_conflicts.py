@@ -40,6 +40,9 @@ CONFLICTS = [
     (["--train_split=validation"], "must differ"),
     (["--fold=7"], "It has: 0, 1, 2. Got: 7"),
     (["--label_key=mask"], "mask"),
+    (["--subject_key=subject"], "--subject_key is for datasets built elsewhere"),
+    (["--label_values=0,255"], "--label_values is for datasets built elsewhere"),
+    (["--label_values=black,white"], "must be whole numbers such as 0,255"),
     (["--init_from=/nowhere/at/all"], "it is not there"),
     (["--metrics=dise"], "Did you mean 'dice'"),
 ]  # fmt: skip

@@ -202,9 +202,11 @@ def test_a_run_leaves_everything_it_promises(finished):
 def test_the_config_is_complete_and_reads_back(finished):
   run, _ = finished
   stored = run.read_config()
+  of_others = {"subject_key", "volume_key", "slice_key", "spacing_key"}
   for part in (stored.model, stored.data, stored.training):
     for name, value in vars(part).items():
-      assert value is not None or name in {"dataset", "cache_dir", "init_from"}, name
+      open_ones = {"dataset", "cache_dir", "init_from", *of_others}
+      assert value is not None or name in open_ones, name
   assert stored.model.image_size == (20, 28) and stored.data.resize_mode == "pad"
   assert stored.dataset_facts.spacing_mm == (1.0, 2.0)
   manifest = json.loads(run.manifest_json.read_text())
