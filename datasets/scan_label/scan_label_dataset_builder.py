@@ -18,7 +18,7 @@ from flexunet.datasets.builder.volume_builder import Scan
 from flexunet.datasets.scan_label import bids, choices, dataset_json, pairs, raw_scans, scan_table
 from flexunet.datasets.scan_label.options import BACKGROUND, MOST_CHANNELS, ScanLabelOptions
 from flexunet.datasets.scan_label.raw_scans import Layout, RawScan
-from flexunet.imaging import nifti
+from flexunet.imaging import scan_files
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.imaging.slicing import SlicePlan
@@ -217,7 +217,7 @@ class Builder(volume_builder.VolumeBuilder):
     names, _, why = choices.classes(layout, options, cases)
     findings.choices["classes"] = why
     scheme, label_map = _scheme(names)
-    headers = [nifti.read_header(case.files["image"]) for case in cases]
+    headers = [scan_files.read_header(case.files["image"]) for case in cases]
     plane, why = choices.plane(headers, options)
     findings.choices["plane"] = f"{plane}: {why}"
     spacing_mm, why = choices.spacing(headers, options, plane)

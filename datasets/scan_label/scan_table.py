@@ -19,7 +19,7 @@ from flexunet.datasets.builder.raw_folder import Findings
 from flexunet.datasets.scan_label import raw_scans
 from flexunet.datasets.scan_label.options import MOST_CHANNELS
 from flexunet.datasets.scan_label.raw_scans import Layout, RawScan
-from flexunet.imaging import nifti
+from flexunet.imaging import scan_files
 
 NAME = "scans.csv"
 _FORM = "a header subject,image[,image2 ...],label[,split][,fold] and a row for each scan"
@@ -92,7 +92,7 @@ def _scan(
   channels = {column: _file(root, row[column], column) for column in images}
   label = _file(root, row["label"], "label") if row.get("label") else None
   subject = raw_scans.plain_name(row["subject"])
-  stem = raw_scans.plain_name(nifti.stem_of(channels[images[0]]))
+  stem = raw_scans.plain_name(scan_files.stem_of(channels[images[0]]))
   return RawScan(
       subject=subject,
       name=f"{subject}_{stem}" if several else subject,
@@ -109,6 +109,8 @@ def _file(root: pathlib.Path, text: str, column: str) -> pathlib.Path:
   path = root / text  # An absolute path stays what it is.
   if not path.is_relative_to(root) or ".." in path.parts:
     raise InputError(f"{column} {text} must lie in the raw folder.")
+  if path.is_dir():  # Of a DICOM series.
+    return scan_files.resolve(path)
   if not path.is_file():
     raise InputError(f"{column} {text}: there is no such file in the raw folder.")
   return path
