@@ -379,7 +379,7 @@ def volume_files(role: str, path: pathlib.Path) -> dict[str, pathlib.Path]:
 
 def check_volumes(findings: Findings, image: pathlib.Path, label: pathlib.Path | None) -> bool:
   """Reads the headers of a scan and its label; notes what is wrong, returns whether all is well."""
-  shapes = []
+  shapes: list[tuple[int, ...]] = []
   try:
     scan = scan_files.read_header(image)
     shapes.append(scan.shape)

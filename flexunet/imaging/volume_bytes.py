@@ -27,7 +27,7 @@ MAX_VOLUME_BYTES = 4 << 30
 MAX_DEFLATE_RATIO = 1032
 CHUNK_BYTES = 1 << 20
 # After the last voxel a file may carry padding; much more than that is no volume.
-MAX_TRAILING_BYTES = 64 << 20
+_MAX_TRAILING_BYTES = 64 << 20
 _SPACINGS_MM = (1e-5, 1e5)  # Beyond these no header is true.
 
 
@@ -149,9 +149,9 @@ def read_exactly(path: pathlib.Path, offset: int, num_bytes: int) -> bytearray:
         trailing = 0
         while block := stream.read(CHUNK_BYTES):
           trailing += len(block)
-          if trailing > MAX_TRAILING_BYTES:
+          if trailing > _MAX_TRAILING_BYTES:
             raise InputError(
-                f"{path}: more than {MAX_TRAILING_BYTES} bytes follow the last voxel, so the"
+                f"{path}: more than {_MAX_TRAILING_BYTES} bytes follow the last voxel, so the"
                 " header does not describe this file. Fetch the file again."
             )
   except EOFError as error:
