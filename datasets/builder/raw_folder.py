@@ -311,11 +311,23 @@ def find_folder(root: pathlib.Path, *names: str) -> pathlib.Path | None:
 def volumes_by_stem(folder: pathlib.Path, findings: Findings) -> dict[str, pathlib.Path]:
   """Returns {stem: file} of the volumes in a folder; a pair is named by its header.
 
-  Two volumes of one stem are a problem; files that are no volumes are left out with a line.
+  A DICOM series, in the folder or in a child folder, is named by its first file, and has the name
+  of its folder. Two volumes of one stem are a problem; files that are no volumes are left out with
+  a line.
   """
   found: dict[str, dict[str, pathlib.Path]] = {}
-  for path in children(folder):
-    if path.is_dir():
+  inside = children(folder)
+  files = [path for path in inside if path.is_file() and scan_files.is_dicom(path)]
+  series = _series_by_stem(files, findings)
+  for child_folder in inside:
+    if child_folder.is_dir():
+      slices = [one for one in children(child_folder) if one.is_file() and scan_files.is_dicom(one)]
+      series.update(_series_by_stem(slices, findings, child_folder.name))
+  for stem, path in series.items():
+    found[stem] = {".dcm": path}
+  elsewhere = {*files, *scan_files.detached_files(inside)}
+  for path in inside:
+    if path.is_dir() or path in elsewhere:
       continue
     if not scan_files.is_scan(path):
       findings.leave_out(path, scan_files.reason_unread(path))
@@ -334,6 +346,30 @@ def volumes_by_stem(folder: pathlib.Path, findings: Findings) -> dict[str, pathl
   }
 
 
+def _series_by_stem(
+    files: list[pathlib.Path], findings: Findings, name: str = ""
+) -> dict[str, pathlib.Path]:
+  """Returns {stem: first file} of the DICOM scans and segmentations among the files of a folder.
+
+  With a `name` the folder is that of one scan: several in it are a problem.
+  """
+  if not files:
+    return {}
+  listing = scan_files.gather(files, labels=True)
+  for path, reason in listing.not_read.items():
+    findings.leave_out(path, reason)
+  if not name or not listing.scans:
+    return {scan.stem: scan.path for scan in listing.scans}
+  if len(listing.scans) > 1:
+    folder = files[0].parent
+    shown = ", ".join(scan.stem for scan in listing.scans[:5])
+    findings.problem(
+        f"{findings.relative(folder)}: holds {len(listing.scans)} DICOM scans ({shown}); keep the"
+        " one that belongs to the label."
+    )
+  return {name: listing.scans[0].path}
+
+
 def volume_files(role: str, path: pathlib.Path) -> dict[str, pathlib.Path]:
   """Returns {role: file}, and what else belongs to it as {role + "_voxels", ...: file}."""
   first, *others = scan_files.files_of(path)
@@ -345,7 +381,7 @@ def volume_files(role: str, path: pathlib.Path) -> dict[str, pathlib.Path]:
 
 def check_volumes(findings: Findings, image: pathlib.Path, label: pathlib.Path | None) -> bool:
   """Reads the headers of a scan and its label; notes what is wrong, returns whether all is well."""
-  shapes = []
+  shapes: list[tuple[int, ...]] = []
   try:
     scan = scan_files.read_header(image)
     shapes.append(scan.shape)

@@ -17,7 +17,7 @@ from flexunet.datasets.scan_label.options import BACKGROUND, ScanLabelOptions
 from flexunet.datasets.scan_label.raw_scans import Layout
 from flexunet.imaging import scan_files
 from flexunet.imaging.label_scheme import IGNORED
-from flexunet.imaging.volume import VolumeHeader
+from flexunet.imaging.volume import Volume, VolumeHeader
 
 # Spacings within a tenth count as equal: headers round, and nobody resamples for that.
 _EQUAL = 1.1
@@ -52,9 +52,11 @@ def classes(
     reason = f"named by {path.name}"
   elif layout.class_names:
     names, reason = dict(layout.class_names), f"named by {layout.names_from}"
+  elif names := _named_by_labels(cases):
+    reason = "named by the labels"
   else:
     names, reason = _counted(cases, ignore_id)
-  counted = not options.classes and not layout.class_names
+  counted = reason.startswith("nothing")
   names = {number: name for number, name in names.items() if number not in (0, ignore_id)}
   for number, name in options.id_map().items():
     if number and number not in names and counted:
@@ -74,12 +76,39 @@ def classes(
   return {0: BACKGROUND, **names}, ignore_id, f"{shown}{ignored} ({reason})"
 
 
+def _named_by_labels(cases: Sequence[Case]) -> dict[int, str]:
+  """Returns the names of segments, which are those of all labels; {} where they hold no names.
+
+  Raises:
+    InputError: One number has two names, or some labels name their segments and some do not.
+  """
+  names: dict[int, str] = {}
+  labels = [case.files["label"] for case in cases if case.labelled]
+  for path in labels:
+    own = {
+        number: raw_scans.plain_name(name)
+        for number, name in scan_files.label_names(path).items()
+    }
+    for number, name in own.items():
+      if names.setdefault(number, name) != name:
+        raise InputError(
+            f"{path}: segment {number} is {name!r}, in another label {names[number]!r}. Name the"
+            " classes by --classes=classes.json."
+        )
+    if bool(own) != bool(names):
+      raise InputError(
+          f"{path}: its segments have no names, those of other labels have. Name the classes by"
+          " --classes=classes.json."
+      )
+  return names
+
+
 def _counted(cases: Sequence[Case], ignore_id: int | None) -> tuple[dict[int, str], str]:
   """Returns made-up names for the ids that the labels hold, and how often each occurs."""
   counts: collections.Counter[int] = collections.Counter()
   labelled = [case for case in cases if case.labelled]
   for case in progress.bar(labelled, desc="Reading label ids", unit="label", leave=False, delay=3):
-    voxels = scan_files.read(case.files["label"]).voxels
+    voxels = _label_of(case, scan_files.read_header(case.files["image"])).voxels
     found, number = np.unique(voxels[voxels != 0], return_counts=True)
     for value, count in zip(found.tolist(), number.tolist(), strict=True):
       if not np.isfinite(value) or abs(value - round(value)) > 1e-3 or value < 0:
@@ -101,6 +130,11 @@ def _counted(cases: Sequence[Case], ignore_id: int | None) -> tuple[dict[int, st
       f"nothing names them; label ids {listed}; name them by --classes=classes.json with"
       f" {{{example}}}",
   )
+
+
+def _label_of(case: Case, scan: Volume | VolumeHeader) -> Volume:
+  """Reads the label of a case, in the voxel order of its scan."""
+  return scan_files.read_label(case.files["label"], scan, case.files["image"])[0]
 
 
 def modality(
@@ -206,7 +240,8 @@ def ct_window(
   foreground = [number for number, class_id in label_map.items() if 0 < class_id < IGNORED]
   found = []
   for case in progress.bar(cases, desc="Finding the window", unit="scan", leave=False, delay=3):
-    scan, label = scan_files.read(case.files[role]), scan_files.read(case.files["label"])
+    scan = scan_files.read(case.files[role])
+    label = _label_of(case, scan)
     if scan.voxels.shape != label.voxels.shape:
       continue  # Reading the case says so.
     values = scan.voxels[np.isin(np.round(label.voxels), foreground)].astype(np.float64)

@@ -109,6 +109,8 @@ def _file(root: pathlib.Path, text: str, column: str) -> pathlib.Path:
   path = root / text  # An absolute path stays what it is.
   if not path.is_relative_to(root) or ".." in path.parts:
     raise InputError(f"{column} {text} must lie in the raw folder.")
+  if path.is_dir():  # Of a DICOM series.
+    return scan_files.resolve(path)
   if not path.is_file():
     raise InputError(f"{column} {text}: there is no such file in the raw folder.")
   return path

@@ -28,6 +28,9 @@ from flexunet.imaging.volume import Volume, VolumeHeader
 # A header is some hundred bytes; keys of segmentations may make it some ten thousand.
 _MAX_HEADER_BYTES = 4 << 20
 _MAX_DATA_FILES = 10_000
+_META_REQUIRED = {
+    name.lower(): name for name in ("NDims", "DimSize", "ElementType", "ElementDataFile")
+}
 _META_TYPES = {
     "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4",
     "MET_UINT": "u4", "MET_LONG": "i4", "MET_ULONG": "u4", "MET_LONG_LONG": "i8",
@@ -95,6 +98,12 @@ class _OpenedImage:
   compressed: bool
   oriented: bool
   spaced: bool
+
+  @property
+  def skipped_bytes(self) -> int:
+    """How many bytes the header says to skip before the voxels; any number for -1."""
+    skipped = int(self.fields.get("byte skip", self.fields.get("headersize", 0)) or 0)
+    return skipped if skipped >= 0 else volume_bytes.MAX_VOLUME_BYTES
 
   @property
   def num_bytes(self) -> int:
@@ -223,6 +232,7 @@ def _open(path: str | os.PathLike) -> _OpenedImage:
     raise volume_bytes.unreadable(path, error) from error
   try:
     opened = _parse_meta(path, head) if _is_meta(path) else _parse_nrrd(path, head)
+    _check_sizes(opened)
   except (KeyError, ValueError, OverflowError) as error:
     if isinstance(error, InputError):
       raise
@@ -230,7 +240,6 @@ def _open(path: str | os.PathLike) -> _OpenedImage:
     raise InputError(
         f"{path}: the header cannot be used ({what}). Fetch the file again."
     ) from error
-  _check_sizes(opened)
   return opened
 
 
@@ -245,6 +254,9 @@ def _parse_meta(path: pathlib.Path, head: bytes) -> _OpenedImage:
     line = head[offset : end if end >= 0 else len(head)].decode("latin-1")
     offset = end + 1 if end >= 0 else len(head)
     key, _, value = line.partition("=")
+    exact = _META_REQUIRED.get(key.strip().lower())
+    if exact and exact != key.strip():
+      raise InputError(f"{path}: a field must be called {exact}, got {key.strip()[:40]!r}.")
     fields[key.strip().lower()] = value.strip()
   if fields.get("binarydata", "true").lower() == "false":
     raise InputError(f"{path}: its voxels must be binary, got text. Save it as binary.")
@@ -374,6 +386,15 @@ def _check_sizes(opened: _OpenedImage) -> None:
   most = on_disk * (volume_bytes.MAX_DEFLATE_RATIO if opened.compressed else 1)
   if opened.num_bytes > min(most, volume_bytes.MAX_VOLUME_BYTES):
     raise volume_bytes.truncated(opened.path, opened.num_bytes, max(on_disk, 0))
+  within = opened.data_files == (opened.path,)
+  if within and not opened.compressed and on_disk > opened.num_bytes + opened.skipped_bytes:
+    raise _of_other_size(opened)
+  stated = opened.fields.get("compresseddatasize")
+  if within and opened.compressed and stated is not None and int(stated) != on_disk:
+    raise InputError(
+        f"{opened.path}: CompressedDataSize is {stated[:20]}, the file holds {on_disk} bytes after"
+        " its header. Fetch the file again."
+    )
 
 
 def _check_stream(opened: _OpenedImage) -> None:
@@ -383,12 +404,19 @@ def _check_stream(opened: _OpenedImage) -> None:
     for file in opened.data_files:
       for block in _inflated(file, opened.data_offset):
         found += len(block)
-        if found > opened.num_bytes + volume_bytes.MAX_TRAILING_BYTES:
-          break
+        if found > opened.num_bytes + opened.skipped_bytes:
+          raise _of_other_size(opened)
   except (zlib.error, OSError) as error:
     raise volume_bytes.unreadable(opened.path, error) from error
   if found < opened.num_bytes:
     raise volume_bytes.truncated(opened.path, opened.num_bytes, found)
+
+
+def _of_other_size(opened: _OpenedImage) -> InputError:
+  return InputError(
+      f"{opened.path}: holds more than the {opened.num_bytes} bytes of voxels that its header"
+      " promises, so the header does not describe it. Fetch the file again."
+  )
 
 
 def _inflated(path: pathlib.Path, offset: int) -> Iterator[bytes]:

@@ -26,7 +26,10 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", *picture_arrays.SU
 # A radiograph has 10 million pixels. More than this is a decompression bomb or no slice.
 MAX_PIXELS = 64 << 20
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+_DECODE_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, TypeError, KeyError, IndexError, OverflowError,
+    ZeroDivisionError, RuntimeError, struct.error, zlib.error,
+)  # fmt: skip
 # Grey images saved as colour JPEG come back with channels this far apart, by rounding.
 _GREY_TOLERANCE = 16
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -177,7 +180,13 @@ def _opened(path, *, whole: bool = False) -> Iterator[Image.Image]:
     except _DECODE_ERRORS as error:
       raise _unreadable(path, error) from error
     stack.enter_context(picture)
-    _check(path, picture)
+    try:
+      with _quiet():
+        _check(path, picture)
+    except InputError:
+      raise
+    except _DECODE_ERRORS as error:  # Frames are counted by reading on.
+      raise _unreadable(path, error) from error
     yield picture
 
 

@@ -87,9 +87,6 @@ _UNREAD = {
     ".svs": ("a whole-slide image", "QuPath"),
     ".gif": ("a GIF image", "any image program, as PNG,"),
     ".webp": ("a WebP image", "any image program, as PNG,"),
-    ".dcm": ("a DICOM image", "dcm2niix"),
-    ".dicom": ("a DICOM image", "dcm2niix"),
-    ".ima": ("a DICOM image", "dcm2niix"),
     ".zip": ("an archive", "unzip"),
     ".tar": ("an archive", "tar -xf"),
     ".tar.gz": ("an archive", "tar -xf"),
@@ -156,6 +153,11 @@ def unread_ending(path: str | os.PathLike) -> str:
   return max((one for one in _UNREAD if name.endswith(one)), key=len, default="")
 
 
+def is_dicom(path: str | os.PathLike) -> bool:
+  """Returns whether a file is DICOM, of which several may be one scan, and some are none."""
+  return dicom_files.is_dicom(path)
+
+
 def reason_unread(path: str | os.PathLike) -> str:
   """Returns why a file is no scan that is read, and what converts it, for a list of such files."""
   ending = unread_ending(path)
@@ -178,6 +180,18 @@ def files_of(path: str | os.PathLike) -> tuple[pathlib.Path, ...]:
     InputError: The file is no scan, or a file of it is missing.
   """
   return tuple(dict.fromkeys(_reader_of(path).files_of(path)))
+
+
+def detached_files(paths: Iterable[pathlib.Path]) -> set[pathlib.Path]:
+  """Returns the files with the voxels of the MetaImage and NRRD headers among some files."""
+  found: set[pathlib.Path] = set()
+  for path in paths:
+    if ending_of(path) in (".mhd", ".nhdr"):
+      try:
+        found.update(files_of(path)[1:])
+      except InputError:
+        continue  # Reading it says what is wrong.
+  return found
 
 
 def read_header(path: str | os.PathLike) -> VolumeHeader:
@@ -217,14 +231,17 @@ def read_stored(path: str | os.PathLike) -> tuple[Volume, float, float]:
 
 
 def read_label(
-    path: str | os.PathLike, scan: Volume, scan_path: str | os.PathLike | None = None
+    path: str | os.PathLike,
+    scan: Volume | VolumeHeader,
+    scan_path: str | os.PathLike | None = None,
 ) -> tuple[Volume, dict[int, str]]:
   """Reads the label of a scan, its voxels in the order of the scan's.
 
   Args:
     path: The label.
-    scan: Its scan. Where both state an orientation, and the axes of the label only run another way
-      or come in another order, they are turned; nothing is interpolated.
+    scan: Its scan, or its header, for only its grid is looked at. Where both state an orientation,
+      and the axes of the label only run another way or come in another order, they are turned;
+      nothing is interpolated.
     scan_path: Where the scan came from; a DICOM segmentation refers to the slices of a series.
 
   Returns:
@@ -233,6 +250,9 @@ def read_label(
   Raises:
     InputError: The label cannot be read.
   """
+  if isinstance(scan, VolumeHeader):
+    empty = np.broadcast_to(np.uint8(0), scan.shape)  # One byte, whatever the shape.
+    scan = Volume(empty, scan.affine, scan.oriented)
   if dicom_segmentation.is_segmentation(path):
     return dicom_segmentation.read(path, scan, scan_path)
   return read(path).turned_like(scan), {}

@@ -1,10 +1,12 @@
-"""Measures a build: several workers against one, and memory with many subjects against few.
+"""Measures a build: workers, memory, and its cost beside that of reading the same scans alone.
 
   flexunet benchmark_build hippocampus_t1w --manual_dir=RAW
 
-Prints one JSON object. Each build runs in a process of its own, into a temporary folder; memory
-is the highest sum of what the process and its workers hold at once (proportional set size, so
-that shared pages count once). Linux only.
+Several workers are held against one, many subjects against few, and one worker against a loop that
+reads the same scans and labels and cuts them into slices, by nibabel alone, or pydicom where the
+scans are DICOM. Prints one JSON object. Each build runs in a process of its own, into a temporary
+folder; memory is the highest sum of what the process and its workers hold at once (proportional set
+size, so that shared pages count once). Linux only.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from collections.abc import Sequence
 from flexunet.core import command_line, flags, machine
 from flexunet.core.errors import InputError
 from flexunet.datasets import catalog
+from flexunet.datasets.builder import raw_folder
+from flexunet.imaging import scan_files
 
 _PROGRAM = flags.Program(__doc__, usage="flexunet benchmark_build DATASET --manual_dir=RAW")
 _MANUAL_DIR = _PROGRAM.string("manual_dir", None, "Raw folder: the unpacked download.")
@@ -47,6 +51,27 @@ seconds = time.perf_counter() - start
 records = sum(split.num_examples for split in builder.info.splits.values())
 print(json.dumps({"seconds": seconds, "records": records}))
 """
+# What anyone would write who needs the slices of some scans: no check, no window, nothing written.
+_READ_ONE = """
+import json, sys, time
+import nibabel
+import numpy as np
+groups = json.load(open(sys.argv[1]))
+if any(len(group) > 1 for group in groups):
+  import pydicom
+start = time.perf_counter()
+slices = 0
+for group in groups:
+  if len(group) > 1:
+    files = sorted((pydicom.dcmread(path) for path in group), key=lambda one: one.InstanceNumber)
+    voxels = np.stack([one.pixel_array for one in files], axis=-1)
+  else:
+    voxels = np.asanyarray(nibabel.load(group[0]).dataobj).squeeze()
+  voxels = voxels.reshape(*voxels.shape[:2], -1)
+  for k in range(voxels.shape[2]):
+    slices += np.ascontiguousarray(voxels[:, :, k]).size > 0
+print(json.dumps({"seconds": time.perf_counter() - start, "records": slices}))
+"""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -54,15 +79,21 @@ def main(argv: Sequence[str]) -> None:
     raise InputError("Give one dataset and --manual_dir, its raw folder.")
   raw = pathlib.Path(_MANUAL_DIR.value)
   builder = catalog.builder(argv[1], raw / "none")
-  cases = len(builder.inspect_source(raw).cases)
-  if cases < _MANY.value:
-    raise InputError(f"{raw} holds {cases} cases; --many={_MANY.value} asks for more.")
+  cases = builder.inspect_source(raw).cases
+  if len(cases) < _MANY.value:
+    raise InputError(f"{raw} holds {len(cases)} cases; --many={_MANY.value} asks for more.")
+  groups = [group for case in cases[: _MANY.value] for group in _volumes_of(case)]
   workers = _WORKERS.value or machine.available_cpus()
   serial = _fastest(argv[1], raw, 1, _MANY.value)
   parallel = _fastest(argv[1], raw, workers, _MANY.value)
   # In runs of their own: looking at a process's memory holds it up.
   many_mb = _measure(argv[1], raw, workers, _MANY.value, look=True)["peak_mb"]
   few_mb = _measure(argv[1], raw, workers, _FEW.value, look=True)["peak_mb"]
+  reading = min((_read(groups, look=False) for _ in range(_REPEATS.value)),
+                key=lambda run: run["seconds"])  # fmt: skip
+  reading_mb = _read(groups, look=True)["peak_mb"]
+  one_mb = _measure(argv[1], raw, 1, _MANY.value, look=True)["peak_mb"]
+  volumes = _MANY.value
   print(json.dumps({
       "dataset": argv[1],
       "cpus": machine.available_cpus(),
@@ -76,7 +107,32 @@ def main(argv: Sequence[str]) -> None:
       "peak_mb_few": round(few_mb, 1),
       "peak_mb_many": round(many_mb, 1),
       "memory_ratio": round(many_mb / few_mb, 3),
+      "volumes_per_second": round(volumes / serial["seconds"], 3),
+      "volumes_per_second_read_alone": round(volumes / reading["seconds"], 3),
+      "seconds_to_reading_alone": round(serial["seconds"] / reading["seconds"], 3),
+      "peak_mb_one_worker": round(one_mb, 1),
+      "peak_mb_read_alone": round(reading_mb, 1),
   }, indent=1))
+
+
+def _volumes_of(case: raw_folder.Case) -> list[list[str]]:
+  """Returns the files of each volume of a case: one, or those of a DICOM series."""
+  roles = [role for role in case.files if "_voxels" not in role]
+  return [
+      [
+          str(path) for own, path in case.files.items()
+          if own == role or (own.startswith(f"{role}_voxels") and path.suffix != ".img")
+      ]
+      for role in roles if scan_files.is_scan(case.files[role])
+  ]  # fmt: skip
+
+
+def _read(groups: list[list[str]], look: bool) -> dict[str, float]:
+  """Reads the volumes alone, in a process of its own."""
+  with tempfile.NamedTemporaryFile("w", suffix=".json") as listed:
+    json.dump(groups, listed)
+    listed.flush()
+    return _watched([sys.executable, "-c", _READ_ONE, listed.name], look)
 
 
 def _fastest(dataset: str, raw: pathlib.Path, workers: int, cases: int) -> dict[str, float]:
@@ -89,18 +145,20 @@ def _measure(
 ) -> dict[str, float]:
   """Builds once; with `look` the memory is watched, else only the time counts."""
   with tempfile.TemporaryDirectory(prefix="benchmark_build_") as out:
-    process = subprocess.Popen(
-        [sys.executable, "-c", _BUILD_ONE, dataset, str(raw), out, str(workers), str(cases)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    peak = 0
-    while look and process.poll() is None:
-      peak = max(peak, sum(_held_bytes(pid) for pid in _family(process.pid)))
-      time.sleep(_SAMPLE_SECONDS)
-    printed = process.communicate()[0].splitlines()
-    if process.returncode:
-      raise InputError(f"The build of {dataset} failed; build it with flexunet build first.")
+    arguments = [dataset, str(raw), out, str(workers), str(cases)]
+    return _watched([sys.executable, "-c", _BUILD_ONE, *arguments], look)
+
+
+def _watched(command: list[str], look: bool) -> dict[str, float]:
+  """Runs a program and returns what its last line states; with `look`, the memory it held too."""
+  process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+  peak = 0
+  while look and process.poll() is None:
+    peak = max(peak, sum(_held_bytes(pid) for pid in _family(process.pid)))
+    time.sleep(_SAMPLE_SECONDS)
+  printed = process.communicate()[0].splitlines()
+  if process.returncode:
+    raise InputError("The measured program failed; build the dataset with flexunet build first.")
   return {**json.loads(printed[-1]), "peak_mb": peak / 1e6}
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flexunet.core.errors import InputError
-from flexunet.imaging import scan_files
+from flexunet.imaging import pictures, scan_files
 
 SHAPE = (3, 5, 7)
 AFFINE = np.array([[-1.5, 0, 0, 10], [0, 2, 0, -20], [0, 0, 3.0, 5], [0, 0, 0, 1]])  # LAS
@@ -35,6 +35,11 @@ def test_endings_are_known_in_any_case(name, ending, stem):
   assert scan_files.ending_of(name) == ending
   assert scan_files.stem_of(name) == stem
   assert scan_files.is_scan(name) == bool(ending)
+
+
+def test_no_format_is_both_read_and_unread():
+  readable = [*scan_files.ENDINGS, *pictures.SUFFIXES]
+  assert [ending for ending in readable if scan_files.unread_ending(f"a{ending}")] == []
 
 
 def test_no_ending_hides_a_longer_one():
