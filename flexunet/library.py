@@ -220,7 +220,8 @@ class Run:
       tta, batch_size: As in `predict`.
       output_format: Of the labels of volumes: "same", "nifti" or "dicom_seg".
       series: Chooses DICOM series by number or by the end of their UID; "" takes all.
-      **outputs: overlay, color_masks, probabilities, overwrite, as in `prediction.files.Outputs`.
+      **outputs: overlay, color_masks, probabilities, overwrite, skip_existing, as in
+        `prediction.outputs.Outputs`.
     """
     wanted = prediction_files.Outputs(folder=pathlib.Path(output_dir).expanduser(), **outputs)
     return prediction_files.predict_path(
