@@ -86,7 +86,7 @@ class Dataset:
       image_size: int | tuple[int, int],
       batch_size: int = 8,
       resize_mode: str = "pad",
-      image_channels: int = 1,
+      image_channels: int | None = None,
       shuffle: bool = True,
       augmentation: str = "none",
       seed: int = 1,
@@ -101,7 +101,7 @@ class Dataset:
       image_size: (height, width), or the edge of a square, to which slices are brought.
       batch_size: Slices per batch.
       resize_mode: "pad", "fit" or "stretch".
-      image_channels: 1, or 3 to repeat grey images.
+      image_channels: 3 repeats grey images; by default those that the dataset has.
       shuffle: Draws epochs in random order, whole batches only; otherwise every slice once, in the
         order of the records.
       augmentation: Preset, with `shuffle`: "none", "default", "strong". Images are not mirrored.
@@ -112,7 +112,7 @@ class Dataset:
     image_key, label_key = self._image_and_label
     spec = readers.ExampleSpec(
         resizing=Resizing((height, width), resize_mode),
-        image_channels=image_channels,
+        image_channels=image_channels or len(self.source.channel_names),
         image_key=image_key,
         label_key=label_key,
     )
@@ -122,9 +122,12 @@ class Dataset:
     if not shuffle:
       return batches.evaluation_batches(loader, batch_size)
     settings = AugmentationConfig(augmentation=augmentation).resolve(mirroring=False)
-    change = functools.partial(augment.augment_example, settings) if settings.enabled else None
+    separate = len(self.source.channel_names) > 1
+    change = functools.partial(augment.augment_example, settings, separate_channels=separate)
     drawn = order.EpochOrder(num_records=loader.num_rows, batch_size=batch_size, seed=seed)
-    return batches.training_batches(loader, drawn, num_steps=num_steps, augment=change)
+    return batches.training_batches(
+        loader, drawn, num_steps=num_steps, augment=change if settings.enabled else None
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -379,6 +379,12 @@ def check_data(
     raise InputError(
         f"Dataset {source.name} must have the classes of the run, {trained}. It has {found}."
     )
+  channels = facts.channel_names or ("image",)
+  if source.channel_names != channels:
+    raise InputError(
+        f"Dataset {source.name} must have the channels of the run, {', '.join(channels)}. It has"
+        f" {', '.join(source.channel_names)}."
+    )
   if source.fingerprint != facts.fingerprint and not allow_other_data:
     raise InputError(
         f"Dataset {source.name} has the fingerprint {source.fingerprint}, the run was trained on"

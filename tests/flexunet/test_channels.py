@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from flexunet.core.errors import InputError
 from flexunet.dataset_facts import DatasetFacts
-from flexunet.evaluation import labelled_volumes
+from flexunet.evaluation import evaluate, labelled_volumes
 from flexunet.pipelines import readers
 from flexunet.pipelines.dataset_source import open_dataset
 from flexunet.prediction import predictor as predictors
@@ -123,6 +123,14 @@ def test_a_scan_is_predicted_from_a_file_for_each_channel(data_dir, raw):
         )
   with pytest.raises(InputError, match="must have 2 channels. Got: 1"):
     predictors.predict_scan(predictor, run.config, paths[0])
+
+
+def test_a_run_is_not_scored_on_other_channels(data_dir, tmp_path):
+  raw = scan_folders.nnunet(tmp_path / "raw", channels=("FLAIR", "T2"))
+  build_samples.build("scan_label", raw, tmp_path / "out")
+  source = open_dataset("scan_label/slices", tmp_path / "out")
+  with pytest.raises(InputError, match="channels of the run, FLAIR, T1. It has FLAIR, T2"):
+    evaluate.check_data(source, setup(data_dir).config, ["test"], allow_other_data=True)
 
 
 def test_the_records_of_a_channel_are_read_by_any_tfds_reader(data_dir):
