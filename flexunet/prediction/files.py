@@ -196,7 +196,9 @@ def _predict_volume(
     scan: Scan, predictor: Predictor, run_config: config.RunConfig, outputs: Outputs
 ) -> VolumeNote:
   facts = run_config.dataset_facts
-  found = predict_scan(predictor, run_config, scan.path, probabilities=outputs.probabilities)
+  found = predict_scan(
+      predictor, run_config, scan.path, scan.others, probabilities=outputs.probabilities
+  )
   scan.label_path(outputs.folder).parent.mkdir(parents=True, exist_ok=True)
   if outputs.overlay:
     palette = overlay.display_palette(facts.label_scheme.palette)
