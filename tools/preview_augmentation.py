@@ -231,7 +231,7 @@ def pick_examples(
   reader = readers.RecordReader(source.info.features, table, image_key, label_key)
   examples = []
   for row in order[:count]:
-    with readers.named_record(table, lambda row=row: int(row)):
+    with readers.named_record(table, int(row)):
       decoded = reader.decode(reader.serialized(np.int64(row)))
       examples.append((decoded["image"].numpy(), decoded["label"].numpy()[..., 0]))
   return examples
