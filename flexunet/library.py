@@ -159,14 +159,19 @@ class Run:
     return predictors.Predictor(self.model, self.config, batch_size=batch_size, mirror=tta)
 
   def predict(
-      self, scan: str | os.PathLike | np.ndarray, *, tta: bool = False, batch_size: int = 8
+      self,
+      scan: str | os.PathLike | np.ndarray | Sequence[str | os.PathLike],
+      *,
+      tta: bool = False,
+      batch_size: int = 8,
   ) -> np.ndarray:
     """Segments a scan.
 
     Args:
-      scan: File of a volume (of any format that is read) or of an image; or an array: uint8 [H, W],
-        one upright slice as the dataset's records hold it, or uint8 [slices, H, W], all slices of
-        a volume.
+      scan: File of a volume (of any format that is read) or of an image, or folder of one DICOM
+        series; or an array: uint8 [H, W], one upright slice as the dataset's records hold it, or
+        uint8 [slices, H, W], all slices of a volume. Of several channels: a file for each, in the
+        order of the dataset, or an array with a last axis of channels.
       tta: Averages over mirrored slices, where the run allows mirroring.
       batch_size: Slices per step.
 
@@ -174,23 +179,27 @@ class Run:
       Class ids, uint8: [i, j, k] on the voxel grid of the volume, or in the shape of the array.
     """
     segmenter = self.predictor(tta=tta, batch_size=batch_size)
+    channels = len(self.config.dataset_facts.channel_names)
     if not isinstance(scan, np.ndarray):
-      path = pathlib.Path(scan).expanduser()
-      if scan_files.is_scan(path):
-        recipe = prediction_files.require_recipe(self.config, path)
-        stored, slope, inter = scan_files.read_stored(path)
-        return predictors.predict_volume(
-            segmenter, recipe, stored, slope, inter, name=path.name
-        ).label
+      named = [scan] if isinstance(scan, (str, os.PathLike)) else scan
+      path, *others = (pathlib.Path(one).expanduser() for one in named)
+      if path.is_dir() or scan_files.is_scan(path):
+        path, *others = (scan_files.resolve(one) for one in (path, *others))
+        return predictors.predict_scan(segmenter, self.config, path, others).label
       return segmenter.labels([pictures.read_gray(path)])[0]
-    if scan.dtype != np.uint8 or scan.ndim not in (2, 3):
+    last = (channels,) if channels > 1 else ()
+    of_slice = scan.ndim == 2 + len(last)
+    if scan.dtype != np.uint8 or not (of_slice or scan.ndim == 3 + len(last)) or (
+        last and scan.shape[-1:] != last
+    ):
+      axes = f", {channels}" if last else ""
       raise InputError(
-          "An array to predict must be uint8 [H, W] or [slices, H, W]. Got"
+          f"An array to predict must be uint8 [H, W{axes}] or [slices, H, W{axes}]. Got"
           f" {scan.dtype} {list(scan.shape)}. Pass the file of the scan to have it windowed and cut"
           " as in training."
       )
-    labels = segmenter.labels(list(scan) if scan.ndim == 3 else [scan])
-    return np.stack(labels) if scan.ndim == 3 else labels[0]
+    labels = segmenter.labels([scan] if of_slice else list(scan))
+    return labels[0] if of_slice else np.stack(labels)
 
   def predict_files(
       self,
@@ -199,6 +208,8 @@ class Run:
       *,
       tta: bool = False,
       batch_size: int = 8,
+      output_format: str = "same",
+      series: str = "",
       **outputs: bool,
   ) -> prediction_files.Outcome:
     """Segments a scan or a folder of scans into files, as `flexunet predict` does.
@@ -207,6 +218,8 @@ class Run:
       input_path: Scan, or folder of scans.
       output_dir: Where labels are written.
       tta, batch_size: As in `predict`.
+      output_format: Of the labels of volumes: "same", "nifti" or "dicom_seg".
+      series: Chooses DICOM series by number or by the end of their UID; "" takes all.
       **outputs: overlay, color_masks, probabilities, overwrite, as in `prediction.files.Outputs`.
     """
     wanted = prediction_files.Outputs(folder=pathlib.Path(output_dir).expanduser(), **outputs)
@@ -215,6 +228,8 @@ class Run:
         self.predictor(tta=tta, batch_size=batch_size),
         self.config,
         wanted,
+        output_format=output_format,
+        series=series,
     )
 
   def evaluate(

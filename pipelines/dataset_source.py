@@ -104,6 +104,12 @@ class DatasetSource:
     return self.report.get("intensity")
 
   @property
+  def ignores(self) -> bool:
+    """Whether its labels hold pixels that are not to be counted, as `label_scheme.IGNORED`."""
+    scheme = self.report.get("label_scheme")
+    return scheme is not None and LabelScheme.from_json(scheme).ignores
+
+  @property
   def channel_names(self) -> tuple[str, ...]:
     """Channels of a scan, one feature each; a dataset built elsewhere has one image."""
     return tuple(self.report.get("channel_names", ("image",)))

@@ -23,7 +23,8 @@ class DecodedSlice:
   """A slice of a whole volume, cut when its table was made.
 
   Attributes:
-    image, label: uint8 [H, W].
+    image: uint8 [H, W, C].
+    label: uint8 [H, W].
     spacing_mm: (row, column), NaN where unknown.
     slice_spacing_mm: NaN where unknown.
   """

@@ -288,7 +288,7 @@ def print_files(builder: SegmentationBuilder, manual_dir: pathlib.Path) -> None:
 def _split_counts(builder: SegmentationBuilder, findings: Findings) -> str:
   """Returns how many subjects each split and each fold gets."""
   assigned = builder.assign_splits(findings.cases)
-  for line in assigned.warnings:
+  for line in [*assigned.warnings, *assigned.notices]:
     print(f"warning: {line}", file=sys.stderr)
   splits = list(assigned.splits.values())
   counts = ", ".join(f"{name} {splits.count(name)}" for name in subject_splits.SPLITS)
@@ -317,9 +317,10 @@ def _facts(path: pathlib.Path, is_label: bool) -> list[str]:
     return [*facts, _values(scan_files.read(path).voxels)] if is_label else facts
   if not pictures.is_picture(path):
     return ["table"]
-  header_2d = pictures.read_header(path)
+  entry = "mask" if is_label else "image"
+  header_2d = pictures.read_header(path, entry)
   facts = [f"{header_2d.height} x {header_2d.width}", f"8-bit {header_2d.mode}"]
-  return [*facts, _values(pictures.read_rgb(path)[..., 0])] if is_label else facts
+  return [*facts, _values(pictures.read_rgb(path, entry)[..., 0])] if is_label else facts
 
 
 def _values(label: np.ndarray) -> str:

@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from flexunet.core import command_line, files, flags, progress
 from flexunet.core.errors import InputError
+from flexunet.imaging.label_scheme import IGNORED
 from flexunet.pipelines import dataset_source, laterality
 from flexunet.pipelines.augmentation.config import PROBABILITIES, AugmentationConfig
 from flexunet.pipelines.dataset_source import DatasetSource
@@ -228,11 +229,16 @@ def pick_examples(
   _, first = np.unique(table.volume[order], return_index=True)
   first = np.sort(first)
   order = np.concatenate([order[first], np.delete(order, first)])
-  reader = readers.RecordReader(source.info.features, table, image_key, label_key)
+  keys = source.image_keys(image_key)
+  reader = readers.RecordReader(source.info.features, table, keys, label_key)
   examples = []
   for row in order[:count]:
-    decoded = reader.decode(reader.serialized(np.int64(row)))
-    examples.append((decoded["image"].numpy(), decoded["label"].numpy()[..., 0]))
+    with readers.named_record(table, lambda row=row: int(row)):
+      decoded = reader.decode(reader.serialized(np.int64(row)))
+      image, label = decoded["image"].numpy(), decoded["label"].numpy()[..., 0]
+    # Three channels of a scan are no colours: the first one is shown.
+    shown = image[..., :1] if len(keys) > 1 else image
+    examples.append((shown, np.where(label == IGNORED, 0, label) if source.ignores else label))
   return examples
 
 

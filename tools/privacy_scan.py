@@ -25,7 +25,6 @@ from typing import Any
 
 from flexunet.core import private_paths
 from flexunet.core.errors import InputError
-from flexunet.datasets import built_dataset
 from flexunet.datasets.builder import subject_names, tfrecord
 
 _CHUNK_BYTES = 16 << 20
@@ -440,7 +439,8 @@ def scan(folder: pathlib.Path, sought: Sought) -> Scan:
   Raises:
     InputError: There is none, or it is empty.
   """
-  folder = built_dataset.existing_folder(folder)
+  if not folder.is_dir():
+    raise InputError(f"{folder}: there is no such folder. Name a dataset or a run folder.")
   result = Scan(folder, sought)
   if not result.files:
     raise InputError(f"{folder}: holds no file. Name a dataset or a run folder.")

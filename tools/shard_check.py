@@ -112,12 +112,13 @@ class ShardCheck:
         continue
       try:
         example = self._dataset.decode(frame.payload)
-      except Exception as error:  # Decoders of images raise many kinds.
+        identity = _identity_of(example)
+        self._check(example, where, frame)
+      except Exception as error:  # Decoders of images, and edited features, raise many kinds.
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         self.problems.append(f"{named}: cannot be decoded: {first_line}.")
         continue
-      in_order.append(_identity_of(example))
-      self._check(example, where, frame)
+      in_order.append(identity)
     for number, row in enumerate(rows):
       if not self._found[_identity_of_row(row)]:
         self.problems.append(f"{self._name}: record {number} ({row['key']}) is missing.")
@@ -205,11 +206,12 @@ def content_problems(
            f" {row['width']}.")  # fmt: skip
   if str(int(example["fold"])) != row["fold"]:
     yield f"is of fold {int(example['fold'])} where {RECORDS_NAME} says {row['fold']}."
-  if label.size and int(label.max()) >= scheme.num_classes:
+  counted = scheme.without_ignored(label)
+  if label.size and int(counted.max()) >= scheme.num_classes:
     yield (f"label values must be 0..{scheme.num_classes - 1}, the largest is"
-           f" {int(label.max())}.")  # fmt: skip
+           f" {int(counted.max())}.")  # fmt: skip
     return
-  counts = np.bincount(label.ravel(), minlength=scheme.num_classes)
+  counts = scheme.count(label)
   for name, count in zip(scheme.names, counts, strict=True):
     if int(row[f"pixels_{name}"]) != int(count):
       yield (f"has {int(count)} pixels of {name} where records.csv says"

@@ -157,6 +157,8 @@ def build(builder: RunBuilder, root: pathlib.Path, download_config: Any) -> None
   names.save(builder.info.full_name)
   with _work_folder(builder, folder) as work:
     assigned = builder.assign_splits(findings.cases)
+    for line in assigned.notices:
+      logging.warning("%s", line)
     tasks = []
     for case in findings.cases:
       fold, written = assigned.fold_of(case), names.written(case)

@@ -42,6 +42,7 @@ class CaseSplits:
     settings: Salt, seed, number of folds and shares, as `splits.json` has them.
     absent: {name: place} of the splits file's subjects that have no labelled case.
     warnings: Lines for the report and the user.
+    notices: Lines for the user alone, with names as they stand in a list of the user.
   """
 
   splits: Mapping[str, str]
@@ -51,6 +52,7 @@ class CaseSplits:
   settings: Mapping[str, Any]
   absent: Mapping[str, Place]
   warnings: Sequence[str]
+  notices: Sequence[str]
 
   def split_of(self, case: Case) -> str:
     """Returns the split of a case."""
@@ -155,6 +157,7 @@ def decide(
       settings={"salt": salt, "seed": seed, "num_folds": num_folds, "shares": shares},
       absent=decision.absent,
       warnings=decision.warnings,
+      notices=decision.notices,
   )
 
 
@@ -165,7 +168,7 @@ class _Decision:
     strata, splits, reasons: As in `CaseSplits`; `splits` and `reasons` grow.
     divided: Subjects that their publisher put on several sides.
     folds: {subject: fold} where the publisher or the splits file fixed it.
-    absent, warnings: As in `CaseSplits`.
+    absent, warnings, notices: As in `CaseSplits`.
     problems: One line each; a single one prevents the build.
   """
 
@@ -173,6 +176,7 @@ class _Decision:
     self.strata = {case.subject: case.stratum for case in labelled}
     self.absent: dict[str, Place] = {}
     self.warnings: list[str] = []
+    self.notices: list[str] = []
     self.problems: list[str] = []
     # Later entries win: names of records, then of the raw folder, then of scans.
     self._subject_of = {name: case.subject for case in labelled for name in (case.key, case.volume)}
@@ -204,10 +208,11 @@ class _Decision:
   def follow(self, file: SplitsFile) -> None:
     """Puts the subjects of a splits file where it says."""
     named: dict[str, str] = {}
+    absent: dict[str, Place] = {}
     for name, place in file.places.items():
       subject = self._subject_of.get(name)
       if subject is None:
-        self.absent[name] = place
+        absent[name] = place
         continue
       first = named.setdefault(subject, name)
       if (place.split, place.fold) != (file.places[first].split, file.places[first].fold):
@@ -224,11 +229,13 @@ class _Decision:
           f"{file.path}: none of its {len(file.places)} subjects is in the raw folder, which holds"
           f" {_listed(map(self._name_of, self.strata))}. Is it of this dataset?"
       )
-    elif self.absent:
-      self.warnings.append(
-          f"Subjects of the splits file without a labelled scan here: {_listed(self.absent)}. Their"
-          " places are kept in the new splits.json."
-      )
+    elif absent:
+      text = f"Subjects of the splits file without a labelled scan here: {_listed(absent)}."
+      if file.of_build:
+        self.absent = absent
+        self.warnings.append(f"{text} Their places are kept in the new splits.json.")
+      else:  # The user's names may be those of persons: they enter nothing that is built.
+        self.notices.append(f"{text} Keep {file.path} for the day they come.")
 
   def hold_out(self, names: Sequence[str], path: str) -> None:
     """Makes the named subjects the test split."""

@@ -56,6 +56,7 @@ class SplitsFile:
     seed: That of the build that wrote it.
     num_folds: How many folds it has.
     digest: Stands for its content in the build report.
+    of_build: Whether a build wrote it, whose names may stand in what is built.
   """
 
   path: str
@@ -64,6 +65,7 @@ class SplitsFile:
   seed: int
   num_folds: int
   digest: str
+  of_build: bool
 
 
 def read(path: str) -> SplitsFile:
@@ -80,7 +82,7 @@ def read(path: str) -> SplitsFile:
     raise InputError(f"{path}: must be JSON ({_first_line(error)}): {_WANTED}.") from error
   digest = hashlib.sha256(content.encode()).hexdigest()[:16]
   if isinstance(values, list):
-    return SplitsFile(path, _folds_of_nnunet(path, values), None, 0, len(values), digest)
+    return SplitsFile(path, _folds_of_nnunet(path, values), None, 0, len(values), digest, False)
   if not isinstance(values, dict) or not isinstance(values.get("subjects"), dict):
     raise InputError(f"{path}: must be {_WANTED}.")
   if values.get("form") != _FORM:
@@ -98,7 +100,8 @@ def read(path: str) -> SplitsFile:
             for name, entry in listed.items()}  # fmt: skip
   if problems:
     raise errors.from_problems(problems, "")
-  return SplitsFile(path, places, _shares(path, values.get("shares")), seed, num_folds, digest)
+  shares = _shares(path, values.get("shares"))
+  return SplitsFile(path, places, shares, seed, num_folds, digest, "salt" in values)
 
 
 def read_names(path: str) -> tuple[str, ...]:

@@ -108,7 +108,7 @@ def _by_stem(findings: Findings, folder: pathlib.Path | None) -> dict[str, pathl
   found: dict[str, pathlib.Path] = {}
   for path in raw_folder.children(folder) if folder else ():
     if not pictures.is_picture(path):
-      findings.leave_out(path, "not an image (PNG, JPEG or BMP)")
+      findings.leave_out(path, f"not an image ({', '.join(pictures.SUFFIXES)})")
     elif path.stem in found:
       first = findings.relative(found[path.stem])
       findings.problem(f"{findings.relative(path)}: duplicate of {first}; keep one of them.")
@@ -119,9 +119,9 @@ def _by_stem(findings: Findings, folder: pathlib.Path | None) -> dict[str, pathl
 
 def _same_size(findings: Findings, image: pathlib.Path, mask: pathlib.Path) -> bool:
   sizes = []
-  for path in (image, mask):
+  for path, entry in ((image, "image"), (mask, "mask")):
     try:
-      header = pictures.read_header(path)
+      header = pictures.read_header(path, entry)
       sizes.append((header.height, header.width))
     except InputError as error:
       findings.problem(str(error))

@@ -126,7 +126,7 @@ def find_stored_ids(paths: Iterable[pathlib.Path], scheme: LabelScheme) -> Store
 
 def _evidence(path: pathlib.Path, scheme: LabelScheme) -> tuple[str, np.ndarray]:
   """Returns "colors", "ids", "blurred" or "empty", and the values that may be ids."""
-  rgb = pictures.read_rgb(path)
+  rgb = pictures.read_rgb(path, "mask")
   nothing = np.zeros(0, np.uint8)
   held = MaskColors(rgb, scheme)
   colors = held.colors
@@ -197,7 +197,7 @@ class IdReader:
       InputError: The file holds another value, or colours.
     """
     indexed = pictures.read_indexed(path)
-    stored = pictures.read_gray(path) if indexed is None else indexed.indices
+    stored = pictures.read_gray(path, "mask") if indexed is None else indexed.indices
     values, counts = np.unique(stored, return_counts=True)
     if wrong := {int(value) for value in values} - self._class_of.keys():
       raise InputError(
@@ -223,7 +223,7 @@ class ThresholdReader:
 
   def read(self, path: pathlib.Path, notes: Notes) -> np.ndarray:
     """Returns class ids uint8 [H, W]: 1 where the mask reaches the level."""
-    gray = pictures.read_gray(path)
+    gray = pictures.read_gray(path, "mask")
     notes.count_values("gray_mask", *np.unique(gray, return_counts=True))
     return (gray >= self._level).astype(np.uint8)
 
@@ -246,7 +246,7 @@ class ColorReader:
     Raises:
       InputError: The file was painted with another palette, or holds ids.
     """
-    rgb = pictures.read_rgb(path)
+    rgb = pictures.read_rgb(path, "mask")
     label, off_share = self._scheme.decode(rgb)
     found = MaskColors(rgb, self._scheme)
     # JPEG moves every colour a little, which is no sign of another palette.

@@ -17,7 +17,7 @@ from flexunet.datasets.builder import raw_folder
 from flexunet.datasets.builder.raw_folder import Findings
 from flexunet.datasets.scan_label import raw_scans
 from flexunet.datasets.scan_label.raw_scans import Layout, RawScan
-from flexunet.imaging import nifti
+from flexunet.imaging import scan_files
 
 _FOLDERS = ("anat", "ct")
 _LABEL_SUFFIXES = ("dseg", "mask")
@@ -104,7 +104,7 @@ def _files(folder: pathlib.Path) -> Iterator[Named]:
       for name in _FOLDERS:
         place = session / name
         for path in raw_folder.children(place) if place.is_dir() else ():
-          if path.is_file() and nifti.is_volume(path) and path.name.startswith(subject.name):
+          if path.is_file() and scan_files.is_scan(path) and path.name.startswith(subject.name):
             yield _parsed(path)
 
 
@@ -113,7 +113,7 @@ def _children_called(folder: pathlib.Path, start: str) -> list[pathlib.Path]:
 
 
 def _parsed(path: pathlib.Path) -> Named:
-  *parts, suffix = nifti.stem_of(path).split("_")
+  *parts, suffix = scan_files.stem_of(path).split("_")
   entities = dict(part.split("-", 1) for part in parts if "-" in part)
   return Named(path, entities, suffix)
 
@@ -163,8 +163,8 @@ def _scans(
         channels[suffix if len(suffixes) > 1 else "image"] = found[0].path
     entities = image.of_scan()
     name = "_".join(f"{key}-{value}" for key, value in entities.items())
-    label = own[0].path if own else None
-    yield RawScan(f"sub-{entities['sub']}", raw_scans.plain_name(name), channels, label)
+    label_path = own[0].path if own else None
+    yield RawScan(f"sub-{entities['sub']}", raw_scans.plain_name(name), channels, label_path)
 
 
 def _belonging(wanted: Mapping[str, str], images: list[Named]) -> list[Named]:

@@ -15,7 +15,8 @@ from flexunet.datasets.builder.raw_folder import Case
 from flexunet.datasets.scan_label import raw_scans
 from flexunet.datasets.scan_label.options import BACKGROUND, ScanLabelOptions
 from flexunet.datasets.scan_label.raw_scans import Layout
-from flexunet.imaging import nifti
+from flexunet.imaging import scan_files
+from flexunet.imaging.label_scheme import IGNORED
 from flexunet.imaging.volume import VolumeHeader
 
 # Spacings within a tenth count as equal: headers round, and nobody resamples for that.
@@ -61,7 +62,9 @@ def classes(
       raise InputError(f"map names label id {number}, but the labels hold the ids {known}.")
     if number:
       names[number] = raw_scans.plain_name(name)
-  if options.map:
+  if counted and names.keys() <= options.id_map().keys():
+    reason = "named by --map"
+  elif options.map:
     reason += "; changed by --map"
   kept = {number: name for number, name in names.items() if name != BACKGROUND}
   if not kept:
@@ -76,7 +79,7 @@ def _counted(cases: Sequence[Case], ignore_id: int | None) -> tuple[dict[int, st
   counts: collections.Counter[int] = collections.Counter()
   labelled = [case for case in cases if case.labelled]
   for case in progress.bar(labelled, desc="Reading label ids", unit="label", leave=False, delay=3):
-    voxels = nifti.read(case.files["label"]).voxels
+    voxels = scan_files.read(case.files["label"]).voxels
     found, number = np.unique(voxels[voxels != 0], return_counts=True)
     for value, count in zip(found.tolist(), number.tolist(), strict=True):
       if not np.isfinite(value) or abs(value - round(value)) > 1e-3 or value < 0:
@@ -111,7 +114,7 @@ def modality(
     return layout.modality, f"stated by {source}"
   lowest = np.inf
   for case in cases[:1]:
-    scan = nifti.read(case.files["image"])
+    scan = scan_files.read(case.files["image"])
     lowest = float(np.nanmin(scan.voxels))
   if lowest <= _HU_AIR:
     return "ct", f"the first scan goes down to {lowest:g}, as only Hounsfield units do"
@@ -191,13 +194,19 @@ def spacing(
 
 
 def ct_window(
-    cases: Sequence[Case], label_map: Mapping[int, int]
+    cases: Sequence[Case], label_map: Mapping[int, int], role: str = "image"
 ) -> tuple[float, float] | None:
-  """Returns the percentiles 0.5 and 99.5 of the labelled voxels of some cases; None without any."""
-  foreground = [number for number, class_id in label_map.items() if 0 < class_id < 255]
+  """Returns the percentiles 0.5 and 99.5 of the labelled voxels of some cases; None without any.
+
+  Args:
+    cases: Labelled ones.
+    label_map: {label id: class id}.
+    role: File of the channel.
+  """
+  foreground = [number for number, class_id in label_map.items() if 0 < class_id < IGNORED]
   found = []
   for case in progress.bar(cases, desc="Finding the window", unit="scan", leave=False, delay=3):
-    scan, label = nifti.read(case.files["image"]), nifti.read(case.files["label"])
+    scan, label = scan_files.read(case.files[role]), scan_files.read(case.files["label"])
     if scan.voxels.shape != label.voxels.shape:
       continue  # Reading the case says so.
     values = scan.voxels[np.isin(np.round(label.voxels), foreground)].astype(np.float64)

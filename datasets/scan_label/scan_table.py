@@ -19,7 +19,7 @@ from flexunet.datasets.builder.raw_folder import Findings
 from flexunet.datasets.scan_label import raw_scans
 from flexunet.datasets.scan_label.options import MOST_CHANNELS
 from flexunet.datasets.scan_label.raw_scans import Layout, RawScan
-from flexunet.imaging import nifti
+from flexunet.imaging import scan_files
 
 NAME = "scans.csv"
 _FORM = "a header subject,image[,image2 ...],label[,split][,fold] and a row for each scan"
@@ -92,7 +92,7 @@ def _scan(
   channels = {column: _file(root, row[column], column) for column in images}
   label = _file(root, row["label"], "label") if row.get("label") else None
   subject = raw_scans.plain_name(row["subject"])
-  stem = raw_scans.plain_name(nifti.stem_of(channels[images[0]]))
+  stem = raw_scans.plain_name(scan_files.stem_of(channels[images[0]]))
   return RawScan(
       subject=subject,
       name=f"{subject}_{stem}" if several else subject,

@@ -32,7 +32,7 @@ from flexunet.pipelines import dataset_source, readers
 from flexunet.pipelines.dataset_source import DatasetSource, open_dataset
 from flexunet.pipelines.record_table import RecordTable
 from flexunet.prediction.predictor import Predictor, load_model, to_label
-from flexunet.reporting import report
+from flexunet.reporting import overlay, report
 
 
 @dataclasses.dataclass(eq=False)
@@ -67,6 +67,7 @@ def score_split(
     keys: tuple[str, str] = ("image", "label"),
     tolerances_mm: Sequence[float],
     show_progress: bool = True,
+    shown_channel: int | None = None,
 ) -> SplitScores:
   """Predicts every slice of a split and scores each volume; one volume is in memory at a time.
 
@@ -79,6 +80,7 @@ def score_split(
     keys: Features of the image and of the label.
     tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
     show_progress: Draws a bar on standard error.
+    shown_channel: Which channel the examples show; None: the mean of all.
   """
   rows: list[dict[str, Any]] = []
   keeper = examples.ExampleKeeper()
@@ -93,15 +95,13 @@ def score_split(
       answers = predictor.probabilities(shown.images, shown.spacing_mm)
       for place, seen_by_network in enumerate(answers):
         for probability in shown.to_native_grid(place, seen_by_network):
-          label = volume.labels[len(predictions)]
-          _check_ids(volume, label, len(class_names))
-          published.add(label, probability)
-          predictions.append(to_label(probability))
+          _check_ids(volume, volume.labels[len(predictions)], len(class_names))
+          predictions.append(_judged(volume, len(predictions), probability, published))
         bar.update()
       own = score_volume(volume, predictions, class_names, tolerances_mm)
       rows += own
       seen.add(volume, is_native=shown.keeps_native_labels)
-      keeper.offer(_example(volume, predictions, own))
+      keeper.offer(_example(volume, predictions, own, shown_channel))
   return SplitScores(
       rows=rows,
       examples=keeper.chosen(),
@@ -203,7 +203,7 @@ class _Published:
     self._right = self._pixels = 0
 
   def add(self, label: np.ndarray, probability: np.ndarray) -> None:
-    """Takes one slice: uint8 [H, W] and float32 [H, W, classes]."""
+    """Takes one slice: uint8 [H, W] and float32 [H, W, classes], or its pixels in a row."""
     overlap = np.take_along_axis(probability, label[..., None].astype(np.intp), axis=-1)
     overlap_sum = float(overlap.sum(dtype=np.float64))
     mass = label.size + float(probability.sum(dtype=np.float64))
@@ -218,6 +218,19 @@ class _Published:
     }
 
 
+def _judged(
+    volume: LabelledVolume, index: int, probability: np.ndarray, published: _Published
+) -> np.ndarray:
+  """Returns the predicted label of a slice; what is not counted is background, as in the truth."""
+  label, predicted = volume.labels[index], to_label(probability)
+  if volume.ignored:
+    counted = ~volume.ignored[index]
+    label, probability, predicted = label[counted], probability[counted], predicted * counted
+  if label.size:
+    published.add(label, probability)
+  return predicted
+
+
 def _check_ids(volume: LabelledVolume, label: np.ndarray, num_classes: int) -> None:
   if label.size and label.max() >= num_classes:
     raise InputError(
@@ -227,7 +240,10 @@ def _check_ids(volume: LabelledVolume, label: np.ndarray, num_classes: int) -> N
 
 
 def _example(
-    volume: LabelledVolume, predictions: Sequence[np.ndarray], rows: Sequence[dict[str, Any]]
+    volume: LabelledVolume,
+    predictions: Sequence[np.ndarray],
+    rows: Sequence[dict[str, Any]],
+    shown_channel: int | None,
 ) -> examples.Example:
   """Returns the slice with most true foreground; with most predicted, where there is none."""
   areas = [np.count_nonzero(label) for label in volume.labels]
@@ -238,7 +254,7 @@ def _example(
   defined = [value for value in dice.values() if not np.isnan(value)]
   height, width = volume.spacing_mm
   return examples.Example(
-      image=np.round(volume.images[shown].mean(axis=-1)).astype(np.uint8),
+      image=overlay.grey_of(volume.images[shown], shown_channel),
       truth=volume.labels[shown],
       prediction=predictions[shown],
       subject=volume.subject,
@@ -302,6 +318,7 @@ def evaluate(
           keys=(source.keys.image, source.keys.label),
           tolerances_mm=tolerances,
           show_progress=show_progress,
+          shown_channel=run_config.shown_channel,
       )
       known = seen_subjects.overlap(table.subject, source.name, seen)
       scores.warnings += [*known.warnings(), *unsaid]

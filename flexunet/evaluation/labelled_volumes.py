@@ -7,7 +7,9 @@ that of the scan, whose labels are kept in the records.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -16,9 +18,10 @@ import tensorflow_datasets as tfds
 from flexunet.datasets.builder import native_labels
 from flexunet.datasets.builder.native_labels import NativeSlices
 from flexunet.imaging import slice_recipe
+from flexunet.imaging.label_scheme import IGNORED
 from flexunet.pipelines import tf_data
 from flexunet.pipelines.dataset_source import DatasetSource
-from flexunet.pipelines.readers import RecordReader
+from flexunet.pipelines.readers import RecordReader, named_record
 from flexunet.pipelines.record_table import RecordTable, volume_names, volume_numbers
 
 _OTHERS = (
@@ -40,6 +43,8 @@ class LabelledVolume:
     spacing_mm: (row, column), NaN where unknown.
     slice_spacing_mm: NaN where unknown.
     native: What each slice holds of the scan's own grid; empty where nothing is kept of it.
+    ignored: bool [H, W] each, pixels that are not counted and background in `labels`; empty where
+      the dataset ignores none.
   """
 
   subject: str
@@ -50,6 +55,14 @@ class LabelledVolume:
   spacing_mm: tuple[float, float]
   slice_spacing_mm: float
   native: list[NativeSlices] = dataclasses.field(default_factory=list)
+  ignored: list[np.ndarray] = dataclasses.field(default_factory=list)
+
+  def add_label(self, label: np.ndarray, ignores: bool) -> None:
+    """Takes the label of the next slice, uint8 [H, W], which may hold `IGNORED`."""
+    if ignores:
+      self.ignored.append(label == IGNORED)
+      label = np.where(self.ignored[-1], 0, label).astype(np.uint8)
+    self.labels.append(label)
 
   @property
   def keeps_native_labels(self) -> bool:
@@ -64,7 +77,7 @@ class LabelledVolume:
     if not self.keeps_native_labels:
       return self
     row_mm, column_mm, slice_mm = self.native[0].spacing_mm
-    return LabelledVolume(
+    volume = LabelledVolume(
         self.subject,
         self.volume,
         slice_index=[own.slice_index + n for own in self.native for n in range(len(own.labels))],
@@ -72,10 +85,14 @@ class LabelledVolume:
             picked for place, image in enumerate(self.images)
             for picked in self.to_native_grid(place, image)
         ],
-        labels=[label for own in self.native for label in own.labels],
+        labels=[],
         spacing_mm=(row_mm, column_mm),
         slice_spacing_mm=slice_mm,
     )  # fmt: skip
+    for own in self.native:
+      for label in own.labels:
+        volume.add_label(label, ignores=bool(self.ignored))
+    return volume
 
   def to_native_grid(self, place: int, values: np.ndarray) -> Iterator[np.ndarray]:
     """Yields values on a slice as they stand on the slices of the scan to which it is the nearest.
@@ -127,12 +144,15 @@ def read_volumes(
     keys: Features of the image and of the label.
   """
   if table.decoded is not None:
-    yield from _decoded_volumes(table, table.decoded)
+    yield from _decoded_volumes(table, table.decoded, source.ignores)
     return
   rows, names = volume_order(table)
+  ignores = source.ignores
   image_key, label_key = keys
-  reader = RecordReader(source.info.features, table, image_key, label_key)
-  wanted = {key: True for key in (*keys, *_OTHERS) if key in source.info.features}
+  image_keys = source.image_keys(image_key)
+  reader = RecordReader(source.info.features, table, image_keys, label_key)
+  read = (*image_keys, label_key, *_OTHERS)
+  wanted = {key: True for key in read if key in source.info.features}
   features = tfds.decode.PartialDecoding(wanted).extract_features(source.info.features)
   records = tf_data.untuned(
       tf.data.Dataset.from_tensor_slices(rows)
@@ -145,7 +165,7 @@ def read_volumes(
   )
   volume: LabelledVolume | None = None
   for row, (subject, name), record in zip(
-      rows, names, records.as_numpy_iterator(), strict=True
+      rows, names, _named(records, table, rows), strict=True
   ):
     if volume is None or (subject, name) != (volume.subject, volume.volume):
       if volume is not None:
@@ -161,28 +181,44 @@ def read_volumes(
           slice_spacing_mm=between,
       )  # fmt: skip
     volume.slice_index.append(int(table.slice_index[row]))
-    volume.images.append(record[image_key])
-    volume.labels.append(record[label_key][..., 0])
+    volume.images.append(np.concatenate([record[key] for key in image_keys], axis=-1))
+    volume.add_label(record[label_key][..., 0], ignores)
     if (native := native_labels.decode(record)) is not None:
       volume.native.append(native)
   if volume is not None:
     yield volume
 
 
-def _decoded_volumes(table: RecordTable, decoded: np.ndarray) -> Iterator[LabelledVolume]:
+def _named(
+    records: tf.data.Dataset, table: RecordTable, rows: np.ndarray
+) -> Iterator[dict[str, Any]]:
+  """Yields the decoded records of some rows; one that cannot be read is named."""
+  done = itertools.count()
+  with named_record(table, lambda: int(rows[next(done)])):
+    for record in records.as_numpy_iterator():
+      yield record
+      next(done)
+
+
+def _decoded_volumes(
+    table: RecordTable, decoded: np.ndarray, ignores: bool
+) -> Iterator[LabelledVolume]:
   """Yields the volumes of a table of config `volumes`, whose slices are in memory already."""
   rows, names = volume_order(table)
   for name in dict.fromkeys(names):
     own = [row for row, other in zip(rows, names, strict=True) if other == name]
     slices = [decoded[row] for row in own]
-    yield LabelledVolume(
+    volume = LabelledVolume(
         *name,
         slice_index=[int(table.slice_index[row]) for row in own],
-        images=[one.image[..., None] for one in slices],
-        labels=[one.label for one in slices],
+        images=[one.image for one in slices],
+        labels=[],
         spacing_mm=slices[0].spacing_mm,
         slice_spacing_mm=slices[0].slice_spacing_mm,
     )
+    for one in slices:
+      volume.add_label(one.label, ignores)
+    yield volume
 
 
 def volume_order(table: RecordTable) -> tuple[np.ndarray, list[tuple[str, str]]]:

@@ -1,7 +1,7 @@
-"""Reads 8-bit images (PNG, JPEG, BMP) with distrust: size, depth and wholeness are checked.
+"""Reads 8-bit images (PNG, JPEG, BMP, TIFF, NumPy) with distrust: size, depth, wholeness.
 
-The checksum of every chunk of a PNG is verified, which Pillow leaves to the caller; JPEG and BMP
-have none. What is shown otherwise than it is stored (turned by EXIF, animated) is refused.
+The checksum of every chunk of a PNG is verified, which Pillow leaves to the caller; JPEG, BMP and
+TIFF have none. What is shown otherwise than it is stored (turned by EXIF, animated) is refused.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from flexunet.core.errors import InputError, missing_file
+from flexunet.imaging import picture_arrays
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", *picture_arrays.SUFFIXES)
 # A radiograph has 10 million pixels. More than this is a decompression bomb or no slice.
 MAX_PIXELS = 64 << 20
-_FORMATS = ("PNG", "JPEG", "BMP")
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 # Grey images saved as colour JPEG come back with channels this far apart, by rounding.
 _GREY_TOLERANCE = 16
@@ -61,19 +62,33 @@ def is_picture(path: str | os.PathLike) -> bool:
   return pathlib.PurePath(path).suffix.lower() in SUFFIXES
 
 
-def read_header(path: str | os.PathLike) -> PictureHeader:
+def read_header(path: str | os.PathLike, entry: str = "image") -> PictureHeader:
   """Returns size and mode; decodes nothing.
+
+  Args:
+    path: The file.
+    entry: "image" or "mask": which array of a NumPy archive is meant.
 
   Raises:
     InputError: When the file is no image, too large, or has a mode that is not 8-bit.
   """
+  path = pathlib.Path(path)
+  if picture_arrays.is_array(path):
+    array = picture_arrays.read_header(path, entry)
+    height, width = array.shape[:2]
+    return PictureHeader(height, width, array.dtype.name, "NumPy")
   with _opened(path) as picture:
     return PictureHeader(picture.height, picture.width, picture.mode, picture.format or "")
 
 
-def read_gray(path: str | os.PathLike) -> np.ndarray:
-  """Reads a grey image as uint8 [H, W]; grey stored as RGB is accepted, colour is not."""
-  pixels = _decode(path)
+def read_gray(path: str | os.PathLike, entry: str = "image") -> np.ndarray:
+  """Reads a grey image as uint8 [H, W]; grey stored as RGB is accepted, colour is not.
+
+  Args:
+    path: The file.
+    entry: As in `read_header`; a one-hot mask of NumPy becomes class ids.
+  """
+  pixels = _decode(path, entry)
   if pixels.ndim == 2:
     return pixels
   spread = int((pixels.max(-1).astype(np.int16) - pixels.min(-1)).max())
@@ -85,14 +100,16 @@ def read_gray(path: str | os.PathLike) -> np.ndarray:
   return np.round(pixels.mean(-1)).astype(np.uint8)
 
 
-def read_rgb(path: str | os.PathLike) -> np.ndarray:
-  """Reads an image as uint8 [H, W, 3]; grey is repeated."""
-  pixels = _decode(path)
+def read_rgb(path: str | os.PathLike, entry: str = "image") -> np.ndarray:
+  """Reads an image as uint8 [H, W, 3]; grey is repeated. `entry` is as in `read_gray`."""
+  pixels = _decode(path, entry)
   return np.repeat(pixels[..., None], 3, axis=-1) if pixels.ndim == 2 else pixels
 
 
 def read_indexed(path: str | os.PathLike) -> IndexedImage | None:
   """Reads what a palette image stores, before colours are looked up; None for other images."""
+  if picture_arrays.is_array(pathlib.Path(path)):
+    return None
   with _decodable(path) as picture:
     if picture.mode != "P":
       return None
@@ -106,8 +123,10 @@ def read_indexed(path: str | os.PathLike) -> IndexedImage | None:
   return IndexedImage(indices, palette)
 
 
-def _decode(path) -> np.ndarray:
+def _decode(path, entry: str) -> np.ndarray:
   """Returns uint8 [H, W] for grey files, [H, W, 3] for colour and palette files."""
+  if picture_arrays.is_array(pathlib.Path(path)):
+    return picture_arrays.read(pathlib.Path(path), entry)
   with _decodable(path) as picture:
     try:
       if picture.mode in ("1", "L"):

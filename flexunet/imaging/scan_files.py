@@ -8,6 +8,7 @@ such a file is read.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,7 @@ from flexunet.imaging import (
     itk_images,
     mgh,
     nifti,
+    tiff_stacks,
 )
 from flexunet.imaging.volume import Volume, VolumeHeader
 
@@ -55,6 +57,8 @@ FORMATS = (
     ScanFormat("DICOM", dicom_files.ENDINGS, dicom, "dicom"),
 )  # fmt: skip
 ENDINGS = tuple(ending for one in FORMATS for ending in one.endings)
+# A TIFF of several pages; one page is an image.
+_STACK = ScanFormat("TIFF stack", tiff_stacks.ENDINGS, tiff_stacks)
 # In which format a label is written: that of its scan (DICOM: a segmentation), or as named.
 OUTPUT_FORMATS = ("same", "nifti", "dicom_seg")
 # Formats of scans that are not read: {ending: (name, what converts it)}.
@@ -81,12 +85,8 @@ _UNREAD = {
     ".nd2": ("a microscope file", "Fiji (Bio-Formats)"),
     ".czi": ("a microscope file", "Fiji (Bio-Formats)"),
     ".svs": ("a whole-slide image", "QuPath"),
-    ".tif": ("a TIFF image", "any image program, as PNG,"),
-    ".tiff": ("a TIFF image", "any image program, as PNG,"),
     ".gif": ("a GIF image", "any image program, as PNG,"),
     ".webp": ("a WebP image", "any image program, as PNG,"),
-    ".npy": ("a NumPy array", "a script of its publisher"),
-    ".npz": ("a NumPy archive", "a script of its publisher"),
     ".dcm": ("a DICOM image", "dcm2niix"),
     ".dicom": ("a DICOM image", "dcm2niix"),
     ".ima": ("a DICOM image", "dcm2niix"),
@@ -125,6 +125,11 @@ class ScanListing:
 
   scans: list[ScanFile]
   not_read: dict[pathlib.Path, str]
+
+  @functools.cached_property
+  def by_path(self) -> dict[pathlib.Path, ScanFile]:
+    """The scans by the file that names each."""
+    return {scan.path: scan for scan in self.scans}
 
 
 def ending_of(path: str | os.PathLike) -> str:
@@ -287,7 +292,7 @@ def gather(
   scans = _gather_dicom(slices, series, labels)
   used = {file for scan in scans.scans for file in scan.files} | set(slices)
   for path in paths:
-    if path in used or not ending_of(path):
+    if path in used or (not ending_of(path) and not tiff_stacks.is_stack(path)):
       continue
     try:
       files = files_of(path)
@@ -295,7 +300,8 @@ def gather(
       files = (path,)  # Reading it says what is wrong.
     # A pair is named by its header, which comes first.
     used.update(files)
-    scans.scans.append(ScanFile(files[0], stem_of(files[0]), ending_of(files[0]), files))
+    ending = ending_of(files[0]) or files[0].suffix.lower()
+    scans.scans.append(ScanFile(files[0], stem_of(files[0]), ending, files))
   not_read = {path: reason_unread(path) for path in paths if path not in used}
   return ScanListing(
       sorted(scans.scans, key=lambda scan: scan.path), {**scans.not_read, **not_read}
@@ -376,7 +382,7 @@ def write_label_like(
     nifti.write_label(header, label, target_path)
   elif reader is dicom and ending in ("", *dicom_files.ENDINGS):
     dicom_segmentation.write(source_path, label, target_path, names or _numbered(label))
-  elif (wanted := _format_of(target_path)) is not None and wanted.reader is reader:
+  elif target_path.name.lower().endswith(_endings_of(reader)):
     reader.write_label(source_path, label, target_path)
   else:
     raise InputError(
@@ -401,6 +407,11 @@ def check_label(header: VolumeHeader, label: np.ndarray, target_path: pathlib.Pa
     raise ValueError(f"Label ids must lie in 0..255, got {label.min()}..{label.max()}.")
 
 
+def _endings_of(reader: Any) -> tuple[str, ...]:
+  formats = [one for one in (*FORMATS, _STACK) if one.reader is reader]
+  return tuple(ending for one in formats for ending in one.endings)
+
+
 def _numbered(label: np.ndarray) -> list[str]:
   """Returns names for a label that has none."""
   return ["background", *(f"class {number}" for number in range(1, int(label.max(initial=1)) + 1))]
@@ -410,6 +421,8 @@ def _format_of(path: str | os.PathLike) -> ScanFormat | None:
   ending = ending_of(path)
   if not ending and dicom_files.is_dicom(path):
     ending = dicom_files.ENDINGS[0]
+  if not ending and tiff_stacks.is_stack(path):
+    return _STACK
   return next((one for one in FORMATS if ending in one.endings), None)
 
 

@@ -39,6 +39,7 @@ class CutVolume:
     native: The slices on the scan's own grid; `slices` itself where nothing is resampled.
     native_label: Class ids on that grid; None when there are none.
     others: The same as the pixels of `slices`, of each further channel.
+    native_others: The same as the pixels of `native`, of each further channel.
   """
 
   slices: Slices
@@ -46,6 +47,13 @@ class CutVolume:
   native: Slices
   native_label: np.ndarray | None
   others: tuple[np.ndarray, ...] = ()
+  native_others: tuple[np.ndarray, ...] = ()
+
+  def shown(self, channel: int | None) -> Slices:
+    """Returns the slices of one channel on the scan's own grid; None: of the first."""
+    if not channel:
+      return self.native
+    return dataclasses.replace(self.native, pixels=self.native_others[channel - 1])
 
   def images(self) -> np.ndarray:
     """Returns all channels as a network takes them: uint8 [slice, row, column, channel]."""
@@ -109,11 +117,12 @@ class SliceRecipe:
     if label is not None:
       label = self.plan.extract(Volume(label, stored.affine, stored.oriented)).pixels
     slices, picked = self._resampled(native, label, name)
-    further = []
+    further, native_further = [], []
     for channel, intensity in zip(others, self.other_intensities, strict=True):
       windowed = self._windowed(channel, intensity, spacing_mm)
+      native_further.append(windowed.pixels)
       further.append(self._resampled(windowed, None, name)[0].pixels)
-    return CutVolume(slices, picked, native, label, tuple(further))
+    return CutVolume(slices, picked, native, label, tuple(further), tuple(native_further))
 
   def _windowed(
       self, channel: StoredChannel, intensity: IntensityWindow, spacing_mm: np.ndarray | None

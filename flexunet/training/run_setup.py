@@ -15,6 +15,7 @@ import numpy as np
 from flexunet import config
 from flexunet.core import machine, progress
 from flexunet.core.errors import InputError, unknown_name
+from flexunet.dataset_facts import DatasetFacts
 from flexunet.imaging import label_scheme
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.slicing import SlicePlan
@@ -61,6 +62,7 @@ def complete(
           class_names=facts.label_scheme.names,
           spacing_mm=facts.spacing_mm,
           laterality=mirroring,
+          channel_names=facts.channel_names,
           start=start.config if start else None,
           **machine_facts,
       ),
@@ -71,16 +73,9 @@ def complete(
   settings, reasons = devices.complete(
       plan.training, cache=plan.data.cache, augmented=plan.augmentation.enabled
   )
-  warning = planning.memory_warning(
-      plan.model,
-      settings,
-      machine_facts["memory_bytes"],
-      devices.num_sharing(settings.num_devices),
-  )
-  if warning:
-    progress.say(warning)
+  _warn_of_memory(plan.model, settings, machine_facts["memory_bytes"])
   sizes = _pixel_sizes(plan, opened.train.take(rows), spacing_mm)
-  return config.RunConfig(
+  completed = config.RunConfig(
       model=plan.model,
       data=plan.data,
       training=settings,
@@ -89,6 +84,16 @@ def complete(
       laterality=mirroring,
       reasons={**plan.reasons, **reasons},
   )
+  completed.check_shown_channel()
+  return completed
+
+
+def _warn_of_memory(
+    model: config.ModelConfig, settings: config.TrainingConfig, memory_bytes: int
+) -> None:
+  sharing = devices.num_sharing(settings.num_devices)
+  if warning := planning.memory_warning(model, settings, memory_bytes, sharing):
+    progress.say(warning)
 
 
 def _with_features(data: config.DataConfig, source: DatasetSource) -> config.DataConfig:
@@ -96,12 +101,17 @@ def _with_features(data: config.DataConfig, source: DatasetSource) -> config.Dat
   for key in (source.keys.image, source.keys.label):
     if key not in source.info.features:
       raise unknown_name(f"feature of {source.name}", key, source.info.features)
+  if len(source.channel_names) > 1 and source.keys.image != "image":
+    raise InputError(
+        f"--image_key is for datasets built elsewhere. Got: {source.keys.image}. Build"
+        f" {source.name} with --channels to have some of its channels alone."
+    )
   return data.with_keys(source.keys)
 
 
 def _dataset_facts(
     source: DatasetSource, label_key: str, num_classes: int | None, spacing_mm: np.ndarray
-) -> config.DatasetFacts:
+) -> DatasetFacts:
   """Returns what is known before anything is planned.
 
   Args:
@@ -112,7 +122,7 @@ def _dataset_facts(
   """
   plan, window = source.slice_plan, source.intensity
   row_mm, column_mm = np.median(spacing_mm, axis=0) if len(spacing_mm) else (np.nan, np.nan)
-  return config.DatasetFacts(
+  return DatasetFacts(
       name=source.name,
       fingerprint=source.fingerprint,
       label_scheme=source.label_scheme(label_key, num_classes),
@@ -122,6 +132,7 @@ def _dataset_facts(
       isotropic_mm=(source.report.get("options") or {}).get("isotropic_mm"),
       channel_names=source.channel_names,
       in_plane_mm=source.recipe.in_plane_mm if source.recipe else None,
+      resample_channels=(source.report.get("options") or {}).get("resample_channels", False),
       other_intensities=source.recipe.other_intensities if source.recipe else (),
   )
 

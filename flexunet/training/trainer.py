@@ -485,6 +485,10 @@ def _views(
   if settings.previews:
     images, labels = input_pipeline.preview_slices(run_config, setup.data, settings.previews)
     palette = run_config.dataset_facts.label_scheme.palette
-    views.append(monitoring.Previews(run, images, labels, palette, setup.kept))
+    views.append(
+        monitoring.Previews(
+            run, images, labels, palette, setup.kept, shown_channel=run_config.shown_channel
+        )
+    )
   views.append(monitoring.TensorBoardLog(run, graph=settings.tensorboard_graph))
   return views

@@ -165,6 +165,44 @@ def test_suffixes_of_image_and_mask_may_differ_and_jpeg_masks_decode(tmp_path):
   assert build_samples.report_of(builder)["volume_facts"]["1"]["off_palette_share"] > 0
 
 
+def records_of(builder):
+  """Returns {volume and slice: example} of all records."""
+  return {
+      (example["volume"], int(example["slice_index"])): example
+      for split in builder.info.splits
+      for example in tfds.as_numpy(builder.as_dataset(split))
+  }
+
+
+def numpy_twin(path, array, image_mask):
+  """Replaces an image or mask by a NumPy file: of one array, or of both named."""
+  path.unlink()
+  if image_mask is None:
+    np.save(path.with_suffix(".npy"), array)
+  else:
+    np.savez_compressed(path.with_suffix(".npz"), **image_mask)
+
+
+@pytest.mark.parametrize("form", ["ids", "one-hot", "colours"])
+def test_tiff_images_and_masks_of_numpy_build_the_records_of_their_png(tmp_path, form):
+  raw = write_tree(tmp_path / "raw")
+  expected = records_of(build(raw, tmp_path / "png"))
+  for path in raw.rglob("images/*.png"):
+    Image.open(path).convert("L").save(path.with_suffix(".tif"))
+    path.unlink()
+  for path in raw.rglob("masks/*.png"):
+    colours = np.asarray(Image.open(path))
+    ids = (colours[..., 0] > 0).astype(np.int64)
+    array = {"ids": ids, "one-hot": np.eye(2)[ids], "colours": colours}[form]
+    both = {"image": colours[..., 1], "mask": array} if form == "one-hot" else None
+    numpy_twin(path, array, both)
+  found = records_of(build(raw, tmp_path / "numpy"))
+  assert found.keys() == expected.keys()
+  for key, example in expected.items():
+    np.testing.assert_array_equal(found[key]["image"], example["image"])
+    np.testing.assert_array_equal(found[key]["label"], example["label"])
+
+
 def test_in_between_colours_go_to_the_nearer_class_and_their_share_is_reported(tmp_path):
   folder = tmp_path / "raw" / "train"
   write_pair(folder, "1_1")

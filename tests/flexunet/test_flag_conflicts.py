@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import flagged
+import keras
 import pytest
 
 from flexunet import run_folder
@@ -88,7 +89,7 @@ def start(data_dir, tmp_path_factory):
   made = flagged.setup(data_dir)
   run = run_folder.RunFolder.create(tmp_path_factory.mktemp("runs") / "start")
   run.write_config(made.config)
-  made.kept.save(run.model_keras)
+  keras.Model(made.kept.input, made.kept.output).save(run.model_keras)
   return run
 
 

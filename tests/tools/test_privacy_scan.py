@@ -224,6 +224,7 @@ def test_a_wrong_folder_is_one_line(built, tmp_path, capsys):
       ((root / "raw",), "holds no built dataset"),
       ((folder, f"--key_file={root / 'key.json'}"), "--key_file is of --privacy"),
       ((folder, "--privacy", "--key_file=/none"), "--key_file /none: there is no such file"),
+      ((tmp_path / "none", "--privacy"), "there is no such folder. Name a dataset or a run"),
       ((folder, "--privacy", "--manual_dir=/none"), "--manual_dir /none: there is no such folder"),
       ((), "Usage: flexunet verify DIR"),
   ):

@@ -10,7 +10,6 @@ from flexunet.datasets import subject_splits
 from flexunet.datasets.builder import case_splits, splits_file
 from flexunet.datasets.builder.raw_folder import Case
 from flexunet.datasets.builder.record_options import SplitOptions
-from flexunet.datasets.builder.splits_file import Place
 
 FOLDS = range(5)
 
@@ -146,8 +145,9 @@ def test_a_file_may_use_the_names_of_the_records_of_the_raw_folder_or_of_a_scan(
       "x_ann": {"split": "test"}, "bob": {"split": "validation"}, "gone": {"split": "test"}})
   assigned = case_splits.decide(cases, "salt", options, lambda subject: f"x_{subject}")
   assert (assigned.splits["ann"], assigned.splits["bob"]) == ("test", "validation")
-  assert assigned.absent == {"gone": Place("test")}
-  assert "gone (1)" in assigned.warnings[0]
+  # The names of a user's own list are for the user alone.
+  assert assigned.absent == {} and not assigned.warnings
+  assert "gone (1)" in assigned.notices[0]
   by_scan = options_of(tmp_path, folds=[{"train": ["bob"], "val": ["ann_1", "ann_2"]},
                                         {"train": ["ann_1", "ann_2"], "val": ["bob"]}])
   found = case_splits.decide(cases[:3], "salt", by_scan)
@@ -158,6 +158,7 @@ def test_a_file_may_use_the_names_of_the_records_of_the_raw_folder_or_of_a_scan(
 def test_an_absent_subject_gets_its_place_back(tmp_path):
   first = case_splits.decide(people(20), "salt")
   fewer = case_splits.decide(people(20)[5:], "salt", options_of(tmp_path, first))
+  assert len(fewer.absent) == 5 and "p000, p001" in fewer.warnings[0]
   again = case_splits.decide(people(20), "salt", options_of(tmp_path, fewer))
   assert again.splits == first.splits and again.folds == first.folds
 
