@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from flexunet.core import files
-from flexunet.core.errors import InputError
+from flexunet.core.errors import InputError, unknown_name
 from flexunet.datasets.builder import tfrecord
+from flexunet.imaging import slice_recipe
 from flexunet.imaging.label_scheme import LabelScheme
 
 if TYPE_CHECKING:
@@ -60,6 +61,24 @@ class BuiltDataset:
   def name(self) -> str:
     """dataset/config/version, the folders a data_dir is made of."""
     return "/".join(self.path.resolve().parts[-3:])
+
+  @property
+  def channel_names(self) -> list[str]:
+    """The channels of a scan, each a feature of its own."""
+    return list(self.report.get("channel_names", ["image"]))
+
+  def image_feature(self, channel: str | None = None) -> str:
+    """Returns the feature of a channel; None: of the first.
+
+    Raises:
+      InputError: There is no channel of this name.
+    """
+    names = self.channel_names
+    if channel is None:
+      return "image"
+    if channel not in names:
+      raise unknown_name(f"channel of {self.name}", channel, names)
+    return f"image{slice_recipe.channel_suffixes(len(names))[names.index(channel)]}"
 
   @property
   def splits(self) -> dict[str, dict[str, Any]]:
@@ -361,6 +380,11 @@ def existing_folder(folder: pathlib.Path) -> pathlib.Path:
 def is_version(path: pathlib.Path) -> bool:
   """Returns whether a folder is a built dataset: TFDS moves it into place at the end."""
   return (path / INFO_NAME).is_file()
+
+
+def set_aside(version_folder: pathlib.Path) -> pathlib.Path:
+  """Returns where a build keeps the dataset that it replaces, until it has succeeded."""
+  return version_folder.with_name(f".replaced-{version_folder.name}")
 
 
 def _descend(path: pathlib.Path, dataset: str) -> pathlib.Path:

@@ -39,6 +39,9 @@ COMMANDS = {
     "benchmark_trainer": (
         "flexunet.tools.benchmarks.trainer", "what the trainer adds to a bare Keras fit"
     ),
+    "benchmark_predict": (
+        "flexunet.tools.benchmarks.predict", "volumes a minute, against a loop over slices"
+    ),
 }  # fmt: skip
 _HELP_WORDS = ("--help", "-h", "-help", "--helpshort", "--helpfull", "help")
 

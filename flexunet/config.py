@@ -1,7 +1,7 @@
 """What a run is: dataclasses, read from flags, written to `config.json`, read by every program.
 
 What it reads (`DataConfig`), how it trains (`TrainingConfig`), its network (`ModelConfig`) and what
-it remembers of its dataset. A field whose default is None is planned from the data
+it remembers of its dataset (`DatasetFacts`). A field whose default is None is planned from the data
 (`flexunet.training.planning`); in a run folder every field has its value. Nothing is evaluated and
 unknown keys fail.
 """
@@ -15,21 +15,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from flexunet.core.config_fields import Checked, from_mapping, knob, refuse_unknown
-from flexunet.core.errors import InputError
-from flexunet.imaging.intensity import IntensityWindow
-from flexunet.imaging.label_scheme import LabelScheme
-from flexunet.imaging.slice_recipe import SliceRecipe
-from flexunet.imaging.slicing import SlicePlan
+from flexunet.core.errors import InputError, unknown_name
+from flexunet.dataset_facts import DatasetFacts
 from flexunet.network.architecture import ModelConfig
 from flexunet.objectives import names
 from flexunet.pipelines.augmentation.config import AugmentationConfig
+from flexunet.pipelines.feature_keys import FeatureFlags
 from flexunet.pipelines.laterality import Laterality
-from flexunet.pipelines.pixel_size import PixelSizes
 
 # May change when a run is resumed: how long it lasts, where the data lie, what is shown and kept.
 MAY_CHANGE = (
     "epochs", "max_minutes", "dataset", "data_dir", "cache", "cache_dir", "previews",
-    "tensorboard_graph", "checkpoint_steps", "keep_checkpoints",
+    "shown_channel", "tensorboard_graph", "checkpoint_steps", "keep_checkpoints",
 )  # fmt: skip
 
 # Headings of the help, under which flags stand together.
@@ -41,7 +38,7 @@ _DEVICES = "Devices and precision"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig(Checked):
+class DataConfig(FeatureFlags):
   """Which records are read, and how they become batches."""
 
   dataset: str | None = knob(
@@ -61,8 +58,6 @@ class DataConfig(Checked):
       " trains on the others; the test split stays out. -1: the splits as they are.",
       minimum=-1,
   )
-  image_key: str = knob("image", "Feature that holds the image, for datasets built elsewhere.")
-  label_key: str = knob("label", "Feature that holds the label, for datasets built elsewhere.")
   resize_mode: str = knob(
       None,
       "How images are brought to --image_size: 'pad' keeps the resolution and adds a border, 'fit'"
@@ -249,6 +244,12 @@ class TrainingConfig(Checked):
       4, "Validation slices drawn into RUN/previews after each validation; 0: none.", minimum=0,
       group=_OUTPUT,
   )
+  shown_channel: str | None = knob(
+      None,
+      "Channel that previews and overlays show, by its name, of a dataset of several.",
+      unset="the first",
+      group=_OUTPUT,
+  )
   tensorboard_graph: bool = knob(
       False, "Also writes the graph of the network into RUN/tensorboard (TensorFlow only).",
       group=_OUTPUT,
@@ -309,96 +310,6 @@ class TrainingConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DatasetFacts:
-  """What a run remembers of the dataset it was trained on, enough to predict without it.
-
-  Attributes:
-    name: dataset/config/version.
-    fingerprint: That of the records, from the build report; None for datasets built elsewhere.
-    label_scheme: The classes, by id.
-    slice_plan: How volumes are cut; None for images that are no slices of volumes.
-    intensity: How intensities become 8 bits; None for such images.
-    spacing_mm: Median (row, column) spacing of the training slices; None where unknown.
-    isotropic_mm: Spacing the volumes were resampled to when the dataset was built; None: not.
-    pixel_sizes: Those of the network's input in training; None where unknown.
-    in_plane_mm: (row, column) spacing the slices were brought to when the dataset was built; None:
-      as scanned.
-    other_intensities: How the intensities of each channel after the first become 8 bits.
-    channel_names: Of a dataset of several channels, in the order of the network's input; () or
-      one name: a scan is one file.
-  """
-
-  name: str
-  fingerprint: str | None
-  label_scheme: LabelScheme
-  slice_plan: SlicePlan | None
-  intensity: IntensityWindow | None
-  spacing_mm: tuple[float, float] | None = None
-  isotropic_mm: float | None = None
-  pixel_sizes: PixelSizes | None = None
-  channel_names: tuple[str, ...] = ()
-  in_plane_mm: tuple[float, float] | None = None
-  other_intensities: tuple[IntensityWindow, ...] = ()
-
-  @property
-  def recipe(self) -> SliceRecipe | None:
-    """How volumes become slices; None for a run trained on images."""
-    if self.slice_plan is None or self.intensity is None:
-      return None
-    return SliceRecipe(
-        self.slice_plan, self.intensity, self.isotropic_mm, self.in_plane_mm,
-        self.other_intensities,
-    )  # fmt: skip
-
-  def to_json(self) -> dict[str, Any]:
-    """Returns the facts as JSON holds them."""
-    return {**dataclasses.asdict(self), "label_scheme": self.label_scheme.to_json()}
-
-  @classmethod
-  def from_json(cls, values: Mapping[str, Any]) -> DatasetFacts:
-    """Reads what `to_json` wrote; anything else is an InputError."""
-    if not isinstance(values, Mapping):
-      raise InputError(f"dataset_facts must be names with their values. Got: {values!r:.99}.")
-    names = [field.name for field in dataclasses.fields(cls)]
-    refuse_unknown(values, names, "dataset_facts in config.json")
-    if missing := [name for name in names if name not in values]:
-      raise InputError(f"dataset_facts in config.json must hold {names}. Missing: {missing}.")
-    plain = from_mapping(_PlainFacts, {name: values[name] for name in _PLAIN_FACTS})
-    plan, window, sizes = values["slice_plan"], values["intensity"], values["pixel_sizes"]
-    return cls(
-        **{name: getattr(plain, name) for name in _PLAIN_FACTS},
-        label_scheme=LabelScheme.from_json(values["label_scheme"]),
-        slice_plan=None if plan is None else from_mapping(SlicePlan, plan),
-        intensity=None if window is None else from_mapping(IntensityWindow, window),
-        pixel_sizes=None if sizes is None else from_mapping(PixelSizes, sizes),
-        other_intensities=tuple(
-            from_mapping(IntensityWindow, one) for one in values["other_intensities"]
-        ),
-    )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _PlainFacts(Checked):
-  """Those dataset facts that are the same in JSON."""
-
-  name: str
-  fingerprint: str | None
-  spacing_mm: tuple[float, float] | None
-  isotropic_mm: float | None
-  channel_names: tuple[str, ...]
-  in_plane_mm: tuple[float, float] | None
-
-  def __post_init__(self):
-    super().__post_init__()
-    for number in (*(self.spacing_mm or ()), *(self.in_plane_mm or ()), self.isotropic_mm):
-      if number is not None and not number > 0:
-        raise InputError(f"A spacing in dataset_facts must be above 0 mm. Got: {number}.")
-
-
-_PLAIN_FACTS = [field.name for field in dataclasses.fields(_PlainFacts)]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
   """Everything a run folder's `config.json` holds; `augmentation` is resolved there.
 
@@ -418,6 +329,20 @@ class RunConfig:
       default_factory=lambda: AugmentationConfig(augmentation="none")
   )
   laterality: Laterality = dataclasses.field(default_factory=Laterality)
+
+  @property
+  def shown_channel(self) -> int | None:
+    """Which of several channels is shown; None: the images have one, or are shown whole."""
+    names, name = self.dataset_facts.channel_names, self.training.shown_channel
+    if len(names) < 2:
+      return None
+    return names.index(name) if name in names else 0
+
+  def check_shown_channel(self) -> None:
+    """Raises InputError where the dataset has no channel of the name that was given."""
+    names, name = self.dataset_facts.channel_names, self.training.shown_channel
+    if name is not None and (len(names) < 2 or name not in names):
+      raise unknown_name("channel of --shown_channel", name, names)
 
   def to_json(self) -> dict[str, Any]:
     """Returns the config as JSON holds it."""

@@ -74,6 +74,7 @@ def _summary(split: str, entry: Mapping[str, Any]) -> dict[str, Any]:
       "subjects": entry["evaluated"]["subjects"],
       "volumes": entry["evaluated"]["volumes"],
       "volumes_without_some_slices": entry["evaluated"]["volumes_without_some_slices"],
+      "volumes_on_resampled_grid": entry["evaluated"]["volumes_on_resampled_grid"],
       "foreground_dice": entry["foreground_dice"]["mean"],
       "ci95": entry["foreground_dice"]["ci95"],
       "dice": {name: scores["dice"]["mean"] for name, scores in entry["per_class"].items()},
@@ -106,10 +107,13 @@ def scores_text(split: str, entry: Mapping[str, Any]) -> str:
   mean = entry["foreground_dice"]
   overlaps.append(("mean", *_dice(mean), str(mean["n"]), str(mean["n_empty"])))
   evaluated = entry["evaluated"]
-  subjects = progress.count(evaluated["subjects"], "subject")
+  # Without subjects whatever counts as independent takes their place.
+  subjects = progress.count(evaluated["subjects"], evaluated["counted_by"])
   lines = ["", f"{split}: {subjects}, {progress.count(evaluated['volumes'], 'volume')}"]
   if parts := evaluated["volumes_without_some_slices"]:
     lines[-1] += f", {parts} of them not whole"
+  if resampled := evaluated["volumes_on_resampled_grid"]:
+    lines[-1] += f", {resampled} of them on the resampled grid"
   lines.append(progress.table(overlaps))
   lines.append("empty: volumes without the class in truth and prediction, which have no Dice")
   flat = evaluated["volumes_with_2d_distances"]

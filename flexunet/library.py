@@ -32,6 +32,10 @@ from flexunet.prediction import files as prediction_files
 from flexunet.prediction import predictor as predictors
 from flexunet.training import input_pipeline, trainer
 
+_KEYS = (
+    "image_key", "label_key", "label_values", "subject_key", "volume_key", "slice_key",
+    "spacing_key",
+)  # fmt: skip
 _PARTS = {
     "model": config.ModelConfig,
     "data": config.DataConfig,
@@ -65,9 +69,15 @@ class Dataset:
     """Names by class id, background first."""
     return self.source.label_scheme().names
 
+  @property
+  def _image_and_label(self) -> tuple[str, str]:
+    return self.source.keys.image, self.source.keys.label
+
   def volumes(self, split: str) -> Iterator[LabelledVolume]:
     """Yields the volumes of a split at native resolution, slices in order, one at a time."""
-    return labelled_volumes.read_volumes(self.source, readers.slice_table(self.source, split))
+    return labelled_volumes.read_volumes(
+        self.source, readers.slice_table(self.source, split), self._image_and_label
+    )
 
   def batches(
       self,
@@ -76,7 +86,7 @@ class Dataset:
       image_size: int | tuple[int, int],
       batch_size: int = 8,
       resize_mode: str = "pad",
-      image_channels: int = 1,
+      image_channels: int | None = None,
       shuffle: bool = True,
       augmentation: str = "none",
       seed: int = 1,
@@ -91,7 +101,7 @@ class Dataset:
       image_size: (height, width), or the edge of a square, to which slices are brought.
       batch_size: Slices per batch.
       resize_mode: "pad", "fit" or "stretch".
-      image_channels: 1, or 3 to repeat grey images.
+      image_channels: 3 repeats grey images; by default those that the dataset has.
       shuffle: Draws epochs in random order, whole batches only; otherwise every slice once, in the
         order of the records.
       augmentation: Preset, with `shuffle`: "none", "default", "strong". Images are not mirrored.
@@ -99,8 +109,12 @@ class Dataset:
       num_steps: Batches of a shuffled stream; by default one epoch.
     """
     height, width = [image_size] * 2 if isinstance(image_size, int) else image_size
+    image_key, label_key = self._image_and_label
     spec = readers.ExampleSpec(
-        resizing=Resizing((height, width), resize_mode), image_channels=image_channels
+        resizing=Resizing((height, width), resize_mode),
+        image_channels=image_channels or len(self.source.channel_names),
+        image_key=image_key,
+        label_key=label_key,
     )
     table = readers.slice_table(self.source, split)
     batches.check_sizes(table, spec.resizing)
@@ -108,9 +122,12 @@ class Dataset:
     if not shuffle:
       return batches.evaluation_batches(loader, batch_size)
     settings = AugmentationConfig(augmentation=augmentation).resolve(mirroring=False)
-    change = functools.partial(augment.augment_example, settings) if settings.enabled else None
+    separate = len(self.source.channel_names) > 1
+    change = functools.partial(augment.augment_example, settings, separate_channels=separate)
     drawn = order.EpochOrder(num_records=loader.num_rows, batch_size=batch_size, seed=seed)
-    return batches.training_batches(loader, drawn, num_steps=num_steps, augment=change)
+    return batches.training_batches(
+        loader, drawn, num_steps=num_steps, augment=change if settings.enabled else None
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,14 +162,19 @@ class Run:
     return predictors.Predictor(self.model, self.config, batch_size=batch_size, mirror=tta)
 
   def predict(
-      self, scan: str | os.PathLike | np.ndarray, *, tta: bool = False, batch_size: int = 8
+      self,
+      scan: str | os.PathLike | np.ndarray | Sequence[str | os.PathLike],
+      *,
+      tta: bool = False,
+      batch_size: int = 8,
   ) -> np.ndarray:
     """Segments a scan.
 
     Args:
       scan: File of a volume (of any format that is read) or of an image, or folder of one DICOM
         series; or an array: uint8 [H, W], one upright slice as the dataset's records hold it, or
-        uint8 [slices, H, W], all slices of a volume.
+        uint8 [slices, H, W], all slices of a volume. Of several channels: a file for each, in the
+        order of the dataset, or an array with a last axis of channels.
       tta: Averages over mirrored slices, where the run allows mirroring.
       batch_size: Slices per step.
 
@@ -160,24 +182,27 @@ class Run:
       Class ids, uint8: [i, j, k] on the voxel grid of the volume, or in the shape of the array.
     """
     segmenter = self.predictor(tta=tta, batch_size=batch_size)
+    channels = len(self.config.dataset_facts.channel_names)
     if not isinstance(scan, np.ndarray):
-      path = pathlib.Path(scan).expanduser()
+      named = [scan] if isinstance(scan, (str, os.PathLike)) else scan
+      path, *others = (pathlib.Path(one).expanduser() for one in named)
       if path.is_dir() or scan_files.is_scan(path):
-        path = scan_files.resolve(path)
-        recipe = prediction_files.require_recipe(self.config, path)
-        stored, slope, inter = scan_files.read_stored(path)
-        return predictors.predict_volume(
-            segmenter, recipe, stored, slope, inter, name=path.name
-        ).label
+        path, *others = (scan_files.resolve(one) for one in (path, *others))
+        return predictors.predict_scan(segmenter, self.config, path, others).label
       return segmenter.labels([pictures.read_gray(path)])[0]
-    if scan.dtype != np.uint8 or scan.ndim not in (2, 3):
+    last = (channels,) if channels > 1 else ()
+    of_slice = scan.ndim == 2 + len(last)
+    if scan.dtype != np.uint8 or not (of_slice or scan.ndim == 3 + len(last)) or (
+        last and scan.shape[-1:] != last
+    ):
+      axes = f", {channels}" if last else ""
       raise InputError(
-          "An array to predict must be uint8 [H, W] or [slices, H, W]. Got"
+          f"An array to predict must be uint8 [H, W{axes}] or [slices, H, W{axes}]. Got"
           f" {scan.dtype} {list(scan.shape)}. Pass the file of the scan to have it windowed and cut"
           " as in training."
       )
-    labels = segmenter.labels(list(scan) if scan.ndim == 3 else [scan])
-    return np.stack(labels) if scan.ndim == 3 else labels[0]
+    labels = segmenter.labels([scan] if of_slice else list(scan))
+    return labels[0] if of_slice else np.stack(labels)
 
   def predict_files(
       self,
@@ -198,7 +223,8 @@ class Run:
       tta, batch_size: As in `predict`.
       output_format: Of the labels of volumes: "same", "nifti" or "dicom_seg".
       series: Chooses DICOM series by number or by the end of their UID; "" takes all.
-      **outputs: overlay, color_masks, probabilities, overwrite, as in `prediction.files.Outputs`.
+      **outputs: overlay, color_masks, probabilities, overwrite, skip_existing, as in
+        `prediction.outputs.Outputs`.
     """
     wanted = prediction_files.Outputs(folder=pathlib.Path(output_dir).expanduser(), **outputs)
     return prediction_files.predict_path(
@@ -227,14 +253,22 @@ class Run:
     return evaluate.evaluate(self.folder, names, **options)
 
 
-def open_dataset(dataset: str | None = None, data_dir: str | os.PathLike = ".") -> Dataset:
+def open_dataset(
+    dataset: str | None = None, data_dir: str | os.PathLike = ".", **keys: Any
+) -> Dataset:
   """Opens a built dataset.
 
   Args:
     dataset: name[/config[/version]] below `data_dir`; None where that is the version folder.
     data_dir: Folder of built datasets, or the version folder of one.
+    **keys: Features of a dataset built elsewhere, by the names of the flags: image_key, label_key,
+      subject_key, volume_key, slice_key, spacing_key; and label_values, such as (0, 255).
   """
-  return Dataset(dataset_source.open_dataset(dataset, data_dir))
+  if unknown := [name for name in keys if name not in _KEYS]:
+    raise unknown_name("setting of open_dataset", unknown[0], _KEYS)
+  values = tuple(str(value) for value in keys.pop("label_values", ()))
+  named = config.DataConfig(label_values=values, **keys).feature_keys
+  return Dataset(dataset_source.open_dataset(dataset, data_dir, named))
 
 
 def load(run_dir: str | os.PathLike) -> Run:

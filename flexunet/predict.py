@@ -7,7 +7,9 @@ A volume (NIfTI, ANALYZE, MGZ; with the extras itk and dicom MetaImage, NRRD, DI
 a DICOM series is a DICOM-SEG named after the folder of the series. An image gives
 <stem>_label.png, whose grey values are class ids, and <stem>_overlay.png. In a folder everything
 below it is predicted, except what is named like a label (..._label, ..._mask, ..._seg, or in a
-folder called masks or labels).
+folder called masks, labels, labelsTr, derivatives): name a file or such a folder directly to
+predict it. So the root of an MSD, nnU-Net or BIDS set can be given as it is. The files of a case
+(CASE_0000, CASE_0001; sub-01_T1w, sub-01_FLAIR) are joined for a run of several channels.
 
 A volume whose pixels are of another size than in training is brought to that size for the network;
 its label lies on its own grid.
@@ -26,6 +28,7 @@ from flexunet.core import command_line, flags, progress
 from flexunet.core import files as core_files
 from flexunet.imaging import scan_files
 from flexunet.prediction import scans
+from flexunet.prediction.outputs import Outputs
 
 _PROGRAM = flags.Program(__doc__, first=("run_dir", "input", "output_dir", "json"))
 _RUN_DIR = _PROGRAM.string("run_dir", None, "Folder of the run.", required=True)
@@ -40,6 +43,12 @@ _PROBABILITIES = _PROGRAM.boolean(
     "probabilities", False, "Also writes <stem>_probability.npz, float16, classes last."
 )
 _OVERWRITE = _PROGRAM.boolean("overwrite", False, "Replaces output that exists already.")
+_SKIP_EXISTING = _PROGRAM.boolean(
+    "skip_existing",
+    False,
+    "Predicts only scans whose label is not in --output_dir yet, such as those left by a run that"
+    " was cut short.",
+)
 _BATCH_SIZE = _PROGRAM.integer("batch_size", 8, "Slices per step.", lower_bound=1)
 _OUTPUT_FORMAT = _PROGRAM.enum(
     "output_format",
@@ -65,12 +74,21 @@ def main(argv: Sequence[str]) -> None:
   run_config = run.read_config()
   source = pathlib.Path(_INPUT.value).expanduser()
   target = pathlib.Path(_OUTPUT_DIR.value).expanduser()
+  outputs = Outputs(
+      folder=target,
+      overlay=_OVERLAY.value,
+      color_masks=_COLOR_MASKS.value,
+      probabilities=_PROBABILITIES.value,
+      overwrite=_OVERWRITE.value,
+      skip_existing=_SKIP_EXISTING.value,
+  )
   core_files.check_writable(target, "--output_dir")
   core_files.check_unlocked(target, "--output_dir")
   found = scans.find(
       source,
       target,
       volumes_first=run_config.dataset_facts.recipe is not None,
+      channel_names=run_config.dataset_facts.channel_names,
       output_format=_OUTPUT_FORMAT.value,
       series=_SERIES.value,
   )
@@ -81,13 +99,6 @@ def main(argv: Sequence[str]) -> None:
   from flexunet.prediction import files
   from flexunet.prediction.predictor import Predictor, load_model
 
-  outputs = files.Outputs(
-      folder=target,
-      overlay=_OVERLAY.value,
-      color_masks=_COLOR_MASKS.value,
-      probabilities=_PROBABILITIES.value,
-      overwrite=_OVERWRITE.value,
-  )
   predictor = Predictor(
       load_model(run), run_config, batch_size=_BATCH_SIZE.value, mirror=_TTA.value
   )
@@ -101,11 +112,14 @@ def main(argv: Sequence[str]) -> None:
     progress.say(line)
   counts = {
       "predicted": outcome.predicted,
+      "existing": outcome.existing,
       "failed": len(failures),
       "resampled": len(outcome.resampled),
       "labels_skipped": found.labels_skipped,
       "images_skipped": found.images_skipped,
+      "channels_skipped": found.channels_skipped,
       "not_read": found.not_read,
+      "not_scans": found.not_scans,
       "dicom_skipped": found.dicom_skipped,
   }
   print(json.dumps(counts) if _JSON.value else outcome_text(counts, target))
@@ -117,18 +131,28 @@ def outcome_text(counts: dict[str, Any], target: pathlib.Path) -> str:
   """Returns what became of the scans, for people.
 
   Args:
-    counts: predicted, failed, resampled, labels_skipped, images_skipped, not_read
-      ({ending: files}), dicom_skipped ({why: files}).
+    counts: As --json prints them; not_read and not_scans are {ending: files}, dicom_skipped is
+      {why: files}.
     target: Where the labels lie.
   """
   predicted = progress.count(counts["predicted"], "scan")
   lines = [f"\n{predicted} predicted, {counts['failed']} failed"]
+  if counts["existing"]:
+    lines.append(f"{counts['existing']} skipped, whose label is there already")
   if counts["resampled"]:
     lines.append(f"{counts['resampled']} resampled to the pixel size of the training")
   if counts["labels_skipped"]:
     lines.append(f"{counts['labels_skipped']} files skipped, which are named like labels")
   if counts["images_skipped"]:
     lines.append(f"{counts['images_skipped']} images skipped, which lie beside volumes")
+  if counts["channels_skipped"]:
+    lines.append(
+        f"{counts['channels_skipped']} files skipped, of channels or modalities that the run does"
+        " not know"
+    )
+  if others := counts["not_scans"]:
+    kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(others.items()))
+    lines.append(f"{progress.count(sum(others.values()), 'file')} skipped, no scans: {kinds}")
   for ending, count in counts["not_read"].items():
     reason = scan_files.reason_unread(f"scan{ending}")
     lines.append(f"{progress.count(count, ending + ' file')} skipped: {reason}")

@@ -156,12 +156,6 @@ def key_of(fingerprint: str, loader: Loader, rows: np.ndarray) -> str:
   return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 
-def default_folder() -> pathlib.Path:
-  """Returns where disk caches lie unless --cache_dir is given."""
-  base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-  return pathlib.Path(base).expanduser() / "flexunet"
-
-
 def _fill_disk(loader: Loader, shapes: dict, folder: pathlib.Path) -> None:
   """Fills a folder beside the final one and renames it: a kill leaves no cache that looks whole."""
   folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,28 +1,51 @@
 """A built dataset as the pipeline sees it: its features, its report, and a table of its records.
 
-Reads what `datasets/` wrote, and any other TFDS dataset in TFRecords with an image and a label.
+Reads what `datasets/` wrote, and any other TFDS dataset in TFRecords with an image and a label
+(`foreign_dataset`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flexunet.core import progress
 from flexunet.core.errors import InputError, unknown_name
 from flexunet.core.files import read_table
-from flexunet.datasets import built_dataset
+from flexunet.datasets import built_dataset, subject_splits
 from flexunet.imaging import slice_recipe
 from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.imaging.slice_recipe import SliceRecipe
 from flexunet.pipelines import record_table
+from flexunet.pipelines.feature_keys import FeatureKeys
 
 if TYPE_CHECKING:
   import tensorflow_datasets as tfds
+
+  from flexunet.pipelines.foreign_dataset import ForeignDataset
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceInfo:
+  """Metadata of TFDS, as far as the pipeline needs them.
+
+  Attributes:
+    features: Those of the records; image and label in our form where others built the dataset.
+    splits: By name.
+  """
+
+  features: tfds.features.FeaturesDict
+  splits: Mapping[str, tfds.core.SplitInfo]
+
+
+# Splits whose records carry an empty label because the source has none.
+WITHOUT_TRUTH = ("unlabeled", "unlabelled")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +57,16 @@ class DatasetSource:
     name: dataset/config/version, as TFDS names it.
     info: The metadata of TFDS.
     report: `build_report.json`, or an empty dict for a dataset built elsewhere.
+    keys: Which features hold what; image and label are always named.
+    foreign: What reads a dataset built elsewhere; None for ours.
   """
 
   path: pathlib.Path
   name: str
-  info: tfds.core.DatasetInfo
+  info: SourceInfo
   report: dict[str, Any]
+  keys: FeatureKeys
+  foreign: ForeignDataset | None = None
 
   @property
   def splits(self) -> list[str]:
@@ -47,9 +74,24 @@ class DatasetSource:
     return sorted(self.info.splits)
 
   @property
+  def warnings(self) -> tuple[str, ...]:
+    """What a reader of scores must know of the dataset, one sentence each."""
+    return self.foreign.warnings if self.foreign else ()
+
+  @property
+  def counted_by(self) -> str:
+    """What counts as independent in scores: "subject", or "volume", "slice" without subjects."""
+    return self.foreign.counted_by if self.foreign else "subject"
+
+  @property
   def fingerprint(self) -> str | None:
     """Digest of all records; None for a dataset built elsewhere."""
     return self.report.get("fingerprint")
+
+  @property
+  def identity(self) -> str:
+    """Digest of the records and of how they are read, for caches on this machine."""
+    return self.fingerprint or (self.foreign.fingerprint if self.foreign else self.name)
 
   @property
   def slice_plan(self) -> dict[str, Any] | None:
@@ -60,6 +102,12 @@ class DatasetSource:
   def intensity(self) -> dict[str, Any] | None:
     """How its intensities became 8 bits, as JSON; None where unknown."""
     return self.report.get("intensity")
+
+  @property
+  def ignores(self) -> bool:
+    """Whether its labels hold pixels that are not to be counted, as `label_scheme.IGNORED`."""
+    scheme = self.report.get("label_scheme")
+    return scheme is not None and LabelScheme.from_json(scheme).ignores
 
   @property
   def channel_names(self) -> tuple[str, ...]:
@@ -83,23 +131,22 @@ class DatasetSource:
 
     Args:
       label_key: Feature of the label.
-      num_classes: For a dataset that names none: they are then called class_1, class_2, ... and
-        `LabelScheme.named` is False.
+      num_classes: For a dataset that names none, what the user says: it must be what its labels
+        hold. They are then called class_1, class_2, ... and `LabelScheme.named` is False.
 
     Raises:
-      InputError: The dataset names no classes, and `num_classes` is not given.
+      InputError: The dataset has other classes.
     """
     if scheme := self.report.get("label_scheme"):
       return LabelScheme.from_json(scheme)
+    if self.foreign is not None:
+      return self.foreign.label_scheme(num_classes)
     names = getattr(self.info.features[label_key], "names", None)
-    if names:
-      return LabelScheme.from_names(names)
-    if not num_classes:
+    if not names:
       raise InputError(
-          f"Dataset {self.name} names no classes for its feature {label_key!r}. Pass"
-          " --num_classes, background included; its labels must then be 0 .. num_classes - 1."
+          f"{self.name}: its build_report.json must name the classes. Build the dataset again."
       )
-    return LabelScheme.numbered(num_classes)
+    return LabelScheme.from_names(names)
 
   def filepaths(self, split: str) -> list[str]:
     """Returns the shard files of a split in order."""
@@ -121,10 +168,9 @@ class DatasetSource:
           + (f", as are {len(missing) - 1} more" if len(missing) > 1 else "")
           + ". Build or copy the dataset again."
       )
-    listing = self.path / built_dataset.RECORDS_NAME
-    if listing.is_file():
-      return record_table.read(listing, split, files)
-    return record_table.scan(files)
+    if self.foreign is not None:
+      return self.foreign.records(split, files)
+    return record_table.read(self.path / built_dataset.RECORDS_NAME, split, files)
 
   @property
   def holds_volumes(self) -> bool:
@@ -133,22 +179,54 @@ class DatasetSource:
 
   def check_split(self, split: str) -> None:
     """Raises InputError where the dataset has no such split, or no record in it."""
-    if split not in self.info.splits:
-      raise unknown_name(f"split of dataset {self.name}", split, self.splits)
-    if not self.info.splits[split].num_examples:
-      raise InputError(f"Split {split!r} of dataset {self.name} holds no records.")
+    found = [name for name in self.splits if self.info.splits[name].num_examples]
+    if split not in found:
+      raise _no_split(self.name, split, found)
 
 
-def open_dataset(dataset: str | None, data_dir: str | os.PathLike) -> DatasetSource:
+def open_dataset(
+    dataset: str | None, data_dir: str | os.PathLike, keys: FeatureKeys | None = None
+) -> DatasetSource:
   """Opens a built dataset by its name below `data_dir`, or `data_dir` itself when it is one.
 
+  Says which features are read of a dataset built elsewhere.
+
+  Args:
+    dataset, data_dir: As of `check_folder`.
+    keys: Features that the user names; the others have our names, or are found.
+
   Raises:
-    InputError: There is none, it is damaged, or its files are no TFRecords.
+    InputError: There is none, it is damaged, its files are no TFRecords, or it has no such
+      features.
   """
+  keys = keys or FeatureKeys()
   path = check_folder(dataset, data_dir)
   info = built_dataset.read_info(path)
   report = built_dataset.read_report(path)
-  return DatasetSource(path=path, name=info.full_name, info=info, report=report)
+  source = functools.partial(DatasetSource, path=path, name=info.full_name, report=report)
+  if (path / built_dataset.RECORDS_NAME).is_file():
+    _refuse_foreign_keys(info.full_name, keys)
+    known = FeatureKeys(image=keys.image or "image", label=keys.label or "label")
+    return source(info=SourceInfo(info.features, info.splits), keys=known)
+  # It loads TensorFlow, which checking folders and names must not wait for.
+  from flexunet.pipelines.foreign_dataset import ForeignDataset
+
+  foreign = ForeignDataset(path, info, keys)
+  for line in foreign.describe():
+    progress.say(line)
+  return source(
+      info=SourceInfo(foreign.features, info.splits), keys=foreign.keys, foreign=foreign
+  )
+
+
+def _refuse_foreign_keys(name: str, keys: FeatureKeys) -> None:
+  roles = [role for role in ("subject", "volume", "slice", "spacing") if getattr(keys, role)]
+  named = [f"--{role}_key" for role in roles] + ["--label_values"] * bool(keys.label_values)
+  if named:
+    raise InputError(
+        f"{named[0]} is for datasets built elsewhere: {name} has a table of its records, which says"
+        " whose slices they are."
+    )
 
 
 def check_folder(
@@ -176,18 +254,29 @@ def check_folder(
   built_dataset.check_unchanged(path)
   if container != "tfrecord":
     raise InputError(
-        f"{path}: holds {container} files; training reads tfrecord. Build the dataset with"
-        " --file_format=tfrecord."
+        f"{path}: holds {container} files; FlexUNet reads TFRecords by their offsets. Build it with"
+        f" --file_format=tfrecord, or convert it: tfds convert_format --dataset_version_dir={path}"
+        " --out_file_format=tfrecord --out_dir=OUT."
     )
   for split in splits if found else ():
     if split not in found:
-      raise unknown_name(f"split of dataset {name}", split, found)
+      raise _no_split(name, split, found)
   listing = path / built_dataset.RECORDS_NAME
   if fold >= 0 and listing.is_file():
     rows = read_table(listing, ["split", "fold"])
     numbers = {row["fold"] for row in rows if not splits or row["split"] in splits}
     check_fold(name, (int(one) for one in numbers if one.lstrip("-").isdecimal()), fold)
   return path
+
+
+def _no_split(name: str, split: str, found: Sequence[str]) -> InputError:
+  """Returns the error for a split without records; says which the dataset has."""
+  if split not in subject_splits.SPLITS:
+    return unknown_name(f"split of dataset {name}", split, found)
+  return InputError(
+      f"Split {split!r} of dataset {name} holds no records: no subject falls to it. It has"
+      f" {', '.join(found) or 'none'}; name one of them, or build the dataset from more subjects."
+  )
 
 
 def check_fold(name: str, folds: Iterable[int], fold: int) -> None:

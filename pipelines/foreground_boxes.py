@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from flexunet.core import progress
 from flexunet.core.errors import InputError
+from flexunet.imaging.label_scheme import IGNORED
 from flexunet.pipelines import foreground_crop, tf_data
 from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.readers import NativeReader, native_reader
@@ -119,7 +120,7 @@ def _crop_table(
   frames = np.stack([table.height, table.width], axis=-1).astype(np.int64)
   spans = np.zeros((len(table), 4), np.int32)
   labelled = np.zeros(len(table), np.int64)
-  for row, profile, span, count in _measured(native, len(table)):
+  for row, profile, span, count in _measured(native, len(table), source.ignores):
     frames[row] = len(profile.rows), len(profile.columns)
     spans[row], labelled[row] = span, count
     own = int(volume[row])
@@ -140,7 +141,8 @@ def _crop_table(
   lost: collections.Counter[str] = collections.Counter()
   outside = np.flatnonzero((labelled > 0) & _reaches_out(spans, boxes))
   for row, inside in _pixels_inside(native, outside, boxes):
-    if missing := int(labelled[row] - inside[1:].sum()):
+    counted = inside[1:IGNORED] if source.ignores else inside[1:]
+    if missing := int(labelled[row] - counted.sum()):
       lost[_name(table, row)] += missing
     if pixels is not None:
       pixels[row] = inside[: pixels.shape[1]]
@@ -158,12 +160,15 @@ def _name(table: RecordTable, row: int) -> str:
 
 
 def _measured(
-    native: NativeReader, count: int
+    native: NativeReader, count: int, ignores: bool
 ) -> Iterator[tuple[int, foreground_crop.Profile, np.ndarray, int]]:
   """Yields (row, profile, span of its label, labelled pixels) of each record that can be read."""
+  limit = tf.constant(IGNORED, tf.uint8)
+
   def measure(row):
     decoded = native(row)
-    there = decoded["label"][..., 0] > 0
+    label = decoded["label"][..., 0]
+    there = (label > 0) & (label < limit) if ignores else label > 0
     profile = tuple(foreground_crop.brightness_profile(decoded["image"]))
     return row, profile, _span(there), tf.math.count_nonzero(there)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -25,11 +25,27 @@ from flexunet.pipelines.dataset_source import DatasetSource, check_fold
 from flexunet.pipelines.record_table import DecodedSlice, RecordTable, concatenate
 from flexunet.pipelines.resizing import Resizing
 
-# One read call for most slices; a longer record costs further calls, a shorter one wasted bytes.
-_READ_BYTES = 1 << 16
 _MEMORY_SHARE = 0.5
 # row int64 -> {"image": uint8 [H, W, C], "label": uint8 [H, W, 1]} at native resolution
 NativeReader = Callable[[tf.Tensor], dict[str, tf.Tensor]]
+
+
+@contextlib.contextmanager
+def named_record(table: RecordTable, row: Callable[[], int]) -> Iterator[None]:
+  """Turns what TensorFlow raises of a damaged record in the block into an InputError.
+
+  Args:
+    table: Holds the record.
+    row: Returns its row when it has been raised.
+  """
+  try:
+    yield
+  except (tf.errors.DataLossError, tf.errors.InvalidArgumentError, tf.errors.OutOfRangeError,
+          tf.errors.UnknownError) as error:  # fmt: skip
+    raise InputError(
+        f"Every record must be readable, but {table.describe(row())} cannot be. Build or copy the"
+        " dataset again; flexunet verify names all such records."
+    ) from error
 
 
 class RecordReader:
@@ -39,15 +55,22 @@ class RecordReader:
       self,
       features: tfds.features.FeaturesDict,
       table: RecordTable,
-      image_key: str,
+      image_keys: Sequence[str],
       label_key: str | None,
   ):
-    """Takes the TFDS features of the dataset and the table of one split."""
-    for key in (image_key, label_key):
+    """Takes the TFDS features of the dataset and the table of one split.
+
+    Args:
+      features: Those of the dataset.
+      table: Its records.
+      image_keys: Features that become the channels of the image, in this order.
+      label_key: Feature of the label; None: it is not read.
+    """
+    for key in (*image_keys, label_key):
       if key is not None and key not in features:
         raise InputError(f"The dataset has the features {', '.join(features)}. Got: {key!r}.")
     self._features = features
-    self._image_key, self._label_key = image_key, label_key
+    self._image_keys, self._label_key = list(image_keys), label_key
     self._files = tf.constant(np.asarray(table.files, str))
     self._shard = tf.constant(table.shard, tf.int32)
     self._offset = tf.constant(table.offset, tf.int64)
@@ -55,24 +78,23 @@ class RecordReader:
   def serialized(self, row: tf.Tensor) -> tf.Tensor:
     """Row int64 -> the record's bytes; a wrong checksum is a DataLossError."""
     file = tf.gather(self._files, tf.gather(self._shard, row))
-    variant = tf.raw_ops.TFRecordDatasetV2(
-        filenames=[file],
-        compression_type="",
-        buffer_size=tf.constant(_READ_BYTES, tf.int64),
-        byte_offsets=[tf.gather(self._offset, row)],
-    )
-    records = tf.data.experimental.from_variant(variant, tf.TensorSpec((), tf.string))
-    return records.take(1).get_single_element()
+    return tf_data.record_at(file, tf.gather(self._offset, row))
 
   def image(self, row: tf.Tensor) -> tf.Tensor:
     """Row -> image uint8 [H, W, channels] alone, without decoding its label."""
-    return self._decoded(self.serialized(row), [self._image_key])[self._image_key]
+    return self._joined(self._decoded(self.serialized(row), self._image_keys))
+
+  def _joined(self, example: dict[str, tf.Tensor]) -> tf.Tensor:
+    """Returns the channels of an example as one image."""
+    if len(self._image_keys) == 1:
+      return example[self._image_keys[0]]
+    return tf.concat([example[key] for key in self._image_keys], axis=-1)
 
   def decode(self, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
     """Record -> {"image": uint8 [H, W, channels], "label": uint8 [H, W, 1]}."""
-    keys = [key for key in (self._image_key, self._label_key) if key is not None]
+    keys = [*self._image_keys, *([] if self._label_key is None else [self._label_key])]
     example = self._decoded(serialized, keys)
-    decoded = {"image": example[self._image_key]}
+    decoded = {"image": self._joined(example)}
     if self._label_key is not None:
       decoded["label"] = example[self._label_key]
     return decoded
@@ -108,11 +130,6 @@ class ExampleSpec:
           f" be {wanted}. Got: {self.image_channels}."
       )
 
-  @property
-  def stored_channels(self) -> int:
-    """Channels a cache keeps: repeated grey is repeated after the cache."""
-    return self.image_channels if self.context_slices else 1
-
 
 class Loader(Protocol):
   """What reads the rows of a table, whatever the form of the dataset."""
@@ -132,9 +149,11 @@ class ExampleLoader:
 
   def __init__(self, source: DatasetSource, table: RecordTable, spec: ExampleSpec):
     self.spec, self.num_rows, self.boxes = spec, len(table), table.boxes
-    self._reader = RecordReader(source.info.features, table, spec.image_key, spec.label_key)
+    keys = source.image_keys(spec.image_key)
+    self._reader = RecordReader(source.info.features, table, keys, spec.label_key)
     check_slices(source, spec.image_key)
-    self.channels = self._channels_of(source.info.features[spec.image_key].shape[-1])
+    of_one = source.info.features[spec.image_key].shape[-1]
+    self.channels = self._channels_of(len(keys) if len(keys) > 1 else of_one)
     self._neighbours = None
     if spec.context_slices:
       self._neighbours = tf.constant(neighbour_rows(table, spec.context_slices))
@@ -234,8 +253,7 @@ def to_channels(image: tf.Tensor, channels: int) -> tf.Tensor:
     image = tf.image.rgb_to_grayscale(image)
   elif have != 1:
     raise InputError(
-        f"Images must have 1 or 3 channels, or --image_channels={have}. Got {have} channels and"
-        f" --image_channels={channels}."
+        f"--image_channels must be the channels of the dataset's images, {have}. Got: {channels}."
     )
   return tf.repeat(image, channels, axis=-1) if channels > 1 else image
 
@@ -283,7 +301,7 @@ def _cut_volumes(source: DatasetSource, split: str, records: RecordTable) -> Rec
         f"{source.name}: its build_report.json must state slice_plan and intensity. Build the"
         " dataset again."
     )
-  reader = RecordReader(source.info.features, records, "image", "label")
+  reader = RecordReader(source.info.features, records, ("image",), "label")
   limit, used = _MEMORY_SHARE * machine.free_main_memory(), 0
   volume_of: list[int] = []
   index_of: list[int] = []
@@ -291,8 +309,9 @@ def _cut_volumes(source: DatasetSource, split: str, records: RecordTable) -> Rec
   for row in progress.bar(
       range(len(records)), desc=f"volumes of {split}", unit="volume", delay=3.0, leave=False
   ):
-    slices = _slices_of_volume(source, recipe, reader, row)
-    used += sum(2 * one.image.size for one in slices)
+    with named_record(records, lambda row=row: row):
+      slices = _slices_of_volume(source, recipe, reader, row)
+    used += sum(one.image.size + one.label.size for one in slices)
     if used > limit:
       raise InputError(
           f"Split {split!r} of {source.name} holds over {limit / 2**20:.0f} MiB of slices, half"
@@ -301,8 +320,8 @@ def _cut_volumes(source: DatasetSource, split: str, records: RecordTable) -> Rec
     volume_of += [row] * len(slices)
     index_of += range(len(slices))
     decoded += slices
-  num_classes = source.label_scheme().num_classes
-  pixels = [np.bincount(one.label.ravel(), minlength=num_classes) for one in decoded]
+  scheme = source.label_scheme()
+  pixels = [scheme.count(one.label) for one in decoded]
   cells = np.empty(len(decoded), object)
   cells[:] = decoded
   return dataclasses.replace(
@@ -325,9 +344,10 @@ def _slices_of_volume(
   if cut.label is None:
     raise ValueError(f"{source.name}: a record of whole volumes has a label.")
   row_mm, column_mm = cut.slices.spacing_mm
+  images = cut.images()
   return [
       DecodedSlice(
-          image=np.ascontiguousarray(cut.slices.pixels[..., index]),
+          image=np.ascontiguousarray(images[index]),
           label=np.ascontiguousarray(cut.label[..., index]),
           spacing_mm=(float(row_mm), float(column_mm)),
           slice_spacing_mm=float(cut.slices.slice_spacing_mm),
@@ -346,9 +366,11 @@ def sampled_spacing_mm(
   rows = np.unique(np.linspace(0, len(table) - 1, min(sample, len(table))).astype(np.int64))
   if table.decoded is not None:
     return rows, np.array([table.decoded[row].spacing_mm for row in rows]).reshape(-1, 2)
+  if table.spacing_mm is not None:
+    return rows, table.spacing_mm[rows, :2]
   if "spacing_mm" not in source.info.features:
     return rows, np.full((len(rows), 2), np.nan)
-  reader = RecordReader(source.info.features, table, "spacing_mm", None)
+  reader = RecordReader(source.info.features, table, ("spacing_mm",), None)
   read, found = [], []
   for row in rows:
     with contextlib.suppress(tf.errors.OpError):
@@ -363,7 +385,8 @@ class VolumeSliceLoader:
   def __init__(self, table: RecordTable, slices: np.ndarray, spec: ExampleSpec):
     self._slices = slices
     self.spec, self.num_rows, self.boxes = spec, len(table), table.boxes
-    self.channels = spec.stored_channels
+    of_one = slices[0].image.shape[-1] if len(slices) else 1
+    self.channels = of_one * (2 * spec.context_slices + 1)
     reach = spec.context_slices
     self._neighbours = neighbour_rows(table, reach) if reach else None
 
@@ -380,19 +403,21 @@ class VolumeSliceLoader:
 
   def _slice(self, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     rows = [row] if self._neighbours is None else self._neighbours[row]
-    image = np.stack([self._slices[other].image for other in rows], axis=-1)
+    image = np.concatenate([self._slices[other].image for other in rows], axis=-1)
     return image, self._slices[row].label[..., None]
 
 
 def _decoded_reader(slices: np.ndarray) -> NativeReader:
-  """Returns row -> {"image", "label"}, uint8 [H, W, 1] each, inside a tf.data graph."""
+  """Returns row -> {"image", "label"}, uint8 [H, W, C] and [H, W, 1], inside a tf.data graph."""
+  channels = slices[0].image.shape[-1] if len(slices) else 1
+
   def stored(row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     one = slices[row]
-    return one.image[..., None], one.label[..., None]
+    return one.image, one.label[..., None]
 
   def read_row(row: tf.Tensor) -> dict[str, tf.Tensor]:
     image, label = tf.numpy_function(stored, [row], (tf.uint8, tf.uint8))
-    image.set_shape((None, None, 1))
+    image.set_shape((None, None, channels))
     label.set_shape((None, None, 1))
     return {"image": image, "label": label}
 
@@ -409,6 +434,6 @@ def native_reader(
   """
   if table.decoded is not None:
     return _decoded_reader(table.decoded)
-  reader = RecordReader(source.info.features, table, image_key, label_key)
+  reader = RecordReader(source.info.features, table, source.image_keys(image_key), label_key)
   check_slices(source, image_key)
   return lambda row: reader.decode(reader.serialized(row))

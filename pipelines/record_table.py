@@ -23,7 +23,8 @@ class DecodedSlice:
   """A slice of a whole volume, cut when its table was made.
 
   Attributes:
-    image, label: uint8 [H, W].
+    image: uint8 [H, W, C].
+    label: uint8 [H, W].
     spacing_mm: (row, column), NaN where unknown.
     slice_spacing_mm: NaN where unknown.
   """
@@ -49,6 +50,8 @@ class RecordTable:
     boxes: int32 [N, 4] (top, left, height, width), the part of each record that is used; sizes
       and pixels are then those of the part. None: all of it.
     decoded: `DecodedSlice` [N], of a dataset of whole volumes; None where records are slices.
+    spacing_mm: (row, column, slice) float64 [N, 3], NaN where unknown, of a dataset built
+      elsewhere that names its spacing; None: the records have it under our name, or not at all.
   """
 
   files: list[str]
@@ -63,6 +66,7 @@ class RecordTable:
   pixels: np.ndarray | None
   boxes: np.ndarray | None = None
   decoded: np.ndarray | None = None
+  spacing_mm: np.ndarray | None = None
 
   def __len__(self) -> int:
     return len(self.offset)

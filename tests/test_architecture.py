@@ -237,7 +237,8 @@ def test_tests_lie_where_their_module_is():
   tests = ROOT / "tests"
   for path in tests.rglob("test_*.py"):
     folder = path.parent.relative_to(tests)
-    assert folder == pathlib.Path() or (ROOT / folder).is_dir(), f"{path}: no such folder"
+    of_all = folder in (pathlib.Path(), pathlib.Path("fuzz"))
+    assert of_all or (ROOT / folder).is_dir(), f"{path}: no such folder"
   helpers = {p.parent.relative_to(tests).parts[:1] for p in tests.rglob("*.py")
              if not p.name.startswith("test_") and p.name != "conftest.py"}  # fmt: skip
   assert helpers <= {("support",), ("fuzz",)}
@@ -245,6 +246,6 @@ def test_tests_lie_where_their_module_is():
 
 def test_the_house_keeps_its_size():
   modules = [path for path in SOURCES if path.name != "__init__.py"]
-  assert len(modules) <= 170
+  assert len(modules) <= 180
   assert len(list((ROOT / "datasets").glob("*.py"))) <= 5
   assert len(list((ROOT / "flexunet" / "training").glob("*.py"))) <= 17

@@ -32,7 +32,7 @@ from absl import flags as absl_flags
 from flexunet.core import command_line, flags, progress
 from flexunet.core.errors import InputError
 from flexunet.datasets import built_dataset, catalog, subject_splits
-from flexunet.datasets.builder import plugin, splits_file
+from flexunet.datasets.builder import plugin, splits_file, subject_names
 from flexunet.imaging import pictures, scan_files
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ _CONFIG_NAME = _PROGRAM.string(
     "config_name", None,
     "Name of the built config, so that two folders with equal options can lie side by side.",
 )  # fmt: skip
+_NAMES = _PROGRAM.fields(subject_names.NameOptions, group="Names of subjects")
 _SHOWN_VALUES = 8
 _COLUMNS = 80
 
@@ -143,6 +144,7 @@ def main(argv: Sequence[str]) -> None:
       config_name=_CONFIG_NAME.value,
       file_format=_FILE_FORMAT.value,
       builder_path=_BUILDER.value,
+      name_options=flags.read(subject_names.NameOptions, _NAMES),
   )
   builder = make_builder()
   try:
@@ -233,6 +235,8 @@ def print_summary(builder: SegmentationBuilder) -> None:
   counts = report["split_by"]
   if decided := _decided_by(counts):
     print(f"subjects{decided}")
+  if builder.names is not None and builder.names.uses_key:
+    print(f"Whose the pseudonyms are is in {builder.names.key_path}: keep it, and keep it secret.")
   print(f"{builder.info.full_name} lies in {builder.data_path}")
   if counts.keys() != {"publisher"}:
     print(
@@ -259,6 +263,7 @@ def _sum_by_reason(by_volume: dict[str, dict[str, int]]) -> dict[str, int]:
 def print_files(builder: SegmentationBuilder, manual_dir: pathlib.Path) -> None:
   """Prints the files of the raw folder by case; reads the labels to show their values."""
   findings = builder.inspect_source(manual_dir)
+  names = builder.name_subjects(findings)
   for case in findings.cases:
     print(case.key)
     for role, path in case.files.items():
@@ -275,17 +280,19 @@ def print_files(builder: SegmentationBuilder, manual_dir: pathlib.Path) -> None:
     print(f"warning: {line}", file=sys.stderr)
   num_labelled = sum(case.labelled for case in findings.cases)
   print(f"{len(findings.cases)} cases, {num_labelled} labelled; {_split_counts(builder, findings)}")
+  for line in subject_names.lines(names, sorted({case.subject for case in findings.cases})):
+    print(line)
   print("Nothing was built (--dry_run).")
 
 
 def _split_counts(builder: SegmentationBuilder, findings: Findings) -> str:
   """Returns how many subjects each split and each fold gets."""
   assigned = builder.assign_splits(findings.cases)
-  for line in assigned.warnings:
+  for line in [*assigned.warnings, *assigned.notices]:
     print(f"warning: {line}", file=sys.stderr)
-  splits, folds = list(assigned.splits.values()), list(assigned.folds.values())
+  splits = list(assigned.splits.values())
   counts = ", ".join(f"{name} {splits.count(name)}" for name in subject_splits.SPLITS)
-  sizes = ", ".join(str(folds.count(fold)) for fold in range(assigned.settings["num_folds"]))
+  sizes = ", ".join(map(str, assigned.fold_sizes()))
   return f"subjects: {counts}; folds of {sizes}{_decided_by(assigned.counts())}."
 
 

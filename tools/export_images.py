@@ -30,8 +30,17 @@ _IMAGE_MODE = _PROGRAM.enum(
 )
 
 
+_CHANNEL = _PROGRAM.string(
+    "channel", None, "Channel to write, by its name, of a dataset of several; by default the first."
+)
+
+
 def export(
-    dataset: BuiltDataset, out: pathlib.Path, image_mode: str = "rgb", show_progress: bool = False
+    dataset: BuiltDataset,
+    out: pathlib.Path,
+    image_mode: str = "rgb",
+    show_progress: bool = False,
+    channel: str | None = None,
 ) -> dict[str, int]:
   """Writes every record as a pair of PNG files; returns {split: pairs}.
 
@@ -40,7 +49,9 @@ def export(
     out: A new or an empty folder; it is created where there is none.
     image_mode: "rgb" repeats the grey channel three times, "grey" keeps one.
     show_progress: Whether a bar is shown.
+    channel: Which of several channels is written; None: the first.
   """
+  feature = dataset.image_feature(channel)
   if dataset.rows and not dataset.rows[0]["slice_index"]:
     raise InputError(
         f"{dataset.path}: holds whole volumes, which are no images. Export a config of slices."
@@ -53,7 +64,7 @@ def export(
     (out / split / "images").mkdir(parents=True)
     if split != "unlabeled":
       (out / split / "masks").mkdir()
-  colors = {c.name: list(c.color) for c in scheme.classes}
+  colors = {entry["name"]: entry["color"] for entry in scheme.to_json()}
   (out / "palette.json").write_text(json.dumps(colors, indent=1) + "\n", encoding="utf-8")
   records = bar(
       dataset.records(), total=len(dataset.rows), unit=" record", disable=not show_progress,
@@ -63,7 +74,7 @@ def export(
     # Keys may hold signs that a file name cannot; those of this project's datasets do not.
     name = re.sub(r"[^\w.-]", "_", row["key"]) + ".png"
     folder = out / row["split"]
-    image = np.asarray(example["image"])
+    image = np.asarray(example[feature])
     written = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     if image_mode == "rgb":
       written = written.convert("RGB")
@@ -82,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
     raise InputError(f"Usage: {_PROGRAM.usage}. Got: {' '.join(argv[1:]) or 'nothing'}.")
   dataset = built_dataset.find_one(pathlib.Path(argv[1]))
   out = pathlib.Path(argv[2])
-  counts = export(dataset, out, _IMAGE_MODE.value, sys.stderr.isatty())
+  counts = export(dataset, out, _IMAGE_MODE.value, sys.stderr.isatty(), _CHANNEL.value)
   listing = ", ".join(f"{split} {count}" for split, count in counts.items())
   print(f"{out}: {listing}")
 

@@ -10,6 +10,7 @@ and how far each format differs from the network.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import pathlib
 import shutil
@@ -34,6 +35,7 @@ _OUTPUT_DIR = _PROGRAM.string("output_dir", None, "New folder for the files.", r
 _FORMATS = _PROGRAM.list(
     "formats", ["saved_model"], "What to write, separated by commas.", choices=_FORMATS_KNOWN
 )
+_JSON = _PROGRAM.boolean("json", False, "Prints the entries of export.json instead of a table.")
 _IMAGE_SIZE = _PROGRAM.list(
     "image_size", None,
     "Height,width (or one number) that the exported network takes. Default: its own.",
@@ -58,6 +60,9 @@ def main(argv: Sequence[str]) -> None:
   progress.say("Loading TensorFlow ...")
   command_line.load_tensorflow()
   entries = write(path, facts, formats, output, size)
+  if _JSON.value:
+    print(json.dumps({"output_dir": str(output), "exports": entries}))
+    return
   table = [("file", "MiB", "largest difference", "same class")]
   for entry in entries:
     table.append((

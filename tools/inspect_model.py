@@ -11,21 +11,24 @@ the U itself: one bar per convolution, one row per stage.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 import math
 import pathlib
+import types
 from collections.abc import Sequence
-from typing import Any
-
-from matplotlib import figure, lines, patches  # The object API: no backend, no display.
-from matplotlib.axes import Axes
+from typing import TYPE_CHECKING, Any
 
 from flexunet import run_folder
 from flexunet.core import command_line, files, flags, progress
 from flexunet.core.errors import InputError
 from flexunet.network import architecture, cost
 from flexunet.network.architecture import ModelConfig, count_parameters
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
 
 _PROGRAM = flags.Program(__doc__, first=("run_dir", "model", "output", "json"))
 _RUN_DIR = _PROGRAM.string("run_dir", None, "Run folder whose network is shown.")
@@ -46,6 +49,15 @@ _COLORS = {
 }  # fmt: skip
 _SUFFIXES = (".png", ".svg", ".pdf")
 _ROW_HEIGHT = 1.35
+
+
+@functools.cache
+def _matplotlib() -> types.SimpleNamespace:
+  """Returns the modules `figure`, `lines` and `patches`: the object API, without a display."""
+  # Only a drawing needs it; --help and tables need not wait a third of a second.
+  from matplotlib import figure, lines, patches
+
+  return types.SimpleNamespace(figure=figure, lines=lines, patches=patches)
 
 
 def _chosen() -> ModelConfig:
@@ -140,7 +152,8 @@ def draw(config: ModelConfig, path: pathlib.Path) -> None:
   if path.suffix.lower() not in _SUFFIXES:
     raise InputError(f"--output must end in {', '.join(_SUFFIXES)}. Got: {path}.")
   count = config.num_layers
-  drawing = figure.Figure(figsize=(max(8.0, 2.3 * count + 3), 1.5 + 1.15 * count), dpi=120)
+  size = (max(8.0, 2.3 * count + 3), 1.5 + 1.15 * count)
+  drawing = _matplotlib().figure.Figure(figsize=size, dpi=120)
   axes = drawing.add_axes((0.01, 0.02, 0.98, 0.9))
   axes.set_axis_off()
   table = cost.rows(config)
@@ -188,7 +201,7 @@ def _bars(axes: Axes, block: list[cost.Row], left: float, stage: int) -> float:
   for row in block:
     width = 0.12 + 0.045 * math.log2(row.channels)
     height = 0.95 * max(0.25, 0.9**stage)
-    axes.add_patch(patches.Rectangle(
+    axes.add_patch(_matplotlib().patches.Rectangle(
         (x, -stage * _ROW_HEIGHT - height / 2), width, height, facecolor=_COLORS[row.kind],
         edgecolor="white", linewidth=0.8,
     ))  # fmt: skip
@@ -225,27 +238,29 @@ def _arrow(axes: Axes, x0: float, row0: int, x1: float, row1: int, kind: str) ->
 
 
 def _head(axes: Axes, config: ModelConfig, x: float) -> None:
-  axes.add_patch(patches.Rectangle((x, -0.475), 0.12, 0.95, facecolor=_COLORS["head"]))
+  rectangle = _matplotlib().patches.Rectangle
+  axes.add_patch(rectangle((x, -0.475), 0.12, 0.95, facecolor=_COLORS["head"]))
   kind = "sigmoid" if config.num_classes == 1 else "softmax"
   text = f"{config.num_classes} class{'es' if config.num_classes > 1 else ''}\n{kind}"
   axes.text(x + 0.2, 0, text, fontsize=8, va="center")
   axes.text(-0.15, 0, f"image\nx{config.image_channels}", fontsize=8, ha="right", va="center")
 
 
-def _legend(drawing: figure.Figure) -> None:
+def _legend(drawing: Figure) -> None:
   names = {
       "convolution": "convolution", "pool": "2x2 max-pool", "up": "2x2 transposed convolution",
       "join": "skip, concatenated", "head": "1x1 head",
   }  # fmt: skip
+  line = _matplotlib().lines.Line2D
   handles = [
-      lines.Line2D([], [], color=_COLORS[kind], lw=5 if kind in ("convolution", "head") else 2,
-                   linestyle="--" if kind == "join" else "-", label=text)
+      line([], [], color=_COLORS[kind], lw=5 if kind in ("convolution", "head") else 2,
+           linestyle="--" if kind == "join" else "-", label=text)
       for kind, text in names.items()
   ]  # fmt: skip
   drawing.legend(handles=handles, loc="lower left", fontsize=8, frameon=False)
 
 
-def _save(drawing: figure.Figure, path: pathlib.Path) -> None:
+def _save(drawing: Figure, path: pathlib.Path) -> None:
   stream = io.BytesIO()
   drawing.savefig(stream, format=path.suffix[1:].lower(), bbox_inches="tight", facecolor="white")
   files.write_bytes(path, stream.getvalue())

@@ -22,9 +22,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from flexunet.core import command_line, files, flags, progress
 from flexunet.core.errors import InputError
+from flexunet.imaging.label_scheme import IGNORED
 from flexunet.pipelines import dataset_source, laterality
 from flexunet.pipelines.augmentation.config import PROBABILITIES, AugmentationConfig
 from flexunet.pipelines.dataset_source import DatasetSource
+from flexunet.pipelines.feature_keys import FeatureFlags
 from flexunet.reporting import overlay
 
 _PROGRAM = flags.Program(__doc__, first=("dataset", "data_dir", "output"))
@@ -38,8 +40,7 @@ _SPLIT = _PROGRAM.string("split", "train", "Split the examples are taken from.")
 _OUTPUT = _PROGRAM.string("output", None, "PNG file to write.", required=True)
 _ROWS = _PROGRAM.integer("rows", 3, "Rows of random draws.", lower_bound=0, upper_bound=50)
 _SEED = _PROGRAM.integer("seed", 1, "Seed of the random draws.", lower_bound=0)
-_IMAGE_KEY = _PROGRAM.string("image_key", "image", "Feature of the images.")
-_LABEL_KEY = _PROGRAM.string("label_key", "label", "Feature of the labels.")
+_FEATURES = _PROGRAM.fields(FeatureFlags)
 _SETTINGS = _PROGRAM.fields(AugmentationConfig, group="Augmentation")
 # Tiles in a row.
 COLUMNS = 6
@@ -228,11 +229,16 @@ def pick_examples(
   _, first = np.unique(table.volume[order], return_index=True)
   first = np.sort(first)
   order = np.concatenate([order[first], np.delete(order, first)])
-  reader = readers.RecordReader(source.info.features, table, image_key, label_key)
+  keys = source.image_keys(image_key)
+  reader = readers.RecordReader(source.info.features, table, keys, label_key)
   examples = []
   for row in order[:count]:
-    decoded = reader.decode(reader.serialized(np.int64(row)))
-    examples.append((decoded["image"].numpy(), decoded["label"].numpy()[..., 0]))
+    with readers.named_record(table, lambda row=row: int(row)):
+      decoded = reader.decode(reader.serialized(np.int64(row)))
+      image, label = decoded["image"].numpy(), decoded["label"].numpy()[..., 0]
+    # Three channels of a scan are no colours: the first one is shown.
+    shown = image[..., :1] if len(keys) > 1 else image
+    examples.append((shown, np.where(label == IGNORED, 0, label) if source.ignores else label))
   return examples
 
 
@@ -247,18 +253,20 @@ def main(argv: Sequence[str]) -> None:
   progress.say("Loading TensorFlow ...")
   command_line.load_tensorflow()
 
-  opened = dataset_source.open_dataset(_DATASET.value, _DATA_DIR.value)
-  scheme = opened.label_scheme(_LABEL_KEY.value)
+  named = flags.read(FeatureFlags, _FEATURES).feature_keys
+  opened = dataset_source.open_dataset(_DATASET.value, _DATA_DIR.value, named)
+  image_key, label_key = opened.keys.image, opened.keys.label
+  scheme = opened.label_scheme(label_key)
   decided = laterality.decide_for(
       opened,
       _library().readers.slice_table(opened, _SPLIT.value),
       scheme.names,
       requested=settings.flip_horizontal_probability,
-      image_key=_IMAGE_KEY.value,
-      label_key=_LABEL_KEY.value,
+      image_key=image_key,
+      label_key=label_key,
   )
   config = settings.resolve(mirroring=decided.mirroring)
-  examples = pick_examples(opened, _SPLIT.value, _IMAGE_KEY.value, _LABEL_KEY.value, COLUMNS)
+  examples = pick_examples(opened, _SPLIT.value, image_key, label_key, COLUMNS)
   drawn = sheet(config, examples, scheme.palette, _ROWS.value, _SEED.value)
   files.write_bytes(output, overlay.encode_png(drawn))
   print(f"{output}: each transformation alone, then {_ROWS.value * COLUMNS} random draws.")

@@ -39,6 +39,7 @@ class Builder(VolumeBuilder):
       " ct_scans/NNN.nii and masks/NNN.nii (v1.3.1)"
   )
   SPLIT_SALT = ct_ich_patients.SALT
+  PUBLISHED_SUBJECTS = r"ctich_\d+"
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
       "Get CT-ICH from PhysioNet (ct-ich; v1.0.0 is open, v1.3.1 is restricted) or Kaggle"
       f" (vbookshelf/computed-tomography-ct-images) and unpack it: {LAYOUT}."
@@ -116,7 +117,7 @@ class Builder(VolumeBuilder):
       if self.options.plane not in (None, "axial") or self.options.isotropic_mm:
         rows = {}  # The readers judged the axial slices of the scan, no others.
       for cut in super().slices_of(case, notes):
-        yield dataclasses.replace(cut, extras=_extras(rows.get(cut.index)))
+        yield dataclasses.replace(cut, extras={**cut.extras, **_extras(rows.get(cut.index))})
       return
     for number, image, label, row in ct_ich_releases.read_slices(case, notes, MASK_THRESHOLD):
       yield Slice(number - 1, image, label, extras=_extras(row))

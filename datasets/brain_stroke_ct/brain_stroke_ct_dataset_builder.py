@@ -62,6 +62,7 @@ class Builder(SegmentationBuilder):
       "CT Images/data/{Training,Testing}/{Hemorrhagic,Ischemic}/{images,mask}/SUBJECT/SLICE.png"
   )
   SPLIT_SALT = "brain_stroke_ct"
+  PUBLISHED_SUBJECTS = r"(aisd|ctich|hemorrhagic)_\d+"
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
       "Get the set from Kaggle (programmer3/real-time-stroke-detection-in-mri-ct-pet-images) and"
       f" unpack it, so that the folder holds {LAYOUT}."

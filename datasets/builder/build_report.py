@@ -14,9 +14,13 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from flexunet.datasets.builder.raw_folder import Notes
 from flexunet.datasets.builder.shard_writer import PlacedRecord, Shard
+from flexunet.datasets.builder.subject_names import SubjectNames
 from flexunet.datasets.built_dataset import RECORD_COLUMNS, RECORDS_NAME, REPORT_NAME
+from flexunet.imaging import label_scheme
 from flexunet.imaging.label_scheme import LabelScheme
 
 # A label with less background than this may have its colours swapped.
@@ -32,7 +36,10 @@ class BuiltSplit:
 
 
 def of_source(
-    notes: Mapping[str, Notes], left_out: Mapping[str, str], warnings: Sequence[str]
+    notes: Mapping[str, Notes],
+    left_out: Mapping[str, str],
+    warnings: Sequence[str],
+    names: SubjectNames,
 ) -> dict[str, Any]:
   """Returns the entries of the report that come from reading the source.
 
@@ -40,6 +47,7 @@ def of_source(
     notes: {volume: notes of its case}.
     left_out: {file name relative to the raw folder: reason}.
     warnings: Lines for the user.
+    names: How the report calls files and persons.
   """
   left_out, warnings = dict(left_out), list(warnings)
   for note in notes.values():
@@ -48,11 +56,15 @@ def of_source(
   return {
       "mask_values": _merge_histograms(notes.values()),
       "volume_facts": {volume: note.facts for volume, note in notes.items() if note.facts},
-      "left_out": [{"file": file, "reason": left_out[file]} for file in sorted(left_out)],
+      "left_out": [
+          {"file": names.file(file), "reason": names.text(left_out[file])}
+          for file in sorted(left_out)
+      ],
       "slices_left_out": {
           volume: note.slices_left_out for volume, note in notes.items() if note.slices_left_out
       },
-      "warnings": sorted(set(warnings)),
+      "warnings": sorted({names.text(line) for line in warnings}),
+      "subject_names": names.about(),
   }
 
 
@@ -92,7 +104,7 @@ def write(
 def label_warnings(scheme: LabelScheme, splits: Mapping[str, BuiltSplit]) -> list[str]:
   """Returns what is suspect about the labels: swapped masks, and splits that lack classes."""
   found = []
-  pixels: dict[str, list[int]] = {}
+  pixels: dict[str, np.ndarray] = {}
   for name, split in splits.items():
     labelled = [record.row for record in split.records if record.case.labelled]
     if not labelled:
@@ -104,22 +116,8 @@ def label_warnings(scheme: LabelScheme, splits: Mapping[str, BuiltSplit]) -> lis
           f" {100 * (1 - _LEAST_BACKGROUND):.0f} % foreground. Are foreground and background"
           " swapped?"
       )
-    counts = [sum(column) for column in zip(*(row.pixels for row in labelled), strict=True)]
-    if any(counts[1:]):
-      pixels[name] = counts
-    else:
-      found.append(
-          f"Split {name} has no foreground: all {len(labelled)} labels are {scheme.names[0]}. No"
-          " score can come of it."
-      )
-  for index, name in enumerate(scheme.names):
-    lacking = [split for split, counts in pixels.items() if not counts[index]]
-    having = [split for split in pixels if split not in lacking]
-    if index and having and lacking:
-      found.append(
-          f"Class {name} occurs in {', '.join(having)}, but not in {', '.join(lacking)}."
-      )
-  return found
+    pixels[name] = np.array([row.pixels for row in labelled])
+  return found + label_scheme.presence_warnings(scheme.names, pixels)
 
 
 def _split_entry(split: BuiltSplit, scheme: LabelScheme) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from flexunet.datasets.builder.identical_images import CaseImages, IdenticalImag
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
 from flexunet.datasets.builder.record_options import SplitOptions
 from flexunet.datasets.builder.shard_writer import PlacedRecord
+from flexunet.datasets.builder.subject_names import SubjectNames
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.imaging.slicing import SlicePlan
@@ -84,7 +85,10 @@ class RunBuilder(CaseReader, Protocol):
     """Takes what the raw folder decides."""
 
   def assign_splits(
-      self, cases: Sequence[Case], joined: Iterable[Collection[str]] = ()
+      self,
+      cases: Sequence[Case],
+      joined: Iterable[Collection[str]] = (),
+      loads: Mapping[str, float] | None = None,
   ) -> CaseSplits:
     """Returns which split and fold each case gets; groups of subjects stand on one side."""
 
@@ -93,6 +97,9 @@ class RunBuilder(CaseReader, Protocol):
 
   def reason_to_drop(self, key: str, pixels: Sequence[int]) -> str:
     """Returns why a slice is left out of the training split; "" keeps it."""
+
+  def name_subjects(self, findings: Findings) -> SubjectNames:
+    """Decides how records and report call the subjects and files of a raw folder."""
 
   def label_scheme(self) -> LabelScheme:
     """Returns the classes."""
@@ -145,13 +152,19 @@ def build(builder: RunBuilder, root: pathlib.Path, download_config: Any) -> None
   decided = builder.decide(findings)
   builder.set_source(findings.release, builder.voxel_dtype_of(findings), decided)
   folder = pathlib.Path(builder.data_dir)
+  # Splits are decided by the names of the raw folder; everything written has these.
+  names = builder.name_subjects(findings)
+  names.save(builder.info.full_name)
   with _work_folder(builder, folder) as work:
     assigned = builder.assign_splits(findings.cases)
+    for line in assigned.notices:
+      logging.warning("%s", line)
     tasks = []
     for case in findings.cases:
-      fold = assigned.fold_of(case)
-      name = hashlib.sha256(f"{case.state(findings.root)}:{fold}".encode()).hexdigest()[:24]
-      tasks.append(CaseTask(case, fold, work / name))
+      fold, written = assigned.fold_of(case), names.written(case)
+      state = f"{case.state(findings.root)}:{fold}:{written.key}:{written.subject}:{written.volume}"
+      name = hashlib.sha256(state.encode()).hexdigest()[:24]
+      tasks.append(CaseTask(case, fold, work / name, written))
     missing = [task for task in tasks if not case_records.is_finished(task.stem)]
     # The longest first, so that no worker is left alone with one at the end.
     missing.sort(key=lambda task: task.case.num_bytes, reverse=True)
@@ -161,7 +174,7 @@ def build(builder: RunBuilder, root: pathlib.Path, download_config: Any) -> None
     ):
       raise errors.from_problems(problems, "Nothing was built.")
     read = [ReadCase(task, *case_records.read_index(task.stem)) for task in tasks]
-    _assemble(builder, folder, findings, read, assigned, download_config)
+    _assemble(builder, folder, findings, read, assigned, names, download_config)
 
 
 def address_of(builder: RunBuilder) -> workers.BuilderAddress:
@@ -225,12 +238,14 @@ def _assemble(
     findings: Findings,
     read: Sequence[ReadCase],
     assigned: CaseSplits,
+    names: SubjectNames,
     download_config: Any,
 ) -> None:
   identical = identical_images.find(case.images for case in read)
-  if identical.joined:
+  loads = _loads(read) if _split_options(builder).stratify == "foreground" else None
+  if identical.joined or loads is not None:
     # Known only now. Payloads whose fold changed by it are mended where they are written.
-    assigned = builder.assign_splits(findings.cases, identical.joined)
+    assigned = builder.assign_splits(findings.cases, identical.joined, loads)
   records = _placed(builder, findings, read, assigned, identical)
   if "train" in assigned.splits.values() and not records["train"]:
     raise errors.InputError("The options leave no slice to train on. Loosen them.")
@@ -243,20 +258,22 @@ def _assemble(
   if not licenses:
     findings.warn("The builder states no licence of the source (LICENSES): none is claimed.")
   source = build_report.of_source(
-      {case.task.case.key: case.notes for case in read},
+      {case.task.written.key: case.notes for case in read},
       findings.left_out,
       [
           *findings.warnings,
           *assigned.warnings,
           *identical.warnings(assigned, builder.subject_in_records),
       ],
+      names,
   )
+  names.save(builder.info.full_name)
   about = {
       **_about(builder),
       **_about_splits(builder, assigned),
       "identical_images": identical.report(assigned, builder.subject_in_records),
       **source,
-      "choices": findings.choices,
+      "choices": {choice: names.text(line) for choice, line in findings.choices.items()},
   }
   report = build_report.write(folder, about, builder.label_scheme(), splits)
   splits_file.write(
@@ -270,6 +287,23 @@ def _assemble(
   for line in report["warnings"]:
     logging.warning("%s", line)
   info.set_splits(tfds.core.SplitDict(infos))
+
+
+def _loads(read: Sequence[ReadCase]) -> dict[str, float]:
+  """Returns {labelled subject: share of its pixels that is labelled}."""
+  pixels: dict[str, list[int]] = {}
+  for one in read:
+    if one.task.case.labelled:
+      counts = pixels.setdefault(one.task.case.subject, [0, 0])
+      for row in one.rows:
+        counts[0] += sum(row.pixels[1:])
+        counts[1] += sum(row.pixels)
+  return {subject: labelled / max(total, 1) for subject, (labelled, total) in pixels.items()}
+
+
+def _split_options(builder: RunBuilder) -> SplitOptions:
+  """Returns what the build was asked for: by the caller, or by its config."""
+  return builder.split_options or builder.builder_config.options
 
 
 def _placed(
@@ -293,15 +327,13 @@ def _placed(
       elif split == "train":  # The others keep all slices: scores are of whole volumes.
         reason = builder.reason_to_drop(row.key, row.pixels)
       if not reason:
-        records[split].append(PlacedRecord(case, fold, row, work_file))
+        records[split].append(PlacedRecord(one.task.written, fold, row, work_file))
         continue
       counts = one.notes.slices_left_out
       counts[reason] = counts.get(reason, 0) + 1
   for name in subject_splits.SPLITS:
-    if assigned.splits and not records[name]:
-      findings.warn(
-          f"Split {name} is empty: none of the {len(assigned.splits)} subjects here falls to it."
-      )
+    if assigned.splits and not records[name] and (line := assigned.why_empty(name)):
+      findings.warn(line)
   return records
 
 
@@ -372,9 +404,8 @@ def _about(builder: RunBuilder) -> dict[str, Any]:
 
 def _about_splits(builder: RunBuilder, assigned: CaseSplits) -> dict[str, Any]:
   """Returns what the report says of how the splits were decided."""
-  options = builder.split_options or builder.builder_config.options
   return {
       "split_asked": assigned.settings["shares"],
-      "split_options": options.asked(),
+      "split_options": _split_options(builder).asked(),
       "split_by": assigned.counts(),
   }

@@ -17,6 +17,7 @@ from flexunet.datasets import built_dataset, catalog
 from flexunet.datasets.builder.raw_folder import NothingFoundError
 from flexunet.datasets.builder.record_options import SPLIT_FIELDS, split_options
 from flexunet.datasets.builder.segmentation_builder import SegmentationBuilder
+from flexunet.datasets.builder.subject_names import NameOptions
 
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 
@@ -31,6 +32,8 @@ def build_dataset(
     file_format: str | None = None,
     config_name: str | None = None,
     builder: str | os.PathLike | None = None,
+    subject_names: str = "auto",
+    key_file: str | os.PathLike | None = None,
     **options: Any,
 ) -> pathlib.Path:
   """Builds a dataset from the folder that its publisher ships, as `flexunet build` does.
@@ -44,6 +47,9 @@ def build_dataset(
     file_format: "tfrecord" (default) or "array_record".
     config_name: Names the built config, so that two of equal options can lie side by side.
     builder: File or folder of a builder of your own, whose code is run; `dataset` is its name.
+    subject_names: "auto" keeps names that are codes and makes pseudonyms of the rest, "keep",
+      "pseudonym".
+    key_file: Where the key of the pseudonyms is kept; by default in the raw folder.
     **options: Those of the dataset, by the names of their flags, such as plane="axial".
 
   Returns:
@@ -60,6 +66,9 @@ def build_dataset(
       config_name=config_name,
       file_format=file_format,
       builder_path=builder,
+      name_options=NameOptions(
+          subject_names=subject_names, key_file=os.fspath(key_file) if key_file else None
+      ),
   )
   if overwrite or not is_built(make_builder()):
     build(make_builder, pathlib.Path(manual_dir).expanduser())
@@ -93,6 +102,7 @@ def maker(
     config_name: str | None = None,
     file_format: str | None = None,
     builder_path: str | os.PathLike | None = None,
+    name_options: NameOptions | None = None,
 ) -> Callable[[], SegmentationBuilder]:
   """Returns a function that returns a new builder; for the arguments see `build_dataset`."""
 
@@ -107,6 +117,7 @@ def maker(
         builder_path=builder_path,
     )  # fmt: skip
     builder.num_workers, builder.split_options = num_workers, splits
+    builder.name_options = name_options or NameOptions()
     return builder
 
   return make_builder
@@ -144,7 +155,7 @@ def recognising(manual_dir: pathlib.Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _set_aside(version_folder: pathlib.Path) -> Iterator[None]:
   """Puts an existing dataset out of the way, and back when the new one fails."""
-  aside = version_folder.with_name(f".replaced-{version_folder.name}")
+  aside = built_dataset.set_aside(version_folder)
   if version_folder.exists():
     shutil.rmtree(aside, ignore_errors=True)
     version_folder.rename(aside)

@@ -41,20 +41,29 @@ class CaseReader(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class CaseTask:
-  """One case to be read: which, where its work files go, and its fold."""
+  """One case to be read.
+
+  Attributes:
+    case: As the raw folder names it; splits are decided by these names.
+    fold: Of its subject.
+    stem: Where its work files go.
+    written: The same under the names of its records.
+  """
 
   case: Case
   fold: int
   stem: pathlib.Path
+  written: Case
 
   def to_json(self) -> dict[str, Any]:
     """Returns it as JSON, for a worker process."""
-    return {"case": self.case.to_json(), "fold": self.fold, "stem": os.fspath(self.stem)}
+    return {"case": self.written.to_json(), "fold": self.fold, "stem": os.fspath(self.stem)}
 
   @classmethod
   def from_json(cls, values: Mapping[str, Any]) -> CaseTask:
     """Reads what `to_json` wrote."""
-    return cls(Case.from_json(values["case"]), values["fold"], pathlib.Path(values["stem"]))
+    case = Case.from_json(values["case"])
+    return cls(case, values["fold"], pathlib.Path(values["stem"]), written=case)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -95,14 +104,17 @@ def write_case(builder: CaseReader, task: CaseTask) -> str | None:
   start, checksum = 0, 0
   try:
     with open(temporary, "wb") as stream:
-      for key, example, row in builder.records_of(task.case, task.fold, notes):
+      for key, example, row in builder.records_of(task.written, task.fold, notes):
         encoded = features.encode_example(example)
         # Without `deterministic` the fields come in another order in every process.
         payload = serializer.get_tf_example(encoded).SerializeToString(deterministic=True)
         stream.write(payload)
         crc = tfrecord.masked_crc(payload)
-        place = {"key": key, "start": start, "length": len(payload), "crc": crc}
-        rows.append(RecordRow(**place, fold=task.fold, **row))
+        rows.append(
+            RecordRow(
+                key=key, start=start, length=len(payload), crc=crc, fold=task.fold, **row
+            )
+        )  # fmt: skip
         start += len(payload)
         checksum = zlib.crc32(payload, checksum)
   except InputError as error:

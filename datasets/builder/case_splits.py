@@ -25,6 +25,7 @@ from flexunet.datasets.subject_splits import FOLDED, NO_FOLD, SPLITS, UNLABELED
 PUBLISHER, FILE, HOLDOUT, JOINED, SHARES = (
     "publisher", "splits_file", "holdout", "identical images", "shares"
 )  # fmt: skip
+_LOADS = ("little", "some", "much")
 _SHOWN = 5
 
 
@@ -41,6 +42,7 @@ class CaseSplits:
     settings: Salt, seed, number of folds and shares, as `splits.json` has them.
     absent: {name: place} of the splits file's subjects that have no labelled case.
     warnings: Lines for the report and the user.
+    notices: Lines for the user alone, with names as they stand in a list of the user.
   """
 
   splits: Mapping[str, str]
@@ -50,6 +52,7 @@ class CaseSplits:
   settings: Mapping[str, Any]
   absent: Mapping[str, Place]
   warnings: Sequence[str]
+  notices: Sequence[str]
 
   def split_of(self, case: Case) -> str:
     """Returns the split of a case."""
@@ -73,6 +76,35 @@ class CaseSplits:
         for subject, split in self.splits.items()
     }
 
+  def why_empty(self, split: str) -> str:
+    """Returns why a split has no records, and what to do; "" where none was asked for."""
+    count = len(self.splits)
+    text = f"Split {split} is empty"
+    if split in self.splits.values():
+      return f"{text}: the options left out all slices of its subjects."
+    if SHARES not in self.reasons.values():
+      decided = " and ".join(self.counts())
+      return f"{text}: none of the {count} subjects here falls to it, by {decided}."
+    if not self.settings["shares"][split]:
+      return ""
+    subjects = "1 subject is" if count == 1 else f"{count} subjects are"
+    return f"{text}: {subjects} too few for it. Add subjects{self._other_way(split)}."
+
+  def _other_way(self, split: str) -> str:
+    """Returns what else can be done about an empty split."""
+    last_fold = max(self.folds.values())
+    if split == "test" and last_fold > 0:
+      return (
+          ", or score by cross-validation, in which each subject is validated once: train with"
+          f" --fold=0 to --fold={last_fold}, and evaluate each run with --split=validation"
+      )
+    return ", or name fewer in --holdout" if HOLDOUT in self.reasons.values() else ""
+
+  def fold_sizes(self) -> list[int]:
+    """Returns how many subjects of cross-validation each fold holds."""
+    part = [self.folds[subject] for subject, split in self.splits.items() if split in FOLDED]
+    return [part.count(fold) for fold in range(self.settings["num_folds"])]
+
   def counts(self) -> dict[str, int]:
     """Returns {what decided: number of subjects}."""
     return dict(sorted(collections.Counter(self.reasons.values()).items()))
@@ -84,6 +116,7 @@ def decide(
     options: SplitOptions | None = None,
     name_of: Callable[[str], str] = str,
     joined: Iterable[Collection[str]] = (),
+    loads: Mapping[str, float] | None = None,
 ) -> CaseSplits:
   """Returns which split and fold each case of a build gets.
 
@@ -94,12 +127,15 @@ def decide(
     name_of: Returns the name of a subject in the records; files may call it by that name, by its
       name in the raw folder, or by one of its scans.
     joined: Groups of subjects that must stand on one side.
+    loads: {subject: share of its pixels that is labelled}; thirds of it are strata of their own.
 
   Raises:
     InputError: The options contradict the publisher, each other, or the raw folder.
   """
   options = options or SplitOptions()
   decision = _Decision([case for case in cases if case.labelled], name_of)
+  if loads is not None:
+    decision.divide_strata(loads)
   if options.given:
     decision.follow(options.given)
   if options.held_out:
@@ -121,6 +157,7 @@ def decide(
       settings={"salt": salt, "seed": seed, "num_folds": num_folds, "shares": shares},
       absent=decision.absent,
       warnings=decision.warnings,
+      notices=decision.notices,
   )
 
 
@@ -131,7 +168,7 @@ class _Decision:
     strata, splits, reasons: As in `CaseSplits`; `splits` and `reasons` grow.
     divided: Subjects that their publisher put on several sides.
     folds: {subject: fold} where the publisher or the splits file fixed it.
-    absent, warnings: As in `CaseSplits`.
+    absent, warnings, notices: As in `CaseSplits`.
     problems: One line each; a single one prevents the build.
   """
 
@@ -139,6 +176,7 @@ class _Decision:
     self.strata = {case.subject: case.stratum for case in labelled}
     self.absent: dict[str, Place] = {}
     self.warnings: list[str] = []
+    self.notices: list[str] = []
     self.problems: list[str] = []
     # Later entries win: names of records, then of the raw folder, then of scans.
     self._subject_of = {name: case.subject for case in labelled for name in (case.key, case.volume)}
@@ -155,13 +193,26 @@ class _Decision:
     self.folds = {case.subject: case.fold for case in labelled if case.fold is not None}
     self._published_folds = frozenset(self.folds)
 
+  def divide_strata(self, loads: Mapping[str, float]) -> None:
+    """Divides each stratum by how much is labelled: nothing, or a third of the others each."""
+    labelled = sorted((load, subject) for subject, load in loads.items() if load > 0)
+    third = {
+        subject: _LOADS[position * len(_LOADS) // len(labelled)]
+        for position, (_, subject) in enumerate(labelled)
+    }
+    self.strata = {
+        subject: f"{stratum} {third.get(subject, 'nothing')}".strip()
+        for subject, stratum in self.strata.items()
+    }
+
   def follow(self, file: SplitsFile) -> None:
     """Puts the subjects of a splits file where it says."""
     named: dict[str, str] = {}
+    absent: dict[str, Place] = {}
     for name, place in file.places.items():
       subject = self._subject_of.get(name)
       if subject is None:
-        self.absent[name] = place
+        absent[name] = place
         continue
       first = named.setdefault(subject, name)
       if (place.split, place.fold) != (file.places[first].split, file.places[first].fold):
@@ -178,11 +229,13 @@ class _Decision:
           f"{file.path}: none of its {len(file.places)} subjects is in the raw folder, which holds"
           f" {_listed(map(self._name_of, self.strata))}. Is it of this dataset?"
       )
-    elif self.absent:
-      self.warnings.append(
-          f"Subjects of the splits file without a labelled scan here: {_listed(self.absent)}. Their"
-          " places are kept in the new splits.json."
-      )
+    elif absent:
+      text = f"Subjects of the splits file without a labelled scan here: {_listed(absent)}."
+      if file.of_build:
+        self.absent = absent
+        self.warnings.append(f"{text} Their places are kept in the new splits.json.")
+      else:  # The user's names may be those of persons: they enter nothing that is built.
+        self.notices.append(f"{text} Keep {file.path} for the day they come.")
 
   def hold_out(self, names: Sequence[str], path: str) -> None:
     """Makes the named subjects the test split."""
@@ -224,8 +277,8 @@ class _Decision:
         len(self.reasons) == len(self.strata)
     ):  # fmt: skip
       raise InputError(
-          f"{' and '.join(given)} decide nothing here: the publisher fixed the split of every"
-          " subject. Leave them out (image_mask: --split=subject splits its folders again)."
+          f"{' and '.join(given)} cannot be followed: the publisher fixed the split of every"
+          " subject. Leave this out (image_mask: --split=subject splits its folders again)."
       )
 
   def deal(

@@ -20,8 +20,10 @@ from flexunet.core.errors import InputError
 from flexunet.imaging import scan_files
 
 _SEARCH_DEPTH = 3
-# What operating systems and archives strew about; no part of any dataset.
-_LITTER = {".ds_store", "thumbs.db", "desktop.ini", "__macosx"}
+# Beside the raw data: whose the pseudonyms of built datasets are (`subject_names`).
+KEY_NAME = "flexunet_subject_key.json"
+# What operating systems, archives and builds strew about; no part of any dataset.
+_LITTER = {".ds_store", "thumbs.db", "desktop.ini", "__macosx", KEY_NAME}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,10 @@ from flexunet.imaging import slicing
 
 FORMS = ("slices", "volumes")
 _SPLIT_GROUP = "Splits of all datasets"
+_STRATA = {
+    "source": "what the builder knows of a subject by its files (diagnosis, matrix)",
+    "foreground": "how much of a subject is labelled as well: nothing, little, some or much",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,12 @@ class SplitOptions(config_fields.Checked):
       "", "Text file of subjects, one a line, that make up the test split, they alone.",
       group=_SPLIT_GROUP,
   )  # fmt: skip
+  stratify: str = knob(
+      "source",
+      "What is spread evenly over splits and folds.",
+      choices=_STRATA,
+      group=_SPLIT_GROUP,
+  )
   given: SplitsFile | None = None
   held_out: tuple = ()
 
@@ -100,6 +110,7 @@ class SplitOptions(config_fields.Checked):
         "split_seed": self.split_seed,
         "splits_file": self.given and self.given.digest,
         "holdout": held_out if self.held_out else None,
+        "stratify": self.stratify if self.stratify != "source" else None,
     }
     return {name: value for name, value in values.items() if value is not None}
 

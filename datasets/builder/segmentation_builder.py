@@ -16,6 +16,8 @@ To add a dataset:
 5. For images write `slices_of(case, notes)`, a generator of `Slice`. It runs in a worker.
 6. Add name and options to `catalog.OPTIONS`, the folder to `packages` in setup.cfg, and a test with
    `tfds.testing.DatasetBuilderTestCase` on a phantom.
+PUBLISHED_SUBJECTS declares which subjects are codes of the publisher; others are kept where they
+are codes by themselves, and become pseudonyms otherwise (`subject_names`).
 A dataset may override also `extra_features`, `licenses` and `read_scan`. Options of its own go into
 `datasets/<name>/options.py`, which loads no TFDS. Where the publisher fixed splits or folds, its
 cases say so (`Case.split`, `Case.fold`); all else is decided in `case_splits.py`.
@@ -50,6 +52,8 @@ from flexunet.datasets.builder.case_splits import CaseSplits
 from flexunet.datasets.builder.croissant import License
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
 from flexunet.datasets.builder.record_options import RecordOptions, SplitOptions
+from flexunet.datasets.builder.subject_names import NameOptions, SubjectNames
+from flexunet.imaging import slice_recipe
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.imaging.slicing import SlicePlan
@@ -85,10 +89,11 @@ class Slice:
   Attributes:
     index: Position in the volume; unique within the case.
     image: uint8 [H, W], or [H, W, 3] for colour images.
-    label: Class ids uint8 [H, W]; None when the case is unlabelled.
+    label: Class ids uint8 [H, W], `IGNORED` where not counted; None when the case is unlabelled.
     spacing_mm: (row, column); NaN where unknown.
     slice_spacing_mm: NaN where unknown.
     extras: Values of the dataset's extra features.
+    others: The further channels, like `image`.
   """
 
   index: int
@@ -97,6 +102,7 @@ class Slice:
   spacing_mm: tuple[float, float] = (float("nan"), float("nan"))
   slice_spacing_mm: float = float("nan")
   extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  others: tuple[np.ndarray, ...] = ()
 
 
 class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore
@@ -108,12 +114,16 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     voxel_dtype: What the volumes of this build store.
     split_options: Who stands in which split; None leaves it to the options of the config.
     decided: What else the raw folder decides, from `decide`.
+    name_options: How subjects are called.
+    names: The names of a build, once its raw folder has been looked through.
   """
 
   HOMEPAGE: ClassVar[str] = ""
   LICENSES: ClassVar[tuple[License, ...]] = ()  # The source's; the records are under them too.
   LAYOUT: ClassVar[str] = ""  # One line: what the raw folder must look like.
   SPLIT_SALT: ClassVar[str] = "flexunet"
+  # Regular expression of subjects whose names are codes of the publisher, whatever their letters.
+  PUBLISHED_SUBJECTS: ClassVar[str] = ""
   EXTRA_CONFIGS: ClassVar[list[RecordConfig]] = []
 
   num_workers: int | None = None
@@ -121,6 +131,8 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
   voxel_dtype: np.dtype = np.dtype(np.int16)
   split_options: SplitOptions | None = None
   decided: Mapping[str, Any] = types.MappingProxyType({})
+  name_options: NameOptions = NameOptions()
+  names: SubjectNames | None = None
 
   def __init_subclass__(cls, skip_registration: bool = False, **kwargs):
     module = cls.__module__
@@ -208,21 +220,38 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     """Returns how intensities become 8 bits, by the window of the config first."""
     return self.intensity()
 
+  def name_subjects(self, findings: Findings) -> SubjectNames:
+    """Decides how records and report call the subjects and files of a raw folder.
+
+    Raises:
+      InputError: The key of the pseudonyms is damaged, or would lie below the data_dir.
+    """
+    self.names = SubjectNames(
+        findings, self.name_options, self.PUBLISHED_SUBJECTS, pathlib.Path(self._data_dir_root)
+    )
+    return self.names
+
   def subject_in_records(self, subject: str) -> str:
-    """Returns the name by which records, `splits.json` and the report call a subject."""
-    return subject
+    """Returns how what is written calls a subject of the raw folder."""
+    return self.names.subject(subject) if self.names else subject
 
   def assign_splits(
-      self, cases: Sequence[Case], joined: Iterable[Collection[str]] = ()
+      self,
+      cases: Sequence[Case],
+      joined: Iterable[Collection[str]] = (),
+      loads: Mapping[str, float] | None = None,
   ) -> CaseSplits:
     """Returns which split and fold each case of a build gets.
 
     Args:
       cases: All of the build.
       joined: Groups of subjects that must stand on one side.
+      loads: {subject: share of its pixels that is labelled}, where that is to be spread evenly.
     """
     options = self.split_options or self.options
-    return case_splits.decide(cases, self.SPLIT_SALT, options, self.subject_in_records, joined)
+    return case_splits.decide(
+        cases, self.SPLIT_SALT, options, self.subject_in_records, joined, loads
+    )
 
   def inspect_source(self, root: str | os.PathLike) -> Findings:
     """Looks through a raw folder and raises all its problems at once; writes nothing.
@@ -248,10 +277,11 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     scheme = self.label_scheme()
     for cut in self.slices_of(case, notes):
       label = np.zeros(cut.image.shape[:2], np.uint8) if cut.label is None else cut.label
-      pixels = np.bincount(label.ravel(), minlength=scheme.num_classes)
+      pixels = scheme.count(label)
       key = f"{case.key}_{cut.index:04d}"
+      channels = dict(zip(self._image_keys(), (cut.image, *cut.others), strict=True))
       example = {
-          "image": case_records.encode_png(cut.image),
+          **{name: case_records.encode_png(pixels) for name, pixels in channels.items()},
           "label": case_records.encode_png(label),
           "slice_index": cut.index,
           "spacing_mm": np.asarray(cut.spacing_mm, np.float32),
@@ -299,7 +329,13 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     return info
 
   def _make_features(self) -> tfds.features.FeaturesDict:
-    return slice_features(self.label_scheme(), self.extra_features(), self.image_channels())
+    return slice_features(
+        self.label_scheme(), self.extra_features(), self.image_channels(), self._image_keys()
+    )
+
+  def _image_keys(self) -> list[str]:
+    """Returns the features of the channels: image, image_2, ..."""
+    return [f"image{end}" for end in slice_recipe.channel_suffixes(len(self.channel_names()))]
 
   @classmethod
   def for_reading(
@@ -359,7 +395,10 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
 
 
 def slice_features(
-    scheme: LabelScheme, extras: Mapping[str, Any], image_channels: int = 1
+    scheme: LabelScheme,
+    extras: Mapping[str, Any],
+    image_channels: int = 1,
+    image_keys: Sequence[str] = ("image",),
 ) -> tfds.features.FeaturesDict:
   """Returns the features of config `slices`: one upright 2-D slice.
 
@@ -367,14 +406,19 @@ def slice_features(
     scheme: Gives the label its class names.
     extras: Further features of the dataset.
     image_channels: 1, or 3 for colour images.
+    image_keys: A feature for each channel of a scan.
   """
-  return tfds.features.FeaturesDict({
-      "image": tfds.features.Image(
+  images = {
+      name: tfds.features.Image(
           shape=(None, None, image_channels),
           dtype=np.uint8,
           encoding_format="png",
           doc="Native in-plane resolution, upright; one intensity window per volume.",
-      ),
+      )
+      for name in image_keys
+  }
+  return tfds.features.FeaturesDict({
+      **images,
       "label": tfds.features.LabeledImage(
           labels=scheme.names, shape=(None, None, 1), encoding_format="png", doc="Class ids."
       ),
@@ -391,7 +435,10 @@ def slice_features(
 
 
 def volume_features(
-    scheme: LabelScheme, voxel_dtype: np.dtype, extras: Mapping[str, Any]
+    scheme: LabelScheme,
+    voxel_dtype: np.dtype,
+    extras: Mapping[str, Any],
+    num_channels: int = 1,
 ) -> tfds.features.FeaturesDict:
   """Returns the features of config `volumes`: one whole scan, lossless, axes as stored.
 
@@ -399,14 +446,23 @@ def volume_features(
     scheme: Its class names are in the label's documentation; the ids are those of `slices`.
     voxel_dtype: What the source stores.
     extras: Further features of the dataset, one value per scan.
+    num_channels: Volumes of a scan; those after the first have features that end in _2, _3, ...
   """
   shape = (None, None, None)
   # tf.Example holds 32-bit floats only: what must stay float64 is stored as bytes.
+  channels: dict[str, Any] = {}
+  for end in slice_recipe.channel_suffixes(num_channels):
+    channels |= {
+        f"image{end}": tfds.features.Tensor(
+            shape=shape, dtype=voxel_dtype, encoding="zlib",
+            doc="Stored numbers [i, j, k]; intensity = image * scale_slope + scale_inter.",
+        ),
+        f"scale_slope{end}": tfds.features.Tensor(shape=(), dtype=np.float64, encoding="bytes"),
+        f"scale_inter{end}": tfds.features.Tensor(shape=(), dtype=np.float64, encoding="bytes"),
+        f"source_dtype{end}": tfds.features.Text(doc="dtype of the source file."),
+    }  # fmt: skip
   return tfds.features.FeaturesDict({
-      "image": tfds.features.Tensor(
-          shape=shape, dtype=voxel_dtype, encoding="zlib",
-          doc="Stored numbers [i, j, k]; intensity = image * scale_slope + scale_inter.",
-      ),
+      **channels,
       "label": tfds.features.Tensor(
           shape=shape, dtype=np.uint8, encoding="zlib",
           doc="Class ids: " + ", ".join(f"{i} {name}" for i, name in enumerate(scheme.names)),
@@ -420,9 +476,6 @@ def volume_features(
       "spacing_mm": tfds.features.Tensor(
           shape=(3,), dtype=np.float64, encoding="bytes", doc="Voxel edges; NaN where unknown."
       ),
-      "scale_slope": tfds.features.Tensor(shape=(), dtype=np.float64, encoding="bytes"),
-      "scale_inter": tfds.features.Tensor(shape=(), dtype=np.float64, encoding="bytes"),
-      "source_dtype": tfds.features.Text(doc="dtype of the source file."),
       **_identity(),
       **extras,
   })

@@ -24,6 +24,7 @@ from typing import Any
 
 from flexunet.core import errors
 from flexunet.core.errors import InputError
+from flexunet.datasets import built_dataset
 from flexunet.datasets.subject_splits import NO_FOLD, NUM_FOLDS, RATIOS, SPLITS
 
 NAME = "splits.json"
@@ -55,6 +56,7 @@ class SplitsFile:
     seed: That of the build that wrote it.
     num_folds: How many folds it has.
     digest: Stands for its content in the build report.
+    of_build: Whether a build wrote it, whose names may stand in what is built.
   """
 
   path: str
@@ -63,6 +65,7 @@ class SplitsFile:
   seed: int
   num_folds: int
   digest: str
+  of_build: bool
 
 
 def read(path: str) -> SplitsFile:
@@ -74,11 +77,12 @@ def read(path: str) -> SplitsFile:
   content = _content_of(path)
   try:
     values = json.loads(content, object_pairs_hook=_without_repeats)
+    json.dumps(values, ensure_ascii=False).encode()  # Names must be text that can be written.
   except (ValueError, RecursionError) as error:
     raise InputError(f"{path}: must be JSON ({_first_line(error)}): {_WANTED}.") from error
   digest = hashlib.sha256(content.encode()).hexdigest()[:16]
   if isinstance(values, list):
-    return SplitsFile(path, _folds_of_nnunet(path, values), None, 0, len(values), digest)
+    return SplitsFile(path, _folds_of_nnunet(path, values), None, 0, len(values), digest, False)
   if not isinstance(values, dict) or not isinstance(values.get("subjects"), dict):
     raise InputError(f"{path}: must be {_WANTED}.")
   if values.get("form") != _FORM:
@@ -96,7 +100,8 @@ def read(path: str) -> SplitsFile:
             for name, entry in listed.items()}  # fmt: skip
   if problems:
     raise errors.from_problems(problems, "")
-  return SplitsFile(path, places, _shares(path, values.get("shares")), seed, num_folds, digest)
+  shares = _shares(path, values.get("shares"))
+  return SplitsFile(path, places, shares, seed, num_folds, digest, "salt" in values)
 
 
 def read_names(path: str) -> tuple[str, ...]:
@@ -138,6 +143,9 @@ def write(
 
 def _content_of(path: str) -> str:
   file = pathlib.Path(path).expanduser()
+  aside = built_dataset.set_aside(file.parent) / file.name
+  if not file.exists() and aside.is_file():
+    file = aside  # A build that was killed had put the dataset aside.
   if not file.exists():
     raise errors.missing_file(file)
   try:

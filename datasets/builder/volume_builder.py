@@ -13,13 +13,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from flexunet.core.errors import InputError
-from flexunet.datasets.builder import identical_images, segmentation_builder
+from flexunet.datasets.builder import identical_images, native_labels, segmentation_builder
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
 from flexunet.datasets.builder.record_options import RecordOptions, VolumeOptions
 from flexunet.datasets.builder.segmentation_builder import RecordConfig, Slice
 from flexunet.imaging import intensity, scan_files
 from flexunet.imaging.intensity import IntensityWindow
-from flexunet.imaging.slice_recipe import SliceRecipe
+from flexunet.imaging.slice_recipe import SliceRecipe, StoredChannel, channel_suffixes
 from flexunet.imaging.slicing import SlicePlan
 from flexunet.imaging.volume import Volume
 
@@ -35,6 +35,7 @@ class Scan:
     stored: The stored numbers; intensity = stored * slope + inter.
     label: Class ids uint8 [i, j, k] on the same grid; None when there is none.
     spacing_mm: Overrides the file's spacing where a better source is known; float64 [3].
+    others: Its further channels, on the grid of `stored`.
   """
 
   stored: Volume
@@ -43,6 +44,7 @@ class Scan:
   label: np.ndarray | None
   spacing_mm: np.ndarray | None = None
   extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  others: tuple[StoredChannel, ...] = ()
 
 
 class VolumeConfig(RecordConfig):
@@ -91,6 +93,12 @@ class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=
       return IntensityWindow("window", *self.options.window)
     return self.intensity()
 
+  @property
+  def resamples(self) -> bool:
+    """Whether slices lie on another grid than that of their scan."""
+    # Not by the recipe, which a builder may know only once it has seen the raw folder.
+    return self.options.isotropic_mm is not None or self.in_plane_mm() is not None
+
   def recipe(self) -> SliceRecipe:
     """Returns how volumes become slices."""
     plan = self.active_plan()
@@ -107,8 +115,10 @@ class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=
     cut = self.recipe().cut(
         scan.stored, scan.slope, scan.inter,
         label=scan.label, spacing_mm=scan.spacing_mm, name=case.files["image"].name,
+        others=scan.others,
     )  # fmt: skip
     slices, label = cut.slices, cut.label
+    native = list(native_labels.of_slices(cut)) if self.resamples else None
     for index in range(slices.pixels.shape[2]):
       yield Slice(
           index=index,
@@ -116,7 +126,8 @@ class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=
           label=None if label is None else np.ascontiguousarray(label[:, :, index]),
           spacing_mm=slices.spacing_mm,
           slice_spacing_mm=slices.slice_spacing_mm,
-          extras=scan.extras,
+          extras={**scan.extras, **(native[index] if native else {})},
+          others=tuple(np.ascontiguousarray(pixels[:, :, index]) for pixels in cut.others),
       )
 
   def records_of(
@@ -130,35 +141,45 @@ class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=
     stored = scan.stored
     label = np.zeros(stored.voxels.shape, np.uint8) if scan.label is None else scan.label
     spacing = stored.spacing_mm if scan.spacing_mm is None else scan.spacing_mm
+    channels: dict[str, Any] = {}
+    every = (StoredChannel(stored, scan.slope, scan.inter), *scan.others)
+    for end, channel in zip(channel_suffixes(len(every)), every, strict=True):
+      voxels = channel.stored.voxels
+      channels |= {
+          f"image{end}": voxels.astype(self.voxel_dtype, casting="safe"),
+          f"scale_slope{end}": np.float64(channel.slope),
+          f"scale_inter{end}": np.float64(channel.inter),
+          f"source_dtype{end}": voxels.dtype.name,
+      }
     example = {
-        "image": stored.voxels.astype(self.voxel_dtype, casting="safe"),
+        **channels,
         "label": np.ascontiguousarray(label),
         "affine": stored.affine,
         "oriented": stored.oriented,
         "spacing_mm": np.asarray(spacing, np.float64),
-        "scale_slope": np.float64(scan.slope),
-        "scale_inter": np.float64(scan.inter),
-        "source_dtype": stored.voxels.dtype.name,
         "subject": case.subject,
         "volume": case.volume,
         "fold": fold,
         **scan.extras,
     }
-    pixels = np.bincount(label.ravel(), minlength=self.label_scheme().num_classes)
     row = {
         "slice_index": None,
         "height": None,
         "width": None,
-        "pixels": tuple(map(int, pixels)),
+        "pixels": tuple(map(int, self.label_scheme().count(label))),
         "content": identical_images.digests_of_volume(stored.voxels, scan.slope, scan.inter),
     }
     yield case.key, example, row
 
   def _make_features(self) -> tfds.features.FeaturesDict:
     if self.options.form != "volumes":
-      return super()._make_features()
+      made = super()._make_features()
+      if not self.resamples:
+        return made
+      return tfds.features.FeaturesDict({**made, **native_labels.features()})
     return segmentation_builder.volume_features(
-        self.label_scheme(), self._stored_dtype(), self.extra_features()
+        self.label_scheme(), self._stored_dtype(), self.extra_features(),
+        len(self.channel_names()),
     )
 
   def _stored_dtype(self) -> np.dtype:
@@ -180,7 +201,13 @@ class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=
     """Returns the dtype that holds the voxels of all cases without loss."""
     if self.options.form != "volumes":
       return self.voxel_dtype
-    dtypes = {scan_files.read_header(case.files["image"]).dtype for case in findings.cases}
+    # Every channel of a case is a file whose role begins so.
+    dtypes = {
+        scan_files.read_header(path).dtype
+        for case in findings.cases
+        for role, path in case.files.items()
+        if role.startswith("image") and not role.endswith("_voxels")
+    }
     return functools.reduce(np.promote_types, sorted(dtypes, key=str))
 
 

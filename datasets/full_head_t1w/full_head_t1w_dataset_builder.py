@@ -39,6 +39,7 @@ class Builder(volume_builder.VolumeBuilder):
       " Segmentation/ID_label[_deface].nii}"
   )
   SPLIT_SALT = "full_head_t1w"
+  PUBLISHED_SUBJECTS = r"(gu|nyu|nc)\d{3}"
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
       "Get the set from Kaggle"
       " (andrewbirnbaum/full-head-mri-and-segmentation-of-stroke-patients) and unpack it, so that"

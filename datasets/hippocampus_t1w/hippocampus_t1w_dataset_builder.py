@@ -38,6 +38,7 @@ class Builder(volume_builder.VolumeBuilder):
   LICENSES: ClassVar = (License("Research and education", HOMEPAGE),)
   LAYOUT = "Train/HFH_NNN.hdr + .img, Train/Labels/HFH_NNN_Hipp_Labels.hdr + .img, Test/HFH_NNN.*"
   SPLIT_SALT = "hippocampus_t1w"
+  PUBLISHED_SUBJECTS = r"hfh_\d+"
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
       "Get the set from Kaggle (andrewmvd/hippocampus-segmentation-in-mri-images) or NITRC"
       f" (hippseg_2011) and unpack it, so that the folder holds {LAYOUT}."

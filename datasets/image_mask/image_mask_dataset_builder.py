@@ -39,6 +39,7 @@ class Builder(SegmentationBuilder):
   LICENSES: ClassVar = (License("The licence of the images"),)  # The user knows it.
   LAYOUT = "{train,valid,test}/{images,masks}/NAME.png, or images/NAME.png and masks/NAME.png"
   SPLIT_SALT = "image_mask"
+  PUBLISHED_SUBJECTS = r"HFH_\d+|GU\d{3}|(Hemorrhagic|Ischemic)_\d+"
   MANUAL_DOWNLOAD_INSTRUCTIONS = f"Any folder of this form will do: {LAYOUT}."
   BUILDER_CONFIGS: ClassVar = [_of_preset("binary")]
   # A folder has the colours of one palette.

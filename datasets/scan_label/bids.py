@@ -163,8 +163,8 @@ def _scans(
         channels[suffix if len(suffixes) > 1 else "image"] = found[0].path
     entities = image.of_scan()
     name = "_".join(f"{key}-{value}" for key, value in entities.items())
-    label = own[0].path if own else None
-    yield RawScan(f"sub-{entities['sub']}", raw_scans.plain_name(name), channels, label)
+    label_path = own[0].path if own else None
+    yield RawScan(f"sub-{entities['sub']}", raw_scans.plain_name(name), channels, label_path)
 
 
 def _belonging(wanted: Mapping[str, str], images: list[Named]) -> list[Named]:

@@ -16,6 +16,7 @@ from flexunet.datasets.scan_label import raw_scans
 from flexunet.datasets.scan_label.options import BACKGROUND, ScanLabelOptions
 from flexunet.datasets.scan_label.raw_scans import Layout
 from flexunet.imaging import scan_files
+from flexunet.imaging.label_scheme import IGNORED
 from flexunet.imaging.volume import Volume, VolumeHeader
 
 # Spacings within a tenth count as equal: headers round, and nobody resamples for that.
@@ -63,7 +64,9 @@ def classes(
       raise InputError(f"map names label id {number}, but the labels hold the ids {known}.")
     if number:
       names[number] = raw_scans.plain_name(name)
-  if options.map:
+  if counted and names.keys() <= options.id_map().keys():
+    reason = "named by --map"
+  elif options.map:
     reason += "; changed by --map"
   kept = {number: name for number, name in names.items() if name != BACKGROUND}
   if not kept:
@@ -225,13 +228,19 @@ def spacing(
 
 
 def ct_window(
-    cases: Sequence[Case], label_map: Mapping[int, int]
+    cases: Sequence[Case], label_map: Mapping[int, int], role: str = "image"
 ) -> tuple[float, float] | None:
-  """Returns the percentiles 0.5 and 99.5 of the labelled voxels of some cases; None without any."""
-  foreground = [number for number, class_id in label_map.items() if 0 < class_id < 255]
+  """Returns the percentiles 0.5 and 99.5 of the labelled voxels of some cases; None without any.
+
+  Args:
+    cases: Labelled ones.
+    label_map: {label id: class id}.
+    role: File of the channel.
+  """
+  foreground = [number for number, class_id in label_map.items() if 0 < class_id < IGNORED]
   found = []
   for case in progress.bar(cases, desc="Finding the window", unit="scan", leave=False, delay=3):
-    scan = scan_files.read(case.files["image"])
+    scan = scan_files.read(case.files[role])
     label = _label_of(case, scan)
     if scan.voxels.shape != label.voxels.shape:
       continue  # Reading the case says so.

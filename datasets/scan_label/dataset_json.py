@@ -87,7 +87,8 @@ def _classes(about: Mapping[str, Any], path: pathlib.Path) -> tuple[dict[int, st
     raise InputError(f"{path}: labels must be an object of names and ids. Got: {str(labels)[:80]}.")
   names = raw_scans.names_of_ids(labels, path)
   ignored = [number for number, name in names.items() if name.lower() == _IGNORE]
-  return {n: name for n, name in names.items() if n not in ignored}, (ignored or [None])[0]
+  counted = {number: name for number, name in names.items() if number not in ignored}
+  return counted, ignored[0] if ignored else None
 
 
 def _folds(folder: pathlib.Path, findings: Findings) -> dict[str, int]:

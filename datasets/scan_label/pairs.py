@@ -136,7 +136,7 @@ def scans_of(
       numbered = _is_numbered(images, labels)
     pairing = pair_up(images, labels, numbered)
     raw_folder.unpaired(findings, pairing.lonely, "scan of its name")
-    if labels and not pairing.labels:
+    if pair.labels is not None and labels and not pairing.labels:
       findings.problem(
           f"{findings.relative(pair.labels)}: no label is named like a scan, e.g. scan"
           f" {min(images, default='none')}, label {min(labels)}. Rename them, or write scans.csv."
@@ -224,7 +224,7 @@ def _beside(folder: pathlib.Path, findings: Findings, case: str) -> list[RawScan
   files = raw_scans.volumes_in(folder, findings)
   labels = {stem: _LABEL_STEM.fullmatch(stem) for stem in files}
   bases = {match["base"] or "" for match in labels.values() if match}
-  scans = []
+  scans: list[RawScan] = []
   for base in sorted(bases, key=len, reverse=True):  # sub_1_a before sub_1.
     own = [s for s, match in labels.items() if match and (match["base"] or "") == base]
     if len(own) > 1:

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from flexunet.core.errors import InputError
@@ -18,9 +19,9 @@ from flexunet.datasets.builder.volume_builder import Scan
 from flexunet.datasets.scan_label import bids, choices, dataset_json, pairs, raw_scans, scan_table
 from flexunet.datasets.scan_label.options import BACKGROUND, MOST_CHANNELS, ScanLabelOptions
 from flexunet.datasets.scan_label.raw_scans import Layout, RawScan
-from flexunet.imaging import scan_files
+from flexunet.imaging import channel_grid, scan_files
 from flexunet.imaging.intensity import IntensityWindow
-from flexunet.imaging.label_scheme import LabelScheme
+from flexunet.imaging.label_scheme import IGNORED, LabelScheme
 from flexunet.imaging.slicing import SlicePlan
 
 _SEARCH_DEPTH = 3
@@ -82,6 +83,16 @@ class Builder(volume_builder.VolumeBuilder):
     found = self._choice("intensity", None)
     return _MRI if found is None else IntensityWindow(**found)
 
+  def channel_names(self) -> tuple[str, ...]:
+    """Returns the channels of a scan, each a volume of its own on one grid."""
+    return tuple(self._choice("channel_names", ("image",)))
+
+  def other_intensities(self) -> tuple[IntensityWindow, ...]:
+    """Returns how the intensities of each channel after the first become 8 bits."""
+    if self.options.window is not None:
+      return (self.active_intensity(),) * (len(self.channel_names()) - 1)
+    return tuple(IntensityWindow(**one) for one in self._choice("other_intensities", ()))
+
   def in_plane_mm(self) -> tuple[float, float] | None:
     """Returns the (row, column) spacing to which slices are brought; None keeps it."""
     found = self._choice("in_plane_mm", None)
@@ -92,15 +103,10 @@ class Builder(volume_builder.VolumeBuilder):
     layout = self._find_layout(findings)
     if layout is None:
       return
-    findings.details = layout
     findings.choices["layout"] = f"{layout.kind}: {layout.where}"
     channels = self._channels(layout)
-    if len(channels) > 1:
-      findings.problem(
-          f"{findings.root}: has the channels {', '.join(channels)}. Name one by"
-          f" --channels={channels[0]}."
-      )
-      return
+    findings.choices["channels"] = ", ".join(channels) if len(channels) > 1 else "one"
+    findings.details = dataclasses.replace(layout, channels=channels)
     for scan in self._with_sides(layout.scans, findings):
       self._add(findings, scan, channels)
     raw_folder.note(findings)
@@ -152,7 +158,7 @@ class Builder(volume_builder.VolumeBuilder):
   ) -> list[tuple[pathlib.Path, Layout, Findings]]:
     """Returns (folder, layout, what was noted on the way) of each layout a folder has."""
     wanted = self.options.layout
-    found = []
+    found: list[tuple[pathlib.Path, Layout, Findings]] = []
     looks = {
         "dataset.json": (("nnunet", "msd"), lambda own: dataset_json.find(folder, own)),
         "bids": (("bids",), lambda own: bids.find(folder, own, self.options.channels)),
@@ -160,7 +166,7 @@ class Builder(volume_builder.VolumeBuilder):
     }
     for name, (kinds, look) in looks.items():
       # imagesTr and labelsTr are pairs too; dataset.json knows more about them.
-      explained = name == "pairs" and any(kind.kind != "bids" for _, kind, _ in found)
+      explained = name == "pairs" and any(layout.kind != "bids" for _, layout, _ in found)
       if (wanted is None and explained) or (wanted is not None and wanted not in kinds):
         continue
       own = Findings(findings.root)
@@ -191,7 +197,7 @@ class Builder(volume_builder.VolumeBuilder):
           f" channel {missing[0]}; every scan needs {', '.join(channels)}."
       )
       return
-    files = {}
+    files: dict[str, pathlib.Path] = {}
     for number, name in enumerate(channels, start=1):
       label = scan.label if number == 1 else None
       if not raw_folder.check_volumes(findings, scan.images[name], label):
@@ -209,14 +215,28 @@ class Builder(volume_builder.VolumeBuilder):
     scan = super().read_scan(case, notes)
     if case.split:
       notes.facts["published_side"] = case.split
-    return scan
+    names = self.channel_names()[1:]
+    paths = [case.files[f"image_{number}"] for number in range(2, 2 + len(names))]
+    others, moved = channel_grid.read_others(
+        scan.stored, case.files["image"], paths, self.options.resample_channels
+    )
+    if moved:
+      notes.facts["resampled_channels"] = [names[position] for position in moved]
+    return dataclasses.replace(scan, others=tuple(others))
+
+  def voxel_dtype_of(self, findings: Findings) -> np.dtype:
+    """Returns the dtype that holds the voxels of all cases without loss."""
+    dtype = super().voxel_dtype_of(findings)
+    # What is interpolated is no longer a whole number.
+    resamples = self.options.form == "volumes" and self.options.resample_channels
+    return np.promote_types(dtype, np.float32) if resamples else dtype
 
   def decide(self, findings: Findings) -> dict[str, Any]:
     """Returns what the raw folder decides for all cases, as JSON; may read voxels."""
     layout, options, cases = findings.details, self.options, findings.cases
-    names, _, why = choices.classes(layout, options, cases)
+    names, ignore_id, why = choices.classes(layout, options, cases)
     findings.choices["classes"] = why
-    scheme, label_map = _scheme(names)
+    scheme, label_map = _scheme(names, ignore_id)
     headers = [scan_files.read_header(case.files["image"]) for case in cases]
     plane, why = choices.plane(headers, options)
     findings.choices["plane"] = f"{plane}: {why}"
@@ -225,19 +245,26 @@ class Builder(volume_builder.VolumeBuilder):
     findings.choices["spacing"] = f"{shown}: {why}"
     modality, why = choices.modality(layout, options, cases)
     findings.choices["modality"] = f"{modality}: {why}"
-    intensity, why = self._decide_intensity(cases, modality, label_map)
-    findings.choices["intensities"] = why
+    intensities = []
+    for number, name in enumerate(layout.channels):
+      role = "image" if number == 0 else f"image_{number + 1}"
+      intensity, why = self._decide_intensity(cases, modality, label_map, role)
+      of = f" of {name}" if len(layout.channels) > 1 else ""
+      findings.choices[f"intensities{of}"] = why
+      intensities.append(dataclasses.asdict(intensity))
     return {
         "label_scheme": scheme.to_json(),
         "label_map": sorted(label_map.items()),
         "plane": plane,
         "in_plane_mm": spacing_mm,
-        "intensity": dataclasses.asdict(intensity),
+        "intensity": intensities[0],
+        "other_intensities": intensities[1:],
+        "channel_names": list(layout.channels),
         "modality": modality,
     }
 
   def _decide_intensity(
-      self, cases: list[Case], modality: str, label_map: Mapping[int, int]
+      self, cases: list[Case], modality: str, label_map: Mapping[int, int], role: str
   ) -> tuple[IntensityWindow, str]:
     """Returns what becomes 0 and 255, and why."""
     if self.options.window is not None:
@@ -249,7 +276,7 @@ class Builder(volume_builder.VolumeBuilder):
     strata = {case.subject: case.stratum for case in labelled}
     split_of = subject_splits.assign(strata, self.SPLIT_SALT)
     train = [case for case in labelled if (case.split or split_of[case.subject]) == "train"]
-    found = choices.ct_window(train, label_map)
+    found = choices.ct_window(train, label_map, role)
     low, high = found or _BRAIN_HU
     why = (
         "percentiles 0.5 and 99.5 of the labelled voxels of the training split" if found
@@ -278,10 +305,16 @@ def _the_only(
   return layout
 
 
-def _scheme(names: Mapping[int, str]) -> tuple[LabelScheme, dict[int, int]]:
+def _scheme(
+    names: Mapping[int, str], ignore_id: int | None
+) -> tuple[LabelScheme, dict[int, int]]:
   """Returns (classes in the order of their lowest ids, {label id: class id})."""
   ordered = [BACKGROUND]
   for _, name in sorted(names.items()):
     if name not in ordered:
       ordered.append(name)
-  return LabelScheme.from_names(ordered), {n: ordered.index(name) for n, name in names.items()}
+  scheme = LabelScheme.from_names(ordered)
+  label_map = {number: ordered.index(name) for number, name in names.items()}
+  if ignore_id is None:
+    return scheme, label_map
+  return dataclasses.replace(scheme, ignores=True), {**label_map, ignore_id: IGNORED}

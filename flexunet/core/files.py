@@ -93,8 +93,14 @@ def read_table(path: pathlib.Path, columns: Iterable[str] = ()) -> list[dict[str
   return [dict(zip(names, cells, strict=True)) for _, cells in rows]
 
 
-def write_bytes(path: pathlib.Path, data: bytes) -> None:
-  """Replaces `path` by `data` in one step: a reader sees the old file or the new one."""
+def write_bytes(path: pathlib.Path, data: bytes, mode: int = 0o644) -> None:
+  """Replaces `path` by `data` in one step: a reader sees the old file or the new one.
+
+  Args:
+    path: The file.
+    data: Its new content.
+    mode: Who may read it; by default results are as shared as their folder.
+  """
   path.parent.mkdir(parents=True, exist_ok=True)
   handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
   try:
@@ -102,7 +108,7 @@ def write_bytes(path: pathlib.Path, data: bytes) -> None:
       stream.write(data)
       stream.flush()
       os.fsync(stream.fileno())
-    os.chmod(name, 0o644)  # mkstemp makes it private; results are as shared as their folder.
+    os.chmod(name, mode)
     os.replace(name, path)
   except BaseException:
     pathlib.Path(name).unlink(missing_ok=True)
@@ -165,8 +171,8 @@ def check_unlocked(folder: pathlib.Path, flag: str) -> None:
       pass
 
 
-def lock_stream(stream: IO[Any]) -> None:
-  """Takes the system's lock of an open file, which ends with this process.
+def lock_stream(stream: IO[Any] | int) -> None:
+  """Takes the system's lock of an open file or folder, which ends with this process.
 
   Raises:
     BlockingIOError: Another process holds it.
@@ -284,3 +290,9 @@ def _machine() -> str | None:
   except OSError:
     return None
   return hashlib.sha256(f"{boot}{processes}".encode()).hexdigest()[:12]
+
+
+def user_cache_folder() -> pathlib.Path:
+  """Returns where what can be worked out again is kept, for all programs of a user."""
+  base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+  return pathlib.Path(base).expanduser() / "flexunet"

@@ -1,4 +1,4 @@
-"""Scores a run's network on a split: volumes put together from slices, at their own resolution.
+"""Scores a run's network on a split: volumes put together from slices, on their scans' own grid.
 
 Evaluates a run: opens what it states, scores splits, writes `evaluation/` and the report.
 """
@@ -32,10 +32,7 @@ from flexunet.pipelines import dataset_source, readers
 from flexunet.pipelines.dataset_source import DatasetSource, open_dataset
 from flexunet.pipelines.record_table import RecordTable
 from flexunet.prediction.predictor import Predictor, load_model, to_label
-from flexunet.reporting import report
-
-# Splits whose records carry an empty label because the source has none.
-_WITHOUT_TRUTH = ("unlabeled", "unlabelled")
+from flexunet.reporting import overlay, report
 
 
 @dataclasses.dataclass(eq=False)
@@ -47,7 +44,7 @@ class SplitScores:
     examples: The best and worst volumes.
     published: `dice_coef_multiclass` and `pixel_accuracy`.
     counts: subjects, volumes, slices, volumes_with_2d_distances, volumes_without_spacing,
-      volumes_without_some_slices.
+      volumes_without_some_slices, volumes_on_resampled_grid.
     class_names: The foreground classes.
     warnings: What a reader of the scores must know, one sentence each.
   """
@@ -70,6 +67,7 @@ def score_split(
     keys: tuple[str, str] = ("image", "label"),
     tolerances_mm: Sequence[float],
     show_progress: bool = True,
+    shown_channel: int | None = None,
 ) -> SplitScores:
   """Predicts every slice of a split and scores each volume; one volume is in memory at a time.
 
@@ -82,6 +80,7 @@ def score_split(
     keys: Features of the image and of the label.
     tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
     show_progress: Draws a bar on standard error.
+    shown_channel: Which channel the examples show; None: the mean of all.
   """
   rows: list[dict[str, Any]] = []
   keeper = examples.ExampleKeeper()
@@ -90,25 +89,26 @@ def score_split(
   with progress.bar(
       total=len(table), desc=split, unit="slice", disable=not show_progress
   ) as bar:
-    for volume in read_volumes(source, table, keys):
-      predictions = []
-      answers = predictor.probabilities(volume.images, volume.spacing_mm)
-      for label, probability in zip(volume.labels, answers, strict=True):
-        _check_ids(volume, label, len(class_names))
-        published.add(label, probability)
-        predictions.append(to_label(probability))
+    for shown in read_volumes(source, table, keys):
+      volume = shown.on_native_grid()
+      predictions: list[np.ndarray] = []
+      answers = predictor.probabilities(shown.images, shown.spacing_mm)
+      for place, seen_by_network in enumerate(answers):
+        for probability in shown.to_native_grid(place, seen_by_network):
+          _check_ids(volume, volume.labels[len(predictions)], len(class_names))
+          predictions.append(_judged(volume, len(predictions), probability, published))
         bar.update()
       own = score_volume(volume, predictions, class_names, tolerances_mm)
       rows += own
-      seen.add(volume)
-      keeper.offer(_example(volume, predictions, own))
+      seen.add(volume, is_native=shown.keeps_native_labels)
+      keeper.offer(_example(volume, predictions, own, shown_channel))
   return SplitScores(
       rows=rows,
       examples=keeper.chosen(),
       published=published.figures(),
       counts=seen.counts(),
       class_names=list(class_names[1:]),
-      warnings=seen.warnings(tolerances_mm),
+      warnings=[*source.warnings, *seen.warnings(tolerances_mm)],
   )
 
 
@@ -121,10 +121,13 @@ class _Volumes:
     self._subjects: set[str] = set()
     self._distances: list[str] = []
     self._axes_mm: list[tuple[float, ...]] = []
-    self._slices = self._incomplete = 0
+    self._slices = self._incomplete = self._resampled = 0
+    recipe = source.recipe
+    self._build_resamples = recipe is not None and recipe.resamples
 
-  def add(self, volume: LabelledVolume) -> None:
-    """Takes note of one."""
+  def add(self, volume: LabelledVolume, is_native: bool) -> None:
+    """Takes note of one as it is scored; `is_native`: on a grid that is not that of its slices."""
+    self._resampled += self._build_resamples and not is_native
     self._subjects.add(volume.subject)
     self._distances.append(volume.distances)
     self._axes_mm.append(volume.axes_mm)
@@ -142,11 +145,25 @@ class _Volumes:
         "volumes_with_2d_distances": self._distances.count("2d"),
         "volumes_without_spacing": self._distances.count("none"),
         "volumes_without_some_slices": self._incomplete,
+        "volumes_on_resampled_grid": self._resampled,
     }
 
   def warnings(self, tolerances_mm: Sequence[float]) -> list[str]:
     """Returns what a reader of the scores must know, one sentence each."""
-    return [*self._part_warnings(), *self._voxel_warnings(tolerances_mm)]
+    return [
+        *self._grid_warnings(), *self._part_warnings(), *self._voxel_warnings(tolerances_mm)
+    ]  # fmt: skip
+
+  def _grid_warnings(self) -> list[str]:
+    """Returns a sentence where scores are not on the grids of the scans."""
+    if not self._resampled:
+      return []
+    volumes = progress.count(len(self._distances), "volume")
+    return [
+        f"{self._resampled} of {volumes} scored on the grid to which the build resampled them, not"
+        " on that of the scans, where scores are usually lower: the dataset does not hold the"
+        " labels of the scans. Build it again."
+    ]
 
   def _part_warnings(self) -> list[str]:
     """Returns a sentence where scores are of parts of volumes."""
@@ -186,7 +203,7 @@ class _Published:
     self._right = self._pixels = 0
 
   def add(self, label: np.ndarray, probability: np.ndarray) -> None:
-    """Takes one slice: uint8 [H, W] and float32 [H, W, classes]."""
+    """Takes one slice: uint8 [H, W] and float32 [H, W, classes], or its pixels in a row."""
     overlap = np.take_along_axis(probability, label[..., None].astype(np.intp), axis=-1)
     overlap_sum = float(overlap.sum(dtype=np.float64))
     mass = label.size + float(probability.sum(dtype=np.float64))
@@ -201,6 +218,19 @@ class _Published:
     }
 
 
+def _judged(
+    volume: LabelledVolume, index: int, probability: np.ndarray, published: _Published
+) -> np.ndarray:
+  """Returns the predicted label of a slice; what is not counted is background, as in the truth."""
+  label, predicted = volume.labels[index], to_label(probability)
+  if volume.ignored:
+    counted = ~volume.ignored[index]
+    label, probability, predicted = label[counted], probability[counted], predicted * counted
+  if label.size:
+    published.add(label, probability)
+  return predicted
+
+
 def _check_ids(volume: LabelledVolume, label: np.ndarray, num_classes: int) -> None:
   if label.size and label.max() >= num_classes:
     raise InputError(
@@ -210,7 +240,10 @@ def _check_ids(volume: LabelledVolume, label: np.ndarray, num_classes: int) -> N
 
 
 def _example(
-    volume: LabelledVolume, predictions: Sequence[np.ndarray], rows: Sequence[dict[str, Any]]
+    volume: LabelledVolume,
+    predictions: Sequence[np.ndarray],
+    rows: Sequence[dict[str, Any]],
+    shown_channel: int | None,
 ) -> examples.Example:
   """Returns the slice with most true foreground; with most predicted, where there is none."""
   areas = [np.count_nonzero(label) for label in volume.labels]
@@ -221,7 +254,7 @@ def _example(
   defined = [value for value in dice.values() if not np.isnan(value)]
   height, width = volume.spacing_mm
   return examples.Example(
-      image=np.round(volume.images[shown].mean(axis=-1)).astype(np.uint8),
+      image=overlay.grey_of(volume.images[shown], shown_channel),
       truth=volume.labels[shown],
       prediction=predictions[shown],
       subject=volume.subject,
@@ -282,9 +315,10 @@ def evaluate(
           predictor,
           run_config.dataset_facts.label_scheme.names,
           split=split,
-          keys=(run_config.data.image_key, run_config.data.label_key),
+          keys=(source.keys.image, source.keys.label),
           tolerances_mm=tolerances,
           show_progress=show_progress,
+          shown_channel=run_config.shown_channel,
       )
       known = seen_subjects.overlap(table.subject, source.name, seen)
       scores.warnings += [*known.warnings(), *unsaid]
@@ -297,6 +331,7 @@ def evaluate(
 def _provenance(source: DatasetSource, run: run_folder.RunFolder) -> dict[str, Any]:
   return {
       "dataset": source.name,
+      "counted_by": source.counted_by,
       "fingerprint": source.fingerprint,
       "model_sha256": files.sha256_of(run.model_keras),
       "flexunet": flexunet.__version__,
@@ -318,7 +353,7 @@ def open_run_dataset(
     run_config: config.RunConfig, data_dir: str | os.PathLike | None
 ) -> DatasetSource:
   """Opens the dataset a run was trained on, or that of the same name in `data_dir`."""
-  return open_dataset(*run_config.dataset_in(data_dir))
+  return open_dataset(*run_config.dataset_in(data_dir), run_config.data.feature_keys)
 
 
 def check_data(
@@ -332,17 +367,23 @@ def check_data(
     raise InputError(f"--split must name a split. Dataset {source.name} has {source.splits}.")
   for split in splits:
     source.check_split(split)
-    if split in _WITHOUT_TRUTH:
+    if split in dataset_source.WITHOUT_TRUTH:
       raise InputError(
           f"Split {split!r} of {source.name} has no labels to compare with. Use"
           " flexunet-predict to look at it."
       )
   facts = run_config.dataset_facts
   trained = facts.label_scheme.names
-  found = source.label_scheme(run_config.data.label_key, run_config.model.num_classes).names
+  found = source.label_scheme(source.keys.label, run_config.model.num_classes).names
   if trained != found:
     raise InputError(
         f"Dataset {source.name} must have the classes of the run, {trained}. It has {found}."
+    )
+  channels = facts.channel_names or ("image",)
+  if source.channel_names != channels:
+    raise InputError(
+        f"Dataset {source.name} must have the channels of the run, {', '.join(channels)}. It has"
+        f" {', '.join(source.channel_names)}."
     )
   if source.fingerprint != facts.fingerprint and not allow_other_data:
     raise InputError(

@@ -1,6 +1,7 @@
 """What the ids of a label mean: class names and colours, in one place.
 
-A label is uint8; its values are positions in `LabelScheme.classes`, and 0 is background. Colours
+A label is uint8; its values are positions in `LabelScheme.classes`, and 0 is background. Pixels
+that neither loss nor scores count are `IGNORED`, where the scheme says that there are some. Colours
 are RGB, 0..255. They serve the eye only: nothing is trained on them.
 """
 
@@ -15,6 +16,8 @@ import numpy as np
 from flexunet.core.errors import InputError
 
 _MAX_CLASSES = 256  # A label is uint8.
+IGNORED = 255
+_IGNORED_NAME, _IGNORED_COLOR = "ignore", (128, 128, 128)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +41,21 @@ class LabelScheme:
   Attributes:
     classes: The first one is the background.
     named: Whether the names come from the dataset. Made-up ones, class_1 and class_2, mean nothing.
+    ignores: Whether labels hold pixels that are not counted, as `IGNORED`.
   """
 
   classes: tuple[LabelClass, ...]
   named: bool = True
+  ignores: bool = False
 
   def __post_init__(self):
     object.__setattr__(self, "classes", tuple(self.classes))
     names = self.names
+    if self.ignores and (len(names) > IGNORED or _IGNORED_NAME in names):
+      raise InputError(
+          f"With an ignored label there are at most {IGNORED} classes, none called"
+          f" {_IGNORED_NAME!r}. Got {len(names)}: {names[:8]}."
+      )
     if not 2 <= len(names) <= _MAX_CLASSES:
       raise InputError(
           f"A label scheme needs the background and 1 to {_MAX_CLASSES - 1} classes, got {names}."
@@ -69,13 +79,31 @@ class LabelScheme:
     return len(self.classes)
 
   def colorize(self, label: np.ndarray) -> np.ndarray:
-    """Paints label ids [H, W] with the palette: uint8 [H, W, 3]."""
+    """Paints label ids [H, W] with the palette, ignored pixels grey: uint8 [H, W, 3]."""
     label = np.asarray(label)
+    if self.ignores:
+      painted = self.palette[self.without_ignored(label)]
+      painted[label == IGNORED] = _IGNORED_COLOR
+      return painted
     if label.size and (label.min() < 0 or label.max() >= self.num_classes):
       raise ValueError(
           f"Label ids must lie in 0..{self.num_classes - 1}, got {label.min()}..{label.max()}."
       )
     return self.palette[label]
+
+  def without_ignored(self, label: np.ndarray) -> np.ndarray:
+    """Returns a label of any shape whose ignored pixels are background; of others, itself."""
+    return np.where(label == IGNORED, 0, label).astype(label.dtype) if self.ignores else label
+
+  def count(self, label: np.ndarray) -> np.ndarray:
+    """Returns the pixels of each class, int64 [classes], ignored ones left out.
+
+    Ids beyond the classes, where there are some, are counted behind them.
+    """
+    ids = np.asarray(label).ravel()
+    if self.ignores:
+      ids = ids[ids != IGNORED]
+    return np.bincount(ids, minlength=self.num_classes)
 
   def decode(self, rgb: np.ndarray) -> tuple[np.ndarray, float]:
     """Returns the class of the nearest palette colour of each pixel, and how many were off.
@@ -110,20 +138,29 @@ class LabelScheme:
     return nearest[inverse], float(1.0 - exact[inverse].mean())
 
   def to_json(self) -> list[dict]:
-    """Returns [{"name": ..., "color": [r, g, b]}, ...] in the order of the ids."""
-    return [{"name": c.name, "color": list(c.color)} for c in self.classes]
+    """Returns [{"name": ..., "color": [r, g, b]}, ...] in the order of the ids.
+
+    A last entry with an "id" stands for ignored pixels.
+    """
+    classes: list[dict] = [{"name": c.name, "color": list(c.color)} for c in self.classes]
+    ignored = {"name": _IGNORED_NAME, "color": list(_IGNORED_COLOR), "id": IGNORED}
+    return [*classes, ignored] if self.ignores else classes
 
   @classmethod
   def from_json(cls, classes: Sequence[Mapping]) -> LabelScheme:
     """Reads what `to_json` wrote."""
     try:
-      made = cls(tuple(LabelClass(c["name"], tuple(c["color"])) for c in classes))
+      counted = [c for c in classes if c.get("id") != IGNORED]
+      made = cls(
+          tuple(LabelClass(c["name"], tuple(c["color"])) for c in counted),
+          ignores=len(counted) < len(classes),
+      )
       if not all(isinstance(name, str) and name for name in made.names):
         raise TypeError("a name is no text")
       return made
     except InputError:
       raise
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
       raise InputError(
           'A label scheme is a list of {"name": ..., "color": [red, green, blue]},'
           f" got {str(classes)[:200]}."
@@ -151,3 +188,29 @@ class LabelScheme:
     """
     names = ["background", *(f"class_{index}" for index in range(1, max(2, num_classes)))]
     return dataclasses.replace(cls.from_names(names), named=False)
+
+
+def presence_warnings(names: Sequence[str], pixels: Mapping[str, np.ndarray]) -> list[str]:
+  """Returns a sentence for each split without any foreground, and each class that a split lacks.
+
+  Args:
+    names: Of the classes, background first.
+    pixels: Split -> pixels of each class in each of its labels, int [labels, classes].
+  """
+  found = []
+  counts: dict[str, np.ndarray] = {}
+  for split, of_labels in pixels.items():
+    total = np.asarray(of_labels, np.int64)[:, : len(names)].sum(axis=0)
+    if total[1:].any():
+      counts[split] = total
+    else:
+      found.append(
+          f"Split {split} has no foreground: all {len(of_labels)} labels are {names[0]}. No score"
+          " can come of it."
+      )
+  for index, name in enumerate(names):
+    lacking = [split for split, total in counts.items() if not total[index]]
+    having = [split for split in counts if split not in lacking]
+    if index and having and lacking:
+      found.append(f"Class {name} occurs in {', '.join(having)}, but not in {', '.join(lacking)}.")
+  return found

@@ -30,6 +30,7 @@ _HEADER_ERRORS = (
     OverflowError,
 )  # fmt: skip
 _NIFTI1_BYTES, _NIFTI2_BYTES = 348, 540
+_MOST_PADDING_BYTES = 4096
 _SILENT = logging.Logger("silent", logging.CRITICAL)
 _TWIN = {".hdr": ".img", ".img": ".hdr"}
 _IMAGE_CLASSES: dict[type, type] = {
@@ -196,6 +197,8 @@ def _parse(path: pathlib.Path, single: bool) -> tuple[nib.analyze.AnalyzeHeader,
   else:
     # An ANALYZE header has free text where NIfTI has its magic letters.
     is_nifti = block[344:348] in (b"n+1\0", b"ni1\0")
+    if not (single or is_nifti) and _is_nearly(block[344:348], b"ni1\0"):
+      raise InputError(f"{path}: the magic letters of NIfTI are damaged. Fetch the file again.")
     if single and not is_nifti:
       raise InputError(f"{path}: this is no NIfTI file (its magic letters are missing).")
     nifti_class = nib.Nifti1Header if single else nib.nifti1.Nifti1PairHeader
@@ -206,11 +209,24 @@ def _parse(path: pathlib.Path, single: bool) -> tuple[nib.analyze.AnalyzeHeader,
   try:
     header = header_class.from_fileobj(io.BytesIO(block), check=False)
     pixdim = np.array(header["pixdim"][1:4], np.float64)
+    _check_codes(header)  # nibabel would take an unknown one for none, and the orientation away.
     # Repairs what is harmless and raises the rest; it would print each repair.
     header.check_fix(logger=_SILENT)
     return header, pixdim
   except (*_HEADER_ERRORS, *volume_bytes.STREAM_ERRORS) as error:
     raise _bad_header(path, error) from error
+
+
+def _is_nearly(found: bytes, wanted: bytes) -> bool:
+  """Returns whether a bit or two make the difference, which no free text does."""
+  return (int.from_bytes(found, "big") ^ int.from_bytes(wanted, "big")).bit_count() <= 2
+
+
+def _check_codes(header) -> None:
+  """Raises ValueError where the header states its orientation by a code that there is none of."""
+  for name in ("qform_code", "sform_code"):
+    if name in header and not 0 <= (code := int(header[name])) <= 5:
+      raise ValueError(f"its {name} must be 0 to 5, got {code}")
 
 
 def _is_oriented(header) -> bool:
@@ -290,7 +306,11 @@ def read_voxels(path: str | os.PathLike) -> tuple[Volume, float, float]:
 def _read_voxels(header: OpenedHeader) -> tuple[Volume, float, float]:
   """Returns (volume, slope, inter) of an opened file; the voxels in native byte order."""
   expected = header.num_bytes
-  data = volume_bytes.read_exactly(header.data_path, header.data_offset, expected)
+  # Padding may follow; as much as a slice is more likely a shape that was changed.
+  most_trailing = max(_MOST_PADDING_BYTES, expected // 256)
+  data = volume_bytes.read_exactly(
+      header.data_path, header.data_offset, expected, most_trailing
+  )
   flat = np.frombuffer(data, header.dtype)
   voxels = flat.reshape(header.shape, order="F")
   if not header.dtype.isnative:

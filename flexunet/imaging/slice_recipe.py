@@ -37,13 +37,23 @@ class CutVolume:
     slices: uint8 [row, column, slice] with spacing, resampled where the recipe says so.
     label: Class ids on the grid of `slices`; None when there are none.
     native: The slices on the scan's own grid; `slices` itself where nothing is resampled.
+    native_label: Class ids on that grid; None when there are none.
     others: The same as the pixels of `slices`, of each further channel.
+    native_others: The same as the pixels of `native`, of each further channel.
   """
 
   slices: Slices
   label: np.ndarray | None
   native: Slices
+  native_label: np.ndarray | None
   others: tuple[np.ndarray, ...] = ()
+  native_others: tuple[np.ndarray, ...] = ()
+
+  def shown(self, channel: int | None) -> Slices:
+    """Returns the slices of one channel on the scan's own grid; None: of the first."""
+    if not channel:
+      return self.native
+    return dataclasses.replace(self.native, pixels=self.native_others[channel - 1])
 
   def images(self) -> np.ndarray:
     """Returns all channels as a network takes them: uint8 [slice, row, column, channel]."""
@@ -67,6 +77,11 @@ class SliceRecipe:
   isotropic_mm: float | None = None
   in_plane_mm: tuple[float, float] | None = None
   other_intensities: tuple[IntensityWindow, ...] = ()
+
+  @property
+  def resamples(self) -> bool:
+    """Whether slices may lie on another grid than that of their scan."""
+    return self.isotropic_mm is not None or self.in_plane_mm is not None
 
   def cut(
       self,
@@ -101,12 +116,13 @@ class SliceRecipe:
     native = self._windowed(StoredChannel(stored, slope, inter), self.intensity, spacing_mm)
     if label is not None:
       label = self.plan.extract(Volume(label, stored.affine, stored.oriented)).pixels
-    slices, label = self._resampled(native, label, name)
-    further = []
+    slices, picked = self._resampled(native, label, name)
+    further, native_further = [], []
     for channel, intensity in zip(others, self.other_intensities, strict=True):
       windowed = self._windowed(channel, intensity, spacing_mm)
+      native_further.append(windowed.pixels)
       further.append(self._resampled(windowed, None, name)[0].pixels)
-    return CutVolume(slices, label, native, tuple(further))
+    return CutVolume(slices, picked, native, label, tuple(further), tuple(native_further))
 
   def _windowed(
       self, channel: StoredChannel, intensity: IntensityWindow, spacing_mm: np.ndarray | None
@@ -200,9 +216,13 @@ def to_grid(pixels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
   """Returns [row, column, slice] picked onto a grid of another size over the same field of view."""
   if pixels.shape == shape:
     return pixels
-  # The voxel whose centre is nearest, along each axis by itself.
-  picked = [
-      np.minimum(((np.arange(target) + 0.5) * source / target).astype(int), source - 1)
-      for source, target in zip(pixels.shape, shape, strict=True)
-  ]
+  picked = [nearest(source, target) for source, target in zip(pixels.shape, shape, strict=True)]
   return pixels[np.ix_(*picked)]
+
+
+def nearest(source: int, target: int) -> np.ndarray:
+  """Returns which of `source` voxels is nearest to each of `target` over the same length.
+
+  By their centres, int [target]; the same along each axis of `to_grid`.
+  """
+  return np.minimum(((np.arange(target) + 0.5) * source / target).astype(int), source - 1)

@@ -27,7 +27,7 @@ MAX_VOLUME_BYTES = 4 << 30
 MAX_DEFLATE_RATIO = 1032
 CHUNK_BYTES = 1 << 20
 # After the last voxel a file may carry padding; much more than that is no volume.
-_MAX_TRAILING_BYTES = 64 << 20
+MAX_TRAILING_BYTES = 64 << 20
 _SPACINGS_MM = (1e-5, 1e5)  # Beyond these no header is true.
 
 
@@ -121,17 +121,27 @@ def check_affine(path: str | os.PathLike, affine: np.ndarray, *, oriented: bool)
     )
 
 
-def read_exactly(path: pathlib.Path, offset: int, num_bytes: int) -> bytearray:
+def read_exactly(
+    path: pathlib.Path, offset: int, num_bytes: int, most_trailing: int = MAX_TRAILING_BYTES
+) -> bytearray:
   """Returns `num_bytes` from `offset`; the rest of a compressed stream is read and dropped.
 
+  Args:
+    path: The file.
+    offset: Bytes before the first voxel.
+    num_bytes: Bytes of all voxels.
+    most_trailing: Bytes that may follow them: padding, or what the format puts there.
+
   Raises:
-    InputError: The file ends before, or a checksum does not fit.
+    InputError: The file ends before, goes on for longer, or a checksum does not fit.
   """
   compressed = is_compressed(path)
   if not compressed:
     found = path.stat().st_size - offset
     if found < num_bytes:
       raise truncated(path, num_bytes, max(found, 0))
+    if found > num_bytes + most_trailing:
+      raise _too_long(path, found - num_bytes)
   data = bytearray(num_bytes)
   view = memoryview(data)
   filled = 0
@@ -149,16 +159,20 @@ def read_exactly(path: pathlib.Path, offset: int, num_bytes: int) -> bytearray:
         trailing = 0
         while block := stream.read(CHUNK_BYTES):
           trailing += len(block)
-          if trailing > _MAX_TRAILING_BYTES:
-            raise InputError(
-                f"{path}: more than {_MAX_TRAILING_BYTES} bytes follow the last voxel, so the"
-                " header does not describe this file. Fetch the file again."
-            )
+          if trailing > most_trailing:
+            raise _too_long(path, trailing)
   except EOFError as error:
     raise truncated(path, num_bytes, filled) from error
   except STREAM_ERRORS as error:
     raise unreadable(path, error) from error
   return data
+
+
+def _too_long(path: pathlib.Path, trailing: int) -> InputError:
+  return InputError(
+      f"{path}: at least {trailing} bytes follow the last voxel, so the header does not describe"
+      " this file. Fetch the file again."
+  )
 
 
 def truncated(path: pathlib.Path, expected: int, found: int) -> InputError:

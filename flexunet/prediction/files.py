@@ -17,41 +17,30 @@ import numpy as np
 from flexunet import config
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
-from flexunet.imaging import intensity, pictures, scan_files
-from flexunet.imaging.slice_recipe import SliceRecipe
+from flexunet.imaging import pictures, scan_files
 from flexunet.pipelines import pixel_size
 from flexunet.prediction import scans
-from flexunet.prediction.predictor import Predictor, predict_volume, to_label
+from flexunet.prediction.outputs import Outputs
+from flexunet.prediction.predictor import Predictor, predict_scan, to_label
 from flexunet.prediction.scans import Scan
 from flexunet.reporting import overlay
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Outputs:
-  """What is written beside each label, and whether older files may be replaced."""
-
-  folder: pathlib.Path
-  overlay: bool = True
-  color_masks: bool = False
-  probabilities: bool = False
-  overwrite: bool = False
-
-
 @dataclasses.dataclass(frozen=True)
-class PixelSizeNote:
-  """The pixel size of a volume beside that of the training.
+class VolumeNote:
+  """What is to be said of a predicted volume: its pixel size beside that of the training, and more.
 
   Attributes:
     path: The scan.
     spacing_mm: (row, column) of its slices; NaN where unknown.
     scaling: As in `predictor.NetworkInput`.
-    unknown_voxels: What is to be said of voxels that are NaN.
+    remarks: Warnings, one line each.
   """
 
   path: pathlib.Path
   spacing_mm: tuple[float, float]
   scaling: tuple[float, float]
-  unknown_voxels: tuple[str, ...] = ()
+  remarks: list[str]
 
   @property
   def known(self) -> bool:
@@ -81,11 +70,14 @@ class Outcome:
 
   Attributes:
     predicted: Scans that were segmented.
+    existing: Scans that were not, since their label is there already.
     failures, warnings: One line each.
     resampled: One line for each scan that was brought to the pixel size of the training.
     labels_skipped: Files that were taken for labels.
     images_skipped: Images that lie beside volumes.
     not_read: {ending: number of files} in formats that are not read.
+    channels_skipped: Files with a channel or modality that the run does not know.
+    not_scans: {ending: number of files} of all else.
   """
 
   predicted: int
@@ -95,6 +87,9 @@ class Outcome:
   labels_skipped: int = 0
   images_skipped: int = 0
   not_read: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  channels_skipped: int = 0
+  not_scans: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  existing: int = 0
 
 
 def predict_all(
@@ -122,7 +117,8 @@ def _predict_locked(
     show_progress: bool,
 ) -> Outcome:
   failures: list[str] = []
-  notes: list[PixelSizeNote] = []
+  notes: list[VolumeNote] = []
+  wanted, existing = outputs.divide(wanted)
   bar = progress.bar(wanted, unit="scan", disable=not show_progress)
   for scan in bar:
     bar.set_postfix_str(scan.stem)
@@ -139,9 +135,10 @@ def _predict_locked(
       predicted=len(wanted) - len(failures),
       failures=failures,
       warnings=[
-          *(line for note in notes for line in note.unknown_voxels),
           *_warnings(notes, run_config.dataset_facts.pixel_sizes is not None),
+          *outputs.lacking(existing),
       ],
+      existing=len(existing),
       resampled=[note.line for note in notes if note.changed and note.believed],
   )
 
@@ -157,10 +154,12 @@ def predict_path(
     series: str = "",
 ) -> Outcome:
   """Predicts a scan, or every scan below a folder (`scans.find`)."""
+  facts = run_config.dataset_facts
   found = scans.find(
       input_path,
       outputs.folder,
-      volumes_first=run_config.dataset_facts.recipe is not None,
+      volumes_first=facts.recipe is not None,
+      channel_names=facts.channel_names,
       output_format=output_format,
       series=series,
   )
@@ -173,45 +172,31 @@ def predict_path(
       labels_skipped=found.labels_skipped,
       images_skipped=found.images_skipped,
       not_read=found.not_read,
+      channels_skipped=found.channels_skipped,
+      not_scans=found.not_scans,
   )
 
 
 def predict_one(
     scan: Scan, predictor: Predictor, run_config: config.RunConfig, outputs: Outputs
-) -> PixelSizeNote | None:
-  """Predicts one scan and writes its files, the label last; returns what a volume's pixels are.
+) -> VolumeNote | None:
+  """Predicts one scan and writes its files, the label last; returns what is to be said of a volume.
 
   Raises:
     InputError: The file is bad, of the wrong kind, or an output exists already.
   """
-  _refuse_existing(scan, outputs)
+  outputs.refuse_existing(scan)
   if scan.kind == "image":
     _predict_image(scan, predictor, run_config, outputs)
     return None
   return _predict_volume(scan, predictor, run_config, outputs)
 
 
-def require_recipe(run_config: config.RunConfig, path: pathlib.Path) -> SliceRecipe:
-  """Returns how the run cuts volumes; InputError where it was trained on images."""
-  facts = run_config.dataset_facts
-  if facts.recipe is None:
-    raise InputError(
-        f"{path}: the run was trained on images ({facts.name}) and does not know how to cut a"
-        " volume into slices. Give it images, or a run trained on volumes."
-    )
-  return facts.recipe
-
-
 def _predict_volume(
     scan: Scan, predictor: Predictor, run_config: config.RunConfig, outputs: Outputs
-) -> PixelSizeNote:
+) -> VolumeNote:
   facts = run_config.dataset_facts
-  recipe = require_recipe(run_config, scan.path)
-  stored, slope, inter = scan_files.read_stored(scan.path)
-  found = predict_volume(
-      predictor, recipe, stored, slope, inter,
-      probabilities=outputs.probabilities, name=scan.path.name,
-  )  # fmt: skip
+  found = predict_scan(predictor, run_config, scan.path, probabilities=outputs.probabilities)
   scan.label_path(outputs.folder).parent.mkdir(parents=True, exist_ok=True)
   if outputs.overlay:
     palette = overlay.display_palette(facts.label_scheme.palette)
@@ -224,14 +209,15 @@ def _predict_volume(
   scan_files.write_label_like(
       scan.path, found.label, scan.label_path(outputs.folder), facts.label_scheme.names
   )
-  unknown = intensity.unknown_voxels(stored.voxels, scan.path)
-  return PixelSizeNote(scan.path, found.spacing_mm, found.scaling, tuple(unknown))
+  return VolumeNote(scan.path, found.spacing_mm, found.scaling, found.remarks)
 
 
 def _predict_image(
     scan: Scan, predictor: Predictor, run_config: config.RunConfig, outputs: Outputs
 ) -> None:
   pixels = _read_image(scan, run_config)
+  if scan.others:
+    pixels = _stacked(pixels, scan)
   image = pixels if pixels.ndim == 2 else np.round(pixels.mean(axis=-1)).astype(np.uint8)
   probability = next(predictor.probabilities([pixels]))
   label = to_label(probability)
@@ -257,9 +243,23 @@ def _read_image(scan: Scan, run_config: config.RunConfig) -> np.ndarray:
     return pictures.read_rgb(scan.path)
 
 
-def _warnings(notes: Sequence[PixelSizeNote], trained_known: bool) -> list[str]:
-  """Returns a line for each scan that was not resampled though it differs, one for all unknown."""
-  lines = [
+def _stacked(pixels: np.ndarray, scan: Scan) -> np.ndarray:
+  """Returns uint8 [H, W, channels] of the first channel, [H, W], and the files of the others."""
+  channels = [pixels, *(pictures.read_gray(path) for path in scan.others)]
+  for path, channel in zip(scan.others, channels[1:], strict=True):
+    if channel.shape != pixels.shape:
+      sizes = ["x".join(map(str, one.shape)) for one in (pixels, channel)]
+      raise InputError(
+          f"{path}: channels of a case must be of one size. {scan.path} has {sizes[0]} pixels, this"
+          f" one {sizes[1]}."
+      )
+  return np.stack(channels, axis=-1)
+
+
+def _warnings(notes: Sequence[VolumeNote], trained_known: bool) -> list[str]:
+  """Returns the remarks, and what is wrong with pixel sizes: one line for all that are unknown."""
+  lines = [remark for note in notes for remark in note.remarks]
+  lines += [
       f"{note.path}: its header states pixels of {_edges(note.spacing_mm)} mm, more than"
       f" {pixel_size.MOST_SCALING:g} times off those of the training. It was predicted as it is;"
       " the label may be poor. Check the header."
@@ -281,27 +281,6 @@ def _warnings(notes: Sequence[PixelSizeNote], trained_known: bool) -> list[str]:
 
 def _edges(sizes_mm: Sequence[float]) -> str:
   return " x ".join(f"{edge:.3g}" for edge in sizes_mm)
-
-
-def _refuse_existing(scan: Scan, outputs: Outputs) -> None:
-  if outputs.overwrite:
-    return
-  wanted = [scan.label_path(outputs.folder)]
-  if scan.suffix.lower().startswith((".hdr", ".img")):
-    twin = {".hdr": ".img", ".img": ".hdr"}[scan.suffix.lower()[:4]] + scan.suffix[4:]
-    wanted.append(scan.output(outputs.folder, f"_label{twin}"))
-  for ending, asked in (
-      ("_overlay.png", outputs.overlay),
-      ("_color.png", outputs.color_masks and scan.kind == "image"),
-      ("_probability.npz", outputs.probabilities),
-  ):
-    if asked:
-      wanted.append(scan.output(outputs.folder, ending))
-  if existing := [path for path in wanted if path.exists()]:
-    raise InputError(
-        f"{scan.path}: its output {existing[0]} exists already. Pass --overwrite to replace it, or"
-        " another --output_dir."
-    )
 
 
 def _write_png(scan: Scan, outputs: Outputs, ending: str, image: np.ndarray) -> None:

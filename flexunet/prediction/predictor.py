@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,8 +19,8 @@ import tensorflow as tf
 
 from flexunet import config, run_folder
 from flexunet.core.errors import InputError
-from flexunet.imaging import slice_recipe
-from flexunet.imaging.slice_recipe import SliceRecipe
+from flexunet.imaging import channel_grid, intensity, scan_files, slice_recipe
+from flexunet.imaging.slice_recipe import SliceRecipe, StoredChannel
 from flexunet.imaging.slicing import Slices
 from flexunet.imaging.volume import Volume
 from flexunet.network import model as network
@@ -148,12 +150,11 @@ class Predictor:
   def _of_network(self, given: NetworkInput) -> Iterator[np.ndarray]:
     """Yields float32 [H, W, classes] for each slice as it is brought to the network."""
     start, resizings = 0, given.resizings
-    while start < len(resizings):
+    kinds = [(np.shape(one)[:2], how) for one, how in zip(given.slices, resizings, strict=True)]
+    while start < len(kinds):
       most = self._largest_batch(resizings[start])
       stop = start + 1
-      while (
-          stop < len(resizings) and stop < start + most and resizings[stop] == resizings[start]
-      ):
+      while stop < len(kinds) and stop < start + most and kinds[stop] == kinds[start]:
         stop += 1
       yield from self._batch(given.slices, range(start, stop), resizings[start])
       start = stop
@@ -203,29 +204,30 @@ class Predictor:
   def _batch(
       self, slices: Sequence[np.ndarray], positions: range, resizing: Resizing
   ) -> Iterator[np.ndarray]:
-    inputs = [self._input(slices, position, resizing) for position in positions]
+    """Yields float32 [H, W, classes] for neighbouring slices of one size."""
+    inputs = self._inputs(slices, positions, resizing)
     # Filled up to a power of two: a network is traced for a few sizes, not for each rest.
     rows = min(1 << (len(inputs) - 1).bit_length(), self._largest_batch(resizing))
-    batch = np.zeros((rows, *inputs[0].shape), np.uint8)
+    batch = np.zeros((rows, *inputs.shape[1:]), np.uint8)
     batch[: len(inputs)] = inputs
-    answers = self._answers(batch, resizing)
-    for row, position in enumerate(positions):
-      native_hw = np.asarray(slices[position]).shape[:2]
-      yield np.asarray(resizing.invert(answers[row : row + 1], native_hw)[0])
+    answers = self._answers(batch, resizing)[: len(inputs)]
+    native_hw = np.shape(slices[positions[0]])[:2]
+    yield from np.asarray(resizing.invert(answers, native_hw))
 
-  def _input(
-      self, slices: Sequence[np.ndarray], position: int, resizing: Resizing
+  def _inputs(
+      self, slices: Sequence[np.ndarray], positions: range, resizing: Resizing
   ) -> np.ndarray:
-    """Returns uint8 [h, w, channels] for the network: the slice, or it and its neighbours."""
-    if not self._context:
-      return _resized(slices[position], resizing, self._channels)
+    """Returns uint8 [N, h, w, channels] for the network: slices, or each with its neighbours."""
+    reach = self._context
+    if not reach:
+      return _resized([slices[position] for position in positions], resizing, self._channels)
     # Beyond the ends of a volume the outermost slice stands in for its missing neighbour.
-    last = len(slices) - 1
-    steps = range(-self._context, self._context + 1)
-    return np.concatenate(
-        [_resized(slices[min(max(position + step, 0), last)], resizing, 1) for step in steps],
-        axis=-1,
-    )
+    first, last = max(0, positions[0] - reach), min(len(slices) - 1, positions[-1] + reach)
+    seen = _resized([slices[position] for position in range(first, last + 1)], resizing, 1)
+    steps = np.arange(-reach, reach + 1)
+    rows = np.clip(np.array(positions)[:, None] + steps, 0, len(slices) - 1) - first
+    # [N, neighbours, h, w] -> [N, h, w, neighbours].
+    return np.moveaxis(seen[..., 0][rows], 1, -1)
 
   def _answers(self, batch: np.ndarray, resizing: Resizing) -> np.ndarray:
     """Returns float32 [B, h, w, classes] for uint8 [B, h, w, channels]."""
@@ -254,6 +256,7 @@ class VolumePrediction:
     label_slices: Class ids of these slices, uint8 [row, column, slice].
     spacing_mm: (row, column) spacing of the slices as the run cuts them; NaN where unknown.
     scaling: As in `NetworkInput`.
+    remarks: Warnings about the scan, one line each.
   """
 
   label: np.ndarray
@@ -262,6 +265,7 @@ class VolumePrediction:
   label_slices: np.ndarray
   spacing_mm: tuple[float, float]
   scaling: tuple[float, float]
+  remarks: list[str] = dataclasses.field(default_factory=list)
 
 
 def predict_volume(
@@ -273,6 +277,8 @@ def predict_volume(
     *,
     probabilities: bool = False,
     name: str = "",
+    others: Sequence[StoredChannel] = (),
+    shown_channel: int | None = None,
 ) -> VolumePrediction:
   """Cuts a volume as in training, segments its slices, and puts the labels back on its grid.
 
@@ -283,12 +289,14 @@ def predict_volume(
     slope, inter: Intensity is stored * slope + inter.
     probabilities: Also keeps the probability of each class, 2 bytes per voxel and class.
     name: Names the scan in errors.
+    others: Its further channels, on the same grid; see `channel_grid`.
+    shown_channel: Which of them the `slices` of the answer are; None: the first.
   """
-  cut = recipe.cut(stored, slope, inter, name=name)
+  cut = recipe.cut(stored, slope, inter, name=name, others=others)
   seen = cut.slices.pixels
   label = np.empty(seen.shape, np.uint8)
   kept = np.empty((*seen.shape, predictor.num_classes), np.float16) if probabilities else None
-  given = predictor.prepare(list(np.moveaxis(seen, -1, 0)), cut.slices.spacing_mm)
+  given = predictor.prepare(list(cut.images()), cut.slices.spacing_mm)
   for index, probability in enumerate(predictor.answer(given)):
     label[..., index] = to_label(probability)
     if kept is not None:
@@ -301,18 +309,61 @@ def predict_volume(
   return VolumePrediction(
       label=recipe.restore(label, stored),
       probability=restored,
-      slices=cut.native,
+      slices=cut.shown(shown_channel),
       label_slices=label,
       spacing_mm=cut.slices.spacing_mm,
       scaling=given.scaling,
   )
 
 
-def _resized(pixels: np.ndarray, resizing: Resizing, channels: int) -> np.ndarray:
-  """Returns a slice, [H, W] or [H, W, C], as uint8 [h, w, channels]."""
-  pixels = np.asarray(pixels)
-  image = tf.constant(pixels[..., None] if pixels.ndim == 2 else pixels)
-  return resizing.apply_image(readers.to_channels(image, channels)[None])[0].numpy()
+def predict_scan(
+    predictor: Predictor,
+    run_config: config.RunConfig,
+    path: str | os.PathLike,
+    others: Sequence[str | os.PathLike] = (),
+    *,
+    probabilities: bool = False,
+) -> VolumePrediction:
+  """Reads a scan and segments it; see `predict_volume`.
+
+  Args:
+    predictor: The network.
+    run_config: Of the run that trained it.
+    path: The scan; its first channel.
+    others: Files of its further channels, in the order of the dataset.
+    probabilities: Also keeps the probability of each class.
+
+  Raises:
+    InputError: A file cannot be read, channels are missing or lie on other grids, or the run was
+      trained on images.
+  """
+  facts = run_config.dataset_facts
+  if facts.recipe is None:
+    raise InputError(
+        f"{path}: the run was trained on images ({facts.name}) and does not know how to cut a"
+        " volume into slices. Give it images, or a run trained on volumes."
+    )
+  stored, slope, inter = scan_files.read_stored(path)
+  channels, _ = channel_grid.read_others(stored, path, others, facts.resample_channels)
+  found = predict_volume(
+      predictor, facts.recipe, stored, slope, inter,
+      probabilities=probabilities, name=pathlib.Path(path).name, others=channels,
+      shown_channel=run_config.shown_channel,
+  )  # fmt: skip
+  read = zip((path, *others), (stored, *(channel.stored for channel in channels)), strict=True)
+  remarks = [line for file, one in read for line in intensity.unknown_voxels(one.voxels, file)]
+  return dataclasses.replace(found, remarks=remarks)
+
+
+def _resized(
+    slices: Sequence[np.ndarray], resizing: Resizing, channels: int
+) -> np.ndarray:
+  """Returns slices, [H, W] or [H, W, C] each, as uint8 [N, h, w, channels]."""
+  if len({np.shape(pixels) for pixels in slices}) > 1:  # Neighbours of other sizes.
+    return np.concatenate([_resized([pixels], resizing, channels) for pixels in slices])
+  stacked = np.stack(slices)
+  images = tf.constant(stacked[..., None] if stacked.ndim == 3 else stacked)
+  return resizing.apply_image(readers.to_channels(images, channels)).numpy()
 
 
 def _first_output(answers: Any) -> np.ndarray:

@@ -3,7 +3,9 @@
 In a folder every volume and image below it is taken, a .hdr + .img pair and a DICOM series once.
 Left out are hidden files and labels: files whose name ends as those of the known datasets and of
 our own output do (`_label`, `_mask`, `_seg`, `_overlay`, ...), and files in folders called `mask`,
-`labels` and the like. A file that is named directly is always taken.
+`labels` and the like, which the layouts of MSD, nnU-Net and BIDS name `labelsTr`, `labelsTs` and
+`derivatives`. Only what lies below the folder that is named decides: a file, or a folder of labels,
+that is named directly is taken.
 """
 
 from __future__ import annotations
@@ -17,13 +19,24 @@ from collections.abc import Sequence
 from flexunet.core import errors
 from flexunet.core.errors import InputError
 from flexunet.imaging import pictures, scan_files
+from flexunet.prediction import cases
 
 # HFH_001_Hipp_Labels, 12_HGE_Seg, 3-LesionSeg-T2, GU001_label_deface, our own <stem>_overlay.
 _LABEL_STEM = re.compile(
-    r".*[-_ .](labels?|masks?|(hge_)?seg|lesionseg[-_]\w+|overlay|color|probability)(_deface)?",
+    r".*[-_ .](labels?|masks?|(hge_)?seg|dseg|probseg|lesionseg[-_]\w+|overlay|color|probability)"
+    r"(_deface)?",
     re.IGNORECASE,
 )
-_LABEL_FOLDER = re.compile(r"masks?|labels?|full[-_ ]head[-_ ]segmentation", re.IGNORECASE)
+# labelsTr and labelsTs of MSD and nnU-Net, derivatives of BIDS, masks below train, valid, test.
+_LABEL_FOLDER = re.compile(
+    r"(masks?|labels?|segmentations?|full[-_ ]head[-_ ]segmentation)"
+    r"([-_ ]?(tr|ts|va|val|train|valid|validation|test))?"
+    r"|derivatives|ground[-_ ]?truth",
+    re.IGNORECASE,
+)
+# Folders of a subject in BIDS that hold no anatomy, and that of what has not become BIDS.
+_NOT_ANATOMY = ("func", "dwi", "fmap", "perf", "pet", "eeg", "meg", "ieeg", "mrs", "micr", "nirs")
+_NOT_BIDS = "sourcedata"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +49,7 @@ class Scan:
     folder: Where it lies below the input folder; outputs mirror it.
     stem: Its name without suffixes.
     suffix: As the file has it, ".gz" included.
+    others: Files of its further channels, in the order of the run's.
     label_suffix: That of its label where it is another one; "" where it is the same.
   """
 
@@ -44,6 +58,7 @@ class Scan:
   folder: pathlib.PurePath
   stem: str
   suffix: str
+  others: tuple[pathlib.Path, ...] = ()
   label_suffix: str = ""
 
   def output(self, output_dir: pathlib.Path, ending: str) -> pathlib.Path:
@@ -67,6 +82,8 @@ class ScanList:
     problems: One line for each thing that cannot be predicted though it should: links that lead
       nowhere, folders that cannot be read, scans that would share an output.
     not_read: {ending: number of files} of the scans and images in formats that are not read.
+    channels_skipped: How many files hold a channel or modality that the run does not know.
+    not_scans: {ending: number of files} of all else.
     dicom_skipped: {why: number of files} of the DICOM files that are no slices of a scan wanted.
   """
 
@@ -75,6 +92,8 @@ class ScanList:
   images_skipped: int = 0
   problems: list[str] = dataclasses.field(default_factory=list)
   not_read: dict[str, int] = dataclasses.field(default_factory=dict)
+  channels_skipped: int = 0
+  not_scans: dict[str, int] = dataclasses.field(default_factory=dict)
   dicom_skipped: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
@@ -83,6 +102,7 @@ def find(
     output_dir: pathlib.Path,
     *,
     volumes_first: bool,
+    channel_names: Sequence[str] = (),
     output_format: str = "same",
     series: str = "",
 ) -> ScanList:
@@ -92,6 +112,7 @@ def find(
     input_path: File or folder.
     output_dir: What lies in it is left out, unless it is the input itself.
     volumes_first: The network was trained on volumes: images beside volumes are left out.
+    channel_names: Of the run; the files of a case of several are joined.
     output_format: Of the labels of volumes, one of `scan_files.OUTPUT_FORMATS`.
     series: Chooses DICOM series by number or by the end of their UID; "" takes all.
 
@@ -108,7 +129,7 @@ def find(
           f"--input {input_path} must be a volume ({scan_files.readable_endings()}) or an image"
           f" ({', '.join(pictures.SUFFIXES)})."
       )
-    return ScanList([_with_label_suffix(scan, output_format)])
+    return ScanList([_with_label_suffix(_whole_case(scan, channel_names), output_format)])
   if not input_path.is_dir():
     raise InputError(f"--input {input_path} must be a file or a folder; there is none.")
   found = _scans_below(input_path, output_dir, series)
@@ -116,17 +137,64 @@ def find(
   if volumes_first and any(scan.kind == "volume" for scan in scans):
     image_files = sum(scan.kind == "image" for scan in scans)
     scans = [scan for scan in scans if scan.kind == "volume"]
-  scans, collisions = _without_collisions(scans)
-  problems = [*found.problems, *collisions]
+  joined = _joined(scans, channel_names)
+  scans, collisions = _without_collisions(joined.scans)
+  problems = [*found.problems, *joined.problems, *collisions]
+  skipped = found.channels_skipped + joined.channels_skipped
   if not scans and problems:
     raise errors.from_problems(problems, f"Nothing of --input {input_path} can be predicted.")
   if not scans:
     raise InputError(
         f"--input {input_path} must hold volumes or images. None was found"
-        + _instead_found(found)
+        + _instead_found(dataclasses.replace(found, channels_skipped=skipped), channel_names)
     )
   scans = [_with_label_suffix(scan, output_format) for scan in scans]
-  return dataclasses.replace(found, scans=scans, images_skipped=image_files, problems=problems)
+  return dataclasses.replace(
+      found,
+      scans=scans,
+      images_skipped=image_files,
+      problems=problems,
+      channels_skipped=skipped,
+  )
+
+
+def _joined(files: Sequence[Scan], channel_names: Sequence[str]) -> ScanList:
+  """Returns one scan for each case, named after it, and what is wrong with the others."""
+  joined = cases.join(
+      [cases.ScanName(one.path, one.folder, one.stem) for one in files], channel_names
+  )
+  scans = []
+  for case in joined.cases:
+    first, *others = [files[position] for position in case.files]
+    paths = tuple(other.path for other in others)
+    scans.append(dataclasses.replace(first, stem=case.stem, others=paths))
+  return ScanList(scans, problems=joined.problems, channels_skipped=joined.skipped)
+
+
+def _whole_case(scan: Scan, channel_names: Sequence[str]) -> Scan:
+  """Returns the case of a file that is named directly: of several channels, with those beside it.
+
+  Raises:
+    InputError: A channel is missing, or the file is none of the run's channels.
+  """
+  if len(channel_names) < 2:
+    return scan
+  paths = [path for path in sorted(scan.path.parent.iterdir()) if path.is_file()]
+  listing = scan_files.gather(paths)
+  parts = {file for one in listing.scans for file in one.files if file != one.path}
+  beside = [_scan(path, scan.folder, listing) for path in paths if path not in parts]
+  files = [one for one in beside if one and one.kind == scan.kind and not _is_label(one)]
+  joined = _joined(files, channel_names)
+  for case in joined.scans:
+    if scan.path in (case.path, *case.others):
+      return case
+  # The line of its own case, where there is one.
+  own = next((line for line in joined.problems if str(scan.path) in line), None)
+  raise InputError(
+      own
+      or f"--input {scan.path} must be a channel of a whole case: one file each whose name ends in"
+      f" {', '.join(channel_names)}, or in _0000, _0001, ... in this order."
+  )
 
 
 def _with_label_suffix(scan: Scan, output_format: str) -> Scan:
@@ -136,7 +204,7 @@ def _with_label_suffix(scan: Scan, output_format: str) -> Scan:
   return dataclasses.replace(scan, label_suffix=suffix)
 
 
-def _instead_found(found: ScanList) -> str:
+def _instead_found(found: ScanList, channel_names: Sequence[str]) -> str:
   """Returns the end of the sentence that no scan was found."""
   text = "".join(
       f"; {count} {ending} ({scan_files.reason_unread('scan' + ending)})"
@@ -144,7 +212,10 @@ def _instead_found(found: ScanList) -> str:
   )
   text += "".join(f"; {count} DICOM ({why})" for why, count in found.dicom_skipped.items())
   if labels := found.labels_skipped:
-    text += f"; {labels} files were taken for labels. Name a file directly"
+    text += f"; {labels} files were taken for labels. Name a file or their folder directly"
+  if found.channels_skipped:
+    text += f"; {found.channels_skipped} files are none of the channels of the run"
+    text += f" ({', '.join(channel_names)})" if channel_names else ""
   return f"{text}."
 
 
@@ -161,12 +232,14 @@ def _scans_below(folder: pathlib.Path, output_dir: pathlib.Path, series: str) ->
   listing = scan_files.gather([path for path in paths if path.is_file()], series)
   parts = {file for scan in listing.scans for file in scan.files if file != scan.path}
   found = ScanList([], problems=problems)
-  labels = 0
+  labels = skipped = 0
   for path in paths:
     if path in parts:
       continue
     scan = _scan(path, path.relative_to(folder).parent, listing)
-    if scan is not None and _is_label(scan):
+    if scan is not None and _is_other_modality(scan):
+      skipped += 1
+    elif scan is not None and _is_label(scan):
       labels += 1
     elif not path.is_file():
       if scan is not None or not path.suffix:  # A dead link to anything else takes nothing away.
@@ -177,9 +250,12 @@ def _scans_below(folder: pathlib.Path, output_dir: pathlib.Path, series: str) ->
         found.dicom_skipped[why] = found.dicom_skipped.get(why, 0) + 1
       elif ending := scan_files.unread_ending(path):
         found.not_read[ending] = found.not_read.get(ending, 0) + 1
+      else:
+        ending = path.suffix.lower() or "no ending"
+        found.not_scans[ending] = found.not_scans.get(ending, 0) + 1
     else:
       found.scans.append(scan)
-  return dataclasses.replace(found, labels_skipped=labels)
+  return dataclasses.replace(found, labels_skipped=labels, channels_skipped=skipped)
 
 
 def _files_below(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[str]]:
@@ -231,6 +307,14 @@ def _is_label(scan: Scan) -> bool:
   if _LABEL_STEM.fullmatch(scan.stem):
     return True
   return any(_LABEL_FOLDER.fullmatch(part) for part in scan.folder.parts)
+
+
+def _is_other_modality(scan: Scan) -> bool:
+  """Returns whether BIDS keeps a file where no anatomy is: diffusion, function, source data."""
+  parts = scan.folder.parts
+  if parts[:1] == (_NOT_BIDS,):
+    return True
+  return scan.stem.startswith("sub-") and any(part in _NOT_ANATOMY for part in parts)
 
 
 def _without_collisions(scans: Sequence[Scan]) -> tuple[list[Scan], list[str]]:

@@ -79,6 +79,18 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
   return np.repeat(image[..., None], 3, axis=-1)
 
 
+def grey_of(image: np.ndarray, channel: int | None = None) -> np.ndarray:
+  """Returns what is shown of an image uint8 [H, W, C], as uint8 [H, W].
+
+  Args:
+    image: Of one or several channels.
+    channel: The channel to show; None: the mean of all, as of colour and of neighbouring slices.
+  """
+  if channel is not None:
+    return image[..., channel]
+  return np.round(image.mean(axis=-1)).astype(np.uint8)
+
+
 def blend(
     image: np.ndarray, label: np.ndarray, palette: np.ndarray, *, opacity: float = 0.35
 ) -> np.ndarray:

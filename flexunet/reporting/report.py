@@ -64,6 +64,7 @@ def _page(run: run_folder.RunFolder) -> str:
   top += results_section.caveat_box(
       results_section.caveats(evaluations, run_config, model_sha256)
       + results_section.left_out(set(stored) - set(evaluations))
+      + _label_warnings(manifest)
   )
   model = run_config.model
   size = " × ".join(str(edge) for edge in model.image_size or ("any", "any"))
@@ -87,6 +88,12 @@ def _page(run: run_folder.RunFolder) -> str:
           " device, and no diagnosis may rest on it."
       ),
   )  # fmt: skip
+
+
+def _label_warnings(manifest: Mapping[str, Any]) -> list[str]:
+  """Returns the classes that splits lack, as the training found them, a sentence (HTML) each."""
+  stored = manifest.get("label_warnings", [])  # Runs of earlier versions have none.
+  return [page.text(line) for line in stored] if isinstance(stored, list) else []
 
 
 def _least_seen_first(

@@ -21,6 +21,7 @@ import tensorflow as tf
 
 from flexunet import config
 from flexunet.core.errors import InputError
+from flexunet.imaging.label_scheme import IGNORED
 from flexunet.pipelines import readers
 from flexunet.pipelines.augmentation import augment
 from flexunet.pipelines.augmentation.config import AugmentationConfig
@@ -37,15 +38,22 @@ class DeviceInput:
     cache: Where the rows of a batch are looked up; None: its images travel.
     compiled: Compiles this part by XLA even where the step is not: TensorFlow's own gather has no
       kernel for bytes on a GPU, and the pixels would go to the CPU and back.
+    separate_channels: Grey values change channel by channel, as in `augment.augment_batch`.
+    ignores: Labels hold pixels that are not to be counted; weights are then those of pixels.
   """
 
   image_channels: int
   augmentation: AugmentationConfig | None = None
   cache: DeviceCache | None = None
   compiled: bool = False
+  separate_channels: bool = False
+  ignores: bool = False
 
   def __call__(self, batch: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """Returns image uint8 [B, h, w, C], label uint8 [B, h, w] and weight float32 [B], all 1."""
+    """Returns image uint8 [B, h, w, C], label uint8 [B, h, w] and weight float32.
+
+    The weight is 1 [B]; of labels with ignored pixels it is [B, h, w], and 0 there.
+    """
     # Nothing here needs AutoGraph, which a distribution strategy would run over it.
     return tf.autograph.experimental.do_not_convert(self._finished)(batch)
 
@@ -59,12 +67,29 @@ class DeviceInput:
 
   def _augmented(self, image, label, seeds):
     if self.augmentation is not None:
-      image, label = augment.augment_batch(self.augmentation, image, label, seeds)
+      image, label = augment.augment_batch(
+          self.augmentation, image, label, seeds, separate_channels=self.separate_channels
+      )
     image = readers.to_channels(image, self.image_channels)
-    return image, label, tf.ones(tf.shape(label)[:1], tf.float32)
+    weight = tf.ones(tf.shape(label)[:1], tf.float32)
+    if self.ignores:
+      label, weight = without_ignored(label, weight)
+    return image, label, weight
 
   def _compiled(self, part: Callable) -> Callable:
     return tf.function(part, autograph=False, jit_compile=True) if self.compiled else part
+
+
+def without_ignored(label: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  """Returns (label uint8 [B, h, w] with background for ignored pixels, weight float32 [B, h, w]).
+
+  Args:
+    label: May hold `IGNORED`.
+    weight: float32 [B].
+  """
+  counted = tf.not_equal(label, IGNORED)
+  weight = weight[:, None, None] * tf.cast(counted, tf.float32)
+  return tf.where(counted, label, tf.zeros_like(label)), weight
 
 
 class DeviceStep(keras.Model):

@@ -14,7 +14,8 @@ import tensorflow as tf
 from absl import logging
 
 from flexunet import config
-from flexunet.core import progress
+from flexunet.core import files, progress
+from flexunet.core.errors import InputError
 from flexunet.network import cost
 from flexunet.pipelines import (
   batches,
@@ -55,19 +56,28 @@ def open_data(data: config.DataConfig) -> TrainingData:
   """
   # Before anything is read: reading lets TensorFlow take all memory of a GPU.
   free_device_bytes = devices.free_memory()
-  source = open_dataset(data.dataset, data.data_dir)
+  source = open_dataset(data.dataset, data.data_dir, data.feature_keys)
   fold = None if data.fold < 0 else data.fold
   train, validation = readers.split_tables(
       source, data.train_split, data.validation_split, fold
   )
+  if data.context_slices and not all(_has_neighbours(one) for one in (train, validation)):
+    raise InputError(
+        f"--context_slices needs volume and place of every slice; {source.name} does not name them."
+        " Name the features: --volume_key and --slice_key."
+    )
   if data.crop_foreground:
     result = foreground_boxes.crop_tables(
-        source, (train, validation), data.image_key, data.label_key
+        source, (train, validation), source.keys.image, source.keys.label
     )
     for line in result.messages():
       progress.say(line)
     train, validation = result.tables
   return TrainingData(source, train, validation, free_device_bytes)
+
+
+def _has_neighbours(table: RecordTable) -> bool:
+  return bool((table.volume != "").all() and (table.slice_index >= 0).all())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +92,7 @@ class Streams:
     augment: Changes single examples in the input pipeline; None: not there.
     device_input: What the training step does with a batch first; None: batches come finished.
     held_out_volumes: Number of the volume of each held-out row, int32 [N], from 0 on.
+    ignores: Whether labels hold pixels that are not to be counted.
   """
 
   train: readers.Loader
@@ -93,18 +104,19 @@ class Streams:
   cache_choice: cache.Choice
   augment: batches.Augment | None = None
   device_input: device_step.DeviceInput | None = None
+  ignores: bool = False
 
   def training(
       self, epoch_order: order.EpochOrder, start_step: int, num_steps: int
   ) -> tf.data.Dataset:
     """Returns the batches of some steps as `fit` takes them, on their way to the device.
 
-    (image uint8 [B, h, w, C], label uint8 [B, h, w], weight float32 [B]), or what `device_input`
-    takes.
+    (image uint8 [B, h, w, C], label uint8 [B, h, w], weight float32 [B], of labels with ignored
+    pixels [B, h, w]), or what `device_input` takes.
     """
     if self.device_input is not None:
       return batches.prefetch_to_device(self._unfinished(epoch_order, start_step, num_steps))
-    return _for_keras(
+    return self._for_keras(
         batches.training_batches(
             self.train,
             epoch_order,
@@ -118,6 +130,27 @@ class Streams:
   def finished(self, batch: Any) -> tuple:
     """Returns (image, label, weight) of a batch of `training`, as the network is given them."""
     return batch if self.device_input is None else self.device_input(batch)
+
+  def _for_keras(
+      self, dataset: tf.data.Dataset, volume_of_record: np.ndarray | None = None
+  ) -> tf.data.Dataset:
+    """Batch dicts -> (image, label, weight) on the device; what only fills up weighs 0.
+
+    With the volumes int32 [N] of the records the label is {"label", "volume"}.
+    """
+
+    def finish(batch):
+      label, weight = batch["label"], tf.cast(batch["valid"], tf.float32)
+      if self.ignores:
+        label, weight = device_step.without_ignored(label, weight)
+      if volume_of_record is not None:
+        label = {"label": label, "volume": tf.gather(volume_of_record, batch["record"])}
+      return batch["image"], label, weight
+
+    # Last: whatever follows would bring the batches back.
+    return batches.prefetch_to_device(
+        dataset.map(finish, num_parallel_calls=1, deterministic=True)
+    )
 
   def _unfinished(
       self, epoch_order: order.EpochOrder, start_step: int, num_steps: int
@@ -145,7 +178,7 @@ class Streams:
 
     (image, {"label": uint8 [B, h, w], "volume": int32 [B]}, weight): scores are of volumes.
     """
-    return _for_keras(
+    return self._for_keras(
         batches.evaluation_batches(
             self.held_out, self.batch_size, cache=self.held_out_cache, rows=rows
         ),
@@ -171,15 +204,15 @@ def make_streams(
   for table in tables:
     batches.check_sizes(table, spec.resizing)
   train, held_out = (batches.open_loader(opened.source, table, spec) for table in tables)
-  identity = opened.source.fingerprint or opened.source.name
   keys = [
-      cache.key_of(identity, loader, table.offset)
+      cache.key_of(opened.source.identity, loader, table.offset)
       for loader, table in zip((train, held_out), tables, strict=True)
   ]
   room = device_room(run_config, opened.free_device_bytes, replicas)
   caches = make_caches(run_config.data, (train, held_out), keys, room)
   augmentation = run_config.augmentation if run_config.augmentation.enabled else None
   device_input = None
+  separate = len(run_config.dataset_facts.channel_names) > 1
   # What is gathered on the device is augmented there, whatever else was chosen.
   on_device = run_config.training.augment_on == "device" or caches.on_device is not None
   if caches.on_device is not None or (augmentation and on_device):
@@ -189,6 +222,8 @@ def make_streams(
         augmentation,
         caches.on_device,
         compiled=devices.has_gpu(),
+        separate_channels=separate,
+        ignores=opened.source.ignores,
     )
   return Streams(
       train=train,
@@ -199,11 +234,14 @@ def make_streams(
       batch_size=run_config.training.batch_size,
       cache_choice=caches.choice,
       augment=(
-          functools.partial(augment.augment_example, augmentation)
+          functools.partial(
+              augment.augment_example, augmentation, separate_channels=separate
+          )
           if augmentation and not on_device
           else None
       ),
       device_input=device_input,
+      ignores=opened.source.ignores,
   )
 
 
@@ -244,24 +282,6 @@ def drawn_pixel_shares(table: RecordTable, epoch_order: order.EpochOrder) -> np.
   return mixed / mixed.sum()
 
 
-def _for_keras(
-    dataset: tf.data.Dataset, volume_of_record: np.ndarray | None = None
-) -> tf.data.Dataset:
-  """Batch dicts -> (image, label, weight) on the device; what only fills up weighs 0.
-
-  With the volumes int32 [N] of the records the label is {"label", "volume"}.
-  """
-
-  def finish(batch):
-    label = batch["label"]
-    if volume_of_record is not None:
-      label = {"label": label, "volume": tf.gather(volume_of_record, batch["record"])}
-    return batch["image"], label, tf.cast(batch["valid"], tf.float32)
-
-  # Last: whatever follows would bring the batches back.
-  return batches.prefetch_to_device(dataset.map(finish, num_parallel_calls=1, deterministic=True))
-
-
 def preview_slices(
     run_config: config.RunConfig, opened: TrainingData, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -282,7 +302,8 @@ def preview_slices(
   rows = ranked[np.argsort(np.array(turns), kind="stable")][: min(count, len(table))]
   loader = batches.open_loader(opened.source, table.take(rows), example_spec(run_config))
   batch = next(iter(batches.evaluation_batches(loader, len(rows))))
-  return batch["image"].numpy(), batch["label"].numpy()
+  labels = run_config.dataset_facts.label_scheme.without_ignored(batch["label"].numpy())
+  return batch["image"].numpy(), labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,7 +341,8 @@ def make_caches(
     InputError: The cache that was asked for does not fit.
   """
   train, held_out = loaders
-  folder = pathlib.Path(data.cache_dir).expanduser() if data.cache_dir else cache.default_folder()
+  given = data.cache_dir
+  folder = pathlib.Path(given).expanduser() if given else files.user_cache_folder()
 
   def fill(loader, choice, key):
     return None if choice.mode == "none" else cache.fill(loader, choice, folder, key)

@@ -154,6 +154,7 @@ class Previews(keras.callbacks.Callback):
       labels: np.ndarray,
       palette: np.ndarray,
       network: keras.Model | None = None,
+      shown_channel: int | None = None,
   ):
     """Takes the slices, which are few.
 
@@ -163,9 +164,11 @@ class Previews(keras.callbacks.Callback):
       labels: Class ids, uint8 [N, h, w].
       palette: Colours of the classes, uint8 [classes, 3].
       network: Predicts; the one in training by default.
+      shown_channel: Which channel is drawn; None: the mean of all.
     """
     super().__init__()
     self._run = run
+    self._shown_channel = shown_channel
     self._images, self._labels = images, labels
     self._palette = overlay.display_palette(palette)
     self._network = network
@@ -177,7 +180,7 @@ class Previews(keras.callbacks.Callback):
     predicted = predict_labels(self._network or self.model, self._images)
     tiles = []
     for image, truth, guess in zip(self._images, self._labels, predicted):
-      grey = image.mean(axis=-1).astype(np.uint8)
+      grey = overlay.grey_of(image, self._shown_channel)
       drawn = [overlay.blend(grey, label, self._palette) for label in (truth, guess)]
       tiles += [overlay.to_rgb(grey), *drawn]
     sheet = overlay.contact_sheet(tiles, columns=6 if len(tiles) > 3 else 3, tile_size=256)

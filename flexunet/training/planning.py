@@ -246,6 +246,7 @@ class Facts:
     spacing_mm: Median (row, column) spacing of the slices; None where unknown.
     start: The network that training starts from, if any.
     laterality: Whether images may be mirrored.
+    channel_names: Those of the dataset.
   """
 
   train: RecordTable
@@ -257,6 +258,7 @@ class Facts:
   spacing_mm: Sequence[float] | None = None
   start: config.ModelConfig | None = None
   laterality: Laterality = dataclasses.field(default_factory=Laterality)
+  channel_names: Sequence[str] = ("image",)
 
 
 class Choices:
@@ -294,6 +296,8 @@ class Choices:
 def plan_network(made: Choices, facts: Facts) -> None:
   """Chooses the shape of the network, its input size and the resize mode."""
   device = facts.device
+  if len(facts.channel_names) > 1:
+    _plan_channels(made, facts)
   made.choose_model(
       "num_classes", len(facts.class_names), "classes of the dataset, background included"
   )
@@ -308,6 +312,20 @@ def plan_network(made: Choices, facts: Facts) -> None:
   made.choose_model("dropout_rate", 0.02, "light: patients, not pixels, are scarce")
   made.choose_model("normalization", "batch", "usual for batches; others were not compared")
   _plan_size(made, facts)
+
+
+def _plan_channels(made: Choices, facts: Facts) -> None:
+  """Gives the network an input for each channel of the dataset."""
+  count, given = len(facts.channel_names), made.model.image_channels
+  names = ", ".join(facts.channel_names)
+  if given not in (1, count):
+    raise InputError(f"--image_channels must be {count}, the channels {names}. Got: {given}.")
+  if made.data.context_slices:
+    raise InputError(
+        f"--context_slices is of datasets of one channel; this one has {names}. Leave it out."
+    )
+  made.model = dataclasses.replace(made.model, image_channels=count)
+  made.reasons["image_channels"] = f"the channels of the dataset: {names}"
 
 
 def _largest_slice(facts: Facts) -> tuple[int, int] | None:

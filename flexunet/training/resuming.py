@@ -11,6 +11,7 @@ from typing import Any
 from flexunet import config, run_folder
 from flexunet.core import files
 from flexunet.core.errors import InputError
+from flexunet.dataset_facts import DatasetFacts
 from flexunet.pipelines import dataset_source
 from flexunet.training import checkpoints
 
@@ -95,7 +96,7 @@ def _same_name(old: str | None, new: str | None) -> bool:
   return bool(old and new) and pathlib.Path(str(old)).name == pathlib.Path(str(new)).name
 
 
-def _check_facts(saved: config.DatasetFacts, now: config.DatasetFacts) -> None:
+def _check_facts(saved: DatasetFacts, now: DatasetFacts) -> None:
   for name, what in (("name", "dataset"), ("fingerprint", "data fingerprint")):
     old, new = getattr(saved, name), getattr(now, name)
     if old != new:

@@ -15,11 +15,13 @@ import numpy as np
 from flexunet import config
 from flexunet.core import machine, progress
 from flexunet.core.errors import InputError, unknown_name
+from flexunet.dataset_facts import DatasetFacts
+from flexunet.imaging import label_scheme
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.slicing import SlicePlan
 from flexunet.network import architecture, pretrained
 from flexunet.objectives import loss_settings, metrics
-from flexunet.pipelines import laterality, readers
+from flexunet.pipelines import dataset_source, laterality, readers
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.pixel_size import PixelSizes
@@ -43,9 +45,7 @@ def complete(
     InputError: Values that are fine alone cannot be together, or not with this dataset.
   """
   source = opened.source
-  for key in (data.image_key, data.label_key):
-    if key not in source.info.features:
-      raise unknown_name(f"feature of {source.name}", key, source.info.features)
+  data = _with_features(data, source)
   rows, spacing_mm = readers.sampled_spacing_mm(source, opened.train)
   facts = _dataset_facts(source, data.label_key, model.num_classes, spacing_mm)
   mirroring = _laterality(opened, data, augmentation, facts.label_scheme.names)
@@ -62,6 +62,7 @@ def complete(
           class_names=facts.label_scheme.names,
           spacing_mm=facts.spacing_mm,
           laterality=mirroring,
+          channel_names=facts.channel_names,
           start=start.config if start else None,
           **machine_facts,
       ),
@@ -72,16 +73,9 @@ def complete(
   settings, reasons = devices.complete(
       plan.training, cache=plan.data.cache, augmented=plan.augmentation.enabled
   )
-  warning = planning.memory_warning(
-      plan.model,
-      settings,
-      machine_facts["memory_bytes"],
-      devices.num_sharing(settings.num_devices),
-  )
-  if warning:
-    progress.say(warning)
+  _warn_of_memory(plan.model, settings, machine_facts["memory_bytes"])
   sizes = _pixel_sizes(plan, opened.train.take(rows), spacing_mm)
-  return config.RunConfig(
+  completed = config.RunConfig(
       model=plan.model,
       data=plan.data,
       training=settings,
@@ -90,11 +84,34 @@ def complete(
       laterality=mirroring,
       reasons={**plan.reasons, **reasons},
   )
+  completed.check_shown_channel()
+  return completed
+
+
+def _warn_of_memory(
+    model: config.ModelConfig, settings: config.TrainingConfig, memory_bytes: int
+) -> None:
+  sharing = devices.num_sharing(settings.num_devices)
+  if warning := planning.memory_warning(model, settings, memory_bytes, sharing):
+    progress.say(warning)
+
+
+def _with_features(data: config.DataConfig, source: DatasetSource) -> config.DataConfig:
+  """Returns the data config with the features that were found, all of which are there."""
+  for key in (source.keys.image, source.keys.label):
+    if key not in source.info.features:
+      raise unknown_name(f"feature of {source.name}", key, source.info.features)
+  if len(source.channel_names) > 1 and source.keys.image != "image":
+    raise InputError(
+        f"--image_key is for datasets built elsewhere. Got: {data.image_key}. Build {source.name}"
+        " with --channels to have some of its channels alone."
+    )
+  return data.with_keys(source.keys)
 
 
 def _dataset_facts(
     source: DatasetSource, label_key: str, num_classes: int | None, spacing_mm: np.ndarray
-) -> config.DatasetFacts:
+) -> DatasetFacts:
   """Returns what is known before anything is planned.
 
   Args:
@@ -105,7 +122,7 @@ def _dataset_facts(
   """
   plan, window = source.slice_plan, source.intensity
   row_mm, column_mm = np.median(spacing_mm, axis=0) if len(spacing_mm) else (np.nan, np.nan)
-  return config.DatasetFacts(
+  return DatasetFacts(
       name=source.name,
       fingerprint=source.fingerprint,
       label_scheme=source.label_scheme(label_key, num_classes),
@@ -115,6 +132,7 @@ def _dataset_facts(
       isotropic_mm=(source.report.get("options") or {}).get("isotropic_mm"),
       channel_names=source.channel_names,
       in_plane_mm=source.recipe.in_plane_mm if source.recipe else None,
+      resample_channels=(source.report.get("options") or {}).get("resample_channels", False),
       other_intensities=source.recipe.other_intensities if source.recipe else (),
   )
 
@@ -196,6 +214,23 @@ def _check(plan: planning.Plan, in_dataset: int, name: str) -> None:
     raise InputError(
         f"--cache_dir is of --cache=disk or auto. Got: --cache={plan.data.cache}."
     )
+
+
+def label_warnings(
+    run_config: config.RunConfig, opened: input_pipeline.TrainingData
+) -> list[str]:
+  """Returns a sentence for each split without foreground, and each class that a split lacks.
+
+  Of the splits of the run as it divides them, and of the others that its dataset has labels for.
+  """
+  data = run_config.data
+  tables = {data.train_split: opened.train, data.validation_split: opened.validation}
+  for split in opened.source.splits:
+    known = split in (*tables, *dataset_source.WITHOUT_TRUTH)
+    if not known and opened.source.info.splits[split].num_examples:
+      tables[split] = opened.source.records(split)
+  pixels = {name: table.pixels for name, table in tables.items() if table.pixels is not None}
+  return label_scheme.presence_warnings(run_config.dataset_facts.label_scheme.names, pixels)
 
 
 def data_line(opened: input_pipeline.TrainingData) -> str:

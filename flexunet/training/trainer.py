@@ -225,6 +225,9 @@ def _write_manifest(
   if not run_folder.read_manifest(run.manifest_json):
     entry |= run_folder.started_with(run_config)
     entry[seen_subjects.KEY] = _subjects_seen(run_config, setup)
+    entry["label_warnings"] = run_setup.label_warnings(run_config, setup.data)
+    for line in entry["label_warnings"]:
+      progress.say(f"Warning: {line}")
   manifest.write(run.manifest_json, entry, started)
   for record in setup.left_out:
     progress.say(f"Left out, because it cannot be read: {record}.")
@@ -482,6 +485,10 @@ def _views(
   if settings.previews:
     images, labels = input_pipeline.preview_slices(run_config, setup.data, settings.previews)
     palette = run_config.dataset_facts.label_scheme.palette
-    views.append(monitoring.Previews(run, images, labels, palette, setup.kept))
+    views.append(
+        monitoring.Previews(
+            run, images, labels, palette, setup.kept, shown_channel=run_config.shown_channel
+        )
+    )
   views.append(monitoring.TensorBoardLog(run, graph=settings.tensorboard_graph))
   return views

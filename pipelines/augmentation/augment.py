@@ -13,9 +13,16 @@ import tensorflow as tf
 from flexunet.pipelines.augmentation import draws, intensity, spatial
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 
+# Between the seeds of two channels: a prime, so that no channel meets the seed of another example.
+_CHANNEL_STRIDE = 15485863
+
 
 def augment_example(
-    config: AugmentationConfig, image: tf.Tensor, label: tf.Tensor, seed: tf.Tensor
+    config: AugmentationConfig,
+    image: tf.Tensor,
+    label: tf.Tensor,
+    seed: tf.Tensor,
+    separate_channels: bool = False,
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Changes one example.
 
@@ -24,17 +31,23 @@ def augment_example(
     image: uint8 [H, W, C] of static shape.
     label: uint8 [H, W], class ids.
     seed: int32 [2]; the same seed gives the same result, anywhere.
+    separate_channels: As of `augment_batch`.
 
   Returns:
     (image, label) of the same dtypes and shapes.
   """
   batch = (tf.convert_to_tensor(x)[None] for x in (image, label, seed))
-  images, labels = augment_batch(config, *batch)
+  images, labels, seeds = batch
+  images, labels = augment_batch(config, images, labels, seeds, separate_channels)
   return images[0], labels[0]
 
 
 def augment_batch(
-    config: AugmentationConfig, images: tf.Tensor, labels: tf.Tensor, seeds: tf.Tensor
+    config: AugmentationConfig,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    seeds: tf.Tensor,
+    separate_channels: bool = False,
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Changes a batch: each example by its own seed.
 
@@ -43,6 +56,8 @@ def augment_batch(
     images: uint8 [B, H, W, C]; H, W and C static.
     labels: uint8 [B, H, W], class ids.
     seeds: int32 [B, 2].
+    separate_channels: The channels are scans of their own: their grey values change by a draw each,
+      their geometry by one.
 
   Returns:
     (images, labels) of the same dtypes and shapes.
@@ -52,8 +67,17 @@ def augment_batch(
     _check(images, labels)
     if not config.enabled:
       return images, labels
-    draw = draws.draw(config, (images.shape[1], images.shape[2]), seeds)
-    return apply(config, draw, images, labels, seeds)
+    size_hw = images.shape[1], images.shape[2]
+    draw = draws.draw(config, size_hw, seeds)
+    if not separate_channels or images.shape[-1] == 1:
+      return apply(config, draw, images, labels, seeds)
+    images, labels = _moved(config, draw, images, labels, seeds)
+    channels = []
+    for number, image in enumerate(tf.split(images, images.shape[-1], axis=-1)):
+      own = seeds + tf.constant([0, number * _CHANNEL_STRIDE], tf.int32)
+      own_draw = draw if number == 0 else draws.draw(config, size_hw, own)
+      channels.append(intensity.change(config, own_draw, own, image))
+    return tf.concat(channels, axis=-1), labels
 
   # Nothing here needs AutoGraph, which input pipelines would run over all of it, for seconds.
   return tf.autograph.experimental.do_not_convert(changed)(images, labels, seeds)
@@ -76,9 +100,20 @@ def apply(
   """
   images, labels, seeds = (tf.convert_to_tensor(x) for x in (images, labels, seeds))
   _check(images, labels)
-  images, labels = spatial.turn_and_flip(config, draw, images, labels)
-  images, labels = spatial.warp(config, draw, seeds, images, labels)
+  images, labels = _moved(config, draw, images, labels, seeds)
   return intensity.change(config, draw, seeds, images), labels
+
+
+def _moved(
+    config: AugmentationConfig,
+    draw: draws.Draw,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    seeds: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Returns images and labels after the geometry of a draw."""
+  images, labels = spatial.turn_and_flip(config, draw, images, labels)
+  return spatial.warp(config, draw, seeds, images, labels)
 
 
 def _check(images: tf.Tensor, labels: tf.Tensor) -> None:

@@ -1,7 +1,8 @@
 """What happens to the grey values: uneven gain, tone, focus, resolution, noise. Labels stay.
 
 Images are uint8 [B, H, W, C] in and out; all channels of an example get the same change, so that
-a grey image repeated over three channels stays grey.
+a grey image repeated over three channels stays grey. Channels that are scans of their own come here
+one by one.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import run_samples
 from flexunet import config
 from flexunet.core import config_fields, flags
 from flexunet.core.errors import InputError
+from flexunet.dataset_facts import DatasetFacts
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 
 PARTS = (
@@ -24,7 +25,7 @@ def run_config(**training) -> config.RunConfig:
       model=config.ModelConfig(image_size=(64, 48), num_classes=2),
       data=config.DataConfig(dataset="toy"),
       training=config.TrainingConfig(**training),
-      dataset_facts=config.DatasetFacts(
+      dataset_facts=DatasetFacts(
           name="toy/1.0.0", fingerprint="f", label_scheme=run_samples.SCHEME,
           slice_plan=None, intensity=None, channel_names=("t1", "flair"),
       ),

@@ -79,8 +79,9 @@ def test_predict_writes_a_label_on_the_scan_even_larger_than_the_network(run, tm
   done = start("predict", *flags, "--json")
   assert done.returncode == 1
   assert json.loads(done.stdout) == {
-      "predicted": 1, "failed": 1, "resampled": 0, "labels_skipped": 0, "images_skipped": 0,
-      "not_read": {},
+      "predicted": 1, "existing": 0, "failed": 1, "resampled": 0, "labels_skipped": 0,
+      "images_skipped": 0, "channels_skipped": 0, "not_read": {}, "not_scans": {},
+      "dicom_skipped": {},
   }  # fmt: skip
   (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
   assert "bad.nii" in line
@@ -88,6 +89,10 @@ def test_predict_writes_a_label_on_the_scan_even_larger_than_the_network(run, tm
   assert label.shape == (40, 26, 5) and label.get_data_dtype() == np.uint8
   assert (tmp_path / "out" / "scan_overlay.png").is_file()
   again = start("predict", *flags, "--overwrite").stdout
+  rest = start("predict", *flags, "--skip_existing", "--json")
+  assert json.loads(rest.stdout)["existing"] == 1 and json.loads(rest.stdout)["predicted"] == 0
+  both = start("predict", *flags, "--skip_existing", "--overwrite")
+  assert both.returncode == 1 and "Pass one of the two" in both.stderr
   assert "1 scan predicted, 1 failed" in again and f"Labels  {tmp_path / 'out'}" in again
 
 

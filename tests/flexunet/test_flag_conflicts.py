@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import flagged
+import keras
 import pytest
 
 from flexunet import run_folder
@@ -39,6 +40,9 @@ CONFLICTS = [
     (["--train_split=validation"], "must differ"),
     (["--fold=7"], "It has: 0, 1, 2. Got: 7"),
     (["--label_key=mask"], "mask"),
+    (["--subject_key=subject"], "--subject_key is for datasets built elsewhere"),
+    (["--label_values=0,255"], "--label_values is for datasets built elsewhere"),
+    (["--label_values=black,white"], "must be whole numbers such as 0,255"),
     (["--init_from=/nowhere/at/all"], "it is not there"),
     (["--metrics=dise"], "Did you mean 'dice'"),
 ]  # fmt: skip
@@ -85,7 +89,7 @@ def start(data_dir, tmp_path_factory):
   made = flagged.setup(data_dir)
   run = run_folder.RunFolder.create(tmp_path_factory.mktemp("runs") / "start")
   run.write_config(made.config)
-  made.kept.save(run.model_keras)
+  keras.Model(made.kept.input, made.kept.output).save(run.model_keras)
   return run
 
 

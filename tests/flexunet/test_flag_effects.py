@@ -96,7 +96,11 @@ ROWS = {
     "augmentation": ("strong", lambda r: r.config.augmentation.rotation_degrees, 30.0),
 }  # fmt: skip
 # Rows that need more than an expected value; each is a test of its own below or elsewhere.
-OWN_TESTS = {"dataset", "data_dir", "cache_dir", "skip_corrupt", "seed", "deterministic"}
+OWN_TESTS = {
+    "dataset", "data_dir", "cache_dir", "skip_corrupt", "seed", "deterministic", "shown_channel",
+    # Of datasets built elsewhere: tests/pipelines/test_foreign_dataset.py.
+    "label_values", "subject_key", "volume_key", "slice_key", "spacing_key",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

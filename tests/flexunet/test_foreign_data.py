@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from flexunet import config
+from flexunet import config, library
+from flexunet import evaluate as evaluate_program
 from flexunet.core.errors import InputError
 from flexunet.evaluation import evaluate
 from flexunet.training import input_pipeline, run_setup, trainer
@@ -74,9 +75,61 @@ def test_another_dataset_trains_and_is_scored_under_its_own_names(foreign, tmp_p
   assert json.loads(made.metrics_json.read_text())["validation"]["foreground_dice"] is not None
 
 
-def test_classes_without_names_need_their_number(foreign, tmp_path):
-  with pytest.raises(InputError, match="--num_classes"):
-    run(foreign, tmp_path / "run", **KEYS)
+def test_classes_without_names_are_numbered_by_what_the_labels_hold(foreign, tmp_path, capsys):
+  with pytest.raises(InputError, match=r"--num_classes must be 3 .* hold 0, 1, 2\. Got: 5"):
+    run(foreign, tmp_path / "run", {"num_classes": 5})
+  # The features are found by their names, too.
+  config_of_run = run(foreign, tmp_path / "run").read_config()
+  assert config_of_run.model.num_classes == 3
+  assert (config_of_run.data.image_key, config_of_run.data.label_key) == ("scan", "mask")
+  assert "image 'scan', label 'mask'" in capsys.readouterr().err
+
+
+def test_slices_never_count_as_subjects_without_a_word(foreign, tmp_path, capsys):
+  made = run(foreign, tmp_path / "run", {"image_size": (24, 32)}, resize_mode="pad")
+  capsys.readouterr()
+  figures = evaluate.evaluate(made, ["validation"], tolerances_mm=[1.0], show_progress=False)
+  evaluated = figures["validation"]["evaluated"]
+  assert evaluated["counted_by"] == "slice"
+  assert any("every slice counts as a subject" in line for line in evaluated["warnings"])
+  printed = evaluate_program.scores_text("validation", figures["validation"])
+  assert printed.splitlines()[1] == "validation: 6 slices, 6 volumes"
+
+
+def test_sizes_are_measured_and_the_plan_follows_them(tmp_path):
+  def as_dataset(seed):
+    made = [dataset_samples.blob_slice(35, 51, seed + n) for n in range(3)]
+    return tf.data.Dataset.from_generator(
+        lambda: ({"image": i[..., None], "segmentation_mask": m[..., None]} for i, m in made),
+        output_signature={name: tf.TensorSpec((35, 51, 1), tf.uint8)
+                          for name in ("image", "segmentation_mask")},
+    )  # fmt: skip
+
+  pixels = tfds.features.Image(shape=(None, None, 1))
+  builder = tfds.dataset_builders.store_as_tfds_dataset(
+      name="small", version="1.0.0", data_dir=tmp_path / "data",
+      features=tfds.features.FeaturesDict({"image": pixels, "segmentation_mask": pixels}),
+      split_datasets={"train": as_dataset(0), "validation": as_dataset(9)},
+  )  # fmt: skip
+  height, width = run(builder.data_dir, tmp_path / "run").read_config().model.image_size
+  # As small as holds 35 x 51 and divides by the two stages of the network; it was 256 x 256.
+  assert 35 <= height <= 64 and 51 <= width <= 64
+
+
+def test_neighbours_need_volumes_and_places(foreign, tmp_path):
+  with pytest.raises(InputError, match="--context_slices needs volume and place of every slice"):
+    run(foreign, tmp_path / "run", {"image_channels": 3}, context_slices=1)
+
+
+def test_such_a_dataset_opens_in_python_under_its_own_names(foreign):
+  opened = library.open_dataset(data_dir=foreign, label_values=(0, 1, 2))
+  assert opened.class_names == ["background", "class_1", "class_2"]
+  first = next(opened.volumes("train"))
+  assert first.labels[0].shape == (20, 28) and first.images[0].shape == (20, 28, 3)
+  batch = next(iter(opened.batches("train", image_size=32, batch_size=2, image_channels=3)))
+  assert batch["image"].shape == (2, 32, 32, 3) and batch["label"].numpy().max() == 2
+  with pytest.raises(InputError, match="Did you mean 'subject_key'"):
+    library.open_dataset(data_dir=foreign, subject_keys="a")
 
 
 def test_a_wrong_feature_lists_the_right_ones(foreign, tmp_path):

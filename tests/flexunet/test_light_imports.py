@@ -31,6 +31,11 @@ def loaded_after(program: str) -> set[str]:
         "flexunet.pipelines.dataset_source",
         "flexunet.pipelines.record_table",
         "flexunet.pipelines.augmentation.config",
+        "flexunet.pipelines.feature_keys",
+        "flexunet.datasets.builder.plugin",
+        "flexunet.tools.build",
+        "flexunet.tools.convert_config.__main__",
+        "flexunet.tools.inspect_model",
     ],
 )
 def test_a_light_module_loads_no_framework(module):

@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 
+import dataset_samples
 import flagged
 import pytest
 
@@ -71,3 +72,16 @@ def test_a_fold_of_test_subjects_alone_is_refused_before_anything_is_read(data_d
     check_folder(None, data_dir, ("train", "validation"), fold=3)
   with pytest.raises(InputError, match="--fold=0 of .* leaves nothing to train on"):
     check_folder(None, data_dir, ("train", "validation"), fold=0)
+
+
+def test_a_split_without_records_names_those_there_are(tmp_path):
+  data_dir = dataset_samples.write_dataset(
+      tmp_path, {"train": flagged.records("ab", 0), "validation": flagged.records("c", 9)}
+  )
+  message = r"Split 'test' of dataset blobs\S* holds no records.*It has train, validation"
+  with pytest.raises(InputError, match=message):
+    check_folder(None, data_dir, ["test"])
+  with pytest.raises(InputError, match=message):
+    open_dataset(None, data_dir).check_split("test")
+  with pytest.raises(InputError, match="Unknown split.*Did you mean 'validation'"):
+    check_folder(None, data_dir, ["validaton"])

@@ -215,8 +215,10 @@ def test_images_without_a_volume_are_volumes_of_their_own(tmp_path):
   assert table.boxes.tolist() == [
       [top + 2, left + 2, 16, 20], [top - 2, left - 2, 24, 28], [top + 2, left + 2, 16, 20]
   ]  # fmt: skip
-  # Sizes, which nothing had stated before, are known now.
-  assert table.height.tolist() == [16, 24, 16] and table.pixels is None
+  # Sizes and pixels are those of the boxes; nine pixels of each slice are labelled.
+  assert table.height.tolist() == [16, 24, 16]
+  assert table.pixels.sum(axis=1).tolist() == [16 * 20, 24 * 28, 16 * 20]
+  assert table.pixels[:, 1:].sum(axis=1).tolist() == [9, 9, 9]
   with pytest.raises(InputError, match="scan"):
     foreground_boxes.crop_tables(other, [readers.slice_table(other, "train")], "scans", "mask")
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from flexunet import config, run_folder
 from flexunet.core import files
+from flexunet.dataset_facts import DatasetFacts
 from flexunet.evaluation import examples, summary
 from flexunet.evaluation.scores import case_status
 from flexunet.imaging.intensity import IntensityWindow
@@ -50,7 +51,7 @@ def run_config(image_size=(32, 32), resize_mode="pad", **model) -> config.RunCon
           foreground_fraction=0.5,
       ),
       training=config.TrainingConfig(batch_size=4, epochs=3, learning_rate=1e-3, loss="dice"),
-      dataset_facts=config.DatasetFacts(
+      dataset_facts=DatasetFacts(
           name="blobs/slices/1.0.0",
           fingerprint="f" * 16,
           label_scheme=SCHEME,
@@ -106,7 +107,7 @@ def evaluated_run(path, subjects: int = 4) -> run_folder.RunFolder:
       "warnings": ["surface Dice at 1 mm: the tolerance is below the voxel size"],
       "subjects_also_trained_on": [], "subjects_also_validated_on": [],
       "volumes_with_2d_distances": 0, "volumes_without_spacing": 1,
-      "volumes_without_some_slices": 0,
+      "volumes_without_some_slices": 0, "volumes_on_resampled_grid": 0,
       "dataset_splits": {"test": {"subjects": subjects, "volumes": subjects, "slices": 124}},
   }  # fmt: skip
   files.write_json(run.metrics_json, summary.strict({"test": figures}))
@@ -147,7 +148,7 @@ def write_json(path, values) -> None:
 
 def with_facts(run_config: config.RunConfig, **facts) -> config.RunConfig:
   """Returns the config with some of its dataset facts replaced, given as JSON holds them."""
-  replaced = config.DatasetFacts.from_json({**run_config.dataset_facts.to_json(), **facts})
+  replaced = DatasetFacts.from_json({**run_config.dataset_facts.to_json(), **facts})
   return dataclasses.replace(run_config, dataset_facts=replaced)
 
 

@@ -244,3 +244,20 @@ def test_the_program_writes_what_the_function_writes(stroke, augmented, tmp_path
   assert done.returncode == 0, done.stderr
   (report,) = tmp_path.rglob("build_report.json")
   assert build_samples.digests(report.parent) == build_samples.digests(augmented[0].path)
+
+
+def test_copies_of_resampled_slices_do_not_keep_the_labels_of_the_scan(tmp_path):
+  raw = build_samples.raw_folder("hippocampus_t1w", tmp_path / "raw", subjects=2)
+  builder = build_samples.build(
+      "hippocampus_t1w", raw, tmp_path / "data", options={"isotropic_mm": 2.0}
+  )
+  source = built_dataset.open_folder(pathlib.Path(builder.data_path))
+  chosen = plan(copies=1, only_classes=("hippocampus",))
+  folder, count = dataset.write_records(source, chosen, tmp_path / "out")
+  made = built_dataset.open_folder(folder)
+  kept = {row["key"]: len(example["native_label"]) for row, example in made.records()}
+  before = {row["key"]: len(example["native_label"]) for row, example in source.records()}
+  copied = {row["key"] for row in copies_in(made)}
+  assert len(copied) == count > 0 and {kept[key] for key in copied} == {0}
+  assert {key: kept[key] for key in before} == before and max(before.values()) > 0
+  assert not verify_records.verify(made).problems

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -56,6 +57,13 @@ def test_a_model_file_becomes_a_folder_that_tells_its_checks(tmp_path):
   assert [entry["format"] for entry in facts["exports"]] == ["weights", "saved_model"]
   assert facts["image_size"] == [12, 20]
   assert sorted(path.name for path in tmp_path.iterdir()) == ["model.keras", "out"]
+  as_json = started(f"--model={tmp_path / 'model.keras'}", f"--output_dir={tmp_path / 'more'}",
+                    "--formats=weights", "--json")  # fmt: skip
+  printed = json.loads(as_json.stdout)
+  assert printed["output_dir"] == str(tmp_path / "more")
+  written = json.loads((tmp_path / "more" / "export.json").read_text())
+  assert printed["exports"] == written["exports"]
+  shutil.rmtree(tmp_path / "more")
   again = started(f"--model={tmp_path / 'model.keras'}", f"--output_dir={tmp_path / 'out'}")
   assert again.returncode == 1 and "must be new or empty" in again.stderr
 

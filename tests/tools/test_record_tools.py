@@ -10,8 +10,10 @@ import shutil
 import subprocess
 import sys
 
+import build_samples
 import numpy as np
 import pytest
+import scan_folders
 import tensorflow_datasets as tfds
 from PIL import Image
 
@@ -302,6 +304,15 @@ def test_what_the_records_show_is_found_also_where_the_checksums_are_made_again(
   assert silent == []
 
 
+@pytest.mark.parametrize("feature", ["volume", "fold", "label", "slice_index"])
+def test_features_that_lack_one_are_lines_and_no_trace(copy, feature):
+  features = json.loads((copy / "features.json").read_text())
+  del features["featuresDict"]["features"][feature]
+  (copy / "features.json").write_text(json.dumps(features))
+  problems = problems_of(copy)
+  assert problems[0] == "features.json: is not the file that was built (sha256 in checksums.json)."
+
+
 @pytest.mark.parametrize("name", ["build_report.json", "records.csv", "features.json"])
 def test_a_dataset_with_an_edited_file_is_not_opened_for_training(copy, name):
   dataset_source.open_dataset(None, copy)
@@ -478,3 +489,18 @@ def test_the_report_and_export_commands_write_where_they_are_told(slices, tmp_pa
   assert done.returncode == 0 and "train" in done.stdout
   picture = next((tmp_path / "out" / "train" / "images").iterdir())
   assert Image.open(picture).mode == "L"
+
+
+def test_one_of_several_channels_is_exported(tmp_path):
+  raw = scan_folders.nnunet(tmp_path / "raw", channels=("FLAIR", "T1"))
+  for path in raw.rglob("*_0001.nii.gz"):
+    scan_folders.save(255 - scan_folders.voxels(int(path.name[5:9]) - 1000), path)
+  builder = build_samples.build("scan_label", tmp_path / "raw", tmp_path / "data")
+  dataset = built_dataset.find_one(pathlib.Path(builder.data_path))
+  for name, feature in (("FLAIR", "image"), ("T1", "image_2")):
+    export_images.export(dataset, tmp_path / name, "grey", channel=name)
+    for row, example in dataset.records():
+      path = tmp_path / name / row["split"] / "images" / f"{row['key']}.png"
+      np.testing.assert_array_equal(np.asarray(Image.open(path)), example[feature][..., 0])
+  with pytest.raises(InputError, match="Unknown channel"):
+    export_images.export(dataset, tmp_path / "other", channel="T2")

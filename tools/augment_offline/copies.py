@@ -84,14 +84,16 @@ class Copy:
 
   def pixels(self, num_classes: int) -> tuple[int, ...]:
     """Returns the labelled pixels of each class."""
-    return tuple(int(n) for n in np.bincount(self.label.ravel(), minlength=num_classes))
+    counts = np.bincount(self.label.ravel(), minlength=num_classes)
+    return tuple(counts[:num_classes].tolist())  # Behind them are ignored pixels.
 
 
 def choose(dataset: BuiltDataset, plan: Plan) -> list[dict[str, str]]:
   """Returns the rows of the training records that get copies.
 
   Raises:
-    InputError: A dataset of volumes or one that has copies already, an unknown class, or no record.
+    InputError: A dataset of volumes, of several channels or one that has copies already, an unknown
+      class, or no record.
   """
   if "augmentation" in dataset.report:
     raise InputError(
@@ -102,6 +104,11 @@ def choose(dataset: BuiltDataset, plan: Plan) -> list[dict[str, str]]:
     raise InputError(f"{dataset.path}: holds whole volumes. Name a config of slices.")
   if dataset.report.get("file_format", "tfrecord") != "tfrecord":
     raise InputError(f"{dataset.path}: copies are made of tfrecord files. Build with them.")
+  if len(dataset.channel_names) > 1:
+    raise InputError(
+        f"{dataset.path}: has the channels {', '.join(dataset.channel_names)}; copies are made of"
+        " one image a record. Training augments them as it reads them."
+    )
   names = dataset.scheme.names
   for name in plan.only_classes:
     if name not in names[1:]:

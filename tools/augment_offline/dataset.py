@@ -28,6 +28,7 @@ from flexunet.datasets.builder import (
   build_report,
   case_records,
   croissant,
+  native_labels,
   shard_writer,
   tfrecord,
 )
@@ -227,6 +228,8 @@ def _edited(copy: Copy, volume: str) -> bytes:
   }
   for name, value in values.items():
     example.features.feature[name].bytes_list.value[:] = [value]
+  if native_labels.LABEL in example.features.feature:  # Those of the source fit it alone.
+    del example.features.feature[native_labels.LABEL].bytes_list.value[:]
   # Without `deterministic` the fields come in another order in every process.
   return example.SerializeToString(deterministic=True)
 

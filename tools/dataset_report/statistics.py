@@ -123,7 +123,9 @@ def gather(dataset: BuiltDataset, show_progress: bool = False) -> Statistics:
       grey = image if image.ndim == 2 else image.mean(axis=-1).astype(np.uint8)
       if row["split"] != "unlabeled":
         joint = label.astype(np.int64).ravel() * 256 + grey.ravel()
+        joint = joint[joint < num_classes * 256]  # Ignored pixels are of no class.
         intensities += np.bincount(joint, minlength=num_classes * 256).reshape(num_classes, 256)
+      label = dataset.scheme.without_ignored(label)
       sizes[label.shape] = sizes.get(label.shape, 0) + 1
       if row["key"] in wanted:
         # A whole volume is shown by its slice with most foreground; without any, the middle one.

@@ -267,7 +267,8 @@ def test_a_fault_in_a_worker_comes_back_with_its_trace(raw, tmp_path, monkeypatc
   monkeypatch.setattr(workers, "_may_fork", lambda: False)
   builder = build_samples.catalog.builder(HIPPOCAMPUS, tmp_path)
   address = dataclasses.replace(build_run.address_of(builder), config="no such config")
-  task = case_records.CaseTask(builder.inspect_source(raw).cases[0], 0, tmp_path / "x")
+  case = builder.inspect_source(raw).cases[0]
+  task = case_records.CaseTask(case, 0, tmp_path / "x", written=case)
   with pytest.raises(RuntimeError, match="no such config"):
     workers.read_cases(builder, address, [task] * 4, 2)
 

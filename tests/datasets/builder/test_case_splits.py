@@ -10,7 +10,6 @@ from flexunet.datasets import subject_splits
 from flexunet.datasets.builder import case_splits, splits_file
 from flexunet.datasets.builder.raw_folder import Case
 from flexunet.datasets.builder.record_options import SplitOptions
-from flexunet.datasets.builder.splits_file import Place
 
 FOLDS = range(5)
 
@@ -23,21 +22,15 @@ def people(count, **fields):
   return [case(f"p{number:03d}", **fields) for number in range(count)]
 
 
-def sizes(assigned):
-  """Returns how many subjects each fold holds."""
-  found = collections.Counter(assigned.folds.values())
-  return [found[fold] for fold in FOLDS]
-
-
 @pytest.mark.parametrize("count", [5, 6, 7, 8, 16, 23, 40, 101])
 def test_folds_are_balanced_over_train_and_validation(count):
   # Folds over all subjects, from which the test subjects then leave: 5 left one fold empty, and 16
   # made folds of 4, 1, 3, 3, 3.
   assigned = case_splits.decide(people(count), "salt")
   part = [s for s, split in assigned.splits.items() if split in ("train", "validation")]
-  assert sum(sizes(assigned)) == len(part)
-  assert max(sizes(assigned)) - min(sizes(assigned)) <= 1
-  assert min(sizes(assigned)) > 0 or len(part) < 5
+  assert sum(assigned.fold_sizes()) == len(part)
+  assert max(assigned.fold_sizes()) - min(assigned.fold_sizes()) <= 1
+  assert min(assigned.fold_sizes()) > 0 or len(part) < 5
   held_out = {s for s, split in assigned.splits.items() if split == "test"}
   assert held_out and {assigned.folds[subject] for subject in held_out} == {-1}
 
@@ -69,8 +62,8 @@ def test_published_splits_and_folds_are_kept_and_the_others_dealt_without_them()
   alone = case_splits.decide(others, "salt")
   assert {s: assigned.splits[s] for s in alone.splits} == alone.splits
   assert assigned.reasons["a"] == "publisher" and assigned.reasons["p000"] == "shares"
-  # 17 of the 20 and b take part, in 18 = 4 + 4 + 4 + 3 + 3; the published fold of a adds to fold 3.
-  assert sorted(sizes(assigned)) in ([3, 4, 4, 4, 4], [3, 3, 4, 4, 5])
+  # 17 of the 20 and b take part; a, of the test split, does not, though its publisher gave a fold.
+  assert sorted(assigned.fold_sizes()) == [3, 3, 4, 4, 4]
 
 
 def test_a_subject_that_its_publisher_divided_stays_divided():
@@ -111,7 +104,7 @@ def test_with_a_splits_file_subjects_can_be_added_one_by_one_and_nobody_moves(tm
     for split, share in subject_splits.RATIOS.items():
       # With three subjects no split is empty, which is 1.1 fewer in train than its share.
       assert abs(found[split] - share * count) < (1 if count > 3 else 1.2)
-    assert max(sizes(now)) - min(sizes(now)) <= 1
+    assert max(now.fold_sizes()) - min(now.fold_sizes()) <= 1
     before = now
 
 
@@ -152,8 +145,9 @@ def test_a_file_may_use_the_names_of_the_records_of_the_raw_folder_or_of_a_scan(
       "x_ann": {"split": "test"}, "bob": {"split": "validation"}, "gone": {"split": "test"}})
   assigned = case_splits.decide(cases, "salt", options, lambda subject: f"x_{subject}")
   assert (assigned.splits["ann"], assigned.splits["bob"]) == ("test", "validation")
-  assert assigned.absent == {"gone": Place("test")}
-  assert "gone (1)" in assigned.warnings[0]
+  # The names of a user's own list are for the user alone.
+  assert assigned.absent == {} and not assigned.warnings
+  assert "gone (1)" in assigned.notices[0]
   by_scan = options_of(tmp_path, folds=[{"train": ["bob"], "val": ["ann_1", "ann_2"]},
                                         {"train": ["ann_1", "ann_2"], "val": ["bob"]}])
   found = case_splits.decide(cases[:3], "salt", by_scan)
@@ -164,8 +158,31 @@ def test_a_file_may_use_the_names_of_the_records_of_the_raw_folder_or_of_a_scan(
 def test_an_absent_subject_gets_its_place_back(tmp_path):
   first = case_splits.decide(people(20), "salt")
   fewer = case_splits.decide(people(20)[5:], "salt", options_of(tmp_path, first))
+  assert len(fewer.absent) == 5 and "p000, p001" in fewer.warnings[0]
   again = case_splits.decide(people(20), "salt", options_of(tmp_path, fewer))
   assert again.splits == first.splits and again.folds == first.folds
+
+
+def test_a_copy_of_a_listed_subject_goes_where_that_one_is(tmp_path):
+  first = case_splits.decide(people(20), "salt")
+  listed = next(s for s, split in sorted(first.splits.items()) if split == "validation")
+  cases = [*people(20), *(case(f"q{number}") for number in range(3))]
+  grown = case_splits.decide(
+      cases, "salt", options_of(tmp_path, first), joined=[[listed, "q0"], ["q1", "q2"]]
+  )
+  assert grown.splits["q0"] == "validation" and grown.reasons["q0"] == "identical images"
+  assert grown.folds["q0"] == first.folds[listed] == grown.folds[listed]
+  assert grown.splits["q1"] == grown.splits["q2"]
+  assert {s: grown.splits[s] for s in first.splits} == first.splits
+
+
+def test_copies_on_two_sides_of_the_file_stay_there(tmp_path):
+  options = options_of(tmp_path, subjects={
+      "p000": {"split": "train"}, "p001": {"split": "test"}})
+  assigned = case_splits.decide(people(9), "salt", options, joined=[["p000", "p001", "p002"]])
+  assert assigned.splits["p000"] == "train"
+  # Nobody moves; what the file does not name keeps out of train and of the choice of the model.
+  assert assigned.splits["p001"] == assigned.splits["p002"] == "test"
 
 
 def test_the_holdout_is_the_test_split_it_alone(tmp_path):
@@ -207,7 +224,7 @@ def test_a_holdout_of_unknown_or_trained_on_subjects_is_refused(tmp_path):
 
 
 def test_shares_that_decide_nothing_are_refused():
-  with pytest.raises(InputError, match="--split_shares decide nothing here"):
+  with pytest.raises(InputError, match="--split_shares cannot be followed"):
     case_splits.decide(people(5, split="train"), "salt", SplitOptions(split_shares=(80, 10, 10)))
 
 
@@ -218,3 +235,36 @@ def test_shares_that_decide_nothing_are_refused():
 def test_shares_that_make_no_sense_are_refused(shares):
   with pytest.raises(InputError, match="split_shares must be"):
     SplitOptions(split_shares=shares)
+
+
+def test_an_empty_split_says_why_and_what_to_do(tmp_path):
+  two = case_splits.decide(people(2), "salt")
+  assert two.why_empty("test") == (
+      "Split test is empty: 2 subjects are too few for it. Add subjects, or score by"
+      " cross-validation, in which each subject is validated once: train with --fold=0 to --fold=1,"
+      " and evaluate each run with --split=validation."
+  )
+  one = case_splits.decide(people(1), "salt")
+  assert one.why_empty("validation").endswith("1 subject is too few for it. Add subjects.")
+  none_asked = case_splits.decide(people(9), "salt", SplitOptions(split_shares=(80, 20, 0)))
+  assert none_asked.why_empty("test") == ""
+  published = case_splits.decide(people(9, split="train"), "salt")
+  assert published.why_empty("test") == (
+      "Split test is empty: none of the 9 subjects here falls to it, by publisher."
+  )
+  path = tmp_path / "subjects.txt"
+  path.write_text("p000\np001\n")
+  rest = case_splits.decide(people(3), "salt", SplitOptions(holdout=str(path)))
+  assert rest.why_empty("validation").endswith("Add subjects, or name fewer in --holdout.")
+
+
+def test_how_much_is_labelled_can_be_spread_evenly():
+  loads = {f"p{number:03d}": max(0, number - 20) / 100 for number in range(80)}
+  assigned = case_splits.decide(people(80), "salt", loads=loads)
+  assert collections.Counter(assigned.strata.values()) == {
+      "nothing": 21, "little": 20, "some": 20, "much": 19}
+  assert assigned.strata["p021"] == "little" and assigned.strata["p079"] == "much"
+  for stratum in ("nothing", "little", "some", "much"):
+    found = collections.Counter(
+        assigned.splits[s] for s in assigned.splits if assigned.strata[s] == stratum)
+    assert found["train"] in (13, 14, 15) and min(found["test"], found["validation"]) >= 2

@@ -1,12 +1,15 @@
 """The options of a build: planes, empty slices, windows, resampling."""
 
+import json
+import pathlib
+
 import build_samples
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
 from flexunet.core.errors import InputError
-from flexunet.datasets import catalog
+from flexunet.datasets import built_dataset, catalog
 from flexunet.datasets.builder.record_options import RecordOptions, VolumeOptions
 from flexunet.imaging import nifti, slicing
 from flexunet.imaging.slicing import Slices
@@ -184,3 +187,20 @@ def test_split_options_leave_a_config_its_name():
   builder = catalog.builder(HIPPOCAMPUS, "/none", options={"split_seed": 1, "plane": "axial"})
   assert builder.builder_config.name == "slices-plane_axial"
   assert builder.split_options.split_seed == 1
+
+
+def test_labels_can_decide_on_the_strata_and_the_records_hold_the_folds(tmp_path):
+  raw = build_samples.raw_folder(HIPPOCAMPUS, tmp_path / "raw", subjects=12)
+  builder = build_samples.build(
+      HIPPOCAMPUS, raw, tmp_path / "out", options={"stratify": "foreground"})
+  assert builder.builder_config.name == "slices"
+  assert build_samples.report_of(builder)["split_options"] == {"stratify": "foreground"}
+  folder = pathlib.Path(builder.data_path)
+  listed = json.loads((folder / "splits.json").read_text())["subjects"]
+  strata = [entry["stratum"].split()[-1] for entry in listed.values()]
+  assert {name: strata.count(name) for name in strata} == {"little": 4, "some": 4, "much": 4}
+  for row, record in built_dataset.open_folder(folder).records():
+    assert int(row["fold"]) == record["fold"]
+    if row["split"] != "unlabeled":
+      entry = listed[record["subject"]]
+      assert (entry["split"], entry["fold"]) == (row["split"], record["fold"])

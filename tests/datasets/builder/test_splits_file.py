@@ -44,6 +44,7 @@ def test_a_split_is_enough(tmp_path):
         ("[" * 100_000, "must be JSON"),
         ('{"form": 1, "subjects": {"a": {"split": "test"}, "a": {"split": "train"}}}',
          "'a' stands there twice"),
+        ('{"form": 1, "subjects": {"\\ud800": {"split": "train"}}}', "must be JSON"),
         (5, "must be a splits.json that a build wrote"),
         ({"splits": {}}, "must be a splits.json that a build wrote"),
         ({"form": 2, "subjects": {}}, "must be of form 1. Got: 2"),
@@ -95,3 +96,11 @@ def test_names_stand_one_a_line_and_comments_do_not_count(tmp_path):
   path.write_text("# nobody\n")
   with pytest.raises(InputError, match="must list subjects"):
     splits_file.read_names(str(path))
+
+
+def test_the_file_of_a_dataset_that_a_killed_build_had_put_aside_is_found(tmp_path):
+  aside = tmp_path / ".replaced-1.0.0"
+  aside.mkdir()
+  (aside / "splits.json").write_text(json.dumps(listing(a={"split": "train"})))
+  found = splits_file.read(str(tmp_path / "1.0.0" / "splits.json"))
+  assert found.places == {"a": Place("train")}

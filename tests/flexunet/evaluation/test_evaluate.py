@@ -113,6 +113,24 @@ def test_a_perfect_network_scores_one_and_empty_volumes_do_not_count(run, data_d
   assert evaluated["dataset_splits"]["train"] == {"subjects": 1, "volumes": 1, "slices": 2}
 
 
+def test_volumes_are_scored_as_prediction_sees_them_at_the_pixel_size_of_training(
+    run, data_dir, monkeypatch
+):
+  shapes = []
+
+  class Watching(run_samples.BrightnessNetwork):
+    def predict_on_batch(self, batch):
+      shapes.append(tuple(np.ptp(np.argwhere(batch[0, ..., 0]), axis=0) + 1))
+      return super().predict_on_batch(batch)
+
+  monkeypatch.setattr(evaluate, "load_model", lambda run: Watching())
+  sizes = {name: [1.0, 1.0] for name in ("low_mm", "median_mm", "high_mm")}
+  run.write_config(run_samples.with_facts(run.read_config(), pixel_sizes=sizes))
+  scores_of(run, ["train"], data_dir)
+  # 20 x 26 pixels of 1 x 0.5 mm: 13 columns of 1 mm.
+  assert set(shapes) == {(20, 13)}
+
+
 def test_subjects_that_the_run_has_seen_are_named_whatever_the_splits_of_today(
     run, tmp_path, capsys
 ):
@@ -134,24 +152,6 @@ def test_subjects_that_the_run_has_seen_are_named_whatever_the_splits_of_today(
   assert figures["train"]["evaluated"]["subjects_also_trained_on"] == []
   said, report = capsys.readouterr().err, run.report_html.read_text()
   assert f"warning: test: {leak}" in said and leak in report and chose in report
-
-
-def test_volumes_are_scored_as_prediction_sees_them_at_the_pixel_size_of_training(
-    run, data_dir, monkeypatch
-):
-  shapes = []
-
-  class Watching(run_samples.BrightnessNetwork):
-    def predict_on_batch(self, batch):
-      shapes.append(tuple(np.ptp(np.argwhere(batch[0, ..., 0]), axis=0) + 1))
-      return super().predict_on_batch(batch)
-
-  monkeypatch.setattr(evaluate, "load_model", lambda run: Watching())
-  sizes = {name: [1.0, 1.0] for name in ("low_mm", "median_mm", "high_mm")}
-  run.write_config(run_samples.with_facts(run.read_config(), pixel_sizes=sizes))
-  scores_of(run, ["train"], data_dir)
-  # 20 x 26 pixels of 1 x 0.5 mm: 13 columns of 1 mm.
-  assert set(shapes) == {(20, 13)}
 
 
 def test_a_run_that_keeps_no_subjects_is_compared_with_the_splits_of_today_and_says_so(

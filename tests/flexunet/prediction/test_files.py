@@ -227,6 +227,69 @@ def test_output_is_never_replaced_unasked(tmp_path):
   assert nifti.read(target).voxels.shape == (3, 4, 5)
 
 
+def test_what_is_there_is_skipped_and_no_failure(tmp_path):
+  for name in ("a.nii", "b.nii"):
+    nib.save(nib.Nifti1Image(VOXELS, np.eye(4)), tmp_path / name)
+  assert predict(tmp_path / "a.nii", tmp_path / "out").predicted == 1
+  before = (tmp_path / "out" / "a_label.nii").stat()
+  outcome = predict(tmp_path, tmp_path / "out", skip_existing=True)
+  assert (outcome.predicted, outcome.existing, outcome.failures) == (1, 1, [])
+  assert (tmp_path / "out" / "a_label.nii").stat().st_mtime_ns == before.st_mtime_ns
+  again = predict(tmp_path, tmp_path / "out", skip_existing=True)
+  assert (again.predicted, again.existing, again.failures) == (0, 2, [])
+
+
+def test_what_a_run_that_was_cut_short_left_is_replaced(tmp_path):
+  nib.save(nib.Nifti1Image(VOXELS, np.eye(4)), tmp_path / "a.nii")
+  nib.save(nib.AnalyzeImage(VOXELS, None), tmp_path / "b.hdr")
+  (tmp_path / "out").mkdir()
+  (tmp_path / "out" / "a_overlay.png").write_bytes(b"")
+  (tmp_path / "out" / "b_label.hdr").write_bytes(b"")  # Its .img is not there.
+  outcome = predict(tmp_path, tmp_path / "out", skip_existing=True, overlay=True)
+  assert (outcome.predicted, outcome.existing, outcome.failures) == (2, 0, [])
+  assert nifti.read(tmp_path / "out" / "b_label.hdr").voxels.shape == VOXELS.shape
+  assert (tmp_path / "out" / "a_overlay.png").stat().st_size > 0
+
+
+def test_a_label_that_is_there_without_what_is_asked_for_is_kept_and_said(tmp_path):
+  nib.save(nib.Nifti1Image(VOXELS, np.eye(4)), tmp_path / "a.nii")
+  predict(tmp_path / "a.nii", tmp_path / "out")
+  outcome = predict(tmp_path / "a.nii", tmp_path / "out", skip_existing=True, probabilities=True)
+  (line,) = outcome.warnings
+  assert "1 scan skipped for the label that is there" in line and "a.nii" in line
+  assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_label.nii"]
+
+
+def test_keeping_and_replacing_exclude_each_other(tmp_path):
+  with pytest.raises(InputError, match="Pass one of the two"):
+    files.Outputs(folder=tmp_path, overwrite=True, skip_existing=True)
+
+
+def test_images_of_several_channels_are_stacked(tmp_path):
+  class Second(run_samples.BrightnessNetwork):
+    def predict_on_batch(self, batch):
+      return super().predict_on_batch(batch[..., 1:2])
+
+  truth = make_label((20, 26, 1))[..., 0]
+  (tmp_path / "in").mkdir()
+  Image.fromarray(np.zeros_like(truth)).save(tmp_path / "in" / "a_0000.png")
+  Image.fromarray(GREYS[truth].astype(np.uint8)).save(tmp_path / "in" / "a_0001.png")
+  model = dataclasses.replace(make_config().model, image_channels=2)
+  run_config = dataclasses.replace(make_config(channel_names=["T1", "T2"]), model=model)
+  outputs = files.Outputs(folder=tmp_path / "out", overlay=False)
+  outcome = files.predict_path(
+      tmp_path / "in", Predictor(Second(), run_config), run_config, outputs, show_progress=False
+  )
+  assert outcome.failures == []
+  assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "a_label.png")), truth)
+  Image.fromarray(np.zeros((3, 4), np.uint8)).save(tmp_path / "in" / "a_0000.png")
+  again = dataclasses.replace(outputs, overwrite=True)
+  outcome = files.predict_path(
+      tmp_path / "in", Predictor(Second(), run_config), run_config, again, show_progress=False
+  )
+  assert "a_0000.png has 3x4 pixels, this one 20x26" in outcome.failures[0]
+
+
 def test_either_file_of_a_pair_protects_both(tmp_path):
   nib.save(nib.AnalyzeImage(VOXELS, None), tmp_path / "a.hdr")
   (tmp_path / "out").mkdir()

@@ -9,6 +9,7 @@ import run_samples
 from flexunet import run_folder
 from flexunet.core.errors import InputError
 from flexunet.pipelines.laterality import Laterality
+from flexunet.pipelines.resizing import Resizing
 from flexunet.prediction.predictor import Predictor, load_model, to_label
 
 # Grey values of the three classes, as `BrightnessNetwork` tells them apart.
@@ -206,6 +207,27 @@ def test_neighbours_become_channels_and_ends_repeat():
   slices = np.stack([np.full((32, 32), grey, np.uint8) for grey in GREYS])
   assert [label[0, 0] for label in chosen.labels(slices)] == [0, 1, 2]
   assert network.batch[:3, 0, 0].tolist() == [[10, 10, 120], [10, 120, 240], [120, 240, 240]]
+
+
+@pytest.mark.parametrize("context", [0, 1])
+def test_a_batch_is_resized_in_one_call(monkeypatch, context):
+  calls = []
+  resize = Resizing.apply_image
+  monkeypatch.setattr(
+      Resizing, "apply_image",
+      lambda self, image: calls.append(int(image.shape[0])) or resize(self, image),
+  )  # fmt: skip
+
+  class Middle(run_samples.BrightnessNetwork):
+    def predict_on_batch(self, batch):
+      return super().predict_on_batch(batch[..., context : context + 1])
+
+  truth = checkered(20, 24, 6)
+  chosen = predictor(Middle(), batch_size=4)
+  chosen._context = context
+  assert np.array_equal(np.stack(chosen.labels(GREYS[truth])), truth)
+  # Four slices and two; with neighbours, one more where there is one.
+  assert calls == [4 + context, 2 + context]
 
 
 def test_a_run_without_a_model_says_so(tmp_path):

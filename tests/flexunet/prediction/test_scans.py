@@ -81,9 +81,13 @@ def test_formats_that_are_not_read_are_counted_by_ending(tmp_path):
   touch(tmp_path, "a.nii", "b.mif", "c.MIF", "d.mif.gz", "e.par", "notes.txt", "x/f.mif")
   found = find(tmp_path)
   assert found.not_read == {".mif": 3, ".mif.gz": 1, ".par": 1}
-  counts = {"predicted": 1, "failed": 0, "resampled": 0, "labels_skipped": 0, "images_skipped": 0,
-            "not_read": found.not_read, "dicom_skipped": {"a DICOM report": 2}}  # fmt: skip
+  counts = {"predicted": 1, "existing": 2, "failed": 0, "resampled": 0, "labels_skipped": 0,
+            "images_skipped": 0, "channels_skipped": 5, "not_read": found.not_read,
+            "not_scans": found.not_scans, "dicom_skipped": {"a DICOM report": 2}}  # fmt: skip
   text = predict.outcome_text(counts, tmp_path)
+  assert "2 skipped, whose label is there already" in text
+  assert "5 files skipped, of channels or modalities that the run does not know" in text
+  assert "1 file skipped, no scans: 1 .txt" in text
   assert "3 .mif files skipped: an MRtrix scan, which is not read; mrconvert (MRtrix3)" in text
   assert "2 DICOM files skipped: a DICOM report" in text
 

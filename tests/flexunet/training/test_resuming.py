@@ -11,6 +11,7 @@ from resume_runs import start, train
 from flexunet import config
 from flexunet.core import files
 from flexunet.core.errors import InputError
+from flexunet.dataset_facts import DatasetFacts
 from flexunet.training import checkpoints, resuming
 
 _KILLED = -9
@@ -157,7 +158,7 @@ def run_config(**changes):
       model=config.ModelConfig(num_classes=2),
       data=config.DataConfig(),
       training=config.TrainingConfig(**changes),
-      dataset_facts=config.DatasetFacts(**facts),
+      dataset_facts=DatasetFacts(**facts),
       reasons=reasons,
   )
 

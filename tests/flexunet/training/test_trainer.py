@@ -202,9 +202,11 @@ def test_a_run_leaves_everything_it_promises(finished):
 def test_the_config_is_complete_and_reads_back(finished):
   run, _ = finished
   stored = run.read_config()
+  of_others = {"subject_key", "volume_key", "slice_key", "spacing_key"}
   for part in (stored.model, stored.data, stored.training):
     for name, value in vars(part).items():
-      assert value is not None or name in {"dataset", "cache_dir", "init_from"}, name
+      open_ones = {"dataset", "cache_dir", "init_from", *of_others}
+      assert value is not None or name in open_ones, name
   assert stored.model.image_size == (20, 28) and stored.data.resize_mode == "pad"
   assert stored.dataset_facts.spacing_mm == (1.0, 2.0)
   manifest = json.loads(run.manifest_json.read_text())
@@ -291,6 +293,22 @@ def test_the_same_seed_gives_the_same_weights(data_dir, tmp_path):
     network = keras.saving.load_model(run.model_keras, compile=False)
     weights.append(np.concatenate([w.ravel() for w in network.get_weights()]))
   np.testing.assert_array_equal(weights[0], weights[1])
+
+
+def test_classes_that_a_split_lacks_are_said_kept_and_reported(tmp_path, capsys):
+  splits = {"train": blobs("ab", 0), "validation": blobs("d", 100), "test": blobs("e", 200)}
+  for record in splits["validation"]:
+    record["label"] = record["label"] * (record["label"] < 2)
+  for record in splits["test"]:
+    record["label"] = record["label"] * 0
+  folder = dataset_samples.write_dataset(tmp_path / "data", splits)
+  run, _ = train(folder, tmp_path / "run", epochs=1, previews=0)
+  empty = "Split test has no foreground: all 4 labels are background. No score can come of it."
+  lacks = "Class bright occurs in train, but not in validation."
+  assert json.loads(run.manifest_json.read_text())["label_warnings"] == [empty, lacks]
+  said, shown = capsys.readouterr().err, run.report_html.read_text()
+  for line in (empty, lacks):
+    assert f"Warning: {line}" in said and line in shown
 
 
 def test_the_network_starts_from_the_classes_shares(data_dir):
