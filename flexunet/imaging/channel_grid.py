@@ -52,7 +52,9 @@ def read_others(
   """
   channels, moved = [], []
   for position, path in enumerate(paths):
-    channel = StoredChannel(*scan_files.read_stored(path))
+    stored, slope, inter = scan_files.read_stored(path)
+    # Axes that only run another way, or come in another order, are turned.
+    channel = StoredChannel(stored.turned_like(first), slope, inter)
     if not agree(first, channel.stored):
       if not resample:
         raise _refusal(path, first_path, first, channel.stored)

@@ -220,7 +220,7 @@ def _predict_image(
   pixels = _read_image(scan, run_config)
   if scan.others:
     pixels = _stacked(pixels, scan)
-  image = pixels if pixels.ndim == 2 else np.round(pixels.mean(axis=-1)).astype(np.uint8)
+  image = pixels if pixels.ndim == 2 else overlay.grey_of(pixels, run_config.shown_channel)
   probability = next(predictor.probabilities([pixels]))
   label = to_label(probability)
   scheme = run_config.dataset_facts.label_scheme

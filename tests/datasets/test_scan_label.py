@@ -572,6 +572,24 @@ def test_channels_on_other_grids_are_refused_or_resampled(tmp_path):
   assert np.ptp(np.diff(row[1:8])) <= 1
 
 
+def test_a_channel_whose_axes_run_another_way_is_turned(tmp_path):
+  folder = scan_folders.nnunet(tmp_path / "raw", channels=("T1", "T2"))
+  plain, _ = channels_of(tmp_path / "raw", tmp_path)
+  other = folder / "imagesTr" / "case_1000_0001.nii.gz"
+  scan_folders.save(*turned_to(other, "RPI"))
+  found, notes = channels_of(tmp_path / "raw", tmp_path)
+  assert "resampled_channels" not in notes.facts
+  for (images, _), (wanted, _) in zip(found, plain, strict=True):
+    np.testing.assert_array_equal(images[1], wanted[1])
+
+
+def turned_to(path, codes):
+  """Returns (voxels, path, affine) of a scan with its axes running another way."""
+  image = nib.load(path)
+  voxels, affine = turned(np.asanyarray(image.dataobj), image.affine, codes)
+  return voxels, path, affine
+
+
 def test_whole_volumes_hold_every_channel_and_are_cut_the_same(tmp_path):
   scan_folders.nnunet(tmp_path / "raw", channels=("T1", "T2"))
   slices, _ = channels_of(tmp_path / "raw", tmp_path)

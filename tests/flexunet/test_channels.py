@@ -1,5 +1,7 @@
 """A dataset of several channels, from its records to previews and predicted scans."""
 
+import shutil
+
 import build_samples
 import flagged
 import nibabel as nib
@@ -13,7 +15,9 @@ from flexunet.dataset_facts import DatasetFacts
 from flexunet.evaluation import evaluate, labelled_volumes
 from flexunet.pipelines import readers
 from flexunet.pipelines.dataset_source import open_dataset
+from flexunet.prediction import files as prediction_files
 from flexunet.prediction import predictor as predictors
+from flexunet.prediction.outputs import Outputs
 from flexunet.reporting import overlay
 
 FLAGS = ("--batch_size=4", "--epochs=1", "--num_layers=2", "--base_filters=4", "--previews=0",
@@ -123,6 +127,25 @@ def test_a_scan_is_predicted_from_a_file_for_each_channel(data_dir, raw):
         )
   with pytest.raises(InputError, match="must have 2 channels. Got: 1"):
     predictors.predict_scan(predictor, run.config, paths[0])
+
+
+def test_a_folder_of_numbered_channels_gives_one_label_a_case(data_dir, raw, tmp_path):
+  run = setup(data_dir)
+  predictor = predictors.Predictor(run.network, run.config)
+  folder = tmp_path / "imagesTs"
+  folder.mkdir()
+  for path in raw.rglob("case_100[01]_000?.nii.gz"):
+    shutil.copy(path, folder)
+  outputs = Outputs(folder=tmp_path / "out")
+  found = prediction_files.predict_path(
+      folder, predictor, run.config, outputs, show_progress=False
+  )
+  assert (found.predicted, found.failures) == (2, [])
+  labels = sorted((tmp_path / "out").rglob("*_label.nii.gz"))
+  assert len(labels) == 2
+  paths = sorted(raw.rglob("case_1000_000?.nii.gz"))
+  whole = predictors.predict_scan(predictor, run.config, paths[0], paths[1:])
+  np.testing.assert_array_equal(np.asanyarray(nib.load(labels[0]).dataobj), whole.label)
 
 
 def test_a_run_is_not_scored_on_other_channels(data_dir, tmp_path):

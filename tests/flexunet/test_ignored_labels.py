@@ -100,7 +100,7 @@ def test_scores_do_not_count_them(data_dir):
     def __init__(self):
       self.volumes = iter(truth.values())
 
-    def probabilities(self, images):
+    def probabilities(self, images, spacing_mm=None):
       volume = next(self.volumes)
       for label, ignored in zip(volume.labels, volume.ignored, strict=True):
         yield np.eye(3, dtype=np.float32)[np.where(ignored, 1, label)]
