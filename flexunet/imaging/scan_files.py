@@ -7,6 +7,7 @@ such a file is read.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import os
@@ -332,11 +333,15 @@ def _gather_dicom(paths: Sequence[pathlib.Path], series: str, labels: bool) -> S
   """Groups DICOM files into series, one scan each."""
   groups, left = dicom.group(paths, series)
   scans = []
+  marks = collections.Counter((group.files[0].parent, group.number) for group in groups)
   for group in groups:
-    stem = stem_of(group.files[0])
+    first = group.files[0]
+    stem = stem_of(first)
     if len(group.files) > 1:
-      mark = group.number or group.files[0].stem
-      stem = group.files[0].parent.name + ("" if group.alone else f"_series{mark}")
+      # Series may share a number; their first files tell them apart.
+      own = [group.number] if group.number else []
+      own += [stem] if marks[first.parent, group.number] > 1 or not own else []
+      stem = first.parent.name + ("" if group.alone else f"_series{'_'.join(own)}")
     scans.append(ScanFile(group.files[0], stem, ".dcm", group.files))
   if labels:
     for path in [path for path in left if dicom_segmentation.is_segmentation(path)]:

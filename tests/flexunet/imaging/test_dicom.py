@@ -147,6 +147,13 @@ def test_a_folder_is_grouped_into_series_and_what_is_no_scan_is_named(tmp_path):
   assert list(found.not_read.values()) == ["a DICOM report"]
 
 
+def test_series_of_one_number_are_told_apart_by_their_files(tmp_path):
+  write_series(tmp_path / "case", VOXELS, number=2)
+  write_series(tmp_path / "case", VOXELS, number=2, series="1.2.3.8", names="S{}.dcm")
+  found = scan_files.gather((tmp_path / "case").iterdir())
+  assert [scan.stem for scan in found.scans] == ["case_series2_IM0001", "case_series2_S1"]
+
+
 @pytest.mark.parametrize("series", ["8", "1.2.3.8", "2.3.8"])
 def test_one_of_several_series_is_chosen_by_number_or_end_of_its_uid(tmp_path, series):
   write_series(tmp_path, VOXELS, number=3)
