@@ -31,20 +31,21 @@ NativeReader = Callable[[tf.Tensor], dict[str, tf.Tensor]]
 
 
 @contextlib.contextmanager
-def named_record(table: RecordTable, row: Callable[[], int]) -> Iterator[None]:
+def named_record(table: RecordTable, row: int | Callable[[], int]) -> Iterator[None]:
   """Turns what TensorFlow raises of a damaged record in the block into an InputError.
 
   Args:
     table: Holds the record.
-    row: Returns its row when it has been raised.
+    row: Its row, or what returns it when it has been raised.
   """
   try:
     yield
   except (tf.errors.DataLossError, tf.errors.InvalidArgumentError, tf.errors.OutOfRangeError,
           tf.errors.UnknownError) as error:  # fmt: skip
+    named = table.describe(row if isinstance(row, int) else row())
     raise InputError(
-        f"Every record must be readable, but {table.describe(row())} cannot be. Build or copy the"
-        " dataset again; flexunet verify names all such records."
+        f"Every record must be readable, but {named} cannot be. Build or copy the dataset again;"
+        " flexunet verify names all such records."
     ) from error
 
 
@@ -309,7 +310,7 @@ def _cut_volumes(source: DatasetSource, split: str, records: RecordTable) -> Rec
   for row in progress.bar(
       range(len(records)), desc=f"volumes of {split}", unit="volume", delay=3.0, leave=False
   ):
-    with named_record(records, lambda row=row: row):
+    with named_record(records, row):
       slices = _slices_of_volume(source, recipe, reader, row)
     used += sum(one.image.size + one.label.size for one in slices)
     if used > limit:

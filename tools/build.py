@@ -231,7 +231,8 @@ def print_summary(builder: SegmentationBuilder) -> None:
   for reason, count in sorted(_sum_by_reason(report["slices_left_out"]).items()):
     print(f"left out: {count} slices ({reason})")
   for line in report["warnings"]:
-    print(f"warning: {line}", file=sys.stderr)
+    shown = line if builder.names is None else builder.names.as_in_source(line)
+    print(f"warning: {shown}", file=sys.stderr)
   counts = report["split_by"]
   if decided := _decided_by(counts):
     print(f"subjects{decided}")

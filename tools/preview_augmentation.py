@@ -233,7 +233,7 @@ def pick_examples(
   reader = readers.RecordReader(source.info.features, table, keys, label_key)
   examples = []
   for row in order[:count]:
-    with readers.named_record(table, lambda row=row: int(row)):
+    with readers.named_record(table, int(row)):
       decoded = reader.decode(reader.serialized(np.int64(row)))
       image, label = decoded["image"].numpy(), decoded["label"].numpy()[..., 0]
     # Three channels of a scan are no colours: the first one is shown.

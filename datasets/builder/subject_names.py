@@ -182,6 +182,12 @@ class SubjectNames:
       line = _replace_word(line, name, self.file(name))
     return line
 
+  def as_in_source(self, line: str) -> str:
+    """Returns a line of the report with files as the raw folder names them: for the terminal."""
+    for path, label in self._files.items():
+      line = line.replace(label, path)
+    return line
+
   def about(self) -> dict[str, Any]:
     """Returns what the report says of the names."""
     return {"asked": self._mode, "pseudonyms": len(self.pseudonyms)}

@@ -31,6 +31,7 @@ _LABEL_STEM = re.compile(rf"(?:(?P<base>.+)[-_. ])?{_LABEL_WORD}", re.IGNORECASE
 _IMAGE_STEM = re.compile(r"(?P<base>.+)[-_. ](image|img|imaging|scan|volume)", re.IGNORECASE)
 _NUMBERED = re.compile(r"(?P<base>.+)_(?P<channel>\d{4})")
 _SEPARATORS = "-_. "
+_SHOWN = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +142,7 @@ def scans_of(
           f"{findings.relative(pair.labels)}: no label is named like a scan, e.g. scan"
           f" {min(images, default='none')}, label {min(labels)}. Rename them, or write scans.csv."
       )
+    _warn_of_unlabelled(findings, pairing, bool(labels))
     # Where the folder publishes sides of its own, the side without a name is the training one.
     side = pair.side or ("train" if labelled_sides - {""} else "")
     for name, channels in pairing.images.items():
@@ -149,6 +151,21 @@ def scans_of(
       own_side = side if label is not None else ""
       scans.append(RawScan(name, name, images_of, label, own_side))
   return scans
+
+
+def _warn_of_unlabelled(findings: Findings, pairing: Pairing, has_labels: bool) -> None:
+  """Names the scans without a label in a folder whose other scans have one."""
+  bare = [
+      findings.relative(channels[min(channels)])
+      for name, channels in pairing.images.items()
+      if name not in pairing.labels
+  ]
+  if has_labels and bare:
+    more = f" and {len(bare) - _SHOWN} more" if len(bare) > _SHOWN else ""
+    findings.warn(
+        f"{', '.join(bare[:_SHOWN])}{more}: no label has this name, so it goes to the split"
+        " unlabeled."
+    )
 
 
 def _named(

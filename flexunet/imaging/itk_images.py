@@ -1,8 +1,9 @@
 """Reads MetaImage (.mha, .mhd) and NRRD (.nrrd, .nhdr) by SimpleITK, and writes labels like them.
 
-SimpleITK decodes; the text of the header is read here before, so that sizes are checked before
-memory is taken, files that are missing are named, and a compressed stream is held against its
-checksum, which ITK only prints about. ITK's world is LPS+ mm, ours RAS+.
+The text of the header is read here before SimpleITK sees the file, so that sizes are checked before
+memory is taken and files that are missing are named. Compressed voxels are inflated here and held
+against their checksum, about which ITK prints and returns what it has. ITK's world is LPS+ mm, ours
+RAS+.
 """
 
 from __future__ import annotations
@@ -106,6 +107,13 @@ class _OpenedImage:
     return skipped if skipped >= 0 else volume_bytes.MAX_VOLUME_BYTES
 
   @property
+  def stored_dtype(self) -> np.dtype:
+    """The dtype with the order of its bytes in the file."""
+    names = ("binarydatabyteordermsb", "elementbyteordermsb", "endian")
+    order = next((self.fields[name].lower() for name in names if name in self.fields), "")
+    return self.dtype.newbyteorder(">" if order in ("true", "big") else "<")
+
+  @property
   def num_bytes(self) -> int:
     """Bytes of all voxels."""
     return math.prod(self.shape) * self.dtype.itemsize
@@ -141,10 +149,12 @@ def read_voxels(path: str | os.PathLike) -> tuple[Volume, float, float]:
   opened = _open(path)
   affine = _affine(opened)
   if opened.compressed:
-    _check_stream(opened)
-  itk = _simple_itk()
-  image = _of_itk(opened.path, lambda: itk.ReadImage(str(opened.path)))
-  voxels = itk.GetArrayFromImage(image).T.reshape(opened.shape, order="F")
+    stored = np.frombuffer(_inflate(opened), opened.stored_dtype)
+    voxels = stored.astype(opened.dtype, copy=False).reshape(opened.shape, order="F")
+  else:
+    itk = _simple_itk()
+    image = _of_itk(opened.path, lambda: itk.ReadImage(str(opened.path)))
+    voxels = itk.GetArrayFromImage(image).T.reshape(opened.shape, order="F")
   return Volume(voxels, affine, opened.oriented), 1.0, 0.0
 
 
@@ -397,19 +407,21 @@ def _check_sizes(opened: _OpenedImage) -> None:
     )
 
 
-def _check_stream(opened: _OpenedImage) -> None:
-  """Inflates the voxels once and drops them: their checksum stands at the end."""
-  found = 0
+def _inflate(opened: _OpenedImage) -> bytearray:
+  """Returns the bytes of compressed voxels, held against the checksum at their end."""
+  skipped = max(opened.skipped_bytes, 0) if opened.skipped_bytes < opened.num_bytes else 0
+  data = bytearray()
   try:
     for file in opened.data_files:
       for block in _inflated(file, opened.data_offset):
-        found += len(block)
-        if found > opened.num_bytes + opened.skipped_bytes:
+        data += block
+        if len(data) > opened.num_bytes + skipped:
           raise _of_other_size(opened)
   except (zlib.error, OSError) as error:
     raise volume_bytes.unreadable(opened.path, error) from error
-  if found < opened.num_bytes:
-    raise volume_bytes.truncated(opened.path, opened.num_bytes, found)
+  if len(data) != opened.num_bytes + skipped:
+    raise volume_bytes.truncated(opened.path, opened.num_bytes + skipped, len(data))
+  return data[skipped:] if skipped else data
 
 
 def _of_other_size(opened: _OpenedImage) -> InputError:

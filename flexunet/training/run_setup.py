@@ -103,8 +103,8 @@ def _with_features(data: config.DataConfig, source: DatasetSource) -> config.Dat
       raise unknown_name(f"feature of {source.name}", key, source.info.features)
   if len(source.channel_names) > 1 and source.keys.image != "image":
     raise InputError(
-        f"--image_key is for datasets built elsewhere. Got: {data.image_key}. Build {source.name}"
-        " with --channels to have some of its channels alone."
+        f"--image_key is for datasets built elsewhere. Got: {source.keys.image}. Build"
+        f" {source.name} with --channels to have some of its channels alone."
     )
   return data.with_keys(source.keys)
 

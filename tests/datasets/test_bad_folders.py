@@ -17,6 +17,7 @@ from PIL import Image
 
 from flexunet.core.errors import InputError
 from flexunet.datasets import catalog
+from flexunet.tools import build as build_program
 from flexunet.tools.phantom import layouts
 
 # dataset: (phantom layout, size, suffix of its scans, config to build).
@@ -256,3 +257,12 @@ def test_a_folder_of_formats_that_are_not_read_is_named_so(dataset, tmp_path):
   for name in ("a.mif", "b.mif"):
     (tmp_path / "raw" / name).write_bytes(b"x")
   assert "It holds 2 .mif (an MRtrix scan" in refusal(dataset, tmp_path / "raw", tmp_path)
+
+
+def test_the_terminal_names_files_as_the_raw_folder_does(tmp_path, capsys):
+  raw, scan = raw_and_scan("full_head_t1w", tmp_path)
+  scan.unlink()
+  arguments = [f"--manual_dir={raw}", f"--data_dir={tmp_path / 'out'}", "--num_workers=1"]
+  build_program.main(build_program._PROGRAM.parse(["build", "full_head_t1w", *arguments]))
+  [label] = raw.rglob(f"{scan.stem.removesuffix('_deface')}_label*")
+  assert f"{label.relative_to(raw)}: has no scan; left out." in capsys.readouterr().err

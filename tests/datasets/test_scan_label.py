@@ -111,6 +111,17 @@ def test_other_names_of_folders_and_labels_pair_too(images, labels, ending, tmp_
   assert all(case.labelled for case in cases.values())
 
 
+def test_a_scan_whose_label_is_missing_is_named(tmp_path):
+  raw = build_samples.raw_folder("scan_label", tmp_path / "raw", subjects=3)
+  assert found_in(raw, tmp_path).warnings == []
+  label = sorted(raw.rglob("labels/*"))[1]
+  label.unlink()
+  [line] = found_in(raw, tmp_path).warnings
+  assert line == (
+      f"images/{label.name}: no label has this name, so it goes to the split unlabeled."
+  )
+
+
 def test_labels_beside_their_scans_pair_by_their_endings(tmp_path):
   root = tmp_path / "raw"
   for seed, name in enumerate(("sub_1", "sub_10", "sub_2")):

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
+from flexunet.datasets import built_dataset
 from flexunet.datasets.builder import build_tool
 
 SHAPE = (34, 26, 15)
@@ -83,6 +84,20 @@ def write_raw(dataset: str, folder: pathlib.Path) -> pathlib.Path:
 def build(dataset: str, raw: pathlib.Path, data_dir: pathlib.Path) -> pathlib.Path:
   """Builds a dataset in this process and returns its version folder."""
   return build_tool.build_dataset(BUILDERS[dataset], raw, data_dir, num_workers=1)
+
+
+def build_and_listen(
+    dataset: str, raw: pathlib.Path, data_dir: pathlib.Path
+) -> tuple[pathlib.Path, list[str]]:
+  """Builds a dataset; returns its version folder, and what the user gets to read."""
+  make_builder = build_tool.maker(BUILDERS[dataset], data_dir=data_dir, num_workers=1)
+  builder = build_tool.build(make_builder, raw)
+  folder = pathlib.Path(builder.data_path)
+  report = built_dataset.read_report(folder)
+  left_out = [f"{entry['file']}: {entry['reason']}" for entry in report["left_out"]]
+  # Reports call files by codes; on the terminal they have their names.
+  lines = [builder.names.as_in_source(line) for line in [*left_out, *report["warnings"]]]
+  return folder, lines
 
 
 @dataclasses.dataclass(frozen=True)

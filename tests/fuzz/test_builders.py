@@ -96,11 +96,9 @@ def attacks(count: int, rng):
 
 def content(dataset: str, raw: pathlib.Path, out: pathlib.Path) -> Seen:
   """Builds; the result is what stands in the records, beside it all that the user gets to read."""
-  folder = fuzz_inputs.build(dataset, raw, out)
+  folder, said = fuzz_inputs.build_and_listen(dataset, raw, out)
   report = built_dataset.read_report(folder)
-  said = [f"{entry['file']}: {entry['reason']}" for entry in report["left_out"]]
-  shards = [(shard["file"], shard["sha256"]) for shard in report["shards"]]
-  return Seen(shards, [*said, *report["warnings"]])
+  return Seen([(shard["file"], shard["sha256"]) for shard in report["shards"]], said)
 
 
 @pytest.mark.parametrize("dataset", fuzz_inputs.BUILDERS)
@@ -133,7 +131,7 @@ def names_of(path: pathlib.Path) -> list[str]:
   """Returns names of a file, and of the scan whose mask it is: either leads the user to it."""
   counterpart = re.sub(r"(_HGE_Seg|_label|_Hipp_Labels)", "", path.stem)
   subject = re.match(r"[A-Z]+_?\d+", counterpart)
-  names = [path.name, path.stem, f"{path.parent.name}/{counterpart}."]
+  names = [path.name, path.name.upper(), path.stem, f"{path.parent.name}/{counterpart}."]
   return [*names, subject[0]] if subject else names
 
 

@@ -45,9 +45,10 @@ def predicted(folder: pathlib.Path, out: pathlib.Path, run_config) -> Seen:
 
 @pytest.mark.parametrize("of_images", [False, True], ids=["volumes", "images"])
 def test_predict(tmp_path, of_images):
-  run_config = run_samples.run_config()
-  if of_images:
-    run_config = run_samples.with_facts(run_config, slice_plan=None, intensity=None)
+  # The network stands in for one of any size: slices must fit it as they are.
+  run_config = run_samples.run_config(image_size=(64, 64))
+  facts = {"slice_plan": None, "intensity": None} if of_images else {}
+  run_config = run_samples.with_facts(run_config, spacing_mm=None, **facts)
   category = fuzz_judge.category(f"predict, {'images' if of_images else 'volumes'}")
   hostile = fuzz_hostile.REFUSED_IMAGES if of_images else fuzz_hostile.REFUSED
   for number, (what, write) in enumerate(hostile.items()):

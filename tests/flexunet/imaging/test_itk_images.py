@@ -94,6 +94,22 @@ def test_nothing_is_claimed_that_a_header_does_not_state(tmp_path, name, text, s
   np.testing.assert_array_equal(volume.spacing_mm, spacing_mm)
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("name", ["a.mha", "a.nrrd"])
+def test_big_endian_voxels_are_read(tmp_path, name, compressed):
+  data = VOXELS.astype(">i2").tobytes(order="F")
+  if name == "a.mha":
+    fields = f"BinaryDataByteOrderMSB = True\nCompressedData = {compressed}\n"
+    text, data = META.format(fields), zlib.compress(data) if compressed else data
+  else:
+    text = NRRD.format("").replace("little", "big")
+    text = text.replace("raw", "gzip") if compressed else text
+    data = gzip.compress(data) if compressed else data
+  np.testing.assert_array_equal(
+      scan_files.read(of_text(tmp_path / name, text, data)).voxels, VOXELS
+  )
+
+
 def test_directions_of_another_space_are_brought_to_ras(tmp_path):
   space = "space: right-anterior-superior\nspace directions: (0,2,0) (-1.5,0,0) (0,0,3)\n" \
           "space origin: (1,2,3)\n"  # fmt: skip
