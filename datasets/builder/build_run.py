@@ -149,11 +149,11 @@ def build(builder: RunBuilder, root: pathlib.Path, download_config: Any) -> None
     InputError: All problems of the raw folder; nothing is left behind then.
   """
   findings = builder.inspect_source(root)
-  decided = builder.decide(findings)
-  builder.set_source(findings.release, builder.voxel_dtype_of(findings), decided)
   folder = pathlib.Path(builder.data_dir)
   # Splits are decided by the names of the raw folder; everything written has these.
   names = builder.name_subjects(findings)
+  decided = builder.decide(findings)
+  builder.set_source(findings.release, builder.voxel_dtype_of(findings), decided)
   names.save(builder.info.full_name)
   with _work_folder(builder, folder) as work:
     assigned = builder.assign_splits(findings.cases)

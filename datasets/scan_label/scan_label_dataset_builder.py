@@ -272,10 +272,8 @@ class Builder(volume_builder.VolumeBuilder):
       return IntensityWindow("window", low, high), f"{low:g}..{high:g} for all scans: given"
     if modality == "mri":
       return _MRI, f"percentiles {_MRI.low:g} and {_MRI.high:g} of each volume, as usual for MRI"
-    labelled = [case for case in cases if case.labelled]
-    strata = {case.subject: case.stratum for case in labelled}
-    split_of = subject_splits.assign(strata, self.SPLIT_SALT)
-    train = [case for case in labelled if (case.split or split_of[case.subject]) == "train"]
+    assigned = self.assign_splits(cases)
+    train = [case for case in cases if assigned.split_of(case) == "train"]
     found = choices.ct_window(train, label_map, role)
     low, high = found or _BRAIN_HU
     why = (

@@ -474,6 +474,13 @@ def test_ct_gets_one_window_from_the_foreground_of_the_training_split(tmp_path):
   # The labels hold nothing but 40 and 80.
   assert decided["intensity"] == {"kind": "window", "low": 40.0, "high": 80.0}
   assert "labelled voxels of the training split" in findings.choices["intensities"]
+  # What the user leaves out of the training split has no say: subject 0 alone is brighter.
+  bright = folder / "imagesTr" / "toy_0000.nii.gz"
+  scan_folders.save(np.asanyarray(nib.load(bright).dataobj) + np.int16(500), bright)
+  (tmp_path / "test.txt").write_text("toy_0000\n")
+  held_out = builder_of(tmp_path, holdout=str(tmp_path / "test.txt"))
+  decided = held_out.decide(held_out.inspect_source(tmp_path / "raw"))
+  assert decided["intensity"] == {"kind": "window", "low": 40.0, "high": 80.0}
   given = builder_of(tmp_path, modality="mri")
   decided = given.decide(given.inspect_source(tmp_path / "raw"))
   assert decided["intensity"]["kind"] == "percentile"
