@@ -274,9 +274,9 @@ def print_files(builder: SegmentationBuilder, manual_dir: pathlib.Path) -> None:
         fits = len(line) + 2 + len(facts) <= _COLUMNS
         print(f"{line}  {facts}" if fits else f"{line}\n      {facts}")
   builder.decide(findings)
-  _print_choices(findings.choices)
   for file, reason in sorted(findings.left_out.items()):
     print(f"left out: {file} ({reason})")
+  _print_choices(findings.choices)
   for line in findings.warnings:
     print(f"warning: {line}", file=sys.stderr)
   num_labelled = sum(case.labelled for case in findings.cases)
