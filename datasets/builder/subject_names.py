@@ -30,14 +30,17 @@ from flexunet.core.errors import InputError
 from flexunet.datasets.builder.raw_folder import KEY_NAME, Case, Findings
 
 MODES = ("auto", "keep", "pseudonym")
-# Letters that stand before the number of anybody.
+# Words that name nobody: before the number of anybody, and of common layouts.
 COMMON_WORDS = frozenset([
-    "acq", "adc", "anat", "ax", "axial", "brain", "case", "control", "coronal", "ct", "dwi",
-    "flair", "gre", "hc", "head", "id", "image", "images", "img", "label", "labels", "left",
-    "lesion", "mask", "masks", "mr", "mri", "p", "pat", "patient", "pet", "phantom", "pt", "right",
-    "run", "s", "sagittal", "scan", "seg", "ses", "session", "slice", "stroke", "sub", "subj",
-    "subject", "t", "test", "testing", "train", "training", "val", "valid", "validation", "vol",
-    "volume", "w", "wi",
+    "acq", "adc", "anat", "ax", "axial", "brain", "case", "cases", "changes", "classes", "control",
+    "coronal", "ct", "dataset", "derivatives", "description", "dseg", "dwi", "final", "flair",
+    "gre", "hc", "head", "id", "image", "images", "imagestr", "imagests", "img", "label", "labels",
+    "labelstr", "labelsts", "left", "lesion", "license", "mask", "masks", "mr", "mri", "p",
+    "palette", "participants", "pat", "patient", "patients", "pet", "phantom", "probseg", "pt",
+    "rawdata", "readme", "right", "run", "s", "sagittal", "scan", "scans", "seg", "segmentation",
+    "segmentations", "ses", "session", "slice", "slices", "splits", "stroke", "sub", "subj",
+    "subject", "subjects", "t", "test", "testing", "tr", "train", "training", "ts", "val", "valid",
+    "validation", "vol", "volume", "volumes", "w", "wi",
 ])  # fmt: skip
 # Endings that say what a file is; any other may be a part of a name.
 _SUFFIX = re.compile(
@@ -175,7 +178,9 @@ class SubjectNames:
       return line
     line = line.replace(os.fspath(self._root) + os.sep, "")
     for path in self._codes.paths_in(line):
-      line = line.replace(path, self.file(path))
+      folder, _, name = path.rpartition("/")
+      hides = not (folder and self._codes.is_path_of_codes(name))
+      line = line.replace(path, self.file(path) if hides else f"*/{name}")
     for subject in sorted(self.pseudonyms, key=len, reverse=True):
       line = _replace_word(line, subject, self.pseudonyms[subject])
     for name in self._codes.names_in(line):
