@@ -11,6 +11,7 @@ Afterwards: flexunet evaluate --run_dir=RUN
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shlex
 import signal
@@ -21,6 +22,7 @@ from typing import Any
 from flexunet import config, run_folder
 from flexunet.core import command_line, flags, progress
 from flexunet.pipelines.augmentation.config import AugmentationConfig
+from flexunet.pipelines.feature_keys import FeatureFlags
 from flexunet.presets import preset_files
 from flexunet.training import resuming
 
@@ -38,7 +40,8 @@ _RESUME = _PROGRAM.boolean(
     "Continues the run in --run_dir exactly as if it had not stopped; starts it if there is none"
     " yet. The other flags stay as they were; --epochs and --max_minutes may grow.",
 )
-_DATA = _PROGRAM.fields(config.DataConfig, group="Data")
+_OF_OTHERS = [field.name for field in dataclasses.fields(FeatureFlags)]
+_DATA = _PROGRAM.fields(config.DataConfig, group="Data", skip=_OF_OTHERS)
 _MODEL = _PROGRAM.fields(config.ModelConfig, group="Network")
 _TRAINING = _PROGRAM.fields(config.TrainingConfig)
 _JSON = _PROGRAM.boolean(
@@ -46,6 +49,7 @@ _JSON = _PROGRAM.boolean(
     group="Checkpoints and output",
 )  # fmt: skip
 _AUGMENTATION = _PROGRAM.fields(AugmentationConfig, group="Augmentation")
+_DATA |= _PROGRAM.fields(FeatureFlags)  # Last in the help: few need them.
 # Read by command_line.run before the other flags are parsed.
 _PROGRAM.string(
     "preset",

@@ -27,9 +27,14 @@ def page_code() -> str:
 @pytest.fixture
 def clean_modules():
   """Forgets what a test imported, so that the next may give another file the same name."""
-  path, names = list(sys.path), set(sys.modules)
+  path, names, options = list(sys.path), set(sys.modules), set(build._OPTIONS)
   yield
   sys.path[:] = path
+  for option in set(build._OPTIONS) - options:
+    del build._OPTIONS[option]
+    delattr(build._PROGRAM.values, option)
+    for listed in build._PROGRAM.groups.values():
+      listed[:] = [one for one in listed if one != option]
   for name in set(sys.modules) - names:
     if name.split(".")[0].startswith("my_"):
       del sys.modules[name]
