@@ -30,10 +30,12 @@ def clean_modules():
   path, names, options = list(sys.path), set(sys.modules), set(build._OPTIONS)
   yield
   sys.path[:] = path
+  program = build._PROGRAM
   for option in set(build._OPTIONS) - options:
-    del build._OPTIONS[option]
-    delattr(build._PROGRAM.values, option)
-    for listed in build._PROGRAM.groups.values():
+    delattr(program.values, option)
+    for table in (build._OPTIONS, program._helps, program._choices, program._unset):
+      table.pop(option, None)
+    for listed in program.groups.values():
       listed[:] = [one for one in listed if one != option]
   for name in set(sys.modules) - names:
     if name.split(".")[0].startswith("my_"):
