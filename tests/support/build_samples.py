@@ -46,11 +46,11 @@ def rows_of(builder) -> list[dict]:
 
 
 def digests(folder: pathlib.Path) -> dict[str, str]:
-  """Returns {file name: sha256} of all that a build decides."""
+  """Returns {file name: sha256} of all that a build decides, not of how TFDS was called."""
   return {
       path.name: hashlib.sha256(path.read_bytes()).hexdigest()
       for path in sorted(pathlib.Path(folder).rglob("*"))
-      if path.is_file() and path.name != "dataset_info.json"
+      if path.is_file() and path.name not in ("dataset_info.json", "checksums.json")
   }
 
 
