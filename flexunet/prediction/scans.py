@@ -210,17 +210,12 @@ def _whole_case(scan: Scan, channel_names: Sequence[str]) -> Scan:
   """Returns the case of a file that is named directly: of several channels, with those beside it.
 
   Raises:
-    InputError: A channel is missing, or the file is none of the run's channels, or is unreadable.
+    InputError: A channel is missing, or the file is none of the run's channels.
   """
   if len(channel_names) < 2:
     return scan
   if (stacked := _stacked(scan, channel_names)) is not None:
     return stacked
-  if scan.kind == "volume" and (count := scan_files.num_volumes(scan.path)) > 1:
-    raise InputError(
-        f"--input {scan.path} must hold the channels {', '.join(channel_names)} of the training"
-        f" along its fourth axis. It has {count} volumes, which nothing names."
-    )
   paths = [path for path in sorted(scan.path.parent.iterdir()) if path.is_file()]
   listing = scan_files.gather(paths)
   parts = {file for one in listing.scans for file in one.files if file != one.path}
@@ -234,8 +229,23 @@ def _whole_case(scan: Scan, channel_names: Sequence[str]) -> Scan:
   own = next((line for line in joined.problems if str(scan.path) in line), None)
   raise InputError(
       own
+      or _unlike_the_run(scan, channel_names)
       or f"--input {scan.path} must be a channel of a whole case: one file each whose name ends in"
       f" {', '.join(channel_names)}, or in _0000, _0001, ... in this order."
+  )
+
+
+def _unlike_the_run(scan: Scan, channel_names: Sequence[str]) -> str:
+  """Returns why a file of four axes does not hold the channels of the run; "" for others."""
+  try:
+    count = scan_files.num_volumes(scan.path) if scan.kind == "volume" else 1
+  except InputError:
+    return ""
+  if count == 1:
+    return ""
+  return (
+      f"--input {scan.path} must hold the channels {', '.join(channel_names)} of the training along"
+      f" its fourth axis. It has {count} volumes; a dataset.json beside it may name them."
   )
 
 

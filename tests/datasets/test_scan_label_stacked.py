@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from flexunet.core.errors import InputError
 from flexunet.datasets import catalog
 from flexunet.imaging import volume_bytes
+from flexunet.tools.build import print_files
 
 CHANNELS = ("FLAIR", "T1w", "t1gd")
 
@@ -86,6 +87,13 @@ def test_a_file_of_four_axes_is_inflated_once_a_case(stacked, tmp_path, monkeypa
   builder.set_source("", np.dtype(np.int16), builder.decide(findings))
   scans = [name for name in read if name == "case_1000.nii.gz"]
   assert len(scans) <= 2  # The scan for the window, and its label, which has the same name.
+
+
+def test_a_dry_run_shows_the_fourth_axis(stacked, tmp_path, capsys):
+  print_files(catalog.builder("scan_label", tmp_path / "out"), stacked.parent)
+  shown = capsys.readouterr().out
+  assert "10 x 12 x 6 x 3" in shown and "volumes along the fourth axis of each image" in shown
+  assert "4 cases, 4 labelled" in shown
 
 
 def test_without_names_channels_have_numbers(stacked, tmp_path):

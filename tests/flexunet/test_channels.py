@@ -191,10 +191,9 @@ def test_channels_of_one_file_are_predicted_as_a_file_each(data_dir, raw, tmp_pa
 def test_a_file_of_other_channels_than_the_run_is_refused(data_dir, raw, tmp_path):
   run = setup(data_dir)
   folder = stacked(raw, tmp_path / "in", (0, 1, 1))
-  for path in (folder / "case_1000.nii.gz", folder):
-    with pytest.raises(InputError) as error:
+  for path, words in ((folder / "case_1000.nii.gz", "It has 3 volumes"), (folder, "none of the")):
+    with pytest.raises(InputError, match=f"FLAIR, T1.*{words}|{words}.*FLAIR, T1"):
       labels_of(run, path, tmp_path / "out")
-    assert "FLAIR, T1" in str(error.value)
   scan_folders.save(np.stack([scan_folders.voxels(1)] * 2, axis=-1), tmp_path / "one" / "a.nii")
   found = scans.find(tmp_path / "one", tmp_path / "out", volumes_first=True)
   assert found.scans[0].components == ()  # A run of one channel takes it for a series,
