@@ -123,13 +123,30 @@ def test_a_scan_of_three_axes_among_those_of_four_is_named(stacked, tmp_path):
 
 
 def test_other_layouts_take_a_fourth_axis_for_time_unless_channels_are_named(stacked, tmp_path):
-  (stacked / "dataset.json").unlink()
+  (stacked / "dataset.json").unlink()  # What is left is pairs, whose classes nothing names.
   assert "Split the series" in refusal(stacked.parent, tmp_path)
   findings = found_in(stacked.parent, tmp_path, channels=("a", "b", "c"))
   assert findings.choices["channels"].startswith("a, b, c, volumes along the fourth axis")
   assert [case.details for case in findings.cases] == [{"components": [0, 1, 2]}] * 4
+  builder = build_samples.build(
+      "scan_label", stacked.parent, tmp_path / "built", options={"channels": ("a", "b", "c")}
+  )
+  report = build_samples.report_of(builder)
+  assert report["channel_names"] == ["a", "b", "c"]
+  assert report["decided"]["modality"] == "mri"  # By the voxels of the first channel.
   line = refusal(stacked.parent, tmp_path, channels=("a", "b"))
   assert line.startswith("--channels: ") and "has 3 volumes" in line
+
+
+def test_a_table_names_files_of_four_axes_by_the_channels_given(stacked, tmp_path):
+  rows = [
+      f"p{number},imagesTr/case_100{number}.nii.gz,labelsTr/case_100{number}.nii.gz"
+      for number in range(4)
+  ]
+  (stacked / "scans.csv").write_text("\n".join(["subject,image,label", *rows]) + "\n")
+  assert "Split the series" in refusal(stacked, tmp_path)
+  findings = found_in(stacked, tmp_path, channels=("a", "b", "c"))
+  assert [case.details for case in findings.cases] == [{"components": [0, 1, 2]}] * 4
 
 
 def spoil(path, change):
