@@ -9,6 +9,7 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
+from flexunet.core import progress
 from flexunet.core.errors import InputError
 from flexunet.datasets.scan_label.raw_scans import Layout
 from flexunet.imaging import scan_files
@@ -67,7 +68,8 @@ def problem_of(path: pathlib.Path, names: Sequence[str]) -> str:
     return str(error)
   if count == len(names) > 1:
     return ""
+  wanted = progress.count(len(names), "volume")
   return (
-      f"{path}: must hold the channels {', '.join(names)} along its fourth axis, {len(names)} in"
-      f" all. Found {count}. Mend dataset.json, or leave out the file."
+      f"{path}: must have {wanted} along its fourth axis, one for each channel that is named:"
+      f" {', '.join(names)}. Found {count}. Mend dataset.json, or leave the file out."
   )

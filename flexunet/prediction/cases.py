@@ -104,8 +104,9 @@ def components(
 ) -> tuple[int, ...]:
   """Returns which volumes along the fourth axis of a file are the channels of a run, in its order.
 
-  They are those of their names where a `dataset.json` beside or above the file names all volumes;
-  else they are the run's channels in order. () where the file cannot hold them.
+  They go by their names where a `dataset.json` beside or above the file knows one of the run's, or
+  the run itself has them from a file without names; else they are the run's channels in order. ()
+  where the file does not hold them.
 
   Args:
     path: The file.
@@ -115,9 +116,11 @@ def components(
   there = _StatedNames().beside(path)
   # As names of channels are written in a dataset.
   stated = [re.sub(r"[^\w.-]+", "_", there[n].strip()).strip("_") for n in sorted(there)]
+  stated = stated or [f"channel_{number}" for number in range(1, count + 1)]
   wanted = [name.lower() for name in channel_names]
-  if len(set(stated)) == count and set(wanted) <= set(stated):
-    return tuple(stated.index(name) for name in wanted)
+  if set(wanted) & set(stated):
+    whole = len(stated) == len(set(stated)) == count and set(wanted) <= set(stated)
+    return tuple(stated.index(name) for name in wanted) if whole else ()
   return tuple(range(count)) if count == len(wanted) else ()
 
 
