@@ -30,6 +30,7 @@ from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.resizing import Resizing
 from flexunet.prediction import files as prediction_files
 from flexunet.prediction import predictor as predictors
+from flexunet.prediction import scans
 from flexunet.training import input_pipeline, trainer
 
 _KEYS = (
@@ -174,7 +175,8 @@ class Run:
       scan: File of a volume (of any format that is read) or of an image, or folder of one DICOM
         series; or an array: uint8 [H, W], one upright slice as the dataset's records hold it, or
         uint8 [slices, H, W], all slices of a volume. Of several channels: a file for each, in the
-        order of the dataset, or an array with a last axis of channels.
+        order of the dataset, a NIfTI file that holds them in its fourth axis, or an array with a
+        last axis of channels.
       tta: Averages over mirrored slices, where the run allows mirroring.
       batch_size: Slices per step.
 
@@ -188,7 +190,11 @@ class Run:
       path, *others = (pathlib.Path(one).expanduser() for one in named)
       if path.is_dir() or scan_files.is_scan(path):
         path, *others = (scan_files.resolve(one) for one in (path, *others))
-        return predictors.predict_scan(segmenter, self.config, path, others).label
+        names = self.config.dataset_facts.channel_names
+        components = () if others else scans.components_of(path, names)
+        return predictors.predict_scan(
+            segmenter, self.config, path, others, components=components
+        ).label
       return segmenter.labels([pictures.read_gray(path)])[0]
     last = (channels,) if channels > 1 else ()
     of_slice = scan.ndim == 2 + len(last)

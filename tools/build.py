@@ -308,9 +308,11 @@ def _facts(path: pathlib.Path, is_label: bool) -> list[str]:
   if is_label and (names := scan_files.label_names(path)):
     return ["DICOM-SEG", "segments " + ", ".join(f"{n} {name}" for n, name in names.items())]
   if scan_files.is_scan(path):
-    header = scan_files.read_header(path)
+    count = 1 if is_label else scan_files.num_volumes(path)
+    # What is listed here may hold its channels in a fourth axis, each on the same grid.
+    header = scan_files.read_header(path, None if count == 1 else 0)
     facts = [
-        " x ".join(map(str, header.shape)),
+        " x ".join(map(str, header.shape if count == 1 else (*header.shape, count))),
         header.dtype.name,
         " x ".join(f"{mm:.3g}" for mm in header.spacing_mm) + " mm",
         f"axes {header.axis_codes or 'unstated'}",

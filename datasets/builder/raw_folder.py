@@ -379,11 +379,16 @@ def volume_files(role: str, path: pathlib.Path) -> dict[str, pathlib.Path]:
   return files
 
 
-def check_volumes(findings: Findings, image: pathlib.Path, label: pathlib.Path | None) -> bool:
+def check_volumes(
+    findings: Findings,
+    image: pathlib.Path,
+    label: pathlib.Path | None,
+    component: int | None = None,
+) -> bool:
   """Reads the headers of a scan and its label; notes what is wrong, returns whether all is well."""
   shapes: list[tuple[int, ...]] = []
   try:
-    scan = scan_files.read_header(image)
+    scan = scan_files.read_header(image, component)
     shapes.append(scan.shape)
     if label is not None:
       shapes.append(scan_files.label_shape(label, scan))

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -68,7 +68,8 @@ class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=
 
   def read_scan(self, case: Case, notes: Notes) -> Scan:
     """Reads one case, in a worker process."""
-    stored, slope, inter = scan_files.read_stored(case.files["image"])
+    first, *others = scan_files.read_channels(case.files["image"], self.components_of(case))
+    stored, slope, inter = first
     notes.warnings += intensity.unknown_voxels(stored.voxels, case.volume)
     label = None
     if case.labelled:
@@ -78,7 +79,11 @@ class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=
       label = map_label(
           raw.voxels, self.label_map(), path, notes, advice=self.LABEL_ADVICE
       )
-    return Scan(stored, slope, inter, label)
+    return Scan(stored, slope, inter, label, others=tuple(StoredChannel(*one) for one in others))
+
+  def components_of(self, case: Case) -> Sequence[int]:
+    """Returns which volumes along the fourth axis of "image" are the channels; () where 3-D."""
+    return ()
 
   def active_plan(self) -> SlicePlan | None:
     """Returns how volumes are cut, by the plane of the config first."""
@@ -203,7 +208,7 @@ class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=
       return self.voxel_dtype
     # Every channel of a case is a file whose role begins so.
     dtypes = {
-        scan_files.read_header(path).dtype
+        scan_files.read_header(path, next(iter(self.components_of(case)), None)).dtype
         for case in findings.cases
         for role, path in case.files.items()
         if role.startswith("image") and not role.endswith("_voxels")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import collections
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -108,7 +108,7 @@ def _counted(cases: Sequence[Case], ignore_id: int | None) -> tuple[dict[int, st
   counts: collections.Counter[int] = collections.Counter()
   labelled = [case for case in cases if case.labelled]
   for case in progress.bar(labelled, desc="Reading label ids", unit="label", leave=False, delay=3):
-    voxels = _label_of(case, scan_files.read_header(case.files["image"])).voxels
+    voxels = _label_of(case, raw_scans.header_of(case)).voxels
     found, number = np.unique(voxels[voxels != 0], return_counts=True)
     for value, count in zip(found.tolist(), number.tolist(), strict=True):
       if not np.isfinite(value) or abs(value - round(value)) > 1e-3 or value < 0:
@@ -148,8 +148,10 @@ def modality(
     return layout.modality, f"stated by {source}"
   lowest = np.inf
   for case in cases[:1]:
-    scan = scan_files.read(case.files["image"])
-    lowest = float(np.nanmin(scan.voxels))
+    stored, slope, inter = scan_files.read_volumes(
+        case.files["image"], raw_scans.components_of(case)[:1]
+    )[0]
+    lowest = float(np.nanmin(stored.scaled(slope, inter).voxels))
   if lowest <= _HU_AIR:
     return "ct", f"the first scan goes down to {lowest:g}, as only Hounsfield units do"
   return "mri", f"the first scan goes down to {lowest:g}, which is no air in Hounsfield units"
@@ -227,28 +229,43 @@ def spacing(
   return (row, column), f"the median, since scans have {shown} mm"
 
 
-def ct_window(
-    cases: Sequence[Case], label_map: Mapping[int, int], role: str = "image"
-) -> tuple[float, float] | None:
-  """Returns the percentiles 0.5 and 99.5 of the labelled voxels of some cases; None without any.
+def ct_windows(
+    cases: Sequence[Case], label_map: Mapping[int, int], channels: int
+) -> list[tuple[float, float] | None]:
+  """Returns the percentiles 0.5 and 99.5 of the labelled voxels of some cases, for each channel.
+
+  A channel without any has None.
 
   Args:
     cases: Labelled ones.
     label_map: {label id: class id}.
-    role: File of the channel.
+    channels: How many each case has.
   """
   foreground = [number for number, class_id in label_map.items() if 0 < class_id < IGNORED]
-  found = []
+  found: list[list[np.ndarray]] = [[] for _ in range(channels)]
   for case in progress.bar(cases, desc="Finding the window", unit="scan", leave=False, delay=3):
-    scan = scan_files.read(case.files[role])
-    label = _label_of(case, scan)
-    if scan.voxels.shape != label.voxels.shape:
-      continue  # Reading the case says so.
-    values = scan.voxels[np.isin(np.round(label.voxels), foreground)].astype(np.float64)
-    values = values[np.isfinite(values)]
-    found.append(values[:: max(1, len(values) // _VOXELS_PER_CASE)])
-  every = np.concatenate(found) if found else np.zeros(0)
-  if not every.size:
+    for own, scan in zip(found, _channels_of(case, channels), strict=True):
+      label = _label_of(case, scan)
+      if scan.voxels.shape != label.voxels.shape:
+        continue  # Reading the case says so.
+      values = scan.voxels[np.isin(np.round(label.voxels), foreground)].astype(np.float64)
+      values = values[np.isfinite(values)]
+      own.append(values[:: max(1, len(values) // _VOXELS_PER_CASE)])
+  return [_window_of(np.concatenate(own) if own else np.zeros(0)) for own in found]
+
+
+def _channels_of(case: Case, channels: int) -> Iterator[Volume]:
+  """Yields the channels of a case; a file of several is read once, and others one by one."""
+  if components := raw_scans.components_of(case):
+    for stored, slope, inter in scan_files.read_volumes(case.files["image"], components):
+      yield stored.scaled(slope, inter)
+    return
+  for number in range(1, channels + 1):
+    yield scan_files.read(case.files[raw_scans.role_of(number)])
+
+
+def _window_of(values: np.ndarray) -> tuple[float, float] | None:
+  if not values.size:
     return None
-  low, high = np.percentile(every, CT_PERCENTILES)
+  low, high = np.percentile(values, CT_PERCENTILES)
   return round(float(low), 1), round(float(max(high, low + 1)), 1)

@@ -55,6 +55,7 @@ def find(folder: pathlib.Path, findings: Findings) -> Layout | None:
       channels=[channels[number] for number in sorted(channels)],
       modality="ct" if modalities == {"ct"} else "mri" if "ct" not in modalities else None,
       ignore_id=ignore_id,
+      stacked_names=_stacked_names(about, path),
   )
 
 
@@ -74,6 +75,12 @@ def _channels(about: Mapping[str, Any], path: pathlib.Path) -> dict[int, str]:
   if len(set(names.values())) < len(names):
     raise InputError(f"{path}: channel names must differ. Got: {', '.join(names.values())}.")
   return names
+
+
+def _stacked_names(about: Mapping[str, Any], path: pathlib.Path) -> list[str]:
+  """Returns the stated channels in order, one too, as files of four axes hold them."""
+  names, stated = _channels(about, path), _modalities(about)
+  return [names[number] for number in sorted(names)] if stated else []
 
 
 def _modality(name: str) -> str:

@@ -15,7 +15,9 @@ from typing import Any
 
 from flexunet.core.errors import InputError
 from flexunet.datasets.builder import raw_folder
-from flexunet.datasets.builder.raw_folder import Findings
+from flexunet.datasets.builder.raw_folder import Case, Findings
+from flexunet.imaging import scan_files
+from flexunet.imaging.volume import VolumeHeader
 
 # Published sides of a folder, by the names they go by.
 SIDES: Mapping[str, tuple[str, ...]] = {
@@ -59,6 +61,10 @@ class Layout:
     channels: Names of the channels in order.
     modality: "mri" or "ct"; None where the layout does not say.
     ignore_id: Label id that is not to be counted; None where there is none.
+    stacked_names: Names of the channels that a file may hold in its fourth axis; () where nothing
+      names them; None where the layout does not say that a fourth axis is channels.
+    components: Channel -> its volume along the fourth axis of each image, from 0; {} where each
+      channel is a file.
   """
 
   kind: str
@@ -69,6 +75,23 @@ class Layout:
   channels: Sequence[str] = ("image",)
   modality: str | None = None
   ignore_id: int | None = None
+  stacked_names: Sequence[str] | None = None
+  components: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+def components_of(case: Case) -> tuple[int, ...]:
+  """Returns which volumes along the fourth axis of its image are a case's channels, in order."""
+  return tuple((case.details or {}).get("components", ()))
+
+
+def role_of(number: int) -> str:
+  """Returns the role of the file of a channel, the first of which has the number 1."""
+  return "image" if number == 1 else f"image_{number}"
+
+
+def header_of(case: Case) -> VolumeHeader:
+  """Returns the header of the first channel of a case."""
+  return scan_files.read_header(case.files["image"], next(iter(components_of(case)), None))
 
 
 def plain_name(text: str) -> str:

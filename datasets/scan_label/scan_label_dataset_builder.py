@@ -16,10 +16,18 @@ from flexunet.datasets.builder import raw_folder, volume_builder
 from flexunet.datasets.builder.croissant import License
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
 from flexunet.datasets.builder.volume_builder import Scan
-from flexunet.datasets.scan_label import bids, choices, dataset_json, pairs, raw_scans, scan_table
+from flexunet.datasets.scan_label import (
+    bids,
+    choices,
+    dataset_json,
+    pairs,
+    raw_scans,
+    scan_table,
+    stacked_channels,
+)
 from flexunet.datasets.scan_label.options import BACKGROUND, MOST_CHANNELS, ScanLabelOptions
 from flexunet.datasets.scan_label.raw_scans import Layout, RawScan
-from flexunet.imaging import channel_grid, scan_files
+from flexunet.imaging import channel_grid
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.label_scheme import IGNORED, LabelScheme
 from flexunet.imaging.slicing import SlicePlan
@@ -103,12 +111,18 @@ class Builder(volume_builder.VolumeBuilder):
     layout = self._find_layout(findings)
     if layout is None:
       return
+    layout = stacked_channels.named(layout, self.options.channels)
     findings.choices["layout"] = f"{layout.kind}: {layout.where}"
     channels = self._channels(layout)
-    findings.choices["channels"] = ", ".join(channels) if len(channels) > 1 else "one"
+    shown = ", ".join(channels) if len(channels) > 1 else "one"
+    shown += ", volumes along the fourth axis of each image" if layout.components else ""
+    findings.choices["channels"] = shown
     findings.details = dataclasses.replace(layout, channels=channels)
     for scan in self._with_sides(layout.scans, findings):
-      self._add(findings, scan, channels)
+      if layout.components:
+        self._add_stacked(findings, scan, layout.components, channels)
+      else:
+        self._add(findings, scan, channels)
     raw_folder.note(findings)
 
   def _with_sides(self, scans: Sequence[RawScan], findings: Findings) -> list[RawScan]:
@@ -202,19 +216,45 @@ class Builder(volume_builder.VolumeBuilder):
       label = scan.label if number == 1 else None
       if not raw_folder.check_volumes(findings, scan.images[name], label):
         return
-      role = "image" if number == 1 else f"image_{number}"
-      files |= raw_folder.volume_files(role, scan.images[name])
+      files |= raw_folder.volume_files(raw_scans.role_of(number), scan.images[name])
+    self._add_case(findings, scan, files)
+
+  def _add_stacked(
+      self, findings: Findings, scan: RawScan, every: Mapping[str, int], channels: list[str]
+  ) -> None:
+    """Adds a scan whose channels are volumes along the fourth axis of one file."""
+    path = scan.images[next(iter(every))]
+    components = [every[name] for name in channels]
+    if problem := stacked_channels.problem_of(path, list(every)):
+      findings.problem(problem)
+    elif raw_folder.check_volumes(findings, path, scan.label, components[0]):
+      files = raw_folder.volume_files("image", path)
+      self._add_case(findings, scan, files, {"components": components})
+
+  def _add_case(
+      self,
+      findings: Findings,
+      scan: RawScan,
+      files: dict[str, pathlib.Path],
+      details: dict[str, Any] | None = None,
+  ) -> None:
     if scan.label is not None:
       files |= raw_folder.volume_files("label", scan.label)
     subject, name = raw_scans.plain_name(scan.subject), raw_scans.plain_name(scan.name)
-    case = Case(name, subject, name, files, labelled=scan.label is not None)
+    case = Case(name, subject, name, files, labelled=scan.label is not None, details=details)
     findings.add(dataclasses.replace(case, fold=scan.fold, split=scan.side or None))
+
+  def components_of(self, case: Case) -> tuple[int, ...]:
+    """Returns which volumes along the fourth axis of "image" are the channels; () where 3-D."""
+    return raw_scans.components_of(case)
 
   def read_scan(self, case: Case, notes: Notes) -> Scan:
     """Reads one case, in a worker process."""
     scan = super().read_scan(case, notes)
     if case.split:
       notes.facts["published_side"] = case.split
+    if self.components_of(case):
+      return scan  # With all its channels, which share one grid.
     names = self.channel_names()[1:]
     paths = [case.files[f"image_{number}"] for number in range(2, 2 + len(names))]
     others, moved = channel_grid.read_others(
@@ -237,7 +277,7 @@ class Builder(volume_builder.VolumeBuilder):
     names, ignore_id, why = choices.classes(layout, options, cases)
     findings.choices["classes"] = why
     scheme, label_map = _scheme(names, ignore_id)
-    headers = [scan_files.read_header(case.files["image"]) for case in cases]
+    headers = [raw_scans.header_of(case) for case in cases]
     plane, why = choices.plane(headers, options)
     findings.choices["plane"] = f"{plane}: {why}"
     spacing_mm, why = choices.spacing(headers, options, plane)
@@ -246,9 +286,8 @@ class Builder(volume_builder.VolumeBuilder):
     modality, why = choices.modality(layout, options, cases)
     findings.choices["modality"] = f"{modality}: {why}"
     intensities = []
-    for number, name in enumerate(layout.channels):
-      role = "image" if number == 0 else f"image_{number + 1}"
-      intensity, why = self._decide_intensity(cases, modality, label_map, role)
+    windows = self._decide_intensities(cases, modality, label_map, len(layout.channels))
+    for name, (intensity, why) in zip(layout.channels, windows, strict=True):
       of = f" of {name}" if len(layout.channels) > 1 else ""
       findings.choices[f"intensities{of}"] = why
       intensities.append(dataclasses.asdict(intensity))
@@ -263,24 +302,30 @@ class Builder(volume_builder.VolumeBuilder):
         "modality": modality,
     }
 
-  def _decide_intensity(
-      self, cases: list[Case], modality: str, label_map: Mapping[int, int], role: str
-  ) -> tuple[IntensityWindow, str]:
-    """Returns what becomes 0 and 255, and why."""
+  def _decide_intensities(
+      self, cases: list[Case], modality: str, label_map: Mapping[int, int], channels: int
+  ) -> list[tuple[IntensityWindow, str]]:
+    """Returns what becomes 0 and 255, and why, for each channel."""
     if self.options.window is not None:
       low, high = self.options.window
-      return IntensityWindow("window", low, high), f"{low:g}..{high:g} for all scans: given"
+      why = f"{low:g}..{high:g} for all scans: given"
+      return [(IntensityWindow("window", low, high), why)] * channels
     if modality == "mri":
-      return _MRI, f"percentiles {_MRI.low:g} and {_MRI.high:g} of each volume, as usual for MRI"
+      why = f"percentiles {_MRI.low:g} and {_MRI.high:g} of each volume, as usual for MRI"
+      return [(_MRI, why)] * channels
     assigned = self.assign_splits(cases)
     train = [case for case in cases if assigned.split_of(case) == "train"]
-    found = choices.ct_window(train, label_map, role)
-    low, high = found or _BRAIN_HU
-    why = (
-        "percentiles 0.5 and 99.5 of the labelled voxels of the training split" if found
-        else "brain, since no training label has foreground"
-    )  # fmt: skip
-    return IntensityWindow("window", low, high), f"{low:g}..{high:g} HU for all scans: {why}"
+    return [_described(found) for found in choices.ct_windows(train, label_map, channels)]
+
+
+def _described(found: tuple[float, float] | None) -> tuple[IntensityWindow, str]:
+  """Returns the window of a CT channel, and why."""
+  low, high = found or _BRAIN_HU
+  why = (
+      "percentiles 0.5 and 99.5 of the labelled voxels of the training split" if found
+      else "brain, since no training label has foreground"
+  )  # fmt: skip
+  return IntensityWindow("window", low, high), f"{low:g}..{high:g} HU for all scans: {why}"
 
 
 def _the_only(

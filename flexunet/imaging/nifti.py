@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import pathlib
+from collections.abc import Sequence
 
 import nibabel as nib
 import numpy as np
@@ -58,11 +59,13 @@ class OpenedHeader:
   Attributes:
     header: nibabel's header object, as read.
     header_path, data_path: The two files of a pair; the same file twice for `.nii`.
-    stored_shape: The shape in the file, trailing axes of length 1 included.
+    stored_shape: The shape in the file, trailing axes of length 1 included; of a file opened as
+      channels in a fourth axis, that of one of them.
     shape: The same as three axes.
     dtype: Stored dtype, byte order included.
     data_offset: Bytes before the first voxel in `data_path`.
     slope, inter: The scale factors; 1 and 0 where there are none.
+    num_volumes: Volumes of this shape in the file, one after the other.
   """
 
   header: nib.analyze.AnalyzeHeader
@@ -76,11 +79,12 @@ class OpenedHeader:
   inter: float
   affine: np.ndarray
   oriented: bool
+  num_volumes: int = 1
 
   @property
   def num_bytes(self) -> int:
-    """Bytes of all voxels."""
-    return math.prod(self.shape) * self.dtype.itemsize
+    """Bytes of all voxels, of all volumes."""
+    return math.prod(self.shape) * self.num_volumes * self.dtype.itemsize
 
 
 def suffix_of(path: str | os.PathLike) -> str:
@@ -124,8 +128,26 @@ def files_of(path: str | os.PathLike) -> tuple[pathlib.Path, pathlib.Path]:
   return (path, twin) if kind == ".hdr" else (twin, path)
 
 
-def open_header(path: str | os.PathLike) -> OpenedHeader:
+def num_volumes(path: str | os.PathLike) -> int:
+  """Returns how many volumes lie along the fourth axis of a file; 1 where it has none.
+
+  Raises:
+    InputError: The header is unreadable, or its twin is missing.
+  """
+  header_path, data_path = files_of(path)
+  header, _ = _parse(header_path, single=header_path == data_path)
+  try:
+    return volume_bytes.num_volumes([int(size) for size in header.get_data_shape()])
+  except _HEADER_ERRORS as error:
+    raise _bad_header(header_path, error) from error
+
+
+def open_header(path: str | os.PathLike, component: int | None = None) -> OpenedHeader:
   """Parses and checks a header.
+
+  Args:
+    path: The file; of a pair either.
+    component: Which of the volumes along a fourth axis, from 0; None: the file is one volume.
 
   Raises:
     InputError: When the header is unreadable, its twin is missing, or what it declares cannot be.
@@ -139,10 +161,15 @@ def open_header(path: str | os.PathLike) -> OpenedHeader:
     slope, inter = header.get_slope_inter()
   except _HEADER_ERRORS as error:
     raise _bad_header(header_path, error) from error
-  shape = volume_bytes.three_axes(header_path, stored_shape)
+  count, declared = 1, stored_shape
+  if component is None:
+    declared = shape = volume_bytes.three_axes(header_path, stored_shape)
+  else:
+    shape = volume_bytes.axes_of_component(header_path, stored_shape, component)
+    count, stored_shape = volume_bytes.num_volumes(stored_shape), shape
   if dtype.kind not in "iuf" or dtype.itemsize > 8:
     raise InputError(f"{header_path}: voxels must be real numbers of at most 64 bits, got {dtype}.")
-  volume_bytes.check_size(header_path, data_path, shape, dtype)
+  volume_bytes.check_size(header_path, data_path, declared, dtype)
   if "scl_slope" in header and np.isinf(header["scl_slope"]):  # nibabel takes it for none.
     raise InputError(f"{header_path}: the header's slope is infinite. Repair the header.")
   if offset < 0:
@@ -153,7 +180,7 @@ def open_header(path: str | os.PathLike) -> OpenedHeader:
   affine = _affine_of(header_path, header, oriented, pixdim)
   volume_bytes.check_affine(header_path, affine, oriented=oriented)
   return OpenedHeader(header, header_path, data_path, stored_shape, shape, dtype, offset,
-                      slope, inter, affine, oriented)
+                      slope, inter, affine, oriented, count)
 
 
 def _find_twin(path: pathlib.Path, suffix: str, twin_kind: str) -> pathlib.Path:
@@ -256,13 +283,17 @@ def _bad_header(path: pathlib.Path, error: Exception) -> InputError:
   return InputError(f"{path}: the header cannot be used ({what}). Fetch the file again.")
 
 
-def read_header(path: str | os.PathLike) -> VolumeHeader:
+def read_header(path: str | os.PathLike, component: int | None = None) -> VolumeHeader:
   """Returns shape, stored dtype, spacing and axis codes; reads no voxel.
+
+  Args:
+    path: The file.
+    component: As in `open_header`.
 
   Raises:
     InputError: When the header cannot be read, lies, or its twin file is missing.
   """
-  header = open_header(path)
+  header = open_header(path, component)
   return VolumeHeader.of(header.shape, header.dtype, header.affine, header.oriented)
 
 
@@ -303,8 +334,29 @@ def read_voxels(path: str | os.PathLike) -> tuple[Volume, float, float]:
   return _read_voxels(open_header(path))
 
 
+def read_components(
+    path: str | os.PathLike, components: Sequence[int]
+) -> tuple[list[Volume], float, float]:
+  """Reads volumes along the fourth axis of a file, which is inflated once: (volumes, slope, inter).
+
+  Args:
+    path: The file.
+    components: Which ones, from 0, in this order; at least one.
+
+  Raises:
+    InputError: As in `read`, or there is no such volume.
+  """
+  header = open_header(path, max(components))
+  return _read_volumes(header, components), header.slope, header.inter
+
+
 def _read_voxels(header: OpenedHeader) -> tuple[Volume, float, float]:
   """Returns (volume, slope, inter) of an opened file; the voxels in native byte order."""
+  return _read_volumes(header, [0])[0], header.slope, header.inter
+
+
+def _read_volumes(header: OpenedHeader, components: Sequence[int]) -> list[Volume]:
+  """Returns some of the volumes of an opened file; the voxels in native byte order."""
   expected = header.num_bytes
   # Padding may follow; as much as a slice is more likely a shape that was changed.
   most_trailing = max(_MOST_PADDING_BYTES, expected // 256)
@@ -312,10 +364,13 @@ def _read_voxels(header: OpenedHeader) -> tuple[Volume, float, float]:
       header.data_path, header.data_offset, expected, most_trailing
   )
   flat = np.frombuffer(data, header.dtype)
-  voxels = flat.reshape(header.shape, order="F")
-  if not header.dtype.isnative:
-    voxels = voxels.astype(header.dtype.newbyteorder("="))
-  return Volume(voxels, header.affine, header.oriented), header.slope, header.inter
+  every = flat.reshape((*header.shape, header.num_volumes), order="F")
+  # Copies only what another byte order needs: the volumes are views of one buffer.
+  native = header.dtype.newbyteorder("=")
+  return [
+      Volume(every[..., one].astype(native, copy=False), header.affine, header.oriented)
+      for one in components
+  ]
 
 
 def write_label(header: VolumeHeader, label: np.ndarray, target_path: pathlib.Path) -> None:
@@ -340,7 +395,10 @@ def write_label(header: VolumeHeader, label: np.ndarray, target_path: pathlib.Pa
 
 
 def write_like(
-    source_path: str | os.PathLike, label: np.ndarray, target_path: str | os.PathLike
+    source_path: str | os.PathLike,
+    label: np.ndarray,
+    target_path: str | os.PathLike,
+    component: int | None = None,
 ) -> None:
   """Writes `label` as uint8 into a file that lies voxel by voxel on the source.
 
@@ -352,20 +410,16 @@ def write_like(
     label: Integer ids [i, j, k], 0..255, on the source's grid.
     target_path: The same kind of file as the source: .nii for .nii, .hdr or .img for a pair;
       with or without .gz.
+    component: Where the source holds channels in a fourth axis, any of them; the label has three
+      axes.
 
   Raises:
     InputError: When the kinds or the shapes differ.
   """
-  source = open_header(source_path)
+  source = open_header(source_path, component)
   target_path = pathlib.Path(target_path)
   label = np.asarray(label)
-  if label.shape != source.shape:
-    raise InputError(
-        f"{target_path}: a label must lie on the grid of its scan. Scan {source.shape}, label"
-        f" {label.shape}."
-    )
-  if label.size and (label.min() < 0 or label.max() > 255):
-    raise ValueError(f"Label ids must lie in 0..255, got {label.min()}..{label.max()}.")
+  volume_bytes.check_label(source.shape, label, target_path)
   single = source.header_path == source.data_path
   suffix = suffix_of(target_path)
   if not suffix or (suffix[:4] == ".nii") != single:

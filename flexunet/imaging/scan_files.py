@@ -27,6 +27,7 @@ from flexunet.imaging import (
     mgh,
     nifti,
     tiff_stacks,
+    volume_bytes,
 )
 from flexunet.imaging.volume import Volume, VolumeHeader
 
@@ -195,12 +196,27 @@ def detached_files(paths: Iterable[pathlib.Path]) -> set[pathlib.Path]:
   return found
 
 
-def read_header(path: str | os.PathLike) -> VolumeHeader:
+def num_volumes(path: str | os.PathLike) -> int:
+  """Returns how many volumes lie along the fourth axis of a NIfTI file; 1 for every other scan.
+
+  Raises:
+    InputError: The header cannot be read.
+  """
+  return nifti.num_volumes(path) if _reader_of(path) is nifti else 1
+
+
+def read_header(path: str | os.PathLike, component: int | None = None) -> VolumeHeader:
   """Returns shape, stored dtype, affine, spacing and axis codes; reads no voxel.
+
+  Args:
+    path: The scan.
+    component: Which volume along the fourth axis of a NIfTI file, from 0; None: it has only one.
 
   Raises:
     InputError: The header cannot be read, or lies.
   """
+  if component is not None:
+    return nifti.read_header(path, component)
   return _reader_of(path).read_header(path)
 
 
@@ -214,6 +230,25 @@ def read(path: str | os.PathLike) -> Volume:
   return stored.scaled(slope, inter)
 
 
+def read_volumes(
+    path: str | os.PathLike, components: Sequence[int] = ()
+) -> list[tuple[Volume, float, float]]:
+  """Reads volumes of one file, which is inflated once: (volume, slope, inter) of each.
+
+  Args:
+    path: The scan.
+    components: Which of the volumes along the fourth axis of a NIfTI file, from 0, in this order;
+      () for a scan that is one volume.
+
+  Raises:
+    InputError: As in `read`, or there is no such volume.
+  """
+  if not components:
+    return [_reader_of(path).read_voxels(path)]
+  volumes, slope, inter = nifti.read_components(path, components)
+  return [(volume, slope, inter) for volume in volumes]
+
+
 def read_stored(path: str | os.PathLike) -> tuple[Volume, float, float]:
   """Reads the numbers of a scan as they are stored: (volume, slope, inter).
 
@@ -223,12 +258,20 @@ def read_stored(path: str | os.PathLike) -> tuple[Volume, float, float]:
     InputError: As in `read`, or the voxels show nothing: they are all NaN or all equal, or some
       intensity is infinite or larger than any scanner's.
   """
-  reader = _reader_of(path)
-  stored, slope, inter = reader.read_voxels(path)
+  return read_channels(path)[0]
+
+
+def read_channels(
+    path: str | os.PathLike, components: Sequence[int] = ()
+) -> list[tuple[Volume, float, float]]:
+  """Reads volumes of one file as `read_volumes`, and refuses each as `read_stored`."""
+  channels = read_volumes(path, components)
   # Of a pair it is the voxel file that shows nothing.
-  named = nifti.files_of(path)[1] if reader is nifti else path
-  intensity.check_scan(stored.voxels, slope, inter, named)
-  return stored, slope, inter
+  named = nifti.files_of(path)[1] if _reader_of(path) is nifti else path
+  for one, (stored, slope, inter) in zip(components or (None,), channels, strict=True):
+    name = volume_bytes.component_name(named, one)
+    intensity.check_scan(stored.voxels, slope, inter, name)
+  return channels
 
 
 def read_label(
@@ -384,6 +427,7 @@ def write_label_like(
     label: np.ndarray,
     target_path: str | os.PathLike,
     names: Sequence[str] = (),
+    component: int | None = None,
 ) -> None:
   """Writes a label that lies voxel by voxel on its scan; it appears whole or not at all.
 
@@ -392,16 +436,17 @@ def write_label_like(
     label: Class ids [i, j, k], 0..255, on the scan's grid.
     target_path: Its ending decides the format: that of the scan, or NIfTI.
     names: Class names by id, background first, for formats that hold them.
+    component: Any of the volumes along the fourth axis of the scan; None where it has none.
 
   Raises:
     InputError: The shapes differ, or the format is another one.
   """
   target_path, reader = pathlib.Path(target_path), _reader_of(source_path)
   if reader is nifti:
-    nifti.write_like(source_path, label, target_path)
+    nifti.write_like(source_path, label, target_path, component)
     return
   header = read_header(source_path)
-  check_label(header, label, target_path)
+  volume_bytes.check_label(header.shape, label, target_path)
   ending = ending_of(target_path)
   if ending in (".nii", ".nii.gz"):
     nifti.write_label(header, label, target_path)
@@ -414,22 +459,6 @@ def write_label_like(
         f"{target_path}: the source is {source_path}, so the name must end in .nii, .nii.gz or as"
         " the source does."
     )
-
-
-def check_label(header: VolumeHeader, label: np.ndarray, target_path: pathlib.Path) -> None:
-  """Refuses a label that does not fit its scan.
-
-  Raises:
-    InputError: The shapes differ.
-    ValueError: Ids are not in 0..255.
-  """
-  if label.shape != header.shape:
-    raise InputError(
-        f"{target_path}: a label must lie on the grid of its scan. Scan {header.shape}, label"
-        f" {label.shape}."
-    )
-  if label.size and (label.min() < 0 or label.max() > 255):
-    raise ValueError(f"Label ids must lie in 0..255, got {label.min()}..{label.max()}.")
 
 
 def _endings_of(reader: Any) -> tuple[str, ...]:

@@ -65,6 +65,33 @@ def three_axes(path: pathlib.Path, shape: Sequence[int]) -> tuple[int, int, int]
   return i, j, k
 
 
+def num_volumes(shape: Sequence[int]) -> int:
+  """Returns how many volumes lie along a fourth axis; 1 where there is none, or a fifth one too."""
+  several = len(shape) > 3 and all(size == 1 for size in shape[4:])
+  return max(1, shape[3]) if several else 1
+
+
+def component_name(path: str | os.PathLike, component: int | None) -> str:
+  """Returns how messages name one of the volumes along a fourth axis; None: the file is one."""
+  return str(path) if component is None else f"{path}, volume {component + 1} of its fourth axis"
+
+
+def axes_of_component(
+    path: pathlib.Path, shape: Sequence[int], component: int
+) -> tuple[int, int, int]:
+  """Returns the shape of one of the volumes along a fourth axis.
+
+  Raises:
+    InputError: An axis is empty, or there is no such volume.
+  """
+  if not 0 <= component < num_volumes(shape) or num_volumes(shape) == 1:
+    raise InputError(
+        f"{path}: volume {component + 1} along a fourth axis was asked for, this file has the shape"
+        f" {tuple(shape)}."
+    )
+  return three_axes(path, shape[:3])
+
+
 def check_size(
     header_path: pathlib.Path,
     data_path: pathlib.Path,
@@ -119,6 +146,24 @@ def check_affine(path: str | os.PathLike, affine: np.ndarray, *, oriented: bool)
         f"{path}: the edges of a voxel must lie in {_SPACINGS_MM[0]:g}..{_SPACINGS_MM[1]:g}"
         f" mm, found {' x '.join(f'{edge:g}' for edge in edges)}. Repair the header."
     )
+
+
+def check_label(
+    shape: Sequence[int], label: np.ndarray, target_path: pathlib.Path
+) -> None:
+  """Refuses a label that does not fit its scan.
+
+  Raises:
+    InputError: The shapes differ.
+    ValueError: Ids are not in 0..255.
+  """
+  if label.shape != tuple(shape):
+    raise InputError(
+        f"{target_path}: a label must lie on the grid of its scan. Scan {tuple(shape)}, label"
+        f" {label.shape}."
+    )
+  if label.size and (label.min() < 0 or label.max() > 255):
+    raise ValueError(f"Label ids must lie in 0..255, got {label.min()}..{label.max()}.")
 
 
 def read_exactly(

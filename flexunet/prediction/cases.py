@@ -5,6 +5,8 @@ Numbers are those of nnU-Net, CASE_0000, CASE_0001; what they stand for is read 
 of the run's channels at the end of a file's name (`sub-01_FLAIR`, `2-T1`, as in BIDS), or the whole
 name in a folder of its own for each case (`Patient1/T1.nii`).
 
+A file of four axes is a case of its own where its volumes are the channels of the run.
+
 A run of one channel takes every scan, except where a layout names others beside its own.
 """
 
@@ -95,6 +97,31 @@ def _several_channels(files: Sequence[ScanName], names: Sequence[str]) -> CaseLi
     else:
       cases.append(Case(base, tuple(channels[channel][0] for channel in range(len(names)))))
   return CaseList(sorted(cases, key=lambda case: case.files), problems, skipped)
+
+
+def components(
+    path: pathlib.Path, count: int, channel_names: Sequence[str]
+) -> tuple[int, ...]:
+  """Returns which volumes along the fourth axis of a file are the channels of a run, in its order.
+
+  They go by their names where a `dataset.json` beside or above the file knows one of the run's, or
+  the run itself has them from a file without names; else they are the run's channels in order. ()
+  where the file does not hold them.
+
+  Args:
+    path: The file.
+    count: Its volumes.
+    channel_names: Those of the run, in order.
+  """
+  there = _StatedNames().beside(path)
+  # As names of channels are written in a dataset.
+  stated = [re.sub(r"[^\w.-]+", "_", there[n].strip()).strip("_") for n in sorted(there)]
+  stated = stated or [f"channel_{number}" for number in range(1, count + 1)]
+  wanted = [name.lower() for name in channel_names]
+  if set(wanted) & set(stated):
+    whole = len(stated) == len(set(stated)) == count and set(wanted) <= set(stated)
+    return tuple(stated.index(name) for name in wanted) if whole else ()
+  return tuple(range(count)) if count == len(wanted) else ()
 
 
 def _problem(

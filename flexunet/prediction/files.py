@@ -197,8 +197,9 @@ def _predict_volume(
 ) -> VolumeNote:
   facts = run_config.dataset_facts
   found = predict_scan(
-      predictor, run_config, scan.path, scan.others, probabilities=outputs.probabilities
-  )
+      predictor, run_config, scan.path, scan.others,
+      probabilities=outputs.probabilities, components=scan.components,
+  )  # fmt: skip
   scan.label_path(outputs.folder).parent.mkdir(parents=True, exist_ok=True)
   if outputs.overlay:
     palette = overlay.display_palette(facts.label_scheme.palette)
@@ -209,8 +210,9 @@ def _predict_volume(
   if found.probability is not None:
     _write_probabilities(scan, outputs, found.probability, run_config)
   scan_files.write_label_like(
-      scan.path, found.label, scan.label_path(outputs.folder), facts.label_scheme.names
-  )
+      scan.path, found.label, scan.label_path(outputs.folder), facts.label_scheme.names,
+      next(iter(scan.components), None),
+  )  # fmt: skip
   return VolumeNote(scan.path, found.spacing_mm, found.scaling, found.remarks)
 
 

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from flexunet import config, run_folder
 from flexunet.core.errors import InputError
-from flexunet.imaging import channel_grid, intensity, scan_files, slice_recipe
+from flexunet.imaging import channel_grid, intensity, scan_files, slice_recipe, volume_bytes
 from flexunet.imaging.slice_recipe import SliceRecipe, StoredChannel
 from flexunet.imaging.slicing import Slices
 from flexunet.imaging.volume import Volume
@@ -323,6 +323,7 @@ def predict_scan(
     others: Sequence[str | os.PathLike] = (),
     *,
     probabilities: bool = False,
+    components: Sequence[int] = (),
 ) -> VolumePrediction:
   """Reads a scan and segments it; see `predict_volume`.
 
@@ -332,6 +333,8 @@ def predict_scan(
     path: The scan; its first channel.
     others: Files of its further channels, in the order of the dataset.
     probabilities: Also keeps the probability of each class.
+    components: Volumes along the fourth axis of `path` that are the channels, in the order of the
+      dataset; () where each channel is a file.
 
   Raises:
     InputError: A file cannot be read, channels are missing or lie on other grids, or the run was
@@ -343,14 +346,16 @@ def predict_scan(
         f"{path}: the run was trained on images ({facts.name}) and does not know how to cut a"
         " volume into slices. Give it images, or a run trained on volumes."
     )
-  stored, slope, inter = scan_files.read_stored(path)
+  (stored, slope, inter), *stacked = scan_files.read_channels(path, components)
   channels, _ = channel_grid.read_others(stored, path, others, facts.resample_channels)
+  channels[:0] = [StoredChannel(*one) for one in stacked]
   found = predict_volume(
       predictor, facts.recipe, stored, slope, inter,
       probabilities=probabilities, name=pathlib.Path(path).name, others=channels,
       shown_channel=run_config.shown_channel,
   )  # fmt: skip
-  read = zip((path, *others), (stored, *(channel.stored for channel in channels)), strict=True)
+  names = [volume_bytes.component_name(path, one) for one in components or (None,)]
+  read = zip((*names, *others), (stored, *(channel.stored for channel in channels)), strict=True)
   remarks = [line for file, one in read for line in intensity.unknown_voxels(one.voxels, file)]
   return dataclasses.replace(found, remarks=remarks)
 

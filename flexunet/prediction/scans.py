@@ -51,6 +51,8 @@ class Scan:
     suffix: As the file has it, ".gz" included.
     others: Files of its further channels, in the order of the run's.
     label_suffix: That of its label where it is another one; "" where it is the same.
+    components: Volumes along the fourth axis of `path` that are its channels, in the order of the
+      run's; () where each channel is a file.
   """
 
   path: pathlib.Path
@@ -60,6 +62,7 @@ class Scan:
   suffix: str
   others: tuple[pathlib.Path, ...] = ()
   label_suffix: str = ""
+  components: tuple[int, ...] = ()
 
   def output(self, output_dir: pathlib.Path, ending: str) -> pathlib.Path:
     """Returns the path of an output, e.g. ending "_label.png"."""
@@ -160,15 +163,47 @@ def find(
 
 def _joined(files: Sequence[Scan], channel_names: Sequence[str]) -> ScanList:
   """Returns one scan for each case, named after it, and what is wrong with the others."""
+  scans = [own for one in files if (own := _stacked(one, channel_names)) is not None]
+  whole = {scan.path for scan in scans}
+  files = [one for one in files if one.path not in whole]
   joined = cases.join(
       [cases.ScanName(one.path, one.folder, one.stem) for one in files], channel_names
   )
-  scans = []
   for case in joined.cases:
     first, *others = [files[position] for position in case.files]
     paths = tuple(other.path for other in others)
     scans.append(dataclasses.replace(first, stem=case.stem, others=paths))
+  scans.sort(key=lambda scan: scan.path)
   return ScanList(scans, problems=joined.problems, channels_skipped=joined.skipped)
+
+
+def _stacked(scan: Scan, channel_names: Sequence[str]) -> Scan | None:
+  """Returns the case of a file that holds the channels of the run in its fourth axis, else None."""
+  if scan.kind != "volume":
+    return None
+  try:
+    components = components_of(scan.path, channel_names)
+  except InputError:
+    return None  # Reading it as a channel says what is wrong.
+  return dataclasses.replace(scan, components=components) if components else None
+
+
+def components_of(path: pathlib.Path, channel_names: Sequence[str]) -> tuple[int, ...]:
+  """Returns which volumes along the fourth axis of a file are the channels of a run, in its order.
+
+  Args:
+    path: A scan.
+    channel_names: Of the run; a run of fewer than two takes no file of four axes.
+
+  Returns:
+    Their positions from 0; () where the file has three axes, or does not hold these channels.
+
+  Raises:
+    InputError: The header cannot be read.
+  """
+  if len(channel_names) < 2 or (count := scan_files.num_volumes(path)) < 2:
+    return ()
+  return cases.components(path, count, channel_names)
 
 
 def _whole_case(scan: Scan, channel_names: Sequence[str]) -> Scan:
@@ -179,6 +214,8 @@ def _whole_case(scan: Scan, channel_names: Sequence[str]) -> Scan:
   """
   if len(channel_names) < 2:
     return scan
+  if (stacked := _stacked(scan, channel_names)) is not None:
+    return stacked
   paths = [path for path in sorted(scan.path.parent.iterdir()) if path.is_file()]
   listing = scan_files.gather(paths)
   parts = {file for one in listing.scans for file in one.files if file != one.path}
@@ -192,8 +229,23 @@ def _whole_case(scan: Scan, channel_names: Sequence[str]) -> Scan:
   own = next((line for line in joined.problems if str(scan.path) in line), None)
   raise InputError(
       own
+      or _unlike_the_run(scan, channel_names)
       or f"--input {scan.path} must be a channel of a whole case: one file each whose name ends in"
       f" {', '.join(channel_names)}, or in _0000, _0001, ... in this order."
+  )
+
+
+def _unlike_the_run(scan: Scan, channel_names: Sequence[str]) -> str:
+  """Returns why a file of four axes does not hold the channels of the run; "" for others."""
+  try:
+    count = scan_files.num_volumes(scan.path) if scan.kind == "volume" else 1
+  except InputError:
+    return ""
+  if count == 1:
+    return ""
+  return (
+      f"--input {scan.path} must hold the channels {', '.join(channel_names)} of the training along"
+      f" its fourth axis. It has {count} volumes; a dataset.json beside it may name them."
   )
 
 

@@ -1,5 +1,6 @@
 """A dataset of several channels, from its records to previews and predicted scans."""
 
+import json
 import shutil
 
 import build_samples
@@ -17,6 +18,7 @@ from flexunet.pipelines import readers
 from flexunet.pipelines.dataset_source import open_dataset
 from flexunet.prediction import files as prediction_files
 from flexunet.prediction import predictor as predictors
+from flexunet.prediction import scans
 from flexunet.prediction.outputs import Outputs
 from flexunet.reporting import overlay
 
@@ -146,6 +148,68 @@ def test_a_folder_of_numbered_channels_gives_one_label_a_case(data_dir, raw, tmp
   paths = sorted(raw.rglob("case_1000_000?.nii.gz"))
   whole = predictors.predict_scan(predictor, run.config, paths[0], paths[1:])
   np.testing.assert_array_equal(np.asanyarray(nib.load(labels[0]).dataobj), whole.label)
+
+
+def stacked(raw, folder, order=(0, 1)):
+  """Writes cases 1000 and 1001 as files of four axes and returns the folder."""
+  for case in ("case_1000", "case_1001"):
+    paths = sorted(raw.rglob(f"{case}_000?.nii.gz"))
+    channels = [np.asanyarray(nib.load(paths[number]).dataobj) for number in order]
+    scan_folders.save(np.stack(channels, axis=-1), folder / f"{case}.nii.gz")
+  return folder
+
+
+def labels_of(run, path, out):
+  """Returns {file name: image} of the labels that are predicted, without a failure."""
+  found = prediction_files.predict_path(
+      path, predictors.Predictor(run.network, run.config), run.config,
+      Outputs(folder=out, probabilities=True), show_progress=False,
+  )  # fmt: skip
+  assert found.failures == []
+  return {label.name: nib.load(label) for label in sorted(out.rglob("*_label.nii.gz"))}
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0), (1, 1, 0)])
+def test_channels_of_one_file_are_predicted_as_a_file_each(data_dir, raw, tmp_path, order):
+  run = setup(data_dir)
+  folder = stacked(raw, tmp_path / "Task" / "imagesTs", order)
+  if order != (0, 1):  # Names decide, where dataset.json has one for each volume.
+    names = {0: "T1", 1: "FLAIR"} if len(order) == 2 else {0: "T1", 1: "PD", 2: "FLAIR"}
+    (tmp_path / "Task" / "dataset.json").write_text(json.dumps({"modality": names}))
+  found = labels_of(run, folder, tmp_path / "out")
+  assert list(found) == ["case_1000_label.nii.gz", "case_1001_label.nii.gz"]
+  direct = labels_of(run, folder / "case_1000.nii.gz", tmp_path / "direct")
+  paths = sorted(raw.rglob("case_1000_000?.nii.gz"))
+  predictor = predictors.Predictor(run.network, run.config)
+  wanted = predictors.predict_scan(predictor, run.config, paths[0], paths[1:]).label
+  for label in (found["case_1000_label.nii.gz"], direct["case_1000_label.nii.gz"]):
+    assert label.shape == scan_folders.SHAPE and label.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(label.affine, nib.load(paths[0]).affine)
+    np.testing.assert_array_equal(np.asanyarray(label.dataobj), wanted)
+
+
+def test_a_file_of_other_channels_than_the_run_is_refused(data_dir, raw, tmp_path):
+  run = setup(data_dir)
+  folder = stacked(raw, tmp_path / "in", (0, 1, 1))
+  for path, words in ((folder / "case_1000.nii.gz", "It has 3 volumes"), (folder, "none of the")):
+    with pytest.raises(InputError, match=f"FLAIR, T1.*{words}|{words}.*FLAIR, T1"):
+      labels_of(run, path, tmp_path / "out")
+  scan_folders.save(np.stack([scan_folders.voxels(1)] * 2, axis=-1), tmp_path / "one" / "a.nii")
+  found = scans.find(tmp_path / "one", tmp_path / "out", volumes_first=True)
+  assert found.scans[0].components == ()  # A run of one channel takes it for a series,
+  with pytest.raises(InputError, match="Split the series"):  # which reading refuses.
+    predictors.predict_scan(
+        predictors.Predictor(run.network, run.config), run.config, found.scans[0].path
+    )
+
+
+def test_a_fourth_axis_is_channels_only_for_a_run_of_as_many(data_dir, raw, tmp_path):
+  run = setup(data_dir)
+  names = run.config.dataset_facts.channel_names
+  path = stacked(raw, tmp_path / "in") / "case_1000.nii.gz"
+  assert scans.components_of(path, names) == (0, 1)
+  assert scans.components_of(path, names[:1]) == ()
+  assert scans.components_of(next(iter(raw.rglob("case_1000_0000.nii.gz"))), names) == ()
 
 
 def test_a_run_is_not_scored_on_other_channels(data_dir, tmp_path):

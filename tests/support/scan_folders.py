@@ -87,3 +87,20 @@ def bids(root: pathlib.Path, sessions=("ses-1", "ses-2")) -> pathlib.Path:
       label = root / "derivatives" / "manual" / place / f"{stem}_desc-toy_dseg.nii.gz"
       save(label_of(seed), label)
   return root
+
+
+def stack(folder: pathlib.Path, ending: str = ".nii.gz") -> pathlib.Path:
+  """Makes one file of four axes of the channels of each case of a folder of `nnunet`."""
+  images = folder / "imagesTr"
+  for first in sorted(images.glob("*_0000.nii.gz")):
+    name = first.name[: -len("_0000.nii.gz")]
+    paths = sorted(images.glob(f"{name}_*.nii.gz"))
+    channels = [np.asanyarray(nib.load(path).dataobj) for path in paths]
+    save(np.stack(channels, axis=-1), images / f"{name}{ending}")
+    for path in paths:
+      path.unlink()
+  about = json.loads((folder / "dataset.json").read_text())
+  about["modality"] = about.pop("channel_names")
+  del about["file_ending"]
+  (folder / "dataset.json").write_text(json.dumps(about))
+  return folder

@@ -102,6 +102,40 @@ def test_only_trailing_axes_of_length_one_are_dropped(tmp_path):
     nifti.read(tmp_path / "series.nii")
 
 
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_volumes_along_a_fourth_axis_are_read_where_they_are_named(tmp_path, name, order):
+  every = np.stack([VOXELS, VOXELS + 1000, VOXELS + 2000], -1).astype(f"{order}i2")
+  header = nib.Nifti1Header(endianness=order)
+  nib.save(nib.Nifti1Image(every, np.eye(4), header, dtype=f"{order}i2"), tmp_path / name)
+  assert nifti.num_volumes(tmp_path / name) == 3
+  assert nifti.read_header(tmp_path / name, 2).shape == SHAPE
+  volumes, slope, inter = nifti.read_components(tmp_path / name, [2, 0])
+  assert (slope, inter) == (1.0, 0.0)
+  assert all(volume.voxels.dtype == np.int16 for volume in volumes)  # In native byte order.
+  np.testing.assert_array_equal(volumes[0].voxels, every[..., 2])
+  np.testing.assert_array_equal(volumes[1].voxels, every[..., 0])
+  with pytest.raises(InputError, match="volume 4 along a fourth axis was asked for"):
+    nifti.read_components(tmp_path / name, [3])
+  nifti.write_like(tmp_path / name, np.ones(SHAPE, np.uint8), tmp_path / f"label_{name}", 0)
+  label = nib.load(tmp_path / f"label_{name}")
+  assert label.shape == SHAPE and label.header["dim"].tolist() == [3, *SHAPE, 1, 1, 1, 1]
+
+
+def test_a_file_of_one_volume_has_no_components(tmp_path):
+  path = save_nifti(tmp_path / "a.nii")
+  assert nifti.num_volumes(path) == 1
+  with pytest.raises(InputError, match=r"volume 1 along a fourth axis .* \(3, 5, 7\)"):
+    nifti.read_header(path, 0)
+
+
+def test_a_short_file_of_four_axes_is_truncated(tmp_path):
+  path = save_nifti(tmp_path / "a.nii", np.stack([VOXELS, VOXELS], -1))
+  path.write_bytes(path.read_bytes()[:-1])
+  with pytest.raises(InputError, match="truncated"):
+    nifti.read_components(path, [0])
+
+
 def test_an_unfilled_pixel_size_is_unknown_and_not_zero(tmp_path):
   save_analyze(tmp_path / "a.hdr")
   header = bytearray((tmp_path / "a.hdr").read_bytes())

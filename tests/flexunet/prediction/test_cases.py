@@ -5,7 +5,7 @@ import json
 import pytest
 
 from flexunet.core.errors import InputError
-from flexunet.prediction import scans
+from flexunet.prediction import cases, scans
 
 CHANNELS = ("FLAIR", "T1")
 
@@ -167,3 +167,20 @@ def test_nothing_but_strangers_names_the_channels_of_the_run(tmp_path):
   touch(tmp_path / "d", "a.nii", "b.nii")
   with pytest.raises(InputError, match=r"2 files are none of the channels .* \(FLAIR, T1\)"):
     find(tmp_path / "d", CHANNELS)
+
+
+@pytest.mark.parametrize(("stated", "run", "count", "wanted"), [
+    ((), "FLAIR,T1", 2, (0, 1)),  # Nothing names the volumes: in order.
+    ((), "FLAIR,T1", 3, ()),
+    ((), "channel_3,channel_1", 3, (2, 0)),  # As a build calls volumes without names.
+    (("T1", "PD", "FLAIR"), "FLAIR,T1", 3, (2, 0)),
+    (("t1 gd", "FLAIR"), "FLAIR,T1_gd", 2, (1, 0)),  # A dataset has no spaces in names.
+    (("MRI",), "FLAIR,T1", 2, (0, 1)),  # It knows none of the run's.
+    (("T1", "T2"), "FLAIR,T1", 2, ()),  # FLAIR is missing, whatever the order.
+    (("FLAIR", "T1"), "FLAIR,T1", 3, ()),  # It does not describe this file.
+])  # fmt: skip
+def test_volumes_of_a_fourth_axis_go_by_name_or_in_order(stated, run, count, wanted, tmp_path):
+  if stated:
+    names = {str(number): name for number, name in enumerate(stated)}
+    (tmp_path / "dataset.json").write_text(json.dumps({"modality": names}))
+  assert cases.components(tmp_path / "a.nii.gz", count, run.split(",")) == wanted
