@@ -31,7 +31,9 @@ from flexunet.evaluation.volume_scores import score_volume, volume_score_names
 from flexunet.pipelines import dataset_source, readers
 from flexunet.pipelines.dataset_source import DatasetSource, open_dataset
 from flexunet.pipelines.record_table import RecordTable
+from flexunet.prediction import test_time
 from flexunet.prediction.predictor import Predictor, load_model, to_label
+from flexunet.prediction.tiles import TileOptions
 from flexunet.reporting import overlay, report
 
 
@@ -274,7 +276,8 @@ def evaluate(
     allow_other_data: bool = False,
     tolerances_mm: Sequence[float | str] = DEFAULT_TOLERANCES_MM,
     batch_size: int = 8,
-    mirror: bool = False,
+    views: test_time.ViewOptions = test_time.ViewOptions(),
+    tiles: TileOptions = TileOptions(),
     show_progress: bool = True,
 ) -> dict[str, Any]:
   """Scores splits and writes metrics.json, cases.csv, examples and the report.
@@ -289,7 +292,8 @@ def evaluate(
     allow_other_data: Accepts records that differ from those of the training.
     tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
     batch_size: Slices per step.
-    mirror: Averages over mirrored slices.
+    views: Test-time augmentation.
+    tiles: Which slices are predicted in tiles.
     show_progress: Draws a bar on standard error.
 
   Returns:
@@ -303,8 +307,10 @@ def evaluate(
   tolerances = checked_tolerances(tolerances_mm)
   source = open_run_dataset(run_config, data_dir)
   check_data(source, run_config, splits, allow_other_data)
-  predictor = Predictor(load_model(run), run_config, batch_size=batch_size, mirror=mirror)
-  about = {**_provenance(source, run), "surface_tolerances_mm": tolerances, "mirrored": mirror}
+  predictor = Predictor(
+      load_model(run), run_config, batch_size=batch_size, views=views, tiles=tiles
+  )
+  about = {**_provenance(source, run), "surface_tolerances_mm": tolerances}
   seen, unsaid = _seen(run, source, run_config)
   written = {}
   with files.locked(run.evaluation, "--run_dir"):
@@ -322,7 +328,8 @@ def evaluate(
       )
       known = seen_subjects.overlap(table.subject, source.name, seen)
       scores.warnings += [*known.warnings(), *unsaid]
-      written[split] = _figures(split, scores, {**known.to_json(), **about})
+      passes = {"passes": predictor.pass_lines()}
+      written[split] = _figures(split, scores, {**known.to_json(), **about, **passes})
       _write_split(run, split, written[split], scores)
     report.write_report(run)
   return written

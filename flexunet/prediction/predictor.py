@@ -27,9 +27,12 @@ from flexunet.network import model as network
 from flexunet.network import weights
 from flexunet.network.probabilities import class_ids
 from flexunet.pipelines import foreground_crop, pixel_size, readers
-from flexunet.pipelines.laterality import Laterality
 from flexunet.pipelines.resizing import Resizing
+from flexunet.prediction import test_time
+from flexunet.prediction import tiles as tiling
+from flexunet.training import devices
 
+_ONE_VIEW, _TILES_WHERE_NEEDED = test_time.ViewOptions(), tiling.TileOptions()
 _UNKNOWN_MM = (float("nan"), float("nan"))
 
 
@@ -76,7 +79,8 @@ class Predictor:
       run_config: config.RunConfig,
       *,
       batch_size: int = 8,
-      mirror: bool = False,
+      views: test_time.ViewOptions = _ONE_VIEW,
+      tiles: tiling.TileOptions = _TILES_WHERE_NEEDED,
   ):
     """Prepares prediction.
 
@@ -84,21 +88,23 @@ class Predictor:
       model: `keras.Model`, [B, h, w, channels] in 0..255 -> [B, h, w, classes] probabilities.
       run_config: Config of the run that trained it.
       batch_size: Slices per step.
-      mirror: Averages the answer with that for the mirrored slice; twice the time.
+      views: Test-time augmentation.
+      tiles: Which slices are predicted in tiles.
 
     Raises:
-      InputError: `mirror` where the run decided against mirror images.
+      InputError: Views by which labels could change sides, or an overlap of tiles that is too
+        large for the network.
     """
     if batch_size < 1:
       raise InputError(f"--batch_size must be at least 1. Got: {batch_size}.")
-    if mirror:
-      _require_mirroring(run_config.laterality)
     if run_config.model.image_size is None:
       raise InputError("config.json must hold model.image_size. Got: null.")
     self._model = model
     self._any_size_model: Any = None
     self._batch_size = batch_size
-    self._mirror = mirror
+    plan = run_config.dataset_facts.slice_plan
+    self._views = views.views(run_config.laterality, plan.plane if plan else None)
+    self._tiler = tiling.Tiler(run_config.model, tiles, devices.memory_left())
     self._channels = run_config.model.image_channels
     self._context = run_config.data.context_slices
     self._pixel_sizes = run_config.dataset_facts.pixel_sizes
@@ -152,7 +158,7 @@ class Predictor:
     start, resizings = 0, given.resizings
     kinds = [(np.shape(one)[:2], how) for one, how in zip(given.slices, resizings, strict=True)]
     while start < len(kinds):
-      most = self._largest_batch(resizings[start])
+      most = self._largest_batch(resizings[start].image_size)
       stop = start + 1
       while stop < len(kinds) and stop < start + most and kinds[stop] == kinds[start]:
         stop += 1
@@ -196,21 +202,24 @@ class Predictor:
       return Resizing(frame, trained.mode, inner_hw=scaled)
     return trained if frame == trained.image_size else Resizing(frame, trained.mode)
 
-  def _largest_batch(self, resizing: Resizing) -> int:
-    """Returns the slices of a step: fewer where the frame has grown, for the memory they need."""
-    trained, grown = math.prod(self._resizing.image_size), math.prod(resizing.image_size)
-    return max(1, self._batch_size * trained // grown)
+  def _largest_batch(self, frame_hw: tuple[int, int]) -> int:
+    """Returns the frames of a step: fewer where they have grown, for the memory they need."""
+    trained = math.prod(self._resizing.image_size)
+    return max(1, min(self._batch_size, self._batch_size * trained // math.prod(frame_hw)))
+
+  def pass_lines(self) -> list[str]:
+    """Returns how slices have been predicted so far, where not whole and once, one line each."""
+    lines = self._tiler.lines()
+    if len(self._views) > 1:
+      lines.append(f"each slice {len(self._views)} times: {', '.join(map(str, self._views))}")
+    return [f"Predicted {line}" for line in lines]
 
   def _batch(
       self, slices: Sequence[np.ndarray], positions: range, resizing: Resizing
   ) -> Iterator[np.ndarray]:
     """Yields float32 [H, W, classes] for neighbouring slices of one size."""
-    inputs = self._inputs(slices, positions, resizing)
-    # Filled up to a power of two: a network is traced for a few sizes, not for each rest.
-    rows = min(1 << (len(inputs) - 1).bit_length(), self._largest_batch(resizing))
-    batch = np.zeros((rows, *inputs.shape[1:]), np.uint8)
-    batch[: len(inputs)] = inputs
-    answers = self._answers(batch, resizing)[: len(inputs)]
+    frames = self._inputs(slices, positions, resizing)
+    answers = test_time.mean_answer(self._in_tiles, frames, self._views)
     native_hw = np.shape(slices[positions[0]])[:2]
     yield from np.asarray(resizing.invert(answers, native_hw))
 
@@ -229,17 +238,31 @@ class Predictor:
     # [N, neighbours, h, w] -> [N, h, w, neighbours].
     return np.moveaxis(seen[..., 0][rows], 1, -1)
 
-  def _answers(self, batch: np.ndarray, resizing: Resizing) -> np.ndarray:
-    """Returns float32 [B, h, w, classes] for uint8 [B, h, w, channels]."""
+  def _in_tiles(self, frames: np.ndarray) -> np.ndarray:
+    """Returns float32 [N, h, w, classes] for uint8 [N, h, w, channels] of any height and width."""
+    cut = self._tiler.tiling(frames.shape[1:3])
+    if cut is None:
+      return self._answers(frames)
+    return tiling.answer(self._answers, frames, cut, self._largest_batch(cut.tile_hw))
+
+  def _answers(self, frames: np.ndarray) -> np.ndarray:
+    """Returns float32 [N, h, w, classes] for uint8 [N, h, w, channels] of any height and width."""
+    most = self._largest_batch(frames.shape[1:3])
+    parts = [self._step(frames[at : at + most], most) for at in range(0, len(frames), most)]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+  def _step(self, frames: np.ndarray, most: int) -> np.ndarray:
+    """Returns float32 [N, h, w, classes] for uint8 [N, h, w, channels], N being at most `most`."""
+    # Filled up to a power of two: a network is traced for a few sizes, not for each rest.
+    rows = min(1 << (len(frames) - 1).bit_length(), most)
+    batch = np.zeros((rows, *frames.shape[1:]), np.uint8)
+    batch[: len(frames)] = frames
     trained = self._model
-    if resizing.image_size != self._resizing.image_size:
+    if frames.shape[1:3] != self._resizing.image_size:
       if self._any_size_model is None:
         self._any_size_model = network.accept_any_size(trained)
       trained = self._any_size_model
-    answers = _first_output(trained.predict_on_batch(batch))
-    if self._mirror:
-      mirrored = _first_output(trained.predict_on_batch(batch[:, :, ::-1]))
-      answers = (answers + mirrored[:, :, ::-1]) / 2
+    answers = _first_output(trained.predict_on_batch(batch))[: len(frames)]
     if answers.shape[-1] == 1:  # Sigmoid: the share of the only foreground class.
       answers = np.concatenate([1 - answers, answers], axis=-1)
     return answers
@@ -379,12 +402,3 @@ def _first_output(answers: Any) -> np.ndarray:
 def to_label(probability: np.ndarray) -> np.ndarray:
   """Returns the class of each pixel, uint8 [H, W], of [H, W, classes]; see `class_ids`."""
   return class_ids(probability).astype(np.uint8)
-
-
-def _require_mirroring(decided: Laterality) -> None:
-  """Refuses to average over mirror images where the run decided against them."""
-  if not decided.mirroring:
-    raise InputError(
-        f"--tta averages over mirrored slices, which the run rules out: {decided.reason}. Leave out"
-        " --tta."
-    )
