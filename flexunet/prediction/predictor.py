@@ -32,7 +32,6 @@ from flexunet.prediction import test_time
 from flexunet.prediction import tiles as tiling
 from flexunet.training import devices
 
-_ONE_VIEW, _TILES_WHERE_NEEDED = test_time.ViewOptions(), tiling.TileOptions()
 _UNKNOWN_MM = (float("nan"), float("nan"))
 
 
@@ -79,8 +78,8 @@ class Predictor:
       run_config: config.RunConfig,
       *,
       batch_size: int = 8,
-      views: test_time.ViewOptions = _ONE_VIEW,
-      tiles: tiling.TileOptions = _TILES_WHERE_NEEDED,
+      views: test_time.ViewOptions = test_time.ONE_VIEW,
+      tiles: tiling.TileOptions = tiling.WHERE_NEEDED,
   ):
     """Prepares prediction.
 

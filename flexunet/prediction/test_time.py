@@ -107,6 +107,9 @@ class ViewOptions(Checked):
     return tuple(views)
 
 
+ONE_VIEW = ViewOptions()
+
+
 @dataclasses.dataclass(frozen=True)
 class View:
   """One way to show a frame to the network, and the way back.

@@ -32,6 +32,7 @@ DEFAULT_OVERLAP = 64
 _MOST_BYTES, _MEMORY_SHARE = 2 * 2**30, 0.25
 # The Gaussian falls to 1 % over the overlap that is used: at three standard deviations.
 _DEVIATIONS = 3.0
+_SIZES_NAMED = 3
 
 # uint8 [B, h, w, channels] -> float32 [B, h, w, classes].
 Network = Callable[[np.ndarray], np.ndarray]
@@ -43,10 +44,9 @@ class TileOptions(Checked):
 
   tile: str = knob(
       "auto",
-      "Predicts slices in overlapping tiles of this size, such as 512 or 512,384 (height, width)."
-      " 'auto' does so where a whole slice would take too much memory, in the largest tiles that do"
-      " not, and says so; 'none' never does. Tiles are parts of the slice as the network sees it;"
-      " see above.",
+      "Predicts slices in overlapping tiles of this many pixels, such as 512 or 512,384 (height,"
+      " width). 'auto' does so where the whole slice would take more than 2 GB, or a quarter of the"
+      " free memory, in the largest tiles that do not, and says so; 'none' never does.",
   )
   overlap: int = knob(
       None,
@@ -90,6 +90,9 @@ class TileOptions(Checked):
       edges = [tile] if hasattr(tile, "__index__") else list(tile)
       tile = ",".join(map(str, edges))
     return cls(tile=tile, overlap=overlap)
+
+
+WHERE_NEEDED = TileOptions()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -247,8 +250,11 @@ class Tiler:
     return self._known[frame_hw]
 
   def lines(self) -> list[str]:
-    """Returns what became of the frames so far that were cut, one line for each size."""
-    return [str(cut) for cut in self._known.values() if cut is not None]
+    """Returns how frames have been cut so far, one line for each of the first sizes."""
+    cuts = [str(cut) for cut in self._known.values() if cut is not None]
+    if len(cuts) > _SIZES_NAMED:
+      cuts[_SIZES_NAMED:] = [f"slices of {len(cuts) - _SIZES_NAMED} more sizes in tiles"]
+    return cuts
 
   def _decided(self, frame_hw: tuple[int, int]) -> Tiling | None:
     asked = self._options.size_hw

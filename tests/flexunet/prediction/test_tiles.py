@@ -218,7 +218,7 @@ def test_a_large_slice_comes_back_pixel_by_pixel_from_tiles_of_the_trained_size(
   assert {shape[1:3] for shape in network.shapes} == {(32, 32)}
   assert max(shape[0] for shape in network.shapes) == 4
   (line,) = chosen.pass_lines()
-  assert line.startswith("Predicted slices of 100x45 pixels in 4 x 2 tiles of 32x32 that overlap by 8")
+  assert line.startswith("Predicted slices of 100x45 pixels in 4 x 2 tiles of 32x32")
 
 
 def test_tiles_see_neighbouring_slices_and_the_box_of_the_volume():
