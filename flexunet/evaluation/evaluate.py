@@ -78,16 +78,10 @@ def evaluate(
   with files.locked(run.evaluation, "--run_dir"):
     for split, table in _tables(source, run_config, splits).items():
       scores = score_split(
-          source,
-          table,
-          predictor,
-          run_config.dataset_facts.label_scheme.names,
-          split=split,
-          keys=(source.keys.image, source.keys.label),
-          tolerances_mm=tolerances,
-          show_progress=show_progress,
-          shown_channel=run_config.shown_channel,
-      )
+          source, table, predictor, run_config.dataset_facts.label_scheme.names, split=split,
+          keys=(source.keys.image, source.keys.label), tolerances_mm=tolerances,
+          show_progress=show_progress, shown_channel=run_config.shown_channel,
+      )  # fmt: skip
       known = seen_subjects.overlap(table.subject, source.name, seen)
       scores.warnings += [*known.warnings(), *unsaid]
       passes = {"passes": predictor.pass_lines()}
