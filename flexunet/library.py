@@ -20,8 +20,10 @@ import tensorflow as tf
 from flexunet import config, run_folder
 from flexunet.core import config_fields
 from flexunet.core.errors import InputError, unknown_name
+from flexunet.cross_validation import cross_validate as cross_validation
 from flexunet.evaluation import evaluate, labelled_volumes
 from flexunet.evaluation.labelled_volumes import LabelledVolume
+from flexunet.evaluation.scores import DEFAULT_TOLERANCES_MM
 from flexunet.imaging import pictures, scan_files
 from flexunet.pipelines import batches, dataset_source, order, readers
 from flexunet.pipelines.augmentation import augment
@@ -339,6 +341,56 @@ def fit(run_dir: str | os.PathLike, *, resume: bool = False, **settings: Any) ->
   """
   folder, _ = trainer.train(settings_of(settings), run_dir, resume=resume)
   return Run(folder, folder.read_config())
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossValidation:
+  """A cross-validation whose folds are all trained and scored.
+
+  Attributes:
+    path: Its folder.
+    runs: Those of the folds, in their order.
+    figures: `cross_validation.json`: "pooled" holds the scores of all held-out subjects, in the
+      form of an entry of `metrics.json`; "per_fold" those of each fold; "between_folds" the spread.
+  """
+
+  path: pathlib.Path
+  runs: list[Run]
+  figures: dict[str, Any]
+
+
+def cross_validate(
+    run_dir: str | os.PathLike,
+    *,
+    folds: Sequence[int] | None = None,
+    parallel: int = 0,
+    resume: bool = False,
+    tolerances_mm: Sequence[float] = DEFAULT_TOLERANCES_MM,
+    **settings: Any,
+) -> CrossValidation:
+  """Trains a run without each fold of a dataset, scores it on that fold and pools all subjects.
+
+  Each fold is trained and scored in processes of its own.
+
+  Args:
+    run_dir: New folder for everything.
+    folds: Those to be run; all of the dataset by default.
+    parallel: Folds at a time, which share the machine; 0: one per GPU, or one without.
+    resume: Continues what is in the folder exactly as if it had not stopped.
+    tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
+    **settings: As in `plan`.
+
+  Raises:
+    InputError: Settings or data are not as they must be, or folds have failed.
+  """
+  given = settings_of(settings)
+  parts = {name: getattr(given, name) for name in _PARTS}
+  job = cross_validation.check(
+      parts, run_dir, folds=folds, parallel=parallel, resume=resume, tolerances_mm=tolerances_mm
+  )
+  figures = cross_validation.run(job)
+  runs = [load(job.folder.path / name) for name in job.plan.runs]
+  return CrossValidation(job.folder.path, runs, figures)
 
 
 def settings_of(values: Mapping[str, Any]) -> trainer.Settings:
