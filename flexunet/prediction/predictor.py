@@ -107,6 +107,7 @@ class Predictor:
     self._channels = run_config.model.image_channels
     self._context = run_config.data.context_slices
     self._pixel_sizes = run_config.dataset_facts.pixel_sizes
+    self._input_scale = run_config.dataset_facts.input_scale or (1.0, 1.0)
     self._crops = run_config.data.crop_foreground
     self._resizing = Resizing(run_config.model.image_size, run_config.data.resize_mode)
     self.num_classes = max(2, run_config.model.num_classes)
@@ -188,18 +189,26 @@ class Predictor:
   ) -> Resizing:
     """Returns how a slice comes to the network, whose frame grows where the slice is too large."""
     trained = self._resizing
-    inner = self._trained_size(native_hw)
+    inner = scaled = self._trained_size(native_hw)
     factors = self._scaling(native_hw, spacing_mm)
-    scaled = inner
-    if pixel_size.believed(factors):
-      height, width = (
-          max(1, round(edge * factor)) for edge, factor in zip(inner, factors, strict=True)
-      )
-      scaled = (height, width)
+    if self._keeps_resolution(spacing_mm):
+      scaled = _scaled(native_hw, self._input_scale)
+    elif pixel_size.believed(factors):
+      scaled = _scaled(inner, factors)
     frame = (max(trained.image_size[0], scaled[0]), max(trained.image_size[1], scaled[1]))
+    if frame != trained.image_size and scaled == native_hw:
+      return Resizing(frame, "pad")
     if scaled != inner:
       return Resizing(frame, trained.mode, inner_hw=scaled)
     return trained if frame == trained.image_size else Resizing(frame, trained.mode)
+
+  def _keeps_resolution(self, spacing_mm: Sequence[float]) -> bool:
+    """Returns whether slices are scaled as those of the training were, instead of to its frame.
+
+    So with tiles of a given size, where no pixel size says how large things are.
+    """
+    known = self._pixel_sizes is not None and bool(np.isfinite(spacing_mm).all())
+    return self._tiler.has_size and not known and self._resizing.mode != "pad"
 
   def _largest_batch(self, frame_hw: tuple[int, int]) -> int:
     """Returns the frames of a step: fewer where they have grown, for the memory they need."""
@@ -391,6 +400,13 @@ def _resized(
   stacked = np.stack(slices)
   images = tf.constant(stacked[..., None] if stacked.ndim == 3 else stacked)
   return resizing.apply_image(readers.to_channels(images, channels)).numpy()
+
+
+def _scaled(size_hw: tuple[int, int], factors: Sequence[float]) -> tuple[int, int]:
+  height, width = (
+      max(1, round(edge * factor)) for edge, factor in zip(size_hw, factors, strict=True)
+  )
+  return height, width
 
 
 def _first_output(answers: Any) -> np.ndarray:

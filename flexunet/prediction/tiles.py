@@ -243,6 +243,11 @@ class Tiler:
     if options.size_hw is not None and options.overlap is not None:
       self._check_overlap(options.size_hw, options.overlap)
 
+  @property
+  def has_size(self) -> bool:
+    """Whether the user named the size of the tiles."""
+    return self._options.size_hw is not None
+
   def tiling(self, frame_hw: tuple[int, int]) -> Tiling | None:
     """Returns how a frame is cut; None: the network takes it whole."""
     if frame_hw not in self._known:
