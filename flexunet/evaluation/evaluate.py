@@ -66,7 +66,8 @@ def evaluate(
   source = open_run_dataset(run_config, data_dir)
   check_data(source, run_config, splits, allow_other_data)
   predictor = Predictor(load_model(run), run_config, batch_size=batch_size, mirror=mirror)
-  about = {**_provenance(source, run), "surface_tolerances_mm": tolerances, "mirrored": mirror}
+  about = _provenance(source, run, run_config.data)
+  about |= {"surface_tolerances_mm": tolerances, "mirrored": mirror}
   seen, unsaid = _seen(run, source, run_config)
   written = {}
   with files.locked(run.evaluation, "--run_dir"):
@@ -90,14 +91,21 @@ def evaluate(
   return written
 
 
-def _provenance(source: DatasetSource, run: run_folder.RunFolder) -> dict[str, Any]:
+def _provenance(
+    source: DatasetSource, run: run_folder.RunFolder, data: config.DataConfig
+) -> dict[str, Any]:
+  divided = data.train_split, data.validation_split
+  if not set(divided) <= set(source.splits):  # Other data than those of the training.
+    counts = dataset_source.split_counts(source)
+  else:
+    counts = dataset_source.split_counts(source, *divided, data.fold)
   return {
       "dataset": source.name,
       "counted_by": source.counted_by,
       "fingerprint": source.fingerprint,
       "model_sha256": files.sha256_of(run.model_keras),
       "flexunet": flexunet.__version__,
-      "dataset_splits": dataset_source.split_counts(source),
+      "dataset_splits": counts,
   }
 
 
