@@ -326,13 +326,30 @@ def check_fold(name: str, folds: Iterable[int], fold: int) -> None:
     )
 
 
-def split_counts(source: DatasetSource) -> dict[str, dict[str, int]]:
-  """Returns split -> how many subjects, volumes and slices it has; 0 where unknown."""
+def split_counts(
+    source: DatasetSource,
+    train_split: str = "train",
+    validation_split: str = "validation",
+    fold: int = -1,
+) -> dict[str, dict[str, int]]:
+  """Returns split -> how many subjects, volumes and slices it has; 0 where unknown.
+
+  Args:
+    source: The dataset.
+    train_split, validation_split: Those that a run on a fold divides again.
+    fold: Its fold: the second of them is then that fold, the first the other folds; -1: none.
+  """
+  tables = {
+      split: source.records(split)
+      for split in source.splits if source.info.splits[split].num_examples
+  }  # fmt: skip
+  if fold >= 0:
+    both = record_table.concatenate([tables[train_split], tables[validation_split]])
+    inside = both.fold == fold
+    tables[train_split] = both.take(np.flatnonzero(~inside))
+    tables[validation_split] = both.take(np.flatnonzero(inside))
   counts = {}
-  for split in source.splits:
-    if not source.info.splits[split].num_examples:
-      continue
-    table = source.records(split)
+  for split, table in tables.items():
     subjects = {str(name) for name in np.unique(table.subject)} - {""}
     slices = 0 if source.holds_volumes else len(table)
     volumes = set(zip(table.subject.tolist(), table.volume.tolist(), strict=True)) - {("", "")}

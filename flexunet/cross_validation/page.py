@@ -36,7 +36,7 @@ def render(
   scheme = configs[0].dataset_facts.label_scheme
   pooled, per_fold = results["pooled"], results["per_fold"]
   name = f"all {len(per_fold)} folds"
-  subjects = page.count(pooled["evaluated"]["subjects"], pooled["evaluated"]["counted_by"])
+  subjects = page.count(pooled["evaluated"]["subjects"], "subject")
   return page.document(
       kind="FlexUNet cross-validation",
       heading=plan.dataset,

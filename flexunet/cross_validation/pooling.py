@@ -179,7 +179,7 @@ def _warnings(
   return [
       *([optimistic] if chosen else []),
       *(
-          text if len(runs) == len(per_fold) else f"{', '.join(runs)}: {text}"
+          f"{'in each fold' if len(runs) == len(per_fold) else ', '.join(runs)}: {text}"
           for text, runs in said.items()
       ),
   ]

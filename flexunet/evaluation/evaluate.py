@@ -72,7 +72,8 @@ def evaluate(
   predictor = Predictor(
       load_model(run), run_config, batch_size=batch_size, views=views, tiles=tiles
   )
-  about = {**_provenance(source, run), "surface_tolerances_mm": tolerances}
+  about = _provenance(source, run, run_config.data)
+  about |= {"surface_tolerances_mm": tolerances}
   seen, unsaid = _seen(run, source, run_config)
   written = {}
   with files.locked(run.evaluation, "--run_dir"):
@@ -91,14 +92,21 @@ def evaluate(
   return written
 
 
-def _provenance(source: DatasetSource, run: run_folder.RunFolder) -> dict[str, Any]:
+def _provenance(
+    source: DatasetSource, run: run_folder.RunFolder, data: config.DataConfig
+) -> dict[str, Any]:
+  divided = data.train_split, data.validation_split
+  if not set(divided) <= set(source.splits):  # Other data than those of the training.
+    counts = dataset_source.split_counts(source)
+  else:
+    counts = dataset_source.split_counts(source, *divided, data.fold)
   return {
       "dataset": source.name,
       "counted_by": source.counted_by,
       "fingerprint": source.fingerprint,
       "model_sha256": files.sha256_of(run.model_keras),
       "flexunet": flexunet.__version__,
-      "dataset_splits": dataset_source.split_counts(source),
+      "dataset_splits": counts,
   }
 
 

@@ -217,7 +217,10 @@ def _write_manifest(
     started: bool,
 ) -> None:
   entry = manifest.collect(argv, run_config.dataset_facts.fingerprint, devices.device_names())
-  entry["splits"] = dataset_source.split_counts(setup.data.source)
+  data = run_config.data
+  entry["splits"] = dataset_source.split_counts(
+      setup.data.source, data.train_split, data.validation_split, data.fold
+  )
   entry["left_out"] = setup.left_out
   entry["cache"] = dataclasses.asdict(setup.batches.cache_choice)
   entry["steps_per_epoch"] = setup.epoch_order.steps_per_epoch
