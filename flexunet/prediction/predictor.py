@@ -26,9 +26,11 @@ from flexunet.imaging.volume import Volume
 from flexunet.network import weights
 from flexunet.network.probabilities import class_ids
 from flexunet.pipelines import foreground_crop, pixel_size, readers
-from flexunet.pipelines.laterality import Laterality
 from flexunet.pipelines.resizing import Resizing
-from flexunet.prediction import compiled_step
+from flexunet.prediction import compiled_step, test_time
+from flexunet.prediction import tiles as tiling
+from flexunet.prediction.compiled_step import SliceBatch
+from flexunet.training import devices
 
 _UNKNOWN_MM = (float("nan"), float("nan"))
 
@@ -76,7 +78,8 @@ class Predictor:
       run_config: config.RunConfig,
       *,
       batch_size: int = 8,
-      mirror: bool = False,
+      views: test_time.ViewOptions = test_time.ONE_VIEW,
+      tiles: tiling.TileOptions = tiling.WHERE_NEEDED,
       temperature: float = 1.0,
   ):
     """Prepares prediction.
@@ -86,28 +89,32 @@ class Predictor:
         [B, h, w, classes].
       run_config: Config of the run that trained it.
       batch_size: Slices per step.
-      mirror: Averages the answer with that for the mirrored slice; twice the time.
+      views: Test-time augmentation.
+      tiles: Which slices are predicted in tiles.
       temperature: Divides the logarithms of the probabilities, as `probabilities.tempered`.
 
     Raises:
-      InputError: `mirror` where the run decided against mirror images.
+      InputError: Views by which labels could change sides, or an overlap of tiles that is too
+        large for the network.
     """
     if batch_size < 1:
       raise InputError(f"--batch_size must be at least 1. Got: {batch_size}.")
-    if mirror:
-      _require_mirroring(run_config.laterality)
     if run_config.model.image_size is None:
       raise InputError("config.json must hold model.image_size. Got: null.")
     self._batch_size = batch_size
+    plan = run_config.dataset_facts.slice_plan
+    self._views = views.views(run_config.laterality, plan.plane if plan else None)
+    self._tiler = tiling.Tiler(run_config.model, tiles, devices.memory_left())
     self._context = run_config.data.context_slices
     self._pixel_sizes = run_config.dataset_facts.pixel_sizes
+    self._input_scale = run_config.dataset_facts.input_scale or (1.0, 1.0)
     self._crops = run_config.data.crop_foreground
     self._resizing = Resizing(run_config.model.image_size, run_config.data.resize_mode)
     self._step = compiled_step.CompiledStep(
         model,
         run_config.model.image_size,
         channels=run_config.model.image_channels,
-        mirror=mirror,
+        views=self._views,
         temperature=temperature,
     )
     self.num_classes = max(2, run_config.model.num_classes)
@@ -158,7 +165,7 @@ class Predictor:
     start, resizings = 0, given.resizings
     kinds = [(np.shape(one)[:2], how) for one, how in zip(given.slices, resizings, strict=True)]
     while start < len(kinds):
-      most = self._largest_batch(resizings[start])
+      most = self._largest_batch(resizings[start].image_size)
       stop = start + 1
       while stop < len(kinds) and stop < start + most and kinds[stop] == kinds[start]:
         stop += 1
@@ -189,42 +196,67 @@ class Predictor:
   ) -> Resizing:
     """Returns how a slice comes to the network, whose frame grows where the slice is too large."""
     trained = self._resizing
-    inner = self._trained_size(native_hw)
+    inner = scaled = self._trained_size(native_hw)
     factors = self._scaling(native_hw, spacing_mm)
-    scaled = inner
-    if pixel_size.believed(factors):
-      height, width = (
-          max(1, round(edge * factor)) for edge, factor in zip(inner, factors, strict=True)
-      )
-      scaled = (height, width)
+    if self._keeps_resolution(spacing_mm):
+      scaled = _scaled(native_hw, self._input_scale)
+    elif pixel_size.believed(factors):
+      scaled = _scaled(inner, factors)
     frame = (max(trained.image_size[0], scaled[0]), max(trained.image_size[1], scaled[1]))
+    if frame != trained.image_size and scaled == native_hw:
+      return Resizing(frame, "pad")
     if scaled != inner:
       return Resizing(frame, trained.mode, inner_hw=scaled)
     return trained if frame == trained.image_size else Resizing(frame, trained.mode)
 
-  def _largest_batch(self, resizing: Resizing) -> int:
-    """Returns the slices of a step: fewer where the frame has grown, for the memory they need."""
-    trained, grown = math.prod(self._resizing.image_size), math.prod(resizing.image_size)
-    return max(1, self._batch_size * trained // grown)
+  def _keeps_resolution(self, spacing_mm: Sequence[float]) -> bool:
+    """Returns whether slices are scaled as those of the training were, instead of to its frame.
+
+    So with tiles of a given size, where no pixel size says how large things are.
+    """
+    known = self._pixel_sizes is not None and bool(np.isfinite(spacing_mm).all())
+    return self._tiler.has_size and not known and self._resizing.mode != "pad"
+
+  def _largest_batch(self, frame_hw: tuple[int, int]) -> int:
+    """Returns the frames of a step: fewer where they have grown, for the memory they need."""
+    trained = math.prod(self._resizing.image_size)
+    return max(1, min(self._batch_size, self._batch_size * trained // math.prod(frame_hw)))
+
+  def pass_lines(self) -> list[str]:
+    """Returns how slices have been predicted so far, where not whole and once, one line each."""
+    lines = self._tiler.lines()
+    if len(self._views) > 1:
+      lines.append(f"each slice {len(self._views)} times: {', '.join(map(str, self._views))}")
+    return [f"Predicted {line}" for line in lines]
 
   def _batch(
       self, slices: Sequence[np.ndarray], positions: range, resizing: Resizing
   ) -> Iterator[np.ndarray]:
     """Yields float32 [H, W, classes] for neighbouring slices of one size."""
     # Filled up to a power of two: a device sees few sizes of batches, not each rest.
-    count = min(1 << (len(positions) - 1).bit_length(), self._largest_batch(resizing))
-    if self._context:
-      answers = self._answers_with_neighbours(slices, positions, resizing, count)
+    count = _up_to_power(len(positions), self._largest_batch(resizing.image_size))
+    batch = self._given(slices, positions, resizing, count)
+    if self._is_whole(resizing.image_size):
+      answers = self._step(batch)
     else:
-      given = compiled_step.filled(count, [slices[position] for position in positions])
-      answers = self._step(given, resizing)
+      frames = self._step.frames(batch)[: len(positions)]
+      answers = test_time.mean_answer(self._in_tiles, tf.constant(frames), self._views)
+      answers = self._step.restored(answers, batch)
     yield from answers[: len(positions)]
 
-  def _answers_with_neighbours(
+  def _is_whole(self, frame_hw: tuple[int, int]) -> bool:
+    """Returns whether all views of a frame go through the network at once, in one graph."""
+    return self._tiler.tiling(frame_hw) is None and all(view.scale == 1 for view in self._views)
+
+  def _given(
       self, slices: Sequence[np.ndarray], positions: range, resizing: Resizing, count: int
-  ) -> np.ndarray:
-    """Returns float32 [count, H, W, classes]: each slice is seen with those beside it."""
-    reach = self._context
+  ) -> SliceBatch:
+    """Returns `count` inputs for slices of one size, each alone or with those beside it."""
+    height, width = np.shape(slices[positions[0]])[:2]
+    reach, native_hw = self._context, (height, width)
+    if not reach:
+      own = [slices[position] for position in positions]
+      return SliceBatch(compiled_step.filled(count, own), resizing, native_hw)
     # Beyond the ends of a volume the outermost slice stands in for its missing neighbour.
     first, last = max(0, positions[0] - reach), min(len(slices) - 1, positions[-1] + reach)
     steps = np.arange(-reach, reach + 1)
@@ -234,14 +266,31 @@ class Predictor:
     )
     seen = [slices[position] for position in range(first, last + 1)]
     if len({np.shape(one) for one in seen}) == 1:
-      return self._step(compiled_step.filled(len(seen), seen), resizing, rows=rows)
+      return SliceBatch(compiled_step.filled(len(seen), seen), resizing, native_hw, rows)
     # Neighbours of other sizes come to the frame one by one.
     framed = [
         resizing.apply_image(readers.to_channels(tf.constant(compiled_step.filled(1, [one])), 1))
         for one in seen
     ]
-    native_hw = np.shape(slices[positions[0]])[:2]
-    return self._step(np.concatenate(framed), resizing, rows=rows, native_hw=native_hw)
+    return SliceBatch(np.concatenate(framed), resizing, native_hw, rows, framed=True)
+
+  def _in_tiles(self, images: tf.Tensor) -> np.ndarray:
+    """Returns float32 [N, h, w, classes] for uint8 [N, h, w, channels] of any height and width."""
+    frames = images.numpy()
+    cut = self._tiler.tiling(frames.shape[1:3])
+    if cut is None:
+      return self._answers(frames)
+    return tiling.answer(self._answers, frames, cut, self._largest_batch(cut.tile_hw))
+
+  def _answers(self, frames: np.ndarray) -> np.ndarray:
+    """Returns float32 [N, h, w, classes] for uint8 [N, h, w, channels] of any height and width."""
+    most = self._largest_batch(frames.shape[1:3])
+    parts = []
+    for start in range(0, len(frames), most):
+      part = frames[start : start + most]
+      given = compiled_step.filled(_up_to_power(len(part), most), part)
+      parts.append(self._step.probability(given)[: len(part)])
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -364,10 +413,13 @@ def to_label(probability: np.ndarray) -> np.ndarray:
   return class_ids(probability).astype(np.uint8)
 
 
-def _require_mirroring(decided: Laterality) -> None:
-  """Refuses to average over mirror images where the run decided against them."""
-  if not decided.mirroring:
-    raise InputError(
-        f"--tta averages over mirrored slices, which the run rules out: {decided.reason}. Leave out"
-        " --tta."
-    )
+def _scaled(size_hw: tuple[int, int], factors: Sequence[float]) -> tuple[int, int]:
+  height, width = (
+      max(1, round(edge * factor)) for edge, factor in zip(size_hw, factors, strict=True)
+  )
+  return height, width
+
+
+def _up_to_power(count: int, most: int) -> int:
+  """Returns the next power of two, at most `most`."""
+  return min(1 << (count - 1).bit_length(), most)

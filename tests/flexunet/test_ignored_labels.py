@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from flexunet.core.errors import InputError
 from flexunet.datasets import built_dataset
-from flexunet.evaluation import evaluate, labelled_volumes
+from flexunet.evaluation import labelled_volumes, split_scores
 from flexunet.imaging.label_scheme import IGNORED, LabelScheme
 from flexunet.pipelines import foreground_boxes, readers
 from flexunet.pipelines.dataset_source import open_dataset
@@ -105,12 +105,12 @@ def test_scores_do_not_count_them(data_dir):
       for label, ignored in zip(volume.labels, volume.ignored, strict=True):
         yield np.eye(3, dtype=np.float32)[np.where(ignored, 1, label)]
 
-  scores = evaluate.score_split(
+  scores = split_scores.score_split(
       source, table, Guess(), source.label_scheme().names, split="train", tolerances_mm=(1.0,),
       show_progress=False,
   )  # fmt: skip
   assert {row["dice"] for row in scores.rows} == {1.0}
-  assert scores.published["pixel_accuracy"] == 1.0
+  assert scores.voxel_figures["published"]["pixel_accuracy"] == 1.0
 
 
 def test_cropping_does_not_take_them_for_labels(data_dir):

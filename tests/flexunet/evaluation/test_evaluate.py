@@ -13,7 +13,7 @@ from flexunet import evaluate as program
 from flexunet import run_folder, seen_subjects
 from flexunet.core import files
 from flexunet.core.errors import InputError
-from flexunet.evaluation import evaluate, labelled_volumes, volume_scores
+from flexunet.evaluation import evaluate, labelled_volumes, split_scores, volume_scores
 from flexunet.pipelines import readers
 from flexunet.pipelines.dataset_source import open_dataset
 
@@ -436,4 +436,4 @@ def test_the_voxel_size_is_that_of_the_axes_in_which_surfaces_are_compared():
 
 def test_a_label_beyond_the_classes_of_the_run_is_refused():
   with pytest.raises(InputError, match="A_scan"):
-    evaluate._check_ids(volume([square(1, 1)]), square(1, 1) * 3, num_classes=3)
+    split_scores._check_ids(volume([square(1, 1)]), square(1, 1) * 3, num_classes=3)

@@ -8,7 +8,7 @@ import pytest
 
 from flexunet.datasets.builder import native_labels
 from flexunet.datasets.builder.raw_folder import Notes
-from flexunet.evaluation import evaluate, labelled_volumes
+from flexunet.evaluation import labelled_volumes, split_scores
 from flexunet.imaging import slice_recipe
 from flexunet.pipelines import readers
 from flexunet.pipelines.dataset_source import open_dataset
@@ -83,7 +83,7 @@ class Perfect:
 
 def scores(source, split):
   table = readers.slice_table(source, split)
-  return evaluate.score_split(
+  return split_scores.score_split(
       source, table, Perfect(source, split), ["background", "hippocampus"], split=split,
       tolerances_mm=[1.0], show_progress=False,
   )  # fmt: skip
