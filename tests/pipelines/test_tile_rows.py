@@ -54,7 +54,7 @@ def test_examples_are_the_tiles_with_image_on_label(opened):
 
 
 def test_neighbours_of_a_tile_are_the_same_part_of_other_slices(opened):
-  source, table, records = opened
+  source, table, _ = opened
   cut = tile_rows.cut_rows(source, table.take(np.array([1, 1, 1])), (32, 32))
   cut = dataclasses.replace(cut, slice_index=np.repeat(np.arange(3, dtype=np.int32), 6))
   rows = readers.neighbour_rows(cut, 1)

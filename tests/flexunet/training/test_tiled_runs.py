@@ -78,9 +78,8 @@ def test_previews_of_large_slices_are_those_of_the_predictor(data_dir, tmp_path)
   assert [label.shape for _, label in slices] == [(45, 70)] * 2
   network = model.build_model(run_config.model)
   options = TileOptions.of(32)
-  found = monitoring.predict_labels(
-      model.accept_any_size(network), [image for image, _ in slices], Tiler(run_config.model, options, None)
-  )
+  free, tiler = model.accept_any_size(network), Tiler(run_config.model, options, None)
+  found = monitoring.predict_labels(free, [image for image, _ in slices], tiler)
   expected = Predictor(network, run_config, tiles=options).labels(
       [image[..., 0] for image, _ in slices]
   )
