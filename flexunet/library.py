@@ -328,7 +328,7 @@ def plan(**settings: Any) -> config.RunConfig:
       max_minutes=5.0, base_filters=16, ...
   """
   parts = settings_of(settings)
-  return trainer.complete(parts, input_pipeline.open_data(parts.data))
+  return trainer.complete(parts, input_pipeline.open_data(parts.data, parts.model.image_size))
 
 
 def fit(run_dir: str | os.PathLike, *, resume: bool = False, **settings: Any) -> Run:
