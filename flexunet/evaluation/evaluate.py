@@ -66,8 +66,7 @@ def evaluate(
   source = open_run_dataset(run_config, data_dir)
   check_data(source, run_config, splits, allow_other_data)
   predictor = Predictor(load_model(run), run_config, batch_size=batch_size, mirror=mirror)
-  about = _provenance(source, run, run_config.data)
-  about |= {"surface_tolerances_mm": tolerances, "mirrored": mirror}
+  about = _provenance(source, run, run_config.data, tolerances, mirror)
   seen, unsaid = _seen(run, source, run_config)
   written = {}
   with files.locked(run.evaluation, "--run_dir"):
@@ -92,7 +91,11 @@ def evaluate(
 
 
 def _provenance(
-    source: DatasetSource, run: run_folder.RunFolder, data: config.DataConfig
+    source: DatasetSource,
+    run: run_folder.RunFolder,
+    data: config.DataConfig,
+    tolerances_mm: Sequence[float],
+    mirror: bool,
 ) -> dict[str, Any]:
   divided = data.train_split, data.validation_split
   if not set(divided) <= set(source.splits):  # Other data than those of the training.
@@ -106,6 +109,8 @@ def _provenance(
       "model_sha256": files.sha256_of(run.model_keras),
       "flexunet": flexunet.__version__,
       "dataset_splits": counts,
+      "surface_tolerances_mm": tolerances_mm,
+      "mirrored": mirror,
   }
 
 
