@@ -40,10 +40,6 @@ _RESUME = _PROGRAM.boolean(
     "Continues the run in --run_dir exactly as if it had not stopped; starts it if there is none"
     " yet. The other flags stay as they were; --epochs and --max_minutes may grow.",
 )
-_JSON = _PROGRAM.boolean(
-    "json", False, "Prints the result as one JSON object, not as a table.",
-    group="Checkpoints and output",
-)  # fmt: skip
 
 
 class TrainerFlags:
@@ -76,6 +72,10 @@ class TrainerFlags:
 
 
 _TRAINER = TrainerFlags(_PROGRAM)
+_JSON = _PROGRAM.boolean(
+    "json", False, "Prints the result as one JSON object, not as a table.",
+    group="Checkpoints and output",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> None:

@@ -2,7 +2,8 @@
 
 `cross_validation.json` is written when the first fold starts, after each fold that is trained, and
 with the results at the end. It holds no path of the machine and no time: the same command gives the
-same bytes, however often it was interrupted.
+same figures, however often it was interrupted. Only the hashes of the networks differ between two
+runs: Keras writes the time into the files.
 """
 
 from __future__ import annotations

@@ -72,8 +72,7 @@ def evaluate(
   predictor = Predictor(
       load_model(run), run_config, batch_size=batch_size, views=views, tiles=tiles
   )
-  about = _provenance(source, run, run_config.data)
-  about |= {"surface_tolerances_mm": tolerances}
+  about = _provenance(source, run, run_config.data, tolerances)
   seen, unsaid = _seen(run, source, run_config)
   written = {}
   with files.locked(run.evaluation, "--run_dir"):
@@ -93,7 +92,10 @@ def evaluate(
 
 
 def _provenance(
-    source: DatasetSource, run: run_folder.RunFolder, data: config.DataConfig
+    source: DatasetSource,
+    run: run_folder.RunFolder,
+    data: config.DataConfig,
+    tolerances_mm: Sequence[float],
 ) -> dict[str, Any]:
   divided = data.train_split, data.validation_split
   if not set(divided) <= set(source.splits):  # Other data than those of the training.
@@ -107,6 +109,7 @@ def _provenance(
       "model_sha256": files.sha256_of(run.model_keras),
       "flexunet": flexunet.__version__,
       "dataset_splits": counts,
+      "surface_tolerances_mm": tolerances_mm,
   }
 
 
