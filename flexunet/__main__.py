@@ -19,7 +19,9 @@ COMMANDS = {
     "train": ("flexunet.train", "train a network on a built dataset"),
     "evaluate": ("flexunet.evaluate", "score a run on a split, per volume and class"),
     "predict": ("flexunet.predict", "segment scans with a run"),
-    "export": ("flexunet.tools.export_model.__main__", "a run as SavedModel, ONNX, LiteRT or weights"),
+    "export": (
+        "flexunet.tools.export_model.__main__", "a run as SavedModel, ONNX, LiteRT or weights"
+    ),
     "verify": ("flexunet.tools.verify_records", "read every record against the build report"),
     "report": ("flexunet.tools.dataset_report.__main__", "an HTML page about a built dataset"),
     "inspect": ("flexunet.tools.inspect_model", "layers, parameters and memory of a network"),
