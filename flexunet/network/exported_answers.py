@@ -2,9 +2,9 @@
 
   python exported_answers.py FORMAT FILE QUESTIONS.npz ANSWERS.npz
 
-`tools.export_model.check` runs a copy of this file in a process of its own, which imports nothing of
-flexunet: what it gets is what anybody gets. QUESTIONS holds an array "N/INPUT" for each input of
-each question N; ANSWERS one array per question, under its number.
+`tools.export_model.check` runs a copy of this file in a process of its own, which imports nothing
+of flexunet: what it gets is what anybody gets. QUESTIONS holds an array "N/INPUT" for each input
+of each question N; ANSWERS one array per question, under its number.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -19,10 +20,15 @@ _SLICES_PER_STEP = 8
 _Ask = Callable[[dict[str, np.ndarray]], np.ndarray]
 
 
-def _saved_model(path: str) -> _Ask:
-  # Each runtime is imported by the format that has it alone.
+def _tensorflow() -> Any:
+  # ONNX files are asked without it.
   import tensorflow as tf
 
+  return tf
+
+
+def _saved_model(path: str) -> _Ask:
+  tf = _tensorflow()
   serve = tf.saved_model.load(path).signatures["serving_default"]
 
   def ask(inputs: dict[str, np.ndarray]) -> np.ndarray:
@@ -33,7 +39,7 @@ def _saved_model(path: str) -> _Ask:
 
 
 def _onnx(path: str) -> _Ask:
-  # Each runtime is imported by the format that has it alone.
+  # Part of the extra `export`; other formats are asked without it.
   import onnxruntime
 
   session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -47,8 +53,7 @@ def _litert(path: str) -> _Ask:
       # Optional: TensorFlow's own interpreter serves where it is not installed.
       from ai_edge_litert.interpreter import Interpreter
     except ImportError:
-      from tensorflow.lite.python.interpreter import Interpreter
-
+      Interpreter = _tensorflow().lite.Interpreter
     interpreter = Interpreter(model_path=path)
   runner = interpreter.get_signature_runner("serving_default")
 

@@ -144,7 +144,7 @@ class Standalone(tf.Module):
     return specs
 
   def function(self, batch_size: int | None = None) -> Callable[..., dict[str, tf.Tensor]]:
-    """Returns the compiled graph, which takes the inputs of `signature` and gives {name: output}."""
+    """Returns the graph, which takes the inputs of `signature` and gives {name: output}."""
     around = self._around
 
     def answer(*given: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -289,7 +289,7 @@ def _weights(native: tf.Tensor, inner: tf.Tensor, cubic: tf.Tensor) -> tf.Tensor
   near, outer = ((1.5 * far - 2.5) * far) * far + 1.0, ((-0.5 * far + 2.5) * far - 4.0) * far + 2.0
   keys = tf.where(far < 1.0, near, tf.where(far < 2.0, outer, 0.0))
   weights = tf.where(cubic, keys, triangle)
-  return weights / tf.reduce_sum(weights, axis=1, keepdims=True)
+  return weights * (1.0 / tf.reduce_sum(weights, axis=1, keepdims=True))
 
 
 def _enlarged(values: tf.Tensor, axis: int, wanted: tf.Tensor) -> tf.Tensor:

@@ -73,8 +73,8 @@ def main(argv: Sequence[str]) -> None:
   path, run = _source()
   if run is None and _OUTPUT.value not in (None, "network"):
     raise InputError(
-        f"--output={_OUTPUT.value} needs --run_dir: a model file does not say how slices come to the"
-        " network. Pass the run folder, or --output=network."
+        f"--output={_OUTPUT.value} needs --run_dir: a model file does not say how slices come to"
+        " the network. Pass the run folder, or --output=network."
     )
   wanted_output = _OUTPUT.value or ("labels" if run is not None else "network")
 

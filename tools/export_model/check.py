@@ -108,7 +108,7 @@ def samples(run_config: config.RunConfig, around: Surroundings) -> Samples:
 
 
 def usual_size(run_config: config.RunConfig) -> tuple[int, int] | None:
-  """Returns (height, width) of most test slices of the run's dataset; None where it is not there."""
+  """Returns (height, width) of most slices of the run's dataset; None where it is not there."""
   try:
     source = _dataset(run_config).source
     table = readers.slice_table(source, "test" if "test" in source.info.splits else "train")

@@ -22,7 +22,7 @@ _MEANINGS = {
 }
 _WINDOW_RULES = {
     "percentile": "low and high are percentiles, numpy.percentile of the volume's voxels that are"
-    " neither 0 nor NaN, over the whole volume, never of one slice; they go into the input 'window'",
+    " neither 0 nor NaN, over the whole volume, never of one slice; they are the input 'window'",
     "window": "low and high are intensities, the same for every volume; inside the graph",
     "none": "intensities are 0..255 already",
 }
@@ -108,7 +108,7 @@ def _geometry(recipe: SliceRecipe) -> dict[str, Any]:
       "axes": plan.axes,
       "display_axes": plan.display_axes,
       "resampled_to_mm": resampled,
-      "rule": f"A volume is turned, never interpolated, so that rows, columns and slices run towards"
+      "rule": "A volume is turned, never interpolated, so that rows, columns and slices run towards"
       f" {', '.join(plan.display_axes)}. One that states no orientation is taken to be stored as"
       f" {plan.axes}."
       + ("" if resampled is None else
@@ -160,8 +160,8 @@ def _limits(run_config: config.RunConfig, around: Surroundings) -> list[str]:
   ]
   if reach := around.context_slices:
     lines.append(
-        f"A slice goes in with {reach} neighbours on either side as channels, in their order; beyond"
-        " the ends of a volume the outermost slice stands in for them."
+        f"A slice goes in with {reach} neighbours on either side as channels, in their order;"
+        " beyond the ends of a volume the outermost slice stands in for them."
     )
   if not around.windows:
     lines.append("Slices are 8-bit, as the records of the dataset hold them.")

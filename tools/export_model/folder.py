@@ -20,10 +20,12 @@ from flexunet.core import command_line, files
 from flexunet.core.errors import InputError
 from flexunet.network import export, standalone, weights
 from flexunet.network.standalone import Surroundings
-from flexunet.tools.examples import predict_onnx
+from flexunet.tools import examples
 from flexunet.tools.export_model import check, description, model_card
 
 OUTPUTS = ("labels", "probabilities", "network")
+# Copied, not imported: it needs a package of the extra `export`.
+EXAMPLE = pathlib.Path(examples.__file__).with_name("predict_onnx.py")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +68,7 @@ def write(wanted: Wanted, folder: pathlib.Path) -> list[dict[str, Any]]:
       entries, exported = _alone(network, wanted, run_config, partial)
       recipe = run_config.dataset_facts.recipe
       if "onnx" in wanted.formats and recipe is not None and wanted.output == "labels":
-        shutil.copyfile(predict_onnx.__file__, partial / "predict_onnx.py")
+        shutil.copyfile(EXAMPLE, partial / EXAMPLE.name)
     exported["exports"] = entries
     if run_config is not None and wanted.run is not None:
       model_card.write(partial, wanted.run, run_config, exported, wanted.licence)
@@ -110,6 +112,7 @@ def _alone(
       native_size=wanted.size,
   )  # fmt: skip
   entries = []
+  known: dict[Surroundings, _Reference] = {}
   for name in wanted.formats:
     if name == "weights":  # Numbers alone hold no graph.
       entries += _bare(network, dataclasses.replace(wanted, formats=[name], size=None), folder)
@@ -119,12 +122,14 @@ def _alone(
       size = wanted.size or check.usual_size(run_config)
       own = dataclasses.replace(around, native_size=size).at_fixed_size()
       real = tf.float32
+    if own not in known:
+      known[own] = _reference(network, run_config, own)
     graph = standalone.of_network(network, own, real)
     path = export.write_graph(name, graph.function(1 if name == "litert" else None), graph, folder)
     entries.append({
         "format": name, "path": path.name, "bytes": _bytes(path),
         "image_size": list(own.native_size or (None, None)),
-        **_checked(network, run_config, own, name, path, real.as_numpy_dtype),
+        **_checked(known[own], own, name, path, real.as_numpy_dtype),
     })  # fmt: skip
   graph = standalone.of_network(network, around)
   exported = description.of_graph(run_config, graph, around, max(2, network.output_shape[-1]))
@@ -133,30 +138,51 @@ def _alone(
   return entries, exported
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Reference:
+  """What exported graphs are compared with.
+
+  Attributes:
+    samples: Slices.
+    probabilities: Of each question, by `Predictor` in float32.
+    same_class_as_predict: Share of their pixels that get the same class in the precision in which
+      the run is predicted; None where that is float32 too.
+  """
+
+  samples: check.Samples
+  probabilities: list[np.ndarray]
+  same_class_as_predict: float | None
+
+
+def _reference(
+    network: keras.Model, run_config: config.RunConfig, around: Surroundings
+) -> _Reference:
+  given = check.samples(run_config, around)
+  answers = [
+      check.predicted(each, run_config, given.questions, around.temperature)
+      for each in (export.float32_twin(network), network)
+  ]
+  expected, own = ([check.to_label(one) for one in each] for each in answers)
+  same = np.concatenate([(a == b).ravel() for a, b in zip(expected, own, strict=True)])
+  in_float32 = run_config.training.precision in (None, "float32")
+  return _Reference(given, answers[0], None if in_float32 else float(same.mean()))
+
+
 def _checked(
-    network: keras.Model,
-    run_config: config.RunConfig,
+    reference: _Reference,
     around: Surroundings,
     name: str,
     path: pathlib.Path,
     real: type[np.floating],
 ) -> dict[str, Any]:
   """Returns how far an exported file is from prediction."""
-  given = check.samples(run_config, around)
-  expected = check.predicted(
-      export.float32_twin(network), run_config, given.questions, around.temperature
-  )
-  inputs = [one.inputs(around, real) for one in given.questions]
-  found = check.compare(check.answers(name, path, inputs), expected, path)
-  entry = {"checked_on": given.description, **dataclasses.asdict(found)}
-  if run_config.training.precision not in (None, "float32"):
-    own = check.predicted(network, run_config, given.questions, around.temperature)
-    same = [
-        float(np.mean(check.to_label(mine) == check.to_label(its)))
-        for mine, its in zip(own, expected, strict=True)
-    ]
-    entry["same_class_as_predict"] = float(np.mean(same))
-  return entry
+  inputs = [one.inputs(around, real) for one in reference.samples.questions]
+  found = check.compare(check.answers(name, path, inputs), reference.probabilities, path)
+  return {
+      "checked_on": reference.samples.description,
+      **dataclasses.asdict(found),
+      "same_class_as_predict": reference.same_class_as_predict,
+  }
 
 
 def _temperature(run: run_folder.RunFolder | None) -> float:

@@ -95,16 +95,15 @@ def _network(run_config: config.RunConfig, exported: Mapping[str, Any]) -> str:
   numbers = architecture.count_parameters(model)
   inputs = ", ".join(str(entry["name"]) for entry in exported["inputs"])
   height, width = model.image_size or ("any", "any")
+  names = run_config.dataset_facts.label_scheme.names
   return _list([
       f"FlexUNet {flexunet.__version__}: {numbers:,} parameters, {model.num_layers} stages from"
       f" {model.base_filters} filters, kernel {model.base_kernels}, input {height} x {width}",
       f"trained {run_config.training.epochs} epochs with {run_config.training.loss}, in"
       f" {run_config.training.precision}",
       f"what goes in: {inputs}; what comes out: {exported['output']} (`export.json` says how)",
-      "classes: " + ", ".join(
-          f"{number} {name}" for number, name in enumerate(run_config.dataset_facts.label_scheme.names)
-      ),
-  ])  # fmt: skip
+      "classes: " + ", ".join(f"{number} {name}" for number, name in enumerate(names)),
+  ])
 
 
 def _data(
@@ -117,10 +116,9 @@ def _data(
   splits = run_folder.read_manifest(run.manifest_json).get("splits", {})
   for entry in evaluated.values():
     splits = entry["evaluated"].get("dataset_splits", splits)
-  rows = [("split", "subjects", "volumes", "slices")]
-  rows += [
-      (name, *(str(counts.get(part, "")) for part in rows[0][1:])) for name, counts in splits.items()
-  ]
+  parts = ("subjects", "volumes", "slices")
+  rows = [("split", *parts)]
+  rows += [(name, *(str(own.get(part, "")) for part in parts)) for name, own in splits.items()]
   title = str(prose.get("description", "")).lstrip("# ").split("\n")[0]
   lines = [f"{facts.name}" + (f": {title}" if title else "") + "."]
   if address := prose.get("url"):
@@ -170,10 +168,8 @@ def _caveats(evaluated: Mapping[str, Any]) -> list[str]:
   for split, entry in evaluated.items():
     counts = entry["evaluated"]
     lines += [f"{split}: {line}" for line in counts.get("warnings", ())]
-    for key, did in (("subjects_also_trained_on", "trained on"),
-                     ("subjects_also_validated_on", "chosen by")):  # fmt: skip
-      if shared := counts.get(key):
-        lines.append(f"{split}: the network was {did} {len(shared)} of these subjects too.")
+    if shared := counts.get("subjects_also_trained_on"):
+      lines.append(f"{split}: the network was trained on {len(shared)} of these subjects too.")
   return lines
 
 
@@ -188,7 +184,9 @@ def _licences(prose: Mapping[str, Any], licence: str) -> str:
 
 def _citation(prose: Mapping[str, Any]) -> str:
   cited = prose.get("citeAs")
-  return f"The data:\n\n```bibtex\n{cited}\n```" if cited else "The data: no citation is known here."
+  if not cited:
+    return "The data: no citation is known here."
+  return f"The data:\n\n```bibtex\n{cited}\n```"
 
 
 def _list(lines: Sequence[str]) -> str:
