@@ -14,6 +14,7 @@ from typing import Any
 
 from flexunet import run_folder
 from flexunet.core import command_line, files, flags, progress
+from flexunet.core.errors import InputError
 from flexunet.pipelines import dataset_source
 
 _PROGRAM = flags.Program(__doc__, first=("run_dir", "split", "data_dir", "json"))
@@ -34,6 +35,13 @@ _TOLERANCES = _PROGRAM.list(
 _BATCH_SIZE = _PROGRAM.integer("batch_size", 8, "Slices per step.", lower_bound=1)
 _TTA = _PROGRAM.boolean("tta", False, "Averages over mirrored slices; doubles the time.")
 
+_CALIBRATE = _PROGRAM.boolean(
+    "calibrate", False, "First calibrates the run on its validation split, as flexunet calibrate."
+)
+_CALIBRATED = _PROGRAM.boolean(
+    "calibrated", True, "Scales probabilities as the calibration of the run says, where it has one."
+)
+
 
 def main(argv: Sequence[str]) -> None:
   command_line.no_words(argv)
@@ -45,14 +53,23 @@ def main(argv: Sequence[str]) -> None:
   from flexunet.evaluation.scores import checked_tolerances
 
   tolerances_mm = checked_tolerances(_TOLERANCES.value)
+  if _CALIBRATE.value and not _CALIBRATED.value:
+    raise InputError("--calibrate learns what --nocalibrated leaves aside. Pass one of the two.")
   splits = list(dict.fromkeys(name.strip() for name in _SPLIT.value if name.strip()))
   dataset_source.check_folder(*run.read_config().dataset_in(_DATA_DIR.value), splits)
 
   progress.say("Loading TensorFlow ...")
   command_line.load_tensorflow()
   # Heavy: a wrong flag or path is answered before they are loaded.
-  from flexunet.evaluation import evaluate
+  from flexunet.evaluation import calibrate, evaluate
 
+  if _CALIBRATE.value:
+    calibrate.calibrate(
+        run,
+        data_dir=_DATA_DIR.value,
+        allow_other_data=_ALLOW_OTHER_DATA.value,
+        batch_size=_BATCH_SIZE.value,
+    )
   figures = evaluate.evaluate(
       run,
       splits,
@@ -61,6 +78,7 @@ def main(argv: Sequence[str]) -> None:
       tolerances_mm=tolerances_mm,
       batch_size=_BATCH_SIZE.value,
       mirror=_TTA.value,
+      calibrated=_CALIBRATED.value,
   )
   for split, entry in figures.items():
     print(json.dumps(_summary(split, entry)) if _JSON.value else scores_text(split, entry))

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flexunet
-from flexunet import config, run_folder, seen_subjects
+from flexunet import config, run_calibration, run_folder, seen_subjects
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
 from flexunet.evaluation import examples, summary
@@ -37,51 +37,51 @@ def evaluate(
     tolerances_mm: Sequence[float | str] = DEFAULT_TOLERANCES_MM,
     batch_size: int = 8,
     mirror: bool = False,
+    calibrated: bool = True,
     show_progress: bool = True,
 ) -> dict[str, Any]:
   """Scores splits and writes metrics.json, cases.csv, examples and the report.
 
-  Figures of other splits are kept where they have the same form. All is checked before the start.
-  One program at a time writes into `evaluation/`; training may continue meanwhile.
+  Figures of other splits are kept where they have the same form. One program at a time writes into
+  `evaluation/`; training may continue meanwhile.
 
   Args:
     run: A trained run.
-    splits: Names; at least one.
+    splits: At least one.
     data_dir: Where the dataset lies; as in training where None.
     allow_other_data: Accepts records that differ from those of the training.
     tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
     batch_size: Slices per step.
     mirror: Averages over mirrored slices.
+    calibrated: Scales probabilities as `calibration.json` says, where there is one.
     show_progress: Draws a bar on standard error.
 
   Returns:
     Split -> its entry in `metrics.json`.
 
   Raises:
-    InputError: Nothing to evaluate, data of another kind, no trained network, or another program
-      evaluates the run.
+    InputError: Nothing to evaluate, other data, no trained network, or the run is being evaluated.
   """
   run_config = run.read_config()
   tolerances = checked_tolerances(tolerances_mm)
   source = open_run_dataset(run_config, data_dir)
   check_data(source, run_config, splits, allow_other_data)
-  predictor = Predictor(load_model(run), run_config, batch_size=batch_size, mirror=mirror)
-  about = {**_provenance(source, run), "surface_tolerances_mm": tolerances, "mirrored": mirror}
-  seen, unsaid = _seen(run, source, run_config)
-  written = {}
+  scale = run_calibration.temperature_of(run) if calibrated else 1.0
+  options = {"batch_size": batch_size, "mirror": mirror, "temperature": scale}
+  predictor = Predictor(load_model(run), run_config, **options)
+  about = {**_provenance(source, run), "surface_tolerances_mm": tolerances, "mirrored": mirror,
+           "temperature": scale}  # fmt: skip
+  written, (seen, unsaid) = {}, _seen(run, source, run_config)
   with files.locked(run.evaluation, "--run_dir"):
     for split, table in _tables(source, run_config, splits).items():
       scores = score_split(
-          source,
-          table,
-          predictor,
-          run_config.dataset_facts.label_scheme.names,
+          source, table, predictor, run_config.dataset_facts.label_scheme.names,
           split=split,
           keys=(source.keys.image, source.keys.label),
           tolerances_mm=tolerances,
           show_progress=show_progress,
           shown_channel=run_config.shown_channel,
-      )
+      )  # fmt: skip
       known = seen_subjects.overlap(table.subject, source.name, seen)
       scores.warnings += [*known.warnings(), *unsaid]
       written[split] = _figures(split, scores, {**known.to_json(), **about})
@@ -107,6 +107,7 @@ def _figures(split: str, scores: SplitScores, about: Mapping[str, Any]) -> dict[
   averaged = [name for name in names if name not in VOLUME_NAMES]
   figures = summary.summarize(scores.rows, scores.class_names, averaged)
   figures |= scores.voxel_figures
+  figures["calibration"] = {**figures["calibration"], "temperature": about["temperature"]}
   figures["evaluated"] = {"split": split, **scores.counts, **about, "warnings": scores.warnings}
   return summary.strict(figures)
 

@@ -25,7 +25,7 @@ from flexunet.imaging.slicing import Slices
 from flexunet.imaging.volume import Volume
 from flexunet.network import model as network
 from flexunet.network import weights
-from flexunet.network.probabilities import class_ids
+from flexunet.network.probabilities import class_ids, tempered
 from flexunet.pipelines import foreground_crop, pixel_size, readers
 from flexunet.pipelines.laterality import Laterality
 from flexunet.pipelines.resizing import Resizing
@@ -68,6 +68,7 @@ class Predictor:
 
   Attributes:
     num_classes: Classes of the answer, background included; 2 for a network with one output.
+    temperature: By which its probabilities are scaled; 1.0: as the network gives them.
   """
 
   def __init__(
@@ -77,6 +78,7 @@ class Predictor:
       *,
       batch_size: int = 8,
       mirror: bool = False,
+      temperature: float = 1.0,
   ):
     """Prepares prediction.
 
@@ -85,6 +87,7 @@ class Predictor:
       run_config: Config of the run that trained it.
       batch_size: Slices per step.
       mirror: Averages the answer with that for the mirrored slice; twice the time.
+      temperature: Scales the probabilities, see `probabilities.tempered`; labels do not change.
 
     Raises:
       InputError: `mirror` where the run decided against mirror images.
@@ -105,6 +108,7 @@ class Predictor:
     self._crops = run_config.data.crop_foreground
     self._resizing = Resizing(run_config.model.image_size, run_config.data.resize_mode)
     self.num_classes = max(2, run_config.model.num_classes)
+    self.temperature = temperature
 
   def probabilities(
       self, slices: Sequence[np.ndarray], spacing_mm: Sequence[float] = _UNKNOWN_MM
@@ -140,12 +144,13 @@ class Predictor:
 
   def answer(self, given: NetworkInput) -> Iterator[np.ndarray]:
     """Yields float32 [H, W, classes] for each slice of a prepared volume, in order."""
-    answers = self._of_network(given)
-    if given.boxes is None:
-      yield from answers
-      return
-    for box, frame, probability in zip(given.boxes, given.frames, answers, strict=True):
-      yield foreground_crop.uncrop(probability, box, frame)
+    for index, answer in enumerate(self._of_network(given)):
+      # At the slice's own resolution, last of all: scaled before it is interpolated, a pixel
+      # between two classes could change its label.
+      probability = tempered(answer, self.temperature)
+      if given.boxes is not None:
+        probability = foreground_crop.uncrop(probability, given.boxes[index], given.frames[index])
+      yield probability
 
   def _of_network(self, given: NetworkInput) -> Iterator[np.ndarray]:
     """Yields float32 [H, W, classes] for each slice as it is brought to the network."""
