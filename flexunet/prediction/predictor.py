@@ -29,6 +29,7 @@ from flexunet.network.probabilities import class_ids
 from flexunet.pipelines import foreground_crop, pixel_size, readers
 from flexunet.pipelines.laterality import Laterality
 from flexunet.pipelines.resizing import Resizing
+from flexunet.prediction.ensemble import Ensemble, fuse_volume
 
 _UNKNOWN_MM = (float("nan"), float("nan"))
 
@@ -116,7 +117,8 @@ class Predictor:
     Args:
       slices: uint8 [H, W] or [H, W, channels] each, neighbours in order; sizes may differ. An
         array [N, H, W] will do. All slices of the volume: the box follows from them.
-      spacing_mm: (row, column) spacing of the slices; NaN where unknown.
+      spacing_mm: (row, column) spacing of the slices, which (row, column, slice) may state; NaN
+        where unknown.
     """
     return self.answer(self.prepare(slices, spacing_mm))
 
@@ -124,6 +126,7 @@ class Predictor:
       self, slices: Sequence[np.ndarray], spacing_mm: Sequence[float] = _UNKNOWN_MM
   ) -> NetworkInput:
     """Decides how the slices of one volume come to the network; arguments as `probabilities`."""
+    spacing_mm = spacing_mm[:2]
     frames = [(height, width) for height, width in (np.shape(one)[:2] for one in slices)]
     if not self._crops:
       cut, boxes = slices, None
@@ -269,7 +272,7 @@ class VolumePrediction:
 
 
 def predict_volume(
-    predictor: Predictor,
+    predictor: Predictor | Ensemble,
     recipe: SliceRecipe,
     stored: Volume,
     slope: float = 1.0,
@@ -292,11 +295,15 @@ def predict_volume(
     others: Its further channels, on the same grid; see `channel_grid`.
     shown_channel: Which of them the `slices` of the answer are; None: the first.
   """
+  if isinstance(predictor, Ensemble) and len(predictor.parts()) > 1:
+    channels = [StoredChannel(stored, slope, inter), *others]
+    return _fused(predictor, channels, probabilities, name, shown_channel)
   cut = recipe.cut(stored, slope, inter, name=name, others=others)
   seen = cut.slices.pixels
   label = np.empty(seen.shape, np.uint8)
   kept = np.empty((*seen.shape, predictor.num_classes), np.float16) if probabilities else None
-  given = predictor.prepare(list(cut.images()), cut.slices.spacing_mm)
+  spacing_mm = (*cut.slices.spacing_mm, cut.slices.slice_spacing_mm)
+  given = predictor.prepare(list(cut.images()), spacing_mm)
   for index, probability in enumerate(predictor.answer(given)):
     label[..., index] = to_label(probability)
     if kept is not None:
@@ -316,8 +323,27 @@ def predict_volume(
   )
 
 
+def _fused(
+    predictor: Ensemble,
+    channels: Sequence[StoredChannel],
+    probabilities: bool,
+    name: str,
+    shown_channel: int | None,
+) -> VolumePrediction:
+  """Returns what networks that cut a volume in several ways make of it; as `predict_volume`."""
+  found = fuse_volume(predictor, channels[0], channels[1:], name)
+  return VolumePrediction(
+      label=found.label,
+      probability=found.probability.astype(np.float16) if probabilities else None,
+      slices=found.cut.shown(shown_channel),
+      label_slices=found.label_slices,
+      spacing_mm=found.cut.slices.spacing_mm,
+      scaling=found.scaling,
+  )
+
+
 def predict_scan(
-    predictor: Predictor,
+    predictor: Predictor | Ensemble,
     run_config: config.RunConfig,
     path: str | os.PathLike,
     others: Sequence[str | os.PathLike] = (),
