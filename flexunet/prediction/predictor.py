@@ -23,12 +23,12 @@ from flexunet.imaging import channel_grid, intensity, scan_files, slice_recipe, 
 from flexunet.imaging.slice_recipe import SliceRecipe, StoredChannel
 from flexunet.imaging.slicing import Slices
 from flexunet.imaging.volume import Volume
-from flexunet.network import model as network
 from flexunet.network import weights
 from flexunet.network.probabilities import class_ids
 from flexunet.pipelines import foreground_crop, pixel_size, readers
 from flexunet.pipelines.laterality import Laterality
 from flexunet.pipelines.resizing import Resizing
+from flexunet.prediction import compiled_step
 from flexunet.prediction.ensemble import Ensemble, fuse_volume
 
 _UNKNOWN_MM = (float("nan"), float("nan"))
@@ -78,14 +78,17 @@ class Predictor:
       *,
       batch_size: int = 8,
       mirror: bool = False,
+      temperature: float = 1.0,
   ):
     """Prepares prediction.
 
     Args:
-      model: `keras.Model`, [B, h, w, channels] in 0..255 -> [B, h, w, classes] probabilities.
+      model: `keras.Model`, or a function of tensors, [B, h, w, channels] in 0..255 -> probabilities
+        [B, h, w, classes].
       run_config: Config of the run that trained it.
       batch_size: Slices per step.
       mirror: Averages the answer with that for the mirrored slice; twice the time.
+      temperature: Divides the logarithms of the probabilities, as `probabilities.tempered`.
 
     Raises:
       InputError: `mirror` where the run decided against mirror images.
@@ -96,15 +99,18 @@ class Predictor:
       _require_mirroring(run_config.laterality)
     if run_config.model.image_size is None:
       raise InputError("config.json must hold model.image_size. Got: null.")
-    self._model = model
-    self._any_size_model: Any = None
     self._batch_size = batch_size
-    self._mirror = mirror
-    self._channels = run_config.model.image_channels
     self._context = run_config.data.context_slices
     self._pixel_sizes = run_config.dataset_facts.pixel_sizes
     self._crops = run_config.data.crop_foreground
     self._resizing = Resizing(run_config.model.image_size, run_config.data.resize_mode)
+    self._step = compiled_step.CompiledStep(
+        model,
+        run_config.model.image_size,
+        channels=run_config.model.image_channels,
+        mirror=mirror,
+        temperature=temperature,
+    )
     self.num_classes = max(2, run_config.model.num_classes)
 
   def probabilities(
@@ -208,44 +214,37 @@ class Predictor:
       self, slices: Sequence[np.ndarray], positions: range, resizing: Resizing
   ) -> Iterator[np.ndarray]:
     """Yields float32 [H, W, classes] for neighbouring slices of one size."""
-    inputs = self._inputs(slices, positions, resizing)
-    # Filled up to a power of two: a network is traced for a few sizes, not for each rest.
-    rows = min(1 << (len(inputs) - 1).bit_length(), self._largest_batch(resizing))
-    batch = np.zeros((rows, *inputs.shape[1:]), np.uint8)
-    batch[: len(inputs)] = inputs
-    answers = self._answers(batch, resizing)[: len(inputs)]
-    native_hw = np.shape(slices[positions[0]])[:2]
-    yield from np.asarray(resizing.invert(answers, native_hw))
+    # Filled up to a power of two: a device sees few sizes of batches, not each rest.
+    count = min(1 << (len(positions) - 1).bit_length(), self._largest_batch(resizing))
+    if self._context:
+      answers = self._answers_with_neighbours(slices, positions, resizing, count)
+    else:
+      given = compiled_step.filled(count, [slices[position] for position in positions])
+      answers = self._step(given, resizing)
+    yield from answers[: len(positions)]
 
-  def _inputs(
-      self, slices: Sequence[np.ndarray], positions: range, resizing: Resizing
+  def _answers_with_neighbours(
+      self, slices: Sequence[np.ndarray], positions: range, resizing: Resizing, count: int
   ) -> np.ndarray:
-    """Returns uint8 [N, h, w, channels] for the network: slices, or each with its neighbours."""
+    """Returns float32 [count, H, W, classes]: each slice is seen with those beside it."""
     reach = self._context
-    if not reach:
-      return _resized([slices[position] for position in positions], resizing, self._channels)
     # Beyond the ends of a volume the outermost slice stands in for its missing neighbour.
     first, last = max(0, positions[0] - reach), min(len(slices) - 1, positions[-1] + reach)
-    seen = _resized([slices[position] for position in range(first, last + 1)], resizing, 1)
     steps = np.arange(-reach, reach + 1)
-    rows = np.clip(np.array(positions)[:, None] + steps, 0, len(slices) - 1) - first
-    # [N, neighbours, h, w] -> [N, h, w, neighbours].
-    return np.moveaxis(seen[..., 0][rows], 1, -1)
-
-  def _answers(self, batch: np.ndarray, resizing: Resizing) -> np.ndarray:
-    """Returns float32 [B, h, w, classes] for uint8 [B, h, w, channels]."""
-    trained = self._model
-    if resizing.image_size != self._resizing.image_size:
-      if self._any_size_model is None:
-        self._any_size_model = network.accept_any_size(trained)
-      trained = self._any_size_model
-    answers = _first_output(trained.predict_on_batch(batch))
-    if self._mirror:
-      mirrored = _first_output(trained.predict_on_batch(batch[:, :, ::-1]))
-      answers = (answers + mirrored[:, :, ::-1]) / 2
-    if answers.shape[-1] == 1:  # Sigmoid: the share of the only foreground class.
-      answers = np.concatenate([1 - answers, answers], axis=-1)
-    return answers
+    rows = np.zeros((count, len(steps)), np.int32)
+    rows[: len(positions)] = (
+        np.clip(np.array(positions)[:, None] + steps, 0, len(slices) - 1) - first
+    )
+    seen = [slices[position] for position in range(first, last + 1)]
+    if len({np.shape(one) for one in seen}) == 1:
+      return self._step(compiled_step.filled(len(seen), seen), resizing, rows=rows)
+    # Neighbours of other sizes come to the frame one by one.
+    framed = [
+        resizing.apply_image(readers.to_channels(tf.constant(compiled_step.filled(1, [one])), 1))
+        for one in seen
+    ]
+    native_hw = np.shape(slices[positions[0]])[:2]
+    return self._step(np.concatenate(framed), resizing, rows=rows, native_hw=native_hw)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -384,22 +383,6 @@ def predict_scan(
   read = zip((*names, *others), (stored, *(channel.stored for channel in channels)), strict=True)
   remarks = [line for file, one in read for line in intensity.unknown_voxels(one.voxels, file)]
   return dataclasses.replace(found, remarks=remarks)
-
-
-def _resized(
-    slices: Sequence[np.ndarray], resizing: Resizing, channels: int
-) -> np.ndarray:
-  """Returns slices, [H, W] or [H, W, C] each, as uint8 [N, h, w, channels]."""
-  if len({np.shape(pixels) for pixels in slices}) > 1:  # Neighbours of other sizes.
-    return np.concatenate([_resized([pixels], resizing, channels) for pixels in slices])
-  stacked = np.stack(slices)
-  images = tf.constant(stacked[..., None] if stacked.ndim == 3 else stacked)
-  return resizing.apply_image(readers.to_channels(images, channels)).numpy()
-
-
-def _first_output(answers: Any) -> np.ndarray:
-  """Returns the main output; a network with deep supervision gives a list, that one first."""
-  return np.asarray(answers[0] if isinstance(answers, list) else answers, np.float32)
 
 
 def to_label(probability: np.ndarray) -> np.ndarray:
