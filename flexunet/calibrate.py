@@ -8,6 +8,11 @@ leaves it aside). Test data are not read. Learnt are
 - the margins by which each structure must be widened to contain the truth, for predict --margin;
 - the ratios of true to predicted volumes, for predict --volume_interval.
 
+For the folder of a cross-validation each fold is calibrated on the subjects that it held out, and
+all of them together give the margins and intervals of the ensemble of the folds. Its networks are
+others than the one a subject was held out of, so the share is not guaranteed: how many of each
+fold's subjects the others cover is shown.
+
 Margins and intervals at a level, such as 0.9, hold for that share of new subjects that are drawn as
 the validation subjects were. A level needs level / (1 - level) subjects: 4 for 0.8, 9 for 0.9, 19
 for 0.95. The validation subjects also chose the best epoch, which makes them a little optimistic.
@@ -20,8 +25,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from flexunet import run_folder
-from flexunet.core import command_line, files, flags, progress
+from flexunet import ensemble_folder
+from flexunet.core import command_line, flags, progress
 from flexunet.core.errors import InputError
 
 if TYPE_CHECKING:  # SciPy: --help does without.
@@ -29,7 +34,9 @@ if TYPE_CHECKING:  # SciPy: --help does without.
   from flexunet.run_calibration import RunCalibration
 
 _PROGRAM = flags.Program(__doc__, first=("run_dir", "data_dir", "json"))
-_RUN_DIR = _PROGRAM.string("run_dir", None, "Folder of the run.", required=True)
+_RUN_DIR = _PROGRAM.string(
+    "run_dir", None, "Folder of the run, or of a cross-validation.", required=True
+)
 _DATA_DIR = _PROGRAM.string(
     "data_dir", None,
     "Folder of built datasets, or the version folder of one. Default: that of the training.",
@@ -52,15 +59,14 @@ def main(argv: Sequence[str]) -> None:
   command_line.no_words(argv)
   if not 0 < _CONTAINED.value <= 1:
     raise InputError(f"--contained must be above 0 and at most 1. Got: {_CONTAINED.value:g}.")
-  run = run_folder.RunFolder.open(_RUN_DIR.value)
+  run = ensemble_folder.open_runs(_RUN_DIR.value)
   run.check_trained()
-  files.check_writable(run.calibration_json, "--run_dir")
   progress.say("Loading TensorFlow ...")
   command_line.load_tensorflow()
   # Heavy: a wrong flag or path is answered before they are loaded.
   from flexunet.evaluation import calibrate
 
-  learnt = calibrate.calibrate(
+  learnt, path = calibrate.calibrate_named(
       run,
       data_dir=_DATA_DIR.value,
       allow_other_data=_ALLOW_OTHER_DATA.value,
@@ -69,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
   )
   print(json.dumps(learnt.to_json()) if _JSON.value else calibration_text(learnt))
   if not _JSON.value:
-    print(f"\nCalibration  {run.calibration_json}")
+    print(f"\nCalibration  {path}")
 
 
 def calibration_text(learnt: RunCalibration) -> str:

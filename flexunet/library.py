@@ -6,6 +6,7 @@ flags. Bad input is an `flexunet.core.errors.InputError` with one line that says
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import os
@@ -17,10 +18,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from flexunet import config, run_folder
+from flexunet import config, ensemble_folder, run_folder
 from flexunet.core import config_fields
 from flexunet.core.errors import InputError, unknown_name
-from flexunet.evaluation import evaluate, labelled_volumes
+from flexunet.ensemble_folder import RunSet
+from flexunet.evaluation import evaluate, evaluate_ensemble, labelled_volumes
 from flexunet.evaluation.labelled_volumes import LabelledVolume
 from flexunet.imaging import pictures, scan_files
 from flexunet.pipelines import batches, dataset_source, order, readers
@@ -28,9 +30,11 @@ from flexunet.pipelines.augmentation import augment
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.resizing import Resizing
+from flexunet.prediction import ensemble as ensembles
 from flexunet.prediction import files as prediction_files
 from flexunet.prediction import predictor as predictors
 from flexunet.prediction import scans
+from flexunet.prediction.ensemble import Ensemble
 from flexunet.training import input_pipeline, trainer
 
 _KEYS = (
@@ -131,36 +135,25 @@ class Dataset:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """A trained run, opened by `load` or returned by `fit`.
+class Segmenter(abc.ABC):
+  """What segments scans: a run, or an ensemble of runs.
 
   Attributes:
-    folder: Names of its files.
-    config: What it was trained with, complete.
+    config: What the run was trained with, complete; of an ensemble that of its first run.
   """
 
-  folder: run_folder.RunFolder
   config: config.RunConfig
 
-  @property
-  def path(self) -> pathlib.Path:
-    """The run folder."""
-    return self.folder.path
+  @abc.abstractmethod
+  def predictor(
+      self, *, tta: bool = False, batch_size: int = 8
+  ) -> predictors.Predictor | Ensemble:
+    """Returns what predicts slices at their own size, with their probabilities."""
 
   @property
   def class_names(self) -> list[str]:
     """Names by class id, background first."""
     return self.config.dataset_facts.label_scheme.names
-
-  @functools.cached_property
-  def model(self) -> keras.Model:
-    """The kept network: [B, h, w, channels] in 0..255 -> [B, h, w, classes] probabilities."""
-    return predictors.load_model(self.folder)
-
-  def predictor(self, *, tta: bool = False, batch_size: int = 8) -> predictors.Predictor:
-    """Returns what predicts slices at their own size, with their probabilities."""
-    return predictors.Predictor(self.model, self.config, batch_size=batch_size, mirror=tta)
 
   def predict(
       self,
@@ -242,6 +235,33 @@ class Run:
         series=series,
     )
 
+
+@dataclasses.dataclass(frozen=True)
+class Run(Segmenter):
+  """A trained run, opened by `load` or returned by `fit`.
+
+  Attributes:
+    folder: Names of its files.
+    config: What it was trained with, complete.
+  """
+
+  folder: run_folder.RunFolder
+  config: config.RunConfig
+
+  @property
+  def path(self) -> pathlib.Path:
+    """The run folder."""
+    return self.folder.path
+
+  @functools.cached_property
+  def model(self) -> keras.Model:
+    """The kept network: [B, h, w, channels] in 0..255 -> [B, h, w, classes] probabilities."""
+    return predictors.load_model(self.folder)
+
+  def predictor(self, *, tta: bool = False, batch_size: int = 8) -> predictors.Predictor:
+    """Returns what predicts slices at their own size, with their probabilities."""
+    return predictors.Predictor(self.model, self.config, batch_size=batch_size, mirror=tta)
+
   def evaluate(
       self, splits: str | Sequence[str] = "test", **options: Any
   ) -> dict[str, dict[str, Any]]:
@@ -257,6 +277,44 @@ class Run:
     """
     names = [splits] if isinstance(splits, str) else list(splits)
     return evaluate.evaluate(self.folder, names, **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunEnsemble(Segmenter):
+  """Several trained runs that answer as one, opened by `load`.
+
+  Attributes:
+    runs: With their weights.
+    config: That of the first run, which decides classes, channels and the plane that is shown.
+  """
+
+  runs: RunSet
+  config: config.RunConfig
+
+  def predictor(self, *, tta: bool = False, batch_size: int = 8) -> Ensemble:
+    """Returns what predicts slices at their own size, with their mean probabilities."""
+
+    def open_one(run: run_folder.RunFolder, own: config.RunConfig) -> predictors.Predictor:
+      model = predictors.load_model(run)
+      return predictors.Predictor(model, own, batch_size=batch_size, mirror=tta)
+
+    return ensembles.of_runs(self.runs, open_one)
+
+  def evaluate(
+      self, splits: str | Sequence[str] = "test", **options: Any
+  ) -> dict[str, dict[str, Any]]:
+    """Scores the ensemble on splits of its first run's dataset, into a folder of its own.
+
+    Args:
+      splits: Names of splits.
+      **options: As in `evaluation.evaluate_ensemble.evaluate_ensemble`: output_dir, weights, and
+        those of `Run.evaluate`. Learnt weights are in the folder: `load` it to predict with them.
+
+    Returns:
+      Split -> its entry in `metrics.json`.
+    """
+    names = [splits] if isinstance(splits, str) else list(splits)
+    return evaluate_ensemble.evaluate_ensemble(self.runs, names, **options)
 
 
 def open_dataset(
@@ -277,10 +335,23 @@ def open_dataset(
   return Dataset(dataset_source.open_dataset(dataset, data_dir, named))
 
 
-def load(run_dir: str | os.PathLike) -> Run:
-  """Opens a run folder; the network is read when it is first needed."""
-  folder = run_folder.RunFolder.open(run_dir)
-  return Run(folder, folder.read_config())
+def load(
+    run_dir: str | os.PathLike | Sequence[str | os.PathLike], *, weights: str = ""
+) -> Run | RunEnsemble:
+  """Opens a run folder, or several runs as an ensemble; networks are read when first needed.
+
+  Args:
+    run_dir: A run folder; or several, as a list; or a folder of runs, such as that of a
+      cross-validation or of an ensemble that was evaluated.
+    weights: Of several runs: "equal", "learnt", or numbers as in "2,1,1"; "" takes those of
+      `ensemble.json` in the folder, else equal ones.
+  """
+  found = ensemble_folder.open_runs(run_dir)
+  if isinstance(found, RunSet):
+    found = ensemble_folder.chosen(found, weights)
+    return RunEnsemble(found, found.configs()[0])
+  ensemble_folder.check_no_weights(weights)
+  return Run(found, found.read_config())
 
 
 def plan(**settings: Any) -> config.RunConfig:

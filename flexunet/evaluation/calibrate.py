@@ -25,6 +25,7 @@ import flexunet
 from flexunet import run_calibration, run_folder, seen_subjects
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
+from flexunet.ensemble_folder import RunSet
 from flexunet.evaluation import conformal
 from flexunet.evaluation.calibration import TemperatureFit, VoxelSample, voxels_near_foreground
 from flexunet.evaluation.conformal import Margins, Scores, VolumeRatios
@@ -129,6 +130,33 @@ def calibrate(
   with files.locked(run.evaluation, "--run_dir"):
     held_out = _predict_held_out(run, -1, data_dir, allow_other_data, batch_size, show_progress)
     return _write_own(run, held_out, contained)
+
+
+def calibrate_named(
+    named: run_folder.RunFolder | RunSet, **options: Any
+) -> tuple[RunCalibration, pathlib.Path]:
+  """Calibrates a run, or a cross-validation and each of its folds.
+
+  Args:
+    named: What --run_dir names.
+    **options: As of `calibrate`.
+
+  Returns:
+    What was learnt, and the file it was written into.
+
+  Raises:
+    InputError: As of `calibrate`, or runs that are no cross-validation.
+  """
+  if isinstance(named, run_folder.RunFolder):
+    return calibrate(named, **options), named.calibration_json
+  if named.folder is None:
+    raise InputError(
+        f"Runs that are named one by one ({', '.join(named.names)}) are calibrated one by one. Name"
+        " one run, or the folder of a cross-validation."
+    )
+  runs = {run.path.name: run for run in named.runs}
+  learnt = calibrate_folds(named.folder, runs, **options)
+  return learnt, run_folder.RunFolder(named.folder).calibration_json
 
 
 def calibrate_folds(

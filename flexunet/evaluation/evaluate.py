@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
 import os
@@ -24,8 +25,30 @@ from flexunet.evaluation.volume_scores import volume_score_names
 from flexunet.pipelines import dataset_source, readers
 from flexunet.pipelines.dataset_source import DatasetSource, open_dataset
 from flexunet.pipelines.record_table import RecordTable
+from flexunet.prediction.ensemble import Ensemble
 from flexunet.prediction.predictor import Predictor, load_model
 from flexunet.reporting import report
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Candidate:
+  """What is scored: a run, or an ensemble of runs.
+
+  Attributes:
+    folder: Where its scores are written.
+    config: Of the run, or of the first run of an ensemble.
+    predictor: Its network, or all of them.
+    seen: Whom it has seen.
+    unsaid: What is not known of that, one sentence each.
+    about: What its entries in `metrics.json` say under "evaluated".
+  """
+
+  folder: run_folder.RunFolder
+  config: config.RunConfig
+  predictor: Predictor | Ensemble
+  seen: list[seen_subjects.SubjectsSeen]
+  unsaid: list[str]
+  about: dict[str, Any]
 
 
 def evaluate(
@@ -67,35 +90,64 @@ def evaluate(
   source = open_run_dataset(run_config, data_dir)
   check_data(source, run_config, splits, allow_other_data)
   scale = run_calibration.temperature_of(run) if calibrated else 1.0
-  options = {"batch_size": batch_size, "mirror": mirror, "temperature": scale}
-  predictor = Predictor(load_model(run), run_config, **options)
-  about = {**_provenance(source, run), "surface_tolerances_mm": tolerances, "mirrored": mirror,
-           "temperature": scale}  # fmt: skip
-  written, (seen, unsaid) = {}, _seen(run, source, run_config)
+  predictor = Predictor(
+      load_model(run), run_config, batch_size=batch_size, mirror=mirror, temperature=scale
+  )
+  about = {
+      **provenance(source, files.sha256_of(run.model_keras)),
+      "surface_tolerances_mm": tolerances,
+      "mirrored": mirror,
+      "temperature": scale,
+  }
+  candidate = Candidate(run, run_config, predictor, *seen_by(run, source, run_config), about)
+  tables = split_tables(source, run_config, splits)
+  return write_scores(candidate, source, tables, show_progress=show_progress)
+
+
+def write_scores(
+    candidate: Candidate,
+    source: DatasetSource,
+    tables: Mapping[str, RecordTable],
+    *,
+    show_progress: bool = True,
+) -> dict[str, Any]:
+  """Scores splits and writes metrics.json, cases.csv, examples and the report; as `evaluate`.
+
+  Args:
+    candidate: What is scored.
+    source: The opened dataset.
+    tables: Split -> its records.
+    show_progress: Draws a bar on standard error.
+  """
+  run, run_config, written = candidate.folder, candidate.config, {}
   with files.locked(run.evaluation, "--run_dir"):
-    for split, table in _tables(source, run_config, splits).items():
+    for split, table in tables.items():
       scores = score_split(
-          source, table, predictor, run_config.dataset_facts.label_scheme.names,
+          source,
+          table,
+          candidate.predictor,
+          run_config.dataset_facts.label_scheme.names,
           split=split,
           keys=(source.keys.image, source.keys.label),
-          tolerances_mm=tolerances,
+          tolerances_mm=candidate.about["surface_tolerances_mm"],
           show_progress=show_progress,
           shown_channel=run_config.shown_channel,
-      )  # fmt: skip
-      known = seen_subjects.overlap(table.subject, source.name, seen)
-      scores.warnings += [*known.warnings(), *unsaid]
-      written[split] = _figures(split, scores, {**known.to_json(), **about})
+      )
+      known = seen_subjects.overlap(table.subject, source.name, candidate.seen)
+      scores.warnings += [*known.warnings(), *candidate.unsaid]
+      written[split] = _figures(split, scores, {**known.to_json(), **candidate.about})
       _write_split(run, split, written[split], scores)
     report.write_report(run)
   return written
 
 
-def _provenance(source: DatasetSource, run: run_folder.RunFolder) -> dict[str, Any]:
+def provenance(source: DatasetSource, model_sha256: str) -> dict[str, Any]:
+  """Returns what identifies records and networks of scores."""
   return {
       "dataset": source.name,
       "counted_by": source.counted_by,
       "fingerprint": source.fingerprint,
-      "model_sha256": files.sha256_of(run.model_keras),
+      "model_sha256": model_sha256,
       "flexunet": flexunet.__version__,
       "dataset_splits": dataset_source.split_counts(source),
   }
@@ -157,7 +209,7 @@ def check_data(
     )
 
 
-def _tables(
+def split_tables(
     source: DatasetSource, run_config: config.RunConfig, splits: Sequence[str]
 ) -> dict[str, RecordTable]:
   """Returns the records of each split to be scored.
@@ -176,7 +228,7 @@ def _tables(
   return {split: divided.get(split, table) for split, table in tables.items()}
 
 
-def _seen(
+def seen_by(
     run: run_folder.RunFolder, source: DatasetSource, run_config: config.RunConfig
 ) -> tuple[list[seen_subjects.SubjectsSeen], list[str]]:
   """Returns whom the run has seen, and a warning where it does not say so.

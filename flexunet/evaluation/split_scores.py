@@ -22,6 +22,7 @@ from flexunet.evaluation.split_contents import SplitContents
 from flexunet.evaluation.volume_scores import score_volume
 from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.record_table import RecordTable
+from flexunet.prediction.ensemble import Ensemble
 from flexunet.prediction.predictor import Predictor, to_label
 from flexunet.reporting import overlay
 
@@ -67,7 +68,7 @@ class SplitScores:
 def score_split(
     source: DatasetSource,
     table: RecordTable,
-    predictor: Predictor,
+    predictor: Predictor | Ensemble,
     class_names: Sequence[str],
     *,
     split: str,
@@ -81,7 +82,7 @@ def score_split(
   Args:
     source: The opened dataset.
     table: The records to be scored.
-    predictor: The network.
+    predictor: The network, or several.
     class_names: By id, background first.
     split: Its name, for the rows.
     keys: Features of the image and of the label.
@@ -101,7 +102,8 @@ def score_split(
     for shown in read_volumes(source, table, keys):
       volume = shown.on_native_grid()
       predictions: list[np.ndarray] = []
-      answers = predictor.probabilities(shown.images, shown.spacing_mm)
+      spacing_mm = (*shown.spacing_mm, shown.slice_spacing_mm)
+      answers = predictor.probabilities(shown.images, spacing_mm)
       for place, seen_by_network in enumerate(answers):
         for probability in shown.to_native_grid(place, seen_by_network):
           _check_ids(volume, volume.labels[len(predictions)], len(class_names))

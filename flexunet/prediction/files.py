@@ -20,6 +20,7 @@ from flexunet.core.errors import InputError
 from flexunet.imaging import pictures, scan_files
 from flexunet.pipelines import pixel_size
 from flexunet.prediction import scans
+from flexunet.prediction.ensemble import Ensemble
 from flexunet.prediction.outputs import Outputs
 from flexunet.prediction.predictor import Predictor, predict_scan, to_label
 from flexunet.prediction.scans import Scan
@@ -94,7 +95,7 @@ class Outcome:
 
 def predict_all(
     wanted: Sequence[Scan],
-    predictor: Predictor,
+    predictor: Predictor | Ensemble,
     run_config: config.RunConfig,
     outputs: Outputs,
     *,
@@ -111,7 +112,7 @@ def predict_all(
 
 def _predict_locked(
     wanted: Sequence[Scan],
-    predictor: Predictor,
+    predictor: Predictor | Ensemble,
     run_config: config.RunConfig,
     outputs: Outputs,
     show_progress: bool,
@@ -145,7 +146,7 @@ def _predict_locked(
 
 def predict_path(
     input_path: pathlib.Path,
-    predictor: Predictor,
+    predictor: Predictor | Ensemble,
     run_config: config.RunConfig,
     outputs: Outputs,
     *,
@@ -178,7 +179,7 @@ def predict_path(
 
 
 def predict_one(
-    scan: Scan, predictor: Predictor, run_config: config.RunConfig, outputs: Outputs
+    scan: Scan, predictor: Predictor | Ensemble, run_config: config.RunConfig, outputs: Outputs
 ) -> VolumeNote | None:
   """Predicts one scan and writes its files, the label last; returns what is to be said of a volume.
 
@@ -193,7 +194,7 @@ def predict_one(
 
 
 def _predict_volume(
-    scan: Scan, predictor: Predictor, run_config: config.RunConfig, outputs: Outputs
+    scan: Scan, predictor: Predictor | Ensemble, run_config: config.RunConfig, outputs: Outputs
 ) -> VolumeNote:
   facts = run_config.dataset_facts
   found = predict_scan(
@@ -217,7 +218,7 @@ def _predict_volume(
 
 
 def _predict_image(
-    scan: Scan, predictor: Predictor, run_config: config.RunConfig, outputs: Outputs
+    scan: Scan, predictor: Predictor | Ensemble, run_config: config.RunConfig, outputs: Outputs
 ) -> None:
   pixels = _read_image(scan, run_config)
   if scan.others:
