@@ -20,6 +20,9 @@ COMMANDS = {
     "cross_validate": (
         "flexunet.tools.cross_validate", "train and score every fold, pool the held-out"
     ),
+    "calibrate": (
+        "flexunet.calibrate", "temperature, clean-up, margins, from validation subjects"
+    ),
     "evaluate": ("flexunet.evaluate", "score a run on a split, per volume and class"),
     "predict": ("flexunet.predict", "segment scans with a run"),
     "export": (

@@ -6,6 +6,7 @@ flags. Bad input is an `flexunet.core.errors.InputError` with one line that says
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import os
@@ -17,11 +18,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from flexunet import config, run_folder
+from flexunet import config, ensemble_folder, run_folder
 from flexunet.core import config_fields
 from flexunet.core.errors import InputError, unknown_name
 from flexunet.cross_validation import cross_validate as cross_validation
-from flexunet.evaluation import evaluate, labelled_volumes
+from flexunet.ensemble_folder import RunSet
+from flexunet.evaluation import evaluate, evaluate_ensemble, labelled_volumes
 from flexunet.evaluation.labelled_volumes import LabelledVolume
 from flexunet.evaluation.scores import DEFAULT_TOLERANCES_MM
 from flexunet.imaging import pictures, scan_files
@@ -31,8 +33,10 @@ from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.resizing import Resizing
 from flexunet.prediction import files as prediction_files
+from flexunet.prediction import opening, scans
 from flexunet.prediction import predictor as predictors
-from flexunet.prediction import scans
+from flexunet.prediction.ensemble import Ensemble
+from flexunet.prediction.opening import PredictionOptions
 from flexunet.prediction.test_time import ViewOptions
 from flexunet.prediction.tiles import TileOptions
 from flexunet.training import input_pipeline, trainer
@@ -41,7 +45,7 @@ _KEYS = (
     "image_key", "label_key", "label_values", "subject_key", "volume_key", "slice_key",
     "spacing_key",
 )  # fmt: skip
-_PASSES = ("tile", "overlap", "tta", "tta_scales")
+_PASSES = ("tile", "overlap", "tta", "tta_scales", "calibrated")
 _PARTS = {
     "model": config.ModelConfig,
     "data": config.DataConfig,
@@ -136,44 +140,30 @@ class Dataset:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """A trained run, opened by `load` or returned by `fit`.
+class Segmenter(abc.ABC):
+  """What segments scans: a run, or an ensemble of runs.
 
   Attributes:
-    folder: Names of its files.
-    config: What it was trained with, complete.
+    config: What the run was trained with, complete; of an ensemble that of its first run.
   """
 
-  folder: run_folder.RunFolder
   config: config.RunConfig
 
-  @property
-  def path(self) -> pathlib.Path:
-    """The run folder."""
-    return self.folder.path
+  @abc.abstractmethod
+  def predictor(
+      self, *, batch_size: int = 8, **passes: Any
+  ) -> predictors.Predictor | Ensemble:
+    """Returns what predicts slices at their own size, with their probabilities.
+
+    Args:
+      batch_size: Slices per step.
+      **passes: tile, overlap, tta, tta_scales and calibrated, as in `predict`.
+    """
 
   @property
   def class_names(self) -> list[str]:
     """Names by class id, background first."""
     return self.config.dataset_facts.label_scheme.names
-
-  @functools.cached_property
-  def model(self) -> keras.Model:
-    """The kept network: [B, h, w, channels] in 0..255 -> [B, h, w, classes] probabilities."""
-    return predictors.load_model(self.folder)
-
-  def predictor(self, *, batch_size: int = 8, **passes: Any) -> predictors.Predictor:
-    """Returns what predicts slices at their own size, with their probabilities.
-
-    Args:
-      batch_size: Slices per step.
-      **passes: tile, overlap, tta and tta_scales, as in `predict`.
-    """
-    views, cuts = _options_of(passes)
-    return predictors.Predictor(
-        self.model, self.config, batch_size=batch_size, views=views, tiles=cuts
-    )
 
   def predict(
       self,
@@ -183,6 +173,7 @@ class Run:
       overlap: int | None = None,
       tta: str | Sequence[str] = "none",
       tta_scales: Sequence[float] | None = None,
+      calibrated: bool = True,
       batch_size: int = 8,
   ) -> np.ndarray:
     """Segments a scan.
@@ -199,14 +190,16 @@ class Run:
       tta: Test-time augmentation: "none", or kinds of views to average over: "mirror",
         "rotations", "scales", several of them, or "all" that the run allows.
       tta_scales: Scales besides 1; None: 0.8 and 1.25.
+      calibrated: Scales probabilities as the calibration of the run says, where it has one.
       batch_size: Slices per step.
 
     Returns:
       Class ids, uint8: [i, j, k] on the voxel grid of the volume, or in the shape of the array.
     """
     segmenter = self.predictor(
-        batch_size=batch_size, tile=tile, overlap=overlap, tta=tta, tta_scales=tta_scales
-    )
+        batch_size=batch_size, tile=tile, overlap=overlap, tta=tta, tta_scales=tta_scales,
+        calibrated=calibrated,
+    )  # fmt: skip
     channels = len(self.config.dataset_facts.channel_names)
     if not isinstance(scan, np.ndarray):
       named = [scan] if isinstance(scan, (str, os.PathLike)) else scan
@@ -251,8 +244,8 @@ class Run:
       batch_size: As in `predict`.
       output_format: Of the labels of volumes: "same", "nifti" or "dicom_seg".
       series: Chooses DICOM series by number or by the end of their UID; "" takes all.
-      **options: tile, overlap, tta and tta_scales, as in `predict`; overlay, color_masks,
-        probabilities, overwrite, skip_existing, as in `prediction.outputs.Outputs`.
+      **options: tile, overlap, tta, tta_scales and calibrated, as in `predict`; overlay,
+        color_masks, probabilities, overwrite, skip_existing, as in `prediction.outputs.Outputs`.
     """
     segmenter = self.predictor(batch_size=batch_size, **_taken(options, _PASSES))
     wanted = prediction_files.Outputs(folder=pathlib.Path(output_dir).expanduser(), **options)
@@ -265,6 +258,34 @@ class Run:
         series=series,
     )
 
+
+@dataclasses.dataclass(frozen=True)
+class Run(Segmenter):
+  """A trained run, opened by `load` or returned by `fit`.
+
+  Attributes:
+    folder: Names of its files.
+    config: What it was trained with, complete.
+  """
+
+  folder: run_folder.RunFolder
+  config: config.RunConfig
+
+  @property
+  def path(self) -> pathlib.Path:
+    """The run folder."""
+    return self.folder.path
+
+  @functools.cached_property
+  def model(self) -> keras.Model:
+    """The kept network: [B, h, w, channels] in 0..255 -> [B, h, w, classes] probabilities."""
+    return predictors.load_model(self.folder)
+
+  def predictor(self, *, batch_size: int = 8, **passes: Any) -> predictors.Predictor:
+    """Returns what predicts slices at their own size; see `Segmenter.predictor`."""
+    options = _options_of(passes, batch_size)
+    return opening.open_run(self.folder, self.config, options, self.model)
+
   def evaluate(
       self, splits: str | Sequence[str] = "test", **options: Any
   ) -> dict[str, dict[str, Any]]:
@@ -273,14 +294,15 @@ class Run:
     Args:
       splits: Names of splits.
       **options: As in `evaluation.evaluate.evaluate`: data_dir, allow_other_data, tolerances_mm,
-        batch_size, show_progress; and tile, overlap, tta and tta_scales, as in `predict`.
+        show_progress; and batch_size, tile, overlap, tta, tta_scales and calibrated, as in
+        `predict`.
 
     Returns:
       Split -> its entry in `metrics.json`.
     """
     names = [splits] if isinstance(splits, str) else list(splits)
-    views, cuts = _options_of(_taken(options, _PASSES))
-    return evaluate.evaluate(self.folder, names, views=views, tiles=cuts, **options)
+    asked = _options_of(_taken(options, _PASSES), options.pop("batch_size", 8))
+    return evaluate.evaluate(self.folder, names, options=asked, **options)
 
 
 def _taken(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -288,12 +310,51 @@ def _taken(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
   return {name: options.pop(name) for name in names if name in options}
 
 
-def _options_of(passes: Mapping[str, Any]) -> tuple[ViewOptions, TileOptions]:
+def _options_of(passes: Mapping[str, Any], batch_size: int = 8) -> PredictionOptions:
   """Returns what the settings of `_PASSES` ask for; another name is an InputError."""
   config_fields.refuse_unknown(passes, list(_PASSES), "prediction")
   views = {name: passes[name] for name in ("tta", "tta_scales") if name in passes}
   cuts = {name: passes[name] for name in ("tile", "overlap") if name in passes}
-  return ViewOptions.of(**views), TileOptions.of(**cuts)
+  return PredictionOptions(
+      batch_size=batch_size,
+      views=ViewOptions.of(**views),
+      tiles=TileOptions.of(**cuts),
+      calibrated=bool(passes.get("calibrated", True)),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunEnsemble(Segmenter):
+  """Several trained runs that answer as one, opened by `load`.
+
+  Attributes:
+    runs: With their weights.
+    config: That of the first run, which decides classes, channels and the plane that is shown.
+  """
+
+  runs: RunSet
+  config: config.RunConfig
+
+  def predictor(self, *, batch_size: int = 8, **passes: Any) -> Ensemble:
+    """Returns what predicts slices with their mean probabilities; see `Segmenter.predictor`."""
+    return opening.open_runs(self.runs, _options_of(passes, batch_size))
+
+  def evaluate(
+      self, splits: str | Sequence[str] = "test", **options: Any
+  ) -> dict[str, dict[str, Any]]:
+    """Scores the ensemble on splits of its first run's dataset, into a folder of its own.
+
+    Args:
+      splits: Names of splits.
+      **options: As in `evaluation.evaluate_ensemble.evaluate_ensemble`: output_dir, weights, and
+        those of `Run.evaluate`. Learnt weights are in the folder: `load` it to predict with them.
+
+    Returns:
+      Split -> its entry in `metrics.json`.
+    """
+    names = [splits] if isinstance(splits, str) else list(splits)
+    asked = _options_of(_taken(options, _PASSES), options.pop("batch_size", 8))
+    return evaluate_ensemble.evaluate_ensemble(self.runs, names, options=asked, **options)
 
 
 def open_dataset(
@@ -314,10 +375,23 @@ def open_dataset(
   return Dataset(dataset_source.open_dataset(dataset, data_dir, named))
 
 
-def load(run_dir: str | os.PathLike) -> Run:
-  """Opens a run folder; the network is read when it is first needed."""
-  folder = run_folder.RunFolder.open(run_dir)
-  return Run(folder, folder.read_config())
+def load(
+    run_dir: str | os.PathLike | Sequence[str | os.PathLike], *, weights: str = ""
+) -> Run | RunEnsemble:
+  """Opens a run folder, or several runs as an ensemble; networks are read when first needed.
+
+  Args:
+    run_dir: A run folder; or several, as a list; or a folder of runs, such as that of a
+      cross-validation or of an ensemble that was evaluated.
+    weights: Of several runs: "equal", "learnt", or numbers as in "2,1,1"; "" takes those of
+      `ensemble.json` in the folder, else equal ones.
+  """
+  found = ensemble_folder.open_runs(run_dir)
+  if isinstance(found, RunSet):
+    found = ensemble_folder.chosen(found, weights)
+    return RunEnsemble(found, found.configs()[0])
+  ensemble_folder.check_no_weights(weights)
+  return Run(found, found.read_config())
 
 
 def plan(**settings: Any) -> config.RunConfig:

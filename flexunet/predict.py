@@ -1,6 +1,7 @@
 """Segments scans with a trained run.
 
   flexunet predict --run_dir=RUN --input=FILE_OR_FOLDER --output_dir=DIR
+  flexunet predict --run_dir=RUN,RUN,RUN ... (an ensemble: the mean of their probabilities)
 
 A volume (NIfTI, ANALYZE, MGZ; with the extras itk and dicom MetaImage, NRRD, DICOM series) gives
 <stem>_label of the same format, shape and geometry and a contact sheet <stem>_overlay.png; that of
@@ -19,6 +20,9 @@ the memory goes, and in overlapping tiles beyond (--tile). Tiles are blended int
 answer is that of the whole slice except near their seams. A run that scales its images
 (--resize_mode=fit or stretch) has nothing to cut in a scaled slice: with --tile=512 it takes slices
 without a known pixel size at their own resolution instead.
+
+Several runs, named with commas or by a folder that holds them, are averaged voxel by voxel on the
+grid of the scan, each after its own cut: runs of different planes too.
 """
 
 from __future__ import annotations
@@ -29,17 +33,22 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from flexunet import run_folder
+from flexunet import ensemble_folder
 from flexunet.core import command_line, flags, progress
 from flexunet.core import files as core_files
+from flexunet.ensemble_folder import RunSet
 from flexunet.imaging import scan_files
 from flexunet.prediction import scans, test_time, tiles
 from flexunet.prediction.outputs import Outputs
 
 _PASSES = "Tiles and views"
 
-_PROGRAM = flags.Program(__doc__, first=("run_dir", "input", "output_dir", "json"))
-_RUN_DIR = _PROGRAM.string("run_dir", None, "Folder of the run.", required=True)
+_PROGRAM = flags.Program(__doc__, first=("run_dir", "weights", "input", "output_dir", "json"))
+_RUN_DIR = _PROGRAM.string(
+    "run_dir", None,
+    "Folder of the run; several, as in A,B,C, or a folder of runs are averaged.",
+    required=True,
+)  # fmt: skip
 _INPUT = _PROGRAM.string("input", None, "Scan, or folder of scans.", required=True)
 _OUTPUT_DIR = _PROGRAM.string("output_dir", None, "Where labels are written.", required=True)
 _JSON = _PROGRAM.boolean("json", False, "Prints the counts as one JSON object.")
@@ -72,15 +81,20 @@ _OUTPUT_FORMAT = _PROGRAM.enum(
 _SERIES = _PROGRAM.string(
     "series", "", "Predicts only DICOM series of this number, or with this end of their UID."
 )
+_WEIGHTS = _PROGRAM.string(
+    "weights",
+    "",
+    "Weights of several runs: equal, numbers as in 2,1,1, or learnt (by flexunet evaluate)."
+    " Default: those of ensemble.json in the folder that is named, else equal.",
+)
 _VIEWS = _PROGRAM.fields(test_time.ViewOptions, _PASSES)
 _TILES = _PROGRAM.fields(tiles.TileOptions, _PASSES)
 
 
 def main(argv: Sequence[str]) -> None:
   command_line.no_words(argv)
-  run = run_folder.RunFolder.open(_RUN_DIR.value)
-  run.check_trained()
-  run_config = run.read_config()
+  run = ensemble_folder.open_for_prediction(_RUN_DIR.value, _WEIGHTS.value)
+  run_config = run.configs()[0] if isinstance(run, RunSet) else run.read_config()
   views, cuts = flags.read(test_time.ViewOptions, _VIEWS), flags.read(tiles.TileOptions, _TILES)
   source = pathlib.Path(_INPUT.value).expanduser()
   target = pathlib.Path(_OUTPUT_DIR.value).expanduser()
@@ -106,12 +120,13 @@ def main(argv: Sequence[str]) -> None:
   progress.say("Loading TensorFlow ...")
   command_line.load_tensorflow()
   # Heavy: a wrong flag or path is answered before they are loaded.
-  from flexunet.prediction import files
-  from flexunet.prediction.predictor import Predictor, load_model
+  from flexunet.prediction import files, opening
 
-  predictor = Predictor(
-      load_model(run), run_config, batch_size=_BATCH_SIZE.value, views=views, tiles=cuts
-  )
+  options = opening.PredictionOptions(batch_size=_BATCH_SIZE.value, views=views, tiles=cuts)
+  if isinstance(run, RunSet):
+    predictor: Any = opening.open_runs(run, options)
+  else:
+    predictor = opening.open_run(run, run_config, options)
   outcome = files.predict_all(found.scans, predictor, run_config, outputs)
   for line in outcome.warnings:
     progress.say(f"warning: {line}")

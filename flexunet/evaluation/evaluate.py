@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
 import os
@@ -24,10 +25,32 @@ from flexunet.evaluation.volume_scores import volume_score_names
 from flexunet.pipelines import dataset_source, readers
 from flexunet.pipelines.dataset_source import DatasetSource, open_dataset
 from flexunet.pipelines.record_table import RecordTable
-from flexunet.prediction.predictor import Predictor, load_model
-from flexunet.prediction.test_time import ONE_VIEW, ViewOptions
-from flexunet.prediction.tiles import WHERE_NEEDED, TileOptions
+from flexunet.prediction import opening
+from flexunet.prediction.ensemble import Ensemble
+from flexunet.prediction.opening import AS_TRAINED, PredictionOptions
+from flexunet.prediction.predictor import Predictor
 from flexunet.reporting import report
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Candidate:
+  """What is scored: a run, or an ensemble of runs.
+
+  Attributes:
+    folder: Where its scores are written.
+    config: Of the run, or of the first run of an ensemble.
+    predictor: Its network, or all of them.
+    seen: Whom it has seen.
+    unsaid: What is not known of that, one sentence each.
+    about: What its entries in `metrics.json` say under "evaluated".
+  """
+
+  folder: run_folder.RunFolder
+  config: config.RunConfig
+  predictor: Predictor | Ensemble
+  seen: list[seen_subjects.SubjectsSeen]
+  unsaid: list[str]
+  about: dict[str, Any]
 
 
 def evaluate(
@@ -37,66 +60,92 @@ def evaluate(
     data_dir: str | os.PathLike | None = None,
     allow_other_data: bool = False,
     tolerances_mm: Sequence[float | str] = DEFAULT_TOLERANCES_MM,
-    batch_size: int = 8,
-    views: ViewOptions = ONE_VIEW,
-    tiles: TileOptions = WHERE_NEEDED,
+    options: PredictionOptions = AS_TRAINED,
     show_progress: bool = True,
 ) -> dict[str, Any]:
   """Scores splits and writes metrics.json, cases.csv, examples and the report.
 
-  Figures of other splits are kept where they have the same form. All is checked before the start.
-  One program at a time writes into `evaluation/`; training may continue meanwhile.
+  Figures of other splits are kept where they have the same form. One program at a time writes into
+  `evaluation/`; training may continue meanwhile.
 
   Args:
     run: A trained run.
-    splits: Names; at least one.
+    splits: At least one.
     data_dir: Where the dataset lies; as in training where None.
     allow_other_data: Accepts records that differ from those of the training.
     tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
-    batch_size: Slices per step.
-    views: Test-time augmentation.
-    tiles: Which slices are predicted in tiles.
+    options: How the network is asked.
     show_progress: Draws a bar on standard error.
 
   Returns:
     Split -> its entry in `metrics.json`.
 
   Raises:
-    InputError: Nothing to evaluate, data of another kind, no trained network, or another program
-      evaluates the run.
+    InputError: Nothing to evaluate, other data, no trained network, or the run is being evaluated.
   """
   run_config = run.read_config()
   tolerances = checked_tolerances(tolerances_mm)
   source = open_run_dataset(run_config, data_dir)
   check_data(source, run_config, splits, allow_other_data)
-  predictor = Predictor(
-      load_model(run), run_config, batch_size=batch_size, views=views, tiles=tiles
-  )
-  about = _provenance(source, run, run_config.data, tolerances)
-  seen, unsaid = _seen(run, source, run_config)
-  written = {}
+  predictor = opening.open_run(run, run_config, options)
+  about = {
+      **provenance(source, files.sha256_of(run.model_keras), run_config.data),
+      "surface_tolerances_mm": tolerances,
+      "temperature": options.temperature(run),
+  }
+  candidate = Candidate(run, run_config, predictor, *seen_by(run, source, run_config), about)
+  tables = split_tables(source, run_config, splits)
+  return write_scores(candidate, source, tables, show_progress=show_progress)
+
+
+def write_scores(
+    candidate: Candidate,
+    source: DatasetSource,
+    tables: Mapping[str, RecordTable],
+    *,
+    show_progress: bool = True,
+) -> dict[str, Any]:
+  """Scores splits and writes metrics.json, cases.csv, examples and the report; as `evaluate`.
+
+  Args:
+    candidate: What is scored.
+    source: The opened dataset.
+    tables: Split -> its records.
+    show_progress: Draws a bar on standard error.
+  """
+  run, run_config, written = candidate.folder, candidate.config, {}
   with files.locked(run.evaluation, "--run_dir"):
-    for split, table in _tables(source, run_config, splits).items():
+    for split, table in tables.items():
       scores = score_split(
-          source, table, predictor, run_config.dataset_facts.label_scheme.names, split=split,
-          keys=(source.keys.image, source.keys.label), tolerances_mm=tolerances,
-          show_progress=show_progress, shown_channel=run_config.shown_channel,
-      )  # fmt: skip
-      known = seen_subjects.overlap(table.subject, source.name, seen)
-      scores.warnings += [*known.warnings(), *unsaid]
-      passes = {"passes": predictor.pass_lines()}
-      written[split] = _figures(split, scores, {**known.to_json(), **about, **passes})
+          source,
+          table,
+          candidate.predictor,
+          run_config.dataset_facts.label_scheme.names,
+          split=split,
+          keys=(source.keys.image, source.keys.label),
+          tolerances_mm=candidate.about["surface_tolerances_mm"],
+          show_progress=show_progress,
+          shown_channel=run_config.shown_channel,
+      )
+      known = seen_subjects.overlap(table.subject, source.name, candidate.seen)
+      scores.warnings += [*known.warnings(), *candidate.unsaid]
+      about = {**candidate.about, "passes": candidate.predictor.pass_lines()}
+      written[split] = _figures(split, scores, {**known.to_json(), **about})
       _write_split(run, split, written[split], scores)
     report.write_report(run)
   return written
 
 
-def _provenance(
-    source: DatasetSource,
-    run: run_folder.RunFolder,
-    data: config.DataConfig,
-    tolerances_mm: Sequence[float],
+def provenance(
+    source: DatasetSource, model_sha256: str, data: config.DataConfig
 ) -> dict[str, Any]:
+  """Returns what identifies records and networks of scores.
+
+  Args:
+    source: The opened dataset.
+    model_sha256: Of the network, or of all of an ensemble.
+    data: How the run divided the dataset.
+  """
   divided = data.train_split, data.validation_split
   if not set(divided) <= set(source.splits):  # Other data than those of the training.
     counts = dataset_source.split_counts(source)
@@ -106,10 +155,9 @@ def _provenance(
       "dataset": source.name,
       "counted_by": source.counted_by,
       "fingerprint": source.fingerprint,
-      "model_sha256": files.sha256_of(run.model_keras),
+      "model_sha256": model_sha256,
       "flexunet": flexunet.__version__,
       "dataset_splits": counts,
-      "surface_tolerances_mm": tolerances_mm,
   }
 
 
@@ -119,6 +167,7 @@ def _figures(split: str, scores: SplitScores, about: Mapping[str, Any]) -> dict[
   averaged = [name for name in names if name not in VOLUME_NAMES]
   figures = summary.summarize(scores.rows, scores.class_names, averaged)
   figures |= scores.voxel_figures
+  figures["calibration"] = {**figures["calibration"], "temperature": about["temperature"]}
   figures["evaluated"] = {"split": split, **scores.counts, **about, "warnings": scores.warnings}
   return summary.strict(figures)
 
@@ -168,7 +217,7 @@ def check_data(
     )
 
 
-def _tables(
+def split_tables(
     source: DatasetSource, run_config: config.RunConfig, splits: Sequence[str]
 ) -> dict[str, RecordTable]:
   """Returns the records of each split to be scored.
@@ -187,7 +236,7 @@ def _tables(
   return {split: divided.get(split, table) for split, table in tables.items()}
 
 
-def _seen(
+def seen_by(
     run: run_folder.RunFolder, source: DatasetSource, run_config: config.RunConfig
 ) -> tuple[list[seen_subjects.SubjectsSeen], list[str]]:
   """Returns whom the run has seen, and a warning where it does not say so.

@@ -23,10 +23,13 @@ from flexunet.imaging import pictures, scan_files
 from flexunet.pipelines import pixel_size
 from flexunet.prediction import overlap, scans
 from flexunet.prediction import predictor as predictors
+from flexunet.prediction.ensemble import Ensemble, FusedVolume
 from flexunet.prediction.outputs import Outputs
 from flexunet.prediction.predictor import Predictor, ScanVolume, SliceAnswers, VolumePrediction
 from flexunet.prediction.scans import Scan
 from flexunet.reporting import overlay
+
+_Answered = tuple[ScanVolume, SliceAnswers | FusedVolume] | tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Outcome:
 
 def predict_all(
     wanted: Sequence[Scan],
-    predictor: Predictor,
+    predictor: Predictor | Ensemble,
     run_config: config.RunConfig,
     outputs: Outputs,
     *,
@@ -117,7 +120,7 @@ def predict_all(
 
 def _predict_locked(
     wanted: Sequence[Scan],
-    predictor: Predictor,
+    predictor: Predictor | Ensemble,
     run_config: config.RunConfig,
     outputs: Outputs,
     show_progress: bool,
@@ -173,7 +176,7 @@ def _outcome(
 
 def predict_path(
     input_path: pathlib.Path,
-    predictor: Predictor,
+    predictor: Predictor | Ensemble,
     run_config: config.RunConfig,
     outputs: Outputs,
     *,
@@ -206,7 +209,7 @@ def predict_path(
 
 
 def predict_one(
-    scan: Scan, predictor: Predictor, run_config: config.RunConfig, outputs: Outputs
+    scan: Scan, predictor: Predictor | Ensemble, run_config: config.RunConfig, outputs: Outputs
 ) -> VolumeNote | None:
   """Predicts one scan and writes its files, the label last; returns what is to be said of a volume.
 
@@ -231,8 +234,8 @@ def _read(
 
 
 def _answer(
-    given: ScanVolume | np.ndarray, predictor: Predictor, outputs: Outputs
-) -> tuple[ScanVolume, SliceAnswers] | tuple[np.ndarray, np.ndarray]:
+    given: ScanVolume | np.ndarray, predictor: Predictor | Ensemble, outputs: Outputs
+) -> _Answered:
   """Returns what was given, and what the network makes of it."""
   if isinstance(given, np.ndarray):
     return given, next(predictor.probabilities([given]))
@@ -240,17 +243,14 @@ def _answer(
 
 
 def _write(
-    scan: Scan,
-    answered: tuple[ScanVolume, SliceAnswers] | tuple[np.ndarray, np.ndarray],
-    run_config: config.RunConfig,
-    outputs: Outputs,
+    scan: Scan, answered: _Answered, run_config: config.RunConfig, outputs: Outputs
 ) -> VolumeNote | None:
   """Writes the files of a scan, the label last."""
   outputs.refuse_existing(scan)  # Another scan may have written one of that name meanwhile.
   scan.label_path(outputs.folder).parent.mkdir(parents=True, exist_ok=True)
   given, found = answered
-  if isinstance(given, ScanVolume) and isinstance(found, SliceAnswers):
-    restored = predictors.restore_volume(given, found)
+  if isinstance(given, ScanVolume) and isinstance(found, (SliceAnswers, FusedVolume)):
+    restored = predictors.restore_volume(given, found, probabilities=outputs.probabilities)
     _write_volume(scan, restored, run_config, outputs)
     return VolumeNote(scan.path, restored.spacing_mm, restored.scaling, restored.remarks)
   _write_image(scan, np.asarray(given), np.asarray(found), run_config, outputs)

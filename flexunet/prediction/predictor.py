@@ -31,6 +31,7 @@ from flexunet.pipelines.resizing import Resizing
 from flexunet.prediction import compiled_step, test_time
 from flexunet.prediction import tiles as tiling
 from flexunet.prediction.compiled_step import SliceBatch
+from flexunet.prediction.ensemble import Ensemble, FusedVolume, fuse_volume
 from flexunet.training import devices
 
 _UNKNOWN_MM = (float("nan"), float("nan"))
@@ -92,7 +93,7 @@ class Predictor:
       batch_size: Slices per step.
       views: Test-time augmentation.
       tiles: Which slices are predicted in tiles.
-      temperature: Divides the logarithms of the probabilities, as `probabilities.tempered`.
+      temperature: Scales the probabilities, see `probabilities.tempered`; labels do not change.
 
     Raises:
       InputError: Views by which labels could change sides, or an overlap of tiles that is too
@@ -130,7 +131,8 @@ class Predictor:
     Args:
       slices: uint8 [H, W] or [H, W, channels] each, neighbours in order; sizes may differ. An
         array [N, H, W] will do. All slices of the volume: the box follows from them.
-      spacing_mm: (row, column) spacing of the slices; NaN where unknown.
+      spacing_mm: (row, column) spacing of the slices, which (row, column, slice) may state; NaN
+        where unknown.
     """
     return self.answer(self.prepare(slices, spacing_mm))
 
@@ -138,6 +140,7 @@ class Predictor:
       self, slices: Sequence[np.ndarray], spacing_mm: Sequence[float] = _UNKNOWN_MM
   ) -> NetworkInput:
     """Decides how the slices of one volume come to the network; arguments as `probabilities`."""
+    spacing_mm = spacing_mm[:2]
     frames = [(height, width) for height, width in (np.shape(one)[:2] for one in slices)]
     if not self._crops:
       cut, boxes = slices, None
@@ -395,19 +398,24 @@ def read_scan(
 
 
 def answer_slices(
-    predictor: Predictor, scan: ScanVolume, *, probabilities: bool = False
-) -> SliceAnswers:
+    predictor: Predictor | Ensemble, scan: ScanVolume, *, probabilities: bool = False
+) -> SliceAnswers | FusedVolume:
   """Segments the slices of a scan: all that needs the network.
+
+  Networks that cut scans in several ways answer on the scan's own grid.
 
   Args:
     predictor: The network.
     scan: As it was read.
     probabilities: Also keeps the probability of each class, 2 bytes per voxel and class.
   """
+  if isinstance(predictor, Ensemble) and len(predictor.parts()) > 1:
+    return fuse_volume(predictor, scan.channels[0], scan.channels[1:], scan.name)
   slices = scan.cut.slices
   label = np.empty(slices.pixels.shape, np.uint8)
   kept = np.empty((*label.shape, predictor.num_classes), np.float16) if probabilities else None
-  given = predictor.prepare(list(scan.cut.images()), slices.spacing_mm)
+  spacing_mm = (*slices.spacing_mm, slices.slice_spacing_mm)
+  given = predictor.prepare(list(scan.cut.images()), spacing_mm)
   for index, probability in enumerate(predictor.answer(given)):
     label[..., index] = to_label(probability)
     if kept is not None:
@@ -415,8 +423,12 @@ def answer_slices(
   return SliceAnswers(label, kept, given.scaling)
 
 
-def restore_volume(scan: ScanVolume, found: SliceAnswers) -> VolumePrediction:
-  """Puts the labels of slices back on the grid of their scan."""
+def restore_volume(
+    scan: ScanVolume, found: SliceAnswers | FusedVolume, *, probabilities: bool = False
+) -> VolumePrediction:
+  """Puts the labels of slices back on the grid of their scan; arguments as `answer_slices`."""
+  if isinstance(found, FusedVolume):
+    return _fused(scan, found, probabilities)
   cut, recipe = scan.cut, scan.recipe
   label = slice_recipe.to_grid(found.label, cut.native.pixels.shape)
   restored = None
@@ -434,8 +446,21 @@ def restore_volume(scan: ScanVolume, found: SliceAnswers) -> VolumePrediction:
   )
 
 
+def _fused(scan: ScanVolume, found: FusedVolume, probabilities: bool) -> VolumePrediction:
+  """Returns what networks that cut a scan in several ways make of it."""
+  return VolumePrediction(
+      label=found.label,
+      probability=found.probability.astype(np.float16) if probabilities else None,
+      slices=found.cut.shown(scan.shown_channel),
+      label_slices=found.label_slices,
+      spacing_mm=found.cut.slices.spacing_mm,
+      scaling=found.scaling,
+      remarks=scan.remarks,
+  )
+
+
 def predict_scan(
-    predictor: Predictor,
+    predictor: Predictor | Ensemble,
     run_config: config.RunConfig,
     path: str | os.PathLike,
     others: Sequence[str | os.PathLike] = (),
@@ -459,7 +484,8 @@ def predict_scan(
       trained on images.
   """
   scan = read_scan(run_config, path, others, components)
-  return restore_volume(scan, answer_slices(predictor, scan, probabilities=probabilities))
+  found = answer_slices(predictor, scan, probabilities=probabilities)
+  return restore_volume(scan, found, probabilities=probabilities)
 
 
 def to_label(probability: np.ndarray) -> np.ndarray:
