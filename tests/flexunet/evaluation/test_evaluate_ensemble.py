@@ -206,6 +206,7 @@ def test_scores_of_a_folder_of_runs_lie_in_it(make, tmp_path):
     make(f"right_{number}")
   found = ensemble_folder.open_runs(tmp_path)
   evaluate_ensemble.evaluate_ensemble(found, **TEST)
-  assert {path.name for path in (tmp_path / "evaluation").iterdir()} >= {"metrics.json", "cases.csv"}
+  written = {path.name for path in (tmp_path / "evaluation").iterdir()}
+  assert written >= {"metrics.json", "cases.csv"}
   assert (tmp_path / "ensemble.html").is_file()
   assert ensemble_folder.open_runs(tmp_path).names == ["right_0", "right_1"]
