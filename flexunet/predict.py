@@ -15,6 +15,12 @@ predict it. So the root of an MSD, nnU-Net or BIDS set can be given as it is. Th
 A volume whose pixels are of another size than in training is brought to that size for the network;
 its label lies on its own grid.
 
+A slice that is larger than the network's input is predicted whole, at its own resolution, as far as
+the memory goes, and in overlapping tiles beyond (--tile). Tiles are blended into each other; the
+answer is that of the whole slice except near their seams. A run that scales its images
+(--resize_mode=fit or stretch) has nothing to cut in a scaled slice: with --tile=512 it takes slices
+without a known pixel size at their own resolution instead.
+
 Several runs, named with commas or by a folder that holds them, are averaged voxel by voxel on the
 grid of the scan, each after its own cut: runs of different planes too.
 """
@@ -32,9 +38,11 @@ from flexunet.core import command_line, flags, progress
 from flexunet.core import files as core_files
 from flexunet.ensemble_folder import RunSet
 from flexunet.imaging import scan_files
-from flexunet.prediction import scans
+from flexunet.prediction import scans, test_time, tiles
 from flexunet.prediction.outputs import Outputs
 from flexunet.run_folder import RunFolder
+
+_PASSES = "Tiles and views"
 
 _PROGRAM = flags.Program(__doc__, first=("run_dir", "weights", "input", "output_dir", "json"))
 _RUN_DIR = _PROGRAM.string(
@@ -80,23 +88,18 @@ _WEIGHTS = _PROGRAM.string(
     "Weights of several runs: equal, numbers as in 2,1,1, or learnt (by flexunet evaluate)."
     " Default: those of ensemble.json in the folder that is named, else equal.",
 )
-_TTA = _PROGRAM.boolean("tta", False, "Averages over mirrored slices; doubles the time.")
+_VIEWS = _PROGRAM.fields(test_time.ViewOptions, _PASSES)
+_TILES = _PROGRAM.fields(tiles.TileOptions, _PASSES)
 
 
 def main(argv: Sequence[str]) -> None:
   command_line.no_words(argv)
   run = ensemble_folder.open_for_prediction(_RUN_DIR.value, _WEIGHTS.value)
   run_config = run.configs()[0] if isinstance(run, RunSet) else run.read_config()
+  views, cuts = flags.read(test_time.ViewOptions, _VIEWS), flags.read(tiles.TileOptions, _TILES)
   source = pathlib.Path(_INPUT.value).expanduser()
   target = pathlib.Path(_OUTPUT_DIR.value).expanduser()
-  outputs = Outputs(
-      folder=target,
-      overlay=_OVERLAY.value,
-      color_masks=_COLOR_MASKS.value,
-      probabilities=_PROBABILITIES.value,
-      overwrite=_OVERWRITE.value,
-      skip_existing=_SKIP_EXISTING.value,
-  )
+  outputs = _outputs(target)
   core_files.check_writable(target, "--output_dir")
   core_files.check_unlocked(target, "--output_dir")
   found = scans.find(
@@ -115,7 +118,9 @@ def main(argv: Sequence[str]) -> None:
   from flexunet.prediction.predictor import Predictor, load_model
 
   def open_one(one: RunFolder, own: config.RunConfig) -> Predictor:
-    return Predictor(load_model(one), own, batch_size=_BATCH_SIZE.value, mirror=_TTA.value)
+    return Predictor(
+        load_model(one), own, batch_size=_BATCH_SIZE.value, views=views, tiles=cuts
+    )
 
   several = isinstance(run, RunSet)
   predictor = ensemble.of_runs(run, open_one) if several else open_one(run, run_config)
@@ -125,7 +130,7 @@ def main(argv: Sequence[str]) -> None:
   failures = [*found.problems, *outcome.failures]
   for line in failures:
     progress.say(f"error: {line}")
-  for line in outcome.resampled:
+  for line in (*outcome.resampled, *predictor.pass_lines()):
     progress.say(line)
   counts = {
       "predicted": outcome.predicted,
@@ -142,6 +147,18 @@ def main(argv: Sequence[str]) -> None:
   print(json.dumps(counts) if _JSON.value else outcome_text(counts, target))
   if failures:
     sys.exit(1)
+
+
+def _outputs(target: pathlib.Path) -> Outputs:
+  """Returns what the flags ask for beside the labels in a folder."""
+  return Outputs(
+      folder=target,
+      overlay=_OVERLAY.value,
+      color_masks=_COLOR_MASKS.value,
+      probabilities=_PROBABILITIES.value,
+      overwrite=_OVERWRITE.value,
+      skip_existing=_SKIP_EXISTING.value,
+  )
 
 
 def outcome_text(counts: dict[str, Any], target: pathlib.Path) -> str:

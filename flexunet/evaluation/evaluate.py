@@ -27,6 +27,8 @@ from flexunet.pipelines.dataset_source import DatasetSource, open_dataset
 from flexunet.pipelines.record_table import RecordTable
 from flexunet.prediction.ensemble import Ensemble
 from flexunet.prediction.predictor import Predictor, load_model
+from flexunet.prediction.test_time import ONE_VIEW, ViewOptions
+from flexunet.prediction.tiles import WHERE_NEEDED, TileOptions
 from flexunet.reporting import report
 
 
@@ -59,7 +61,8 @@ def evaluate(
     allow_other_data: bool = False,
     tolerances_mm: Sequence[float | str] = DEFAULT_TOLERANCES_MM,
     batch_size: int = 8,
-    mirror: bool = False,
+    views: ViewOptions = ONE_VIEW,
+    tiles: TileOptions = WHERE_NEEDED,
     show_progress: bool = True,
 ) -> dict[str, Any]:
   """Scores splits and writes metrics.json, cases.csv, examples and the report.
@@ -74,7 +77,8 @@ def evaluate(
     allow_other_data: Accepts records that differ from those of the training.
     tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
     batch_size: Slices per step.
-    mirror: Averages over mirrored slices.
+    views: Test-time augmentation.
+    tiles: Which slices are predicted in tiles.
     show_progress: Draws a bar on standard error.
 
   Returns:
@@ -88,11 +92,12 @@ def evaluate(
   tolerances = checked_tolerances(tolerances_mm)
   source = open_run_dataset(run_config, data_dir)
   check_data(source, run_config, splits, allow_other_data)
-  predictor = Predictor(load_model(run), run_config, batch_size=batch_size, mirror=mirror)
+  predictor = Predictor(
+      load_model(run), run_config, batch_size=batch_size, views=views, tiles=tiles
+  )
   about = {
       **provenance(source, files.sha256_of(run.model_keras)),
       "surface_tolerances_mm": tolerances,
-      "mirrored": mirror,
   }
   candidate = Candidate(run, run_config, predictor, *seen_by(run, source, run_config), about)
   tables = split_tables(source, run_config, splits)
@@ -130,7 +135,8 @@ def write_scores(
       )
       known = seen_subjects.overlap(table.subject, source.name, candidate.seen)
       scores.warnings += [*known.warnings(), *candidate.unsaid]
-      written[split] = _figures(split, scores, {**known.to_json(), **candidate.about})
+      passes = {"passes": candidate.predictor.pass_lines()}
+      written[split] = _figures(split, scores, {**known.to_json(), **candidate.about, **passes})
       _write_split(run, split, written[split], scores)
     report.write_report(run)
   return written

@@ -26,6 +26,8 @@ from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.record_table import RecordTable, volume_names
 from flexunet.prediction import ensemble as ensembles
 from flexunet.prediction.predictor import Predictor, load_model
+from flexunet.prediction.test_time import ONE_VIEW, ViewOptions
+from flexunet.prediction.tiles import WHERE_NEEDED, TileOptions
 from flexunet.run_folder import RunFolder
 
 
@@ -39,7 +41,8 @@ def evaluate_ensemble(
     allow_other_data: bool = False,
     tolerances_mm: Sequence[float | str] = DEFAULT_TOLERANCES_MM,
     batch_size: int = 8,
-    mirror: bool = False,
+    views: ViewOptions = ONE_VIEW,
+    tiles: TileOptions = WHERE_NEEDED,
     show_progress: bool = True,
 ) -> dict[str, Any]:
   """Scores an ensemble on splits; writes `ensemble.json`, `evaluation/` and the report.
@@ -50,8 +53,8 @@ def evaluate_ensemble(
     output_dir: Folder of its scores; by default that which named the runs.
     weights: As of the flag: "" keeps those of `ensemble.json`, else equal; "learnt" learns them on
       the subjects of validation that no run was trained on.
-    data_dir, allow_other_data, tolerances_mm, batch_size, mirror, show_progress: As of
-      `evaluate.evaluate`.
+    data_dir, allow_other_data, tolerances_mm, batch_size, views, tiles, show_progress: As
+      of `evaluate.evaluate`.
 
   Returns:
     Split -> its entry in `metrics.json`.
@@ -71,7 +74,7 @@ def evaluate_ensemble(
   seen, unsaid = _seen(runs, configs, source)
 
   def open_one(run: RunFolder, own: config.RunConfig) -> Predictor:
-    return Predictor(load_model(run), own, batch_size=batch_size, mirror=mirror)
+    return Predictor(load_model(run), own, batch_size=batch_size, views=views, tiles=tiles)
 
   if learns:
     split = configs[0].data.validation_split
@@ -81,7 +84,6 @@ def evaluate_ensemble(
   about = {
       **evaluate.provenance(source, runs.digest()),
       "surface_tolerances_mm": tolerances,
-      "mirrored": mirror,
       "ensemble": _about(runs),
   }
   ensemble = ensembles.of_runs(runs, open_one)
