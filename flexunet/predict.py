@@ -98,14 +98,7 @@ def main(argv: Sequence[str]) -> None:
   views, cuts = flags.read(test_time.ViewOptions, _VIEWS), flags.read(tiles.TileOptions, _TILES)
   source = pathlib.Path(_INPUT.value).expanduser()
   target = pathlib.Path(_OUTPUT_DIR.value).expanduser()
-  outputs = Outputs(
-      folder=target,
-      overlay=_OVERLAY.value,
-      color_masks=_COLOR_MASKS.value,
-      probabilities=_PROBABILITIES.value,
-      overwrite=_OVERWRITE.value,
-      skip_existing=_SKIP_EXISTING.value,
-  )
+  outputs = _outputs(target)
   core_files.check_writable(target, "--output_dir")
   core_files.check_unlocked(target, "--output_dir")
   found = scans.find(
@@ -150,6 +143,18 @@ def main(argv: Sequence[str]) -> None:
   print(json.dumps(counts) if _JSON.value else outcome_text(counts, target))
   if failures:
     sys.exit(1)
+
+
+def _outputs(target: pathlib.Path) -> Outputs:
+  """Returns what the flags ask for beside the labels in a folder."""
+  return Outputs(
+      folder=target,
+      overlay=_OVERLAY.value,
+      color_masks=_COLOR_MASKS.value,
+      probabilities=_PROBABILITIES.value,
+      overwrite=_OVERWRITE.value,
+      skip_existing=_SKIP_EXISTING.value,
+  )
 
 
 def outcome_text(counts: dict[str, Any], target: pathlib.Path) -> str:

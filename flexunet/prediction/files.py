@@ -23,13 +23,11 @@ from flexunet.imaging import pictures, scan_files
 from flexunet.pipelines import pixel_size
 from flexunet.prediction import overlap, scans
 from flexunet.prediction import predictor as predictors
-from flexunet.prediction.ensemble import Ensemble, FusedVolume
+from flexunet.prediction.ensemble import Ensemble
 from flexunet.prediction.outputs import Outputs
 from flexunet.prediction.predictor import Predictor, ScanVolume, SliceAnswers, VolumePrediction
 from flexunet.prediction.scans import Scan
 from flexunet.reporting import overlay
-
-_Answered = tuple[ScanVolume, SliceAnswers | FusedVolume] | tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +233,7 @@ def _read(
 
 def _answer(
     given: ScanVolume | np.ndarray, predictor: Predictor | Ensemble, outputs: Outputs
-) -> _Answered:
+) -> tuple[ScanVolume, SliceAnswers] | tuple[np.ndarray, np.ndarray]:
   """Returns what was given, and what the network makes of it."""
   if isinstance(given, np.ndarray):
     return given, next(predictor.probabilities([given]))
@@ -243,14 +241,17 @@ def _answer(
 
 
 def _write(
-    scan: Scan, answered: _Answered, run_config: config.RunConfig, outputs: Outputs
+    scan: Scan,
+    answered: tuple[ScanVolume, SliceAnswers] | tuple[np.ndarray, np.ndarray],
+    run_config: config.RunConfig,
+    outputs: Outputs,
 ) -> VolumeNote | None:
   """Writes the files of a scan, the label last."""
   outputs.refuse_existing(scan)  # Another scan may have written one of that name meanwhile.
   scan.label_path(outputs.folder).parent.mkdir(parents=True, exist_ok=True)
   given, found = answered
-  if isinstance(given, ScanVolume) and isinstance(found, (SliceAnswers, FusedVolume)):
-    restored = predictors.restore_volume(given, found, probabilities=outputs.probabilities)
+  if isinstance(given, ScanVolume) and isinstance(found, SliceAnswers):
+    restored = predictors.restore_volume(given, found)
     _write_volume(scan, restored, run_config, outputs)
     return VolumeNote(scan.path, restored.spacing_mm, restored.scaling, restored.remarks)
   _write_image(scan, np.asarray(given), np.asarray(found), run_config, outputs)

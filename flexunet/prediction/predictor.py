@@ -31,7 +31,7 @@ from flexunet.pipelines.resizing import Resizing
 from flexunet.prediction import compiled_step, test_time
 from flexunet.prediction import tiles as tiling
 from flexunet.prediction.compiled_step import SliceBatch
-from flexunet.prediction.ensemble import Ensemble, FusedVolume, fuse_volume
+from flexunet.prediction.ensemble import Ensemble, fuse_volume
 from flexunet.training import devices
 
 _UNKNOWN_MM = (float("nan"), float("nan"))
@@ -93,7 +93,7 @@ class Predictor:
       batch_size: Slices per step.
       views: Test-time augmentation.
       tiles: Which slices are predicted in tiles.
-      temperature: Scales the probabilities, see `probabilities.tempered`; labels do not change.
+      temperature: Divides the logarithms of the probabilities, as `probabilities.tempered`.
 
     Raises:
       InputError: Views by which labels could change sides, or an overlap of tiles that is too
@@ -357,7 +357,8 @@ class SliceAnswers:
   """What a network makes of the slices of a scan.
 
   Attributes:
-    label: Class ids, uint8 [row, column, slice].
+    label: Class ids, uint8 [row, column, slice]; of networks that cut a scan in several ways on
+      its own grid, of one on that of the cut.
     probability: float16 [row, column, slice, classes]; None where it was not asked for.
     scaling: As in `NetworkInput`.
   """
@@ -399,18 +400,16 @@ def read_scan(
 
 def answer_slices(
     predictor: Predictor | Ensemble, scan: ScanVolume, *, probabilities: bool = False
-) -> SliceAnswers | FusedVolume:
+) -> SliceAnswers:
   """Segments the slices of a scan: all that needs the network.
-
-  Networks that cut scans in several ways answer on the scan's own grid.
 
   Args:
     predictor: The network.
     scan: As it was read.
     probabilities: Also keeps the probability of each class, 2 bytes per voxel and class.
   """
-  if isinstance(predictor, Ensemble) and len(predictor.parts()) > 1:
-    return fuse_volume(predictor, scan.channels[0], scan.channels[1:], scan.name)
+  if isinstance(predictor, Ensemble) and not predictor.shares_cut(scan.recipe):
+    return _fused(predictor, scan, probabilities)
   slices = scan.cut.slices
   label = np.empty(slices.pixels.shape, np.uint8)
   kept = np.empty((*label.shape, predictor.num_classes), np.float16) if probabilities else None
@@ -423,12 +422,8 @@ def answer_slices(
   return SliceAnswers(label, kept, given.scaling)
 
 
-def restore_volume(
-    scan: ScanVolume, found: SliceAnswers | FusedVolume, *, probabilities: bool = False
-) -> VolumePrediction:
-  """Puts the labels of slices back on the grid of their scan; arguments as `answer_slices`."""
-  if isinstance(found, FusedVolume):
-    return _fused(scan, found, probabilities)
+def restore_volume(scan: ScanVolume, found: SliceAnswers) -> VolumePrediction:
+  """Puts the labels of slices back on the grid of their scan."""
   cut, recipe = scan.cut, scan.recipe
   label = slice_recipe.to_grid(found.label, cut.native.pixels.shape)
   restored = None
@@ -446,17 +441,16 @@ def restore_volume(
   )
 
 
-def _fused(scan: ScanVolume, found: FusedVolume, probabilities: bool) -> VolumePrediction:
-  """Returns what networks that cut a scan in several ways make of it."""
-  return VolumePrediction(
-      label=found.label,
-      probability=found.probability.astype(np.float16) if probabilities else None,
-      slices=found.cut.shown(scan.shown_channel),
-      label_slices=found.label_slices,
-      spacing_mm=found.cut.slices.spacing_mm,
-      scaling=found.scaling,
-      remarks=scan.remarks,
-  )
+def _fused(
+    predictor: Ensemble, scan: ScanVolume, probabilities: bool
+) -> SliceAnswers:
+  """Returns what networks that cut a scan in several ways make of it, on its own grid."""
+  total, scaling = fuse_volume(predictor, scan.channels, {scan.recipe: scan.cut}, scan.name)
+  seen = scan.recipe.plan.view(total, scan.stored)
+  label = np.empty(seen.shape[:3], np.uint8)
+  for index in range(seen.shape[2]):
+    label[..., index] = to_label(seen[:, :, index])
+  return SliceAnswers(label, seen.astype(np.float16) if probabilities else None, scaling)
 
 
 def predict_scan(
@@ -484,8 +478,7 @@ def predict_scan(
       trained on images.
   """
   scan = read_scan(run_config, path, others, components)
-  found = answer_slices(predictor, scan, probabilities=probabilities)
-  return restore_volume(scan, found, probabilities=probabilities)
+  return restore_volume(scan, answer_slices(predictor, scan, probabilities=probabilities))
 
 
 def to_label(probability: np.ndarray) -> np.ndarray:
