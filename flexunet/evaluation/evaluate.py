@@ -12,20 +12,25 @@ from typing import Any
 import flexunet
 from flexunet import config, run_folder, seen_subjects
 from flexunet.core import files, progress
-from flexunet.core.errors import InputError
+from flexunet.core.errors import InputError, unknown_name
 from flexunet.evaluation import examples, summary
+from flexunet.evaluation import lesions as lesion_scores
 from flexunet.evaluation.scores import (
   DEFAULT_TOLERANCES_MM,
+  VOLUME_ERROR_NAMES,
   VOLUME_NAMES,
   checked_tolerances,
 )
 from flexunet.evaluation.split_scores import SplitScores, score_split
 from flexunet.evaluation.volume_scores import volume_score_names
+from flexunet.imaging.clean_up import CleanUp
 from flexunet.pipelines import dataset_source, readers
 from flexunet.pipelines.dataset_source import DatasetSource, open_dataset
 from flexunet.pipelines.record_table import RecordTable
 from flexunet.prediction.predictor import Predictor, load_model
 from flexunet.reporting import report
+
+LESION_CHOICES = ("auto", "on", "off")
 
 
 def evaluate(
@@ -37,56 +42,83 @@ def evaluate(
     tolerances_mm: Sequence[float | str] = DEFAULT_TOLERANCES_MM,
     batch_size: int = 8,
     mirror: bool = False,
+    lesions: str = "auto",
+    lesion_overlap: float = 0.0,
     show_progress: bool = True,
 ) -> dict[str, Any]:
   """Scores splits and writes metrics.json, cases.csv, examples and the report.
 
-  Figures of other splits are kept where they have the same form. All is checked before the start.
-  One program at a time writes into `evaluation/`; training may continue meanwhile.
+  Figures of other splits are kept where they have the same form. One program at a time writes into
+  `evaluation/`; training may continue meanwhile.
 
   Args:
     run: A trained run.
-    splits: Names; at least one.
+    splits: At least one.
     data_dir: Where the dataset lies; as in training where None.
     allow_other_data: Accepts records that differ from those of the training.
     tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
     batch_size: Slices per step.
     mirror: Averages over mirrored slices.
+    lesions: Whether lesions are scored one by one: "on", "off", or "auto", where the dataset
+      declares that its classes are lesions.
+    lesion_overlap: Share of a lesion that must be overlapped; 0: one voxel. See `lesions`.
     show_progress: Draws a bar on standard error.
 
   Returns:
     Split -> its entry in `metrics.json`.
 
   Raises:
-    InputError: Nothing to evaluate, data of another kind, no trained network, or another program
-      evaluates the run.
+    InputError: Nothing to evaluate, other data, no trained network, or the run is being evaluated.
   """
   run_config = run.read_config()
   tolerances = checked_tolerances(tolerances_mm)
   source = open_run_dataset(run_config, data_dir)
   check_data(source, run_config, splits, allow_other_data)
   predictor = Predictor(load_model(run), run_config, batch_size=batch_size, mirror=mirror)
-  about = {**_provenance(source, run), "surface_tolerances_mm": tolerances, "mirrored": mirror}
+  overlap = _overlap(lesions, lesion_overlap, source)
+  about = {**_provenance(source, run), "surface_tolerances_mm": tolerances, "mirrored": mirror,
+           "lesion_overlap": overlap, "clean_up": _clean_up_entry(predictor.clean_up)}  # fmt: skip
+  with files.locked(run.evaluation, "--run_dir"):
+    written = _score_and_write(
+        run, run_config, source, predictor, splits, about, show_progress
+    )
+    report.write_report(run)
+  return written
+
+
+def _score_and_write(
+    run: run_folder.RunFolder,
+    run_config: config.RunConfig,
+    source: DatasetSource,
+    predictor: Predictor,
+    splits: Sequence[str],
+    about: Mapping[str, Any],
+    show_progress: bool,
+) -> dict[str, Any]:
+  """Scores each split and puts it into the files of `evaluation/`; returns as `evaluate`.
+
+  Args:
+    run: The run.
+    run_config: Its config.
+    source: Its dataset.
+    predictor: Its network.
+    splits: Their names.
+    about: What `metrics.json` says of how they are scored.
+    show_progress: Draws a bar on standard error.
+  """
   seen, unsaid = _seen(run, source, run_config)
   written = {}
-  with files.locked(run.evaluation, "--run_dir"):
-    for split, table in _tables(source, run_config, splits).items():
-      scores = score_split(
-          source,
-          table,
-          predictor,
-          run_config.dataset_facts.label_scheme.names,
-          split=split,
-          keys=(source.keys.image, source.keys.label),
-          tolerances_mm=tolerances,
-          show_progress=show_progress,
-          shown_channel=run_config.shown_channel,
-      )
-      known = seen_subjects.overlap(table.subject, source.name, seen)
-      scores.warnings += [*known.warnings(), *unsaid]
-      written[split] = _figures(split, scores, {**known.to_json(), **about})
-      _write_split(run, split, written[split], scores)
-    report.write_report(run)
+  for split, table in _tables(source, run_config, splits).items():
+    scores = score_split(
+        source, table, predictor, run_config.dataset_facts.label_scheme.names,
+        split=split, keys=(source.keys.image, source.keys.label),
+        tolerances_mm=about["surface_tolerances_mm"], lesion_overlap=about["lesion_overlap"],
+        show_progress=show_progress, shown_channel=run_config.shown_channel,
+    )  # fmt: skip
+    known = seen_subjects.overlap(table.subject, source.name, seen)
+    scores.warnings += [*known.warnings(), *unsaid]
+    written[split] = _figures(split, scores, {**known.to_json(), **about})
+    _write_split(run, split, written[split], scores)
   return written
 
 
@@ -103,12 +135,38 @@ def _provenance(source: DatasetSource, run: run_folder.RunFolder) -> dict[str, A
 
 def _figures(split: str, scores: SplitScores, about: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the entry of a split in `metrics.json`."""
-  names = volume_score_names(about["surface_tolerances_mm"])
-  averaged = [name for name in names if name not in VOLUME_NAMES]
+  overlap = about["lesion_overlap"]
+  names = volume_score_names(
+      about["surface_tolerances_mm"],
+      pixels=any(row["distances"] == "none" for row in scores.rows),
+      with_lesions=overlap is not None,
+  )
+  left_out = (*VOLUME_NAMES, *VOLUME_ERROR_NAMES)  # `volume_agreement` is of these.
+  averaged = [name for name in names if name not in left_out]
   figures = summary.summarize(scores.rows, scores.class_names, averaged)
+  if overlap is not None:
+    figures["rules"]["lesions"] = lesion_scores.rule(overlap)
+  if about["clean_up"] is not None:
+    about = {**about, "clean_up": {**about["clean_up"], "volumes": scores.volumes_cleaned_up}}
   figures |= scores.voxel_figures
   figures["evaluated"] = {"split": split, **scores.counts, **about, "warnings": scores.warnings}
   return summary.strict(figures)
+
+
+def _overlap(lesions: str, lesion_overlap: float, source: DatasetSource) -> float | None:
+  """Returns the share of a lesion that must be overlapped; None where lesions are not scored."""
+  if lesions not in LESION_CHOICES:
+    raise unknown_name("choice of --lesions", lesions, LESION_CHOICES)
+  overlap = lesion_scores.checked_overlap(lesion_overlap)
+  return overlap if lesions == "on" or (lesions == "auto" and source.has_lesions) else None
+
+
+def _clean_up_entry(clean_up: CleanUp) -> dict[str, Any] | None:
+  """Returns what `metrics.json` says of the clean-up; None where nothing was cleaned up."""
+  if not clean_up:
+    return None
+  said = clean_up.to_json()
+  return {"sentences": clean_up.sentences(), "rules": said["rules"], "in_slices": said["in_slices"]}
 
 
 def open_run_dataset(

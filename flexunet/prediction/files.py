@@ -224,7 +224,7 @@ def _predict_image(
     pixels = _stacked(pixels, scan)
   image = pixels if pixels.ndim == 2 else overlay.grey_of(pixels, run_config.shown_channel)
   probability = next(predictor.probabilities([pixels]))
-  label = to_label(probability)
+  label = predictor.clean_up.apply(to_label(probability))
   scheme = run_config.dataset_facts.label_scheme
   scan.label_path(outputs.folder).parent.mkdir(parents=True, exist_ok=True)
   if outputs.overlay:

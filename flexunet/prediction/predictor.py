@@ -20,6 +20,7 @@ import tensorflow as tf
 from flexunet import config, run_folder
 from flexunet.core.errors import InputError
 from flexunet.imaging import channel_grid, intensity, scan_files, slice_recipe, volume_bytes
+from flexunet.imaging.clean_up import CleanUp
 from flexunet.imaging.slice_recipe import SliceRecipe, StoredChannel
 from flexunet.imaging.slicing import Slices
 from flexunet.imaging.volume import Volume
@@ -68,6 +69,8 @@ class Predictor:
 
   Attributes:
     num_classes: Classes of the answer, background included; 2 for a network with one output.
+    clean_up: What is done to the labels of a whole scan; `probabilities` and `labels` are as the
+      network gives them.
   """
 
   def __init__(
@@ -77,6 +80,7 @@ class Predictor:
       *,
       batch_size: int = 8,
       mirror: bool = False,
+      clean_up: CleanUp | None = None,
   ):
     """Prepares prediction.
 
@@ -85,6 +89,7 @@ class Predictor:
       run_config: Config of the run that trained it.
       batch_size: Slices per step.
       mirror: Averages the answer with that for the mirrored slice; twice the time.
+      clean_up: Of the run; None: none.
 
     Raises:
       InputError: `mirror` where the run decided against mirror images.
@@ -105,6 +110,7 @@ class Predictor:
     self._crops = run_config.data.crop_foreground
     self._resizing = Resizing(run_config.model.image_size, run_config.data.resize_mode)
     self.num_classes = max(2, run_config.model.num_classes)
+    self.clean_up = clean_up or CleanUp()
 
   def probabilities(
       self, slices: Sequence[np.ndarray], spacing_mm: Sequence[float] = _UNKNOWN_MM
@@ -302,6 +308,7 @@ def predict_volume(
     if kept is not None:
       kept[..., index, :] = probability
   label = slice_recipe.to_grid(label, cut.native.pixels.shape)
+  label = predictor.clean_up.apply(label, (*cut.native.spacing_mm, cut.native.slice_spacing_mm))
   restored = None
   if kept is not None:
     channels = [recipe.restore(kept[..., n], stored) for n in range(predictor.num_classes)]
