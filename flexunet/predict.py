@@ -87,6 +87,12 @@ _WEIGHTS = _PROGRAM.string(
     "Weights of several runs: equal, numbers as in 2,1,1, or learnt (by flexunet evaluate)."
     " Default: those of ensemble.json in the folder that is named, else equal.",
 )
+_CALIBRATED = _PROGRAM.boolean(
+    "calibrated", True, "Scales probabilities as the calibration of the run says, where it has one."
+)
+_CLEAN_UP = _PROGRAM.boolean(
+    "clean_up", True, "Cleans labels up as the calibration of the run has chosen, where it has."
+)
 _VIEWS = _PROGRAM.fields(test_time.ViewOptions, _PASSES)
 _TILES = _PROGRAM.fields(tiles.TileOptions, _PASSES)
 
@@ -115,7 +121,10 @@ def main(argv: Sequence[str]) -> None:
   # Heavy: a wrong flag or path is answered before they are loaded.
   from flexunet.prediction import files, opening
 
-  options = opening.PredictionOptions(batch_size=_BATCH_SIZE.value, views=views, tiles=cuts)
+  options = opening.PredictionOptions(
+      batch_size=_BATCH_SIZE.value, views=views, tiles=cuts, calibrated=_CALIBRATED.value,
+      clean_up=_CLEAN_UP.value,
+  )  # fmt: skip
   if isinstance(run, RunSet):
     predictor: Any = opening.open_runs(run, options)
   else:

@@ -13,15 +13,18 @@ from typing import Any
 import flexunet
 from flexunet import config, run_folder, seen_subjects
 from flexunet.core import files, progress
-from flexunet.core.errors import InputError
+from flexunet.core.errors import InputError, unknown_name
 from flexunet.evaluation import examples, summary
+from flexunet.evaluation import lesions as lesion_scores
 from flexunet.evaluation.scores import (
   DEFAULT_TOLERANCES_MM,
+  VOLUME_ERROR_NAMES,
   VOLUME_NAMES,
   checked_tolerances,
 )
 from flexunet.evaluation.split_scores import SplitScores, score_split
 from flexunet.evaluation.volume_scores import volume_score_names
+from flexunet.imaging.clean_up import CleanUp
 from flexunet.pipelines import dataset_source, readers
 from flexunet.pipelines.dataset_source import DatasetSource, open_dataset
 from flexunet.pipelines.record_table import RecordTable
@@ -30,6 +33,8 @@ from flexunet.prediction.ensemble import Ensemble
 from flexunet.prediction.opening import AS_TRAINED, PredictionOptions
 from flexunet.prediction.predictor import Predictor
 from flexunet.reporting import report
+
+LESION_CHOICES = ("auto", "on", "off")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,6 +66,8 @@ def evaluate(
     allow_other_data: bool = False,
     tolerances_mm: Sequence[float | str] = DEFAULT_TOLERANCES_MM,
     options: PredictionOptions = AS_TRAINED,
+    lesions: str = "auto",
+    lesion_overlap: float = 0.0,
     show_progress: bool = True,
 ) -> dict[str, Any]:
   """Scores splits and writes metrics.json, cases.csv, examples and the report.
@@ -75,6 +82,9 @@ def evaluate(
     allow_other_data: Accepts records that differ from those of the training.
     tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
     options: How the network is asked.
+    lesions: Whether lesions are scored one by one: "on", "off", or "auto", where the dataset
+      declares that its classes are lesions.
+    lesion_overlap: Share of a lesion that must be overlapped; 0: one voxel. See `lesions`.
     show_progress: Draws a bar on standard error.
 
   Returns:
@@ -92,6 +102,7 @@ def evaluate(
       **provenance(source, files.sha256_of(run.model_keras), run_config.data),
       "surface_tolerances_mm": tolerances,
       "temperature": options.temperature(run),
+      "lesion_overlap": overlap_of(lesions, lesion_overlap, source),
   }
   candidate = Candidate(run, run_config, predictor, *seen_by(run, source, run_config), about)
   tables = split_tables(source, run_config, splits)
@@ -124,13 +135,17 @@ def write_scores(
           split=split,
           keys=(source.keys.image, source.keys.label),
           tolerances_mm=candidate.about["surface_tolerances_mm"],
+          lesion_overlap=candidate.about["lesion_overlap"],
           show_progress=show_progress,
           shown_channel=run_config.shown_channel,
       )
       known = seen_subjects.overlap(table.subject, source.name, candidate.seen)
       scores.warnings += [*known.warnings(), *candidate.unsaid]
-      about = {**candidate.about, "passes": candidate.predictor.pass_lines()}
-      written[split] = _figures(split, scores, {**known.to_json(), **about})
+      asked = {
+          "passes": candidate.predictor.pass_lines(),
+          "clean_up": _clean_up_entry(candidate.predictor.clean_up),
+      }
+      written[split] = _figures(split, scores, {**known.to_json(), **candidate.about, **asked})
       _write_split(run, split, written[split], scores)
     report.write_report(run)
   return written
@@ -163,13 +178,39 @@ def provenance(
 
 def _figures(split: str, scores: SplitScores, about: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the entry of a split in `metrics.json`."""
-  names = volume_score_names(about["surface_tolerances_mm"])
-  averaged = [name for name in names if name not in VOLUME_NAMES]
+  overlap = about["lesion_overlap"]
+  names = volume_score_names(
+      about["surface_tolerances_mm"],
+      pixels=any(row["distances"] == "none" for row in scores.rows),
+      with_lesions=overlap is not None,
+  )
+  left_out = (*VOLUME_NAMES, *VOLUME_ERROR_NAMES)  # `volume_agreement` is of these.
+  averaged = [name for name in names if name not in left_out]
   figures = summary.summarize(scores.rows, scores.class_names, averaged)
+  if overlap is not None:
+    figures["rules"]["lesions"] = lesion_scores.rule(overlap)
+  if about["clean_up"] is not None:
+    about = {**about, "clean_up": {**about["clean_up"], "volumes": scores.volumes_cleaned_up}}
   figures |= scores.voxel_figures
   figures["calibration"] = {**figures["calibration"], "temperature": about["temperature"]}
   figures["evaluated"] = {"split": split, **scores.counts, **about, "warnings": scores.warnings}
   return summary.strict(figures)
+
+
+def overlap_of(lesions: str, lesion_overlap: float, source: DatasetSource) -> float | None:
+  """Returns the share of a lesion that must be overlapped; None where lesions are not scored."""
+  if lesions not in LESION_CHOICES:
+    raise unknown_name("choice of --lesions", lesions, LESION_CHOICES)
+  overlap = lesion_scores.checked_overlap(lesion_overlap)
+  return overlap if lesions == "on" or (lesions == "auto" and source.has_lesions) else None
+
+
+def _clean_up_entry(clean_up: CleanUp) -> dict[str, Any] | None:
+  """Returns what `metrics.json` says of the clean-up; None where nothing was cleaned up."""
+  if not clean_up:
+    return None
+  said = clean_up.to_json()
+  return {"sentences": clean_up.sentences(), "rules": said["rules"], "in_slices": said["in_slices"]}
 
 
 def open_run_dataset(

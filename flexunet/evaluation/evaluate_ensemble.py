@@ -39,6 +39,8 @@ def evaluate_ensemble(
     allow_other_data: bool = False,
     tolerances_mm: Sequence[float | str] = DEFAULT_TOLERANCES_MM,
     options: PredictionOptions = AS_TRAINED,
+    lesions: str = "auto",
+    lesion_overlap: float = 0.0,
     show_progress: bool = True,
 ) -> dict[str, Any]:
   """Scores an ensemble on splits; writes `ensemble.json`, `evaluation/` and the report.
@@ -49,8 +51,8 @@ def evaluate_ensemble(
     output_dir: Folder of its scores; by default that which named the runs.
     weights: As of the flag: "" keeps those of `ensemble.json`, else equal; "learnt" learns them on
       the subjects of validation that no run was trained on.
-    data_dir, allow_other_data, tolerances_mm, options, show_progress: As of `evaluate.evaluate`;
-      each run has its own temperature.
+    data_dir, allow_other_data, tolerances_mm, options, lesions, lesion_overlap, show_progress: As
+      of `evaluate.evaluate`; each run has its own temperature.
 
   Returns:
     Split -> its entry in `metrics.json`.
@@ -78,6 +80,7 @@ def evaluate_ensemble(
       **evaluate.provenance(source, runs.digest(), _common_fold(configs).data),
       "surface_tolerances_mm": tolerances,
       "temperature": [options.temperature(run) for run in runs.runs],
+      "lesion_overlap": evaluate.overlap_of(lesions, lesion_overlap, source),
       "ensemble": _about(runs),
   }
   ensemble = opening.open_runs(runs, options)

@@ -233,16 +233,18 @@ def _read(
 
 def _answer(
     given: ScanVolume | np.ndarray, predictor: Predictor | Ensemble, outputs: Outputs
-) -> tuple[ScanVolume, SliceAnswers] | tuple[np.ndarray, np.ndarray]:
-  """Returns what was given, and what the network makes of it."""
+) -> tuple[ScanVolume | np.ndarray, SliceAnswers]:
+  """Returns what was given, and what the network makes of it; of an image [H, W]."""
   if isinstance(given, np.ndarray):
-    return given, next(predictor.probabilities([given]))
+    probability = next(predictor.probabilities([given]))
+    label = predictor.clean_up.apply(predictors.to_label(probability))
+    return given, SliceAnswers(label, probability, (1.0, 1.0), predictor.clean_up)
   return given, predictors.answer_slices(predictor, given, probabilities=outputs.probabilities)
 
 
 def _write(
     scan: Scan,
-    answered: tuple[ScanVolume, SliceAnswers] | tuple[np.ndarray, np.ndarray],
+    answered: tuple[ScanVolume | np.ndarray, SliceAnswers],
     run_config: config.RunConfig,
     outputs: Outputs,
 ) -> VolumeNote | None:
@@ -250,11 +252,11 @@ def _write(
   outputs.refuse_existing(scan)  # Another scan may have written one of that name meanwhile.
   scan.label_path(outputs.folder).parent.mkdir(parents=True, exist_ok=True)
   given, found = answered
-  if isinstance(given, ScanVolume) and isinstance(found, SliceAnswers):
+  if isinstance(given, ScanVolume):
     restored = predictors.restore_volume(given, found)
     _write_volume(scan, restored, run_config, outputs)
     return VolumeNote(scan.path, restored.spacing_mm, restored.scaling, restored.remarks)
-  _write_image(scan, np.asarray(given), np.asarray(found), run_config, outputs)
+  _write_image(scan, given, found, run_config, outputs)
   return None
 
 
@@ -279,20 +281,20 @@ def _write_volume(
 def _write_image(
     scan: Scan,
     pixels: np.ndarray,
-    probability: np.ndarray,
+    found: SliceAnswers,
     run_config: config.RunConfig,
     outputs: Outputs,
 ) -> None:
   image = pixels if pixels.ndim == 2 else overlay.grey_of(pixels, run_config.shown_channel)
-  label = predictors.to_label(probability)
+  label = found.label
   scheme = run_config.dataset_facts.label_scheme
   if outputs.overlay:
     blended = overlay.blend(image, label, overlay.display_palette(scheme.palette))
     _write_png(scan, outputs, "_overlay.png", blended)
   if outputs.color_masks:
     _write_png(scan, outputs, "_color.png", scheme.colorize(label))
-  if outputs.probabilities:
-    _write_probabilities(scan, outputs, probability.astype(np.float16), run_config)
+  if outputs.probabilities and found.probability is not None:
+    _write_probabilities(scan, outputs, found.probability.astype(np.float16), run_config)
   _write_png(scan, outputs, "_label.png", label)
 
 

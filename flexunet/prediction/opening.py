@@ -7,10 +7,12 @@ same by default.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from flexunet import config, run_calibration, run_folder
 from flexunet.ensemble_folder import RunSet
+from flexunet.imaging.clean_up import CleanUp
 from flexunet.prediction import ensemble as ensembles
 from flexunet.prediction.ensemble import Ensemble
 from flexunet.prediction.predictor import Predictor, load_model
@@ -27,16 +29,25 @@ class PredictionOptions:
     views: Test-time augmentation.
     tiles: Which slices are predicted in tiles.
     calibrated: Scales probabilities as `calibration.json` of each run says, where there is one.
+    clean_up: Cleans labels up as it says.
   """
 
   batch_size: int = 8
   views: ViewOptions = ONE_VIEW
   tiles: TileOptions = WHERE_NEEDED
   calibrated: bool = True
+  clean_up: bool = True
 
   def temperature(self, run: run_folder.RunFolder) -> float:
     """Returns the temperature of a run; InputError where its calibration is of another network."""
     return run_calibration.temperature_of(run) if self.calibrated else 1.0
+
+  def clean_up_of(self, run: run_folder.RunFolder, class_names: Sequence[str]) -> CleanUp:
+    """Returns how labels of a run are cleaned up; errors as of `temperature`."""
+    learnt = run_calibration.read(run) if self.clean_up else None
+    return CleanUp.from_json(learnt.clean_up, class_names) if learnt and learnt.clean_up else (
+        CleanUp()
+    )
 
 
 # Slices as they come, one view, the calibration of the run.
@@ -64,6 +75,7 @@ def open_run(
       views=options.views,
       tiles=options.tiles,
       temperature=options.temperature(run),
+      clean_up=options.clean_up_of(run, run_config.dataset_facts.label_scheme.names),
   )
 
 

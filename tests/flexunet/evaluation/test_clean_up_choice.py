@@ -170,9 +170,10 @@ def test_images_are_cleaned_one_by_one():
     found[2:6, 0, :3] = 1
     return found
 
-  # In 3-D these are one piece of 12 voxels; in each image 3 pixels of 0.25 mm2.
-  found = chosen(specks, in_slices=True, spacing_mm=(math.nan, 0.5, 0.5))
-  assert found.in_slices and found.rules == {1: ClassRule(min_size=2.0, unit="mm2")}
+  # In 3-D these are one piece of 12 voxels, in each image 3 pixels. An image to be predicted has no
+  # spacing: sizes are in pixels, whatever the dataset knows.
+  found = chosen(specks, in_slices=True, spacing_mm=(1.0, 0.5, 0.5))
+  assert found.in_slices and found.rules == {1: ClassRule(min_size=5.0, unit="pixels")}
 
 
 def test_volumes_with_gaps_say_nothing_of_volumes():
@@ -196,7 +197,7 @@ def test_what_a_candidate_brings_is_what_applying_it_brings(in_slices, lesions):
   evidence = choose(given, NAMES, in_slices=in_slices, lesions=lesions).evidence
   for class_id, name in ((1, "ball"), (2, "other")):
     tried = {one["rule"]: one for one in evidence["classes"][name]["tried"]}
-    for rule in clean_up_choice.candidates("mm2" if in_slices else "ml"):
+    for rule in clean_up_choice.candidates("pixels" if in_slices else "ml"):
       gains = []
       for truth, predicted in given:
         cleaned = CleanUp(NAMES, {class_id: rule}, in_slices).apply_to_slices(
