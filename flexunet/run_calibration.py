@@ -15,6 +15,7 @@ from typing import Any
 from flexunet import run_folder
 from flexunet.core import files
 from flexunet.core.errors import InputError
+from flexunet.ensemble_folder import RunSet
 from flexunet.evaluation.conformal import Margins, VolumeRatios
 
 # The form of the file; raised whenever its keys change their meaning.
@@ -127,6 +128,19 @@ def read_folds(
   ):
     raise InputError(f"{path} was learnt with other networks than those of its folds. {_AGAIN}")
   return found
+
+
+def read_named(named: run_folder.RunFolder | RunSet) -> RunCalibration | None:
+  """Returns what --run_dir has learnt; None for runs that are named one by one, too.
+
+  Raises:
+    InputError: As of `read` and `read_folds`.
+  """
+  if isinstance(named, run_folder.RunFolder):
+    return read(named)
+  if named.folder is None:
+    return None
+  return read_folds(named.folder, {run.path.name: run for run in named.runs})
 
 
 def temperature_of(run: run_folder.RunFolder) -> float:

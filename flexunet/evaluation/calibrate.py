@@ -345,7 +345,8 @@ def margins(
     is_volumes: Otherwise each image stands alone.
   """
   kinds = {volume.unpacked()[0].distances for volume in volumes}
-  solid, known = is_volumes and kinds == {"3d"}, "none" not in kinds
+  # A file of a single image states no spacing, whatever its dataset knows.
+  solid, known = is_volumes and kinds == {"3d"}, is_volumes and "none" not in kinds
   classes: dict[str, dict[str, tuple[float, int]]] = {name: {} for name in class_names[1:]}
   for volume in volumes:
     truth, found = volume.unpacked()

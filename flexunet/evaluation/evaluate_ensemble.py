@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,11 +72,7 @@ def evaluate_ensemble(
   seen, unsaid = _seen(runs, configs, source)
 
   scales = {run: run_calibration.temperature_of(run) if calibrated else 1.0 for run in runs.runs}
-
-  def open_one(run: RunFolder, own: config.RunConfig) -> Predictor:
-    options = {"batch_size": batch_size, "mirror": mirror, "temperature": scales[run]}
-    return Predictor(load_model(run), own, **options)
-
+  open_one = _opener(batch_size, mirror, scales)
   if learns:
     split = configs[0].data.validation_split
     (table,) = _whole_tables(runs, configs, source, [split]).values()
@@ -85,8 +81,7 @@ def evaluate_ensemble(
   about = {
       **evaluate.provenance(source, runs.digest()),
       "surface_tolerances_mm": tolerances,
-      "mirrored": mirror,
-      "temperature": list(scales.values()),
+      **{"mirrored": mirror, "temperature": list(scales.values())},
       "ensemble": _about(runs),
   }
   ensemble = ensembles.of_runs(runs, open_one)
@@ -94,6 +89,18 @@ def evaluate_ensemble(
   with files.locked(folder.path, "--output_dir"):
     runs.write(folder)
   return evaluate.write_scores(candidate, source, tables, show_progress=show_progress)
+
+
+def _opener(
+    batch_size: int, mirror: bool, scales: Mapping[RunFolder, float]
+) -> Callable[[RunFolder, config.RunConfig], Predictor]:
+  """Returns what opens a run; `scales` are the temperatures."""
+
+  def open_one(run: RunFolder, own: config.RunConfig) -> Predictor:
+    options = {"batch_size": batch_size, "mirror": mirror, "temperature": scales[run]}
+    return Predictor(load_model(run), own, **options)
+
+  return open_one
 
 
 def _about(runs: RunSet) -> dict[str, Any]:

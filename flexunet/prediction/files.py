@@ -11,6 +11,7 @@ import dataclasses
 import io
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +20,9 @@ from flexunet.core import files, progress
 from flexunet.core.errors import InputError
 from flexunet.imaging import pictures, scan_files
 from flexunet.pipelines import pixel_size
-from flexunet.prediction import scans
+from flexunet.prediction import scans, uncertainty
 from flexunet.prediction.ensemble import Ensemble
-from flexunet.prediction.outputs import Outputs
+from flexunet.prediction.outputs import UNCERTAINTY_ENDINGS, Outputs
 from flexunet.prediction.predictor import Predictor, predict_scan, to_label
 from flexunet.prediction.scans import Scan
 from flexunet.reporting import overlay
@@ -197,6 +198,7 @@ def _predict_volume(
     scan: Scan, predictor: Predictor | Ensemble, run_config: config.RunConfig, outputs: Outputs
 ) -> VolumeNote:
   facts = run_config.dataset_facts
+  predictor, recorder = _recorded(predictor, outputs)
   found = predict_scan(
       predictor, run_config, scan.path, scan.others,
       probabilities=outputs.probabilities, components=scan.components,
@@ -210,6 +212,10 @@ def _predict_volume(
     _write_png(scan, outputs, "_overlay.png", sheet)
   if found.probability is not None:
     _write_probabilities(scan, outputs, found.probability, run_config)
+  if recorder and facts.recipe:
+    uncertainty.write_volume(scan, recorder.taken(), facts.recipe, outputs.folder)
+  if outputs.bounds and facts.slice_plan:
+    outputs.bounds.write_volume(scan, found.label, facts.slice_plan, outputs.folder)
   scan_files.write_label_like(
       scan.path, found.label, scan.label_path(outputs.folder), facts.label_scheme.names,
       next(iter(scan.components), None),
@@ -224,6 +230,7 @@ def _predict_image(
   if scan.others:
     pixels = _stacked(pixels, scan)
   image = pixels if pixels.ndim == 2 else overlay.grey_of(pixels, run_config.shown_channel)
+  predictor, recorder = _recorded(predictor, outputs)
   probability = next(predictor.probabilities([pixels]))
   label = to_label(probability)
   scheme = run_config.dataset_facts.label_scheme
@@ -235,7 +242,21 @@ def _predict_image(
     _write_png(scan, outputs, "_color.png", scheme.colorize(label))
   if outputs.probabilities:
     _write_probabilities(scan, outputs, probability.astype(np.float16), run_config)
+  if recorder:
+    _write_png(scan, outputs, UNCERTAINTY_ENDINGS["image"], recorder.taken()[..., 0])
+  if outputs.bounds:
+    outputs.bounds.write_image(scan, label, outputs.folder)
   _write_png(scan, outputs, "_label.png", label)
+
+
+def _recorded(
+    predictor: Any, outputs: Outputs
+) -> tuple[Any, uncertainty.Recorder | None]:
+  """Returns what answers, and what keeps how uncertain it is where that is asked for."""
+  if outputs.uncertainty == "none":
+    return predictor, None
+  recorder = uncertainty.Recorder(predictor, outputs.uncertainty)
+  return recorder, recorder
 
 
 def _read_image(scan: Scan, run_config: config.RunConfig) -> np.ndarray:
