@@ -96,7 +96,7 @@ def read(run: run_folder.RunFolder) -> RunCalibration | None:
   path = run.calibration_json
   if not path.is_file():
     return None
-  found = _parsed(path)
+  found = parsed(path)
   sha256 = found.learnt_on["model_sha256"]
   if sha256 not in run.model_hashes():
     raise InputError(
@@ -121,7 +121,7 @@ def read_folds(
   path = run_folder.RunFolder(folder).calibration_json
   if not path.is_file():
     return None
-  found = _parsed(path)
+  found = parsed(path)
   sha256 = found.learnt_on["model_sha256"]
   if not isinstance(sha256, dict) or set(sha256) != set(members) or any(
       sha256[name] not in run.model_hashes() for name, run in members.items()
@@ -152,7 +152,8 @@ def temperature_of(run: run_folder.RunFolder) -> float:
 _AGAIN = "Run flexunet calibrate again, or pass --nocalibrated."
 
 
-def _parsed(path: pathlib.Path) -> RunCalibration:
+def parsed(path: pathlib.Path) -> RunCalibration:
+  """Returns the content of a file, whatever network it belongs to; InputError where damaged."""
   try:
     return RunCalibration.from_json(files.read_json(path))
   except (ValueError, KeyError, TypeError, AttributeError) as error:
