@@ -25,7 +25,10 @@ from flexunet.core import command_line, files, flags, progress
 from flexunet.core.errors import InputError
 from flexunet.ensemble_folder import RunSet
 from flexunet.pipelines import dataset_source
+from flexunet.prediction import test_time, tiles
 from flexunet.run_folder import RunFolder
+
+_PASSES = "Tiles and views"
 
 _PROGRAM = flags.Program(
     __doc__, first=("run_dir", "output_dir", "weights", "split", "data_dir", "json")
@@ -60,8 +63,8 @@ _TOLERANCES = _PROGRAM.list(
     "Distances in mm up to which two surfaces agree: one surface Dice each, as in 1,2,3.",
 )  # fmt: skip
 _BATCH_SIZE = _PROGRAM.integer("batch_size", 8, "Slices per step.", lower_bound=1)
-_TTA = _PROGRAM.boolean("tta", False, "Averages over mirrored slices; doubles the time.")
-
+_VIEWS = _PROGRAM.fields(test_time.ViewOptions, _PASSES)
+_TILES = _PROGRAM.fields(tiles.TileOptions, _PASSES)
 _CALIBRATE = _PROGRAM.boolean(
     "calibrate", False, "First calibrates the run on its validation split, as flexunet calibrate."
 )
@@ -74,6 +77,7 @@ def main(argv: Sequence[str]) -> None:
   command_line.no_words(argv)
   run = ensemble_folder.open_runs(_RUN_DIR.value)
   _check_folders(run)
+  views, cuts = flags.read(test_time.ViewOptions, _VIEWS), flags.read(tiles.TileOptions, _TILES)
   # SciPy: --help does without.
   from flexunet.evaluation.scores import checked_tolerances
 
@@ -101,7 +105,8 @@ def main(argv: Sequence[str]) -> None:
       "allow_other_data": _ALLOW_OTHER_DATA.value,
       "tolerances_mm": tolerances_mm,
       "batch_size": _BATCH_SIZE.value,
-      "mirror": _TTA.value,
+      "views": views,
+      "tiles": cuts,
       "calibrated": _CALIBRATED.value,
   }
   if isinstance(run, RunSet):

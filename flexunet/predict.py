@@ -15,6 +15,12 @@ predict it. So the root of an MSD, nnU-Net or BIDS set can be given as it is. Th
 A volume whose pixels are of another size than in training is brought to that size for the network;
 its label lies on its own grid.
 
+A slice that is larger than the network's input is predicted whole, at its own resolution, as far as
+the memory goes, and in overlapping tiles beyond (--tile). Tiles are blended into each other; the
+answer is that of the whole slice except near their seams. A run that scales its images
+(--resize_mode=fit or stretch) has nothing to cut in a scaled slice: with --tile=512 it takes slices
+without a known pixel size at their own resolution instead.
+
 --uncertainty also writes how uncertain each voxel is; --margin and --volume_interval what the
 calibration of the run (flexunet calibrate) says of the error of the label. Margins hold for
 prediction as it was calibrated: without --tta.
@@ -25,10 +31,11 @@ grid of the scan, each after its own cut: runs of different planes too.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flexunet import config, ensemble_folder
@@ -37,12 +44,14 @@ from flexunet.core import files as core_files
 from flexunet.core.errors import InputError
 from flexunet.ensemble_folder import RunSet
 from flexunet.imaging import scan_files
-from flexunet.prediction import scans
+from flexunet.prediction import scans, test_time, tiles
 from flexunet.prediction.outputs import UNCERTAINTY_KINDS, Outputs
 from flexunet.run_folder import RunFolder
 
 if TYPE_CHECKING:  # SciPy: --help does without.
   from flexunet.prediction.error_bounds import ErrorBounds
+
+_PASSES = "Tiles and views"
 
 _PROGRAM = flags.Program(__doc__, first=("run_dir", "weights", "input", "output_dir", "json"))
 _RUN_DIR = _PROGRAM.string(
@@ -107,26 +116,19 @@ _VOLUME_INTERVAL = _PROGRAM.float(
 _CALIBRATED = _PROGRAM.boolean(
     "calibrated", True, "Scales probabilities as the calibration of the run says, where it has one."
 )
-_TTA = _PROGRAM.boolean("tta", False, "Averages over mirrored slices; doubles the time.")
+_VIEWS = _PROGRAM.fields(test_time.ViewOptions, _PASSES)
+_TILES = _PROGRAM.fields(tiles.TileOptions, _PASSES)
 
 
 def main(argv: Sequence[str]) -> None:
   command_line.no_words(argv)
   run = ensemble_folder.open_for_prediction(_RUN_DIR.value, _WEIGHTS.value)
   run_config = run.configs()[0] if isinstance(run, RunSet) else run.read_config()
+  views, cuts = flags.read(test_time.ViewOptions, _VIEWS), flags.read(tiles.TileOptions, _TILES)
   bounds, without = _bounds(run, run_config)
   source = pathlib.Path(_INPUT.value).expanduser()
   target = pathlib.Path(_OUTPUT_DIR.value).expanduser()
-  outputs = Outputs(
-      folder=target,
-      overlay=_OVERLAY.value,
-      color_masks=_COLOR_MASKS.value,
-      probabilities=_PROBABILITIES.value,
-      uncertainty=_UNCERTAINTY.value,
-      bounds=bounds,
-      overwrite=_OVERWRITE.value,
-      skip_existing=_SKIP_EXISTING.value,
-  )
+  outputs = dataclasses.replace(_outputs(target), bounds=bounds)
   core_files.check_writable(target, "--output_dir")
   core_files.check_unlocked(target, "--output_dir")
   found = scans.find(
@@ -143,14 +145,14 @@ def main(argv: Sequence[str]) -> None:
   # Heavy: a wrong flag or path is answered before they are loaded.
   from flexunet.prediction import files
 
-  predictor = _predictor(run, run_config)
+  predictor = _predictor(run, run_config, {"views": views, "tiles": cuts})
   outcome = files.predict_all(found.scans, predictor, run_config, outputs)
   for line in [*without, *outcome.warnings]:
     progress.say(f"warning: {line}")
   failures = [*found.problems, *outcome.failures]
   for line in failures:
     progress.say(f"error: {line}")
-  for line in outcome.resampled:
+  for line in (*outcome.resampled, *predictor.pass_lines()):
     progress.say(line)
   counts = {
       "predicted": outcome.predicted,
@@ -169,9 +171,12 @@ def main(argv: Sequence[str]) -> None:
     sys.exit(1)
 
 
-def _predictor(run: RunFolder | RunSet, run_config: config.RunConfig) -> Any:
+def _predictor(
+    run: RunFolder | RunSet, run_config: config.RunConfig, options: Mapping[str, Any]
+) -> Any:
   """Returns what predicts slices: a network, or an ensemble of several."""
-  if _UNCERTAINTY.value == "disagreement" and _TTA.value and not isinstance(run, RunSet):
+  kind, several = _UNCERTAINTY.value, isinstance(run, RunSet)
+  if kind == "disagreement" and not several and options["views"] != test_time.ONE_VIEW:
     raise InputError(
         "--uncertainty=disagreement of a single run averages over mirrored slices by itself. Leave"
         " out --tta."
@@ -183,12 +188,11 @@ def _predictor(run: RunFolder | RunSet, run_config: config.RunConfig) -> Any:
 
   def open_one(one: RunFolder, own: config.RunConfig) -> Predictor:
     scale = run_calibration.temperature_of(one) if _CALIBRATED.value else 1.0
-    options = {"batch_size": _BATCH_SIZE.value, "mirror": _TTA.value, "temperature": scale}
-    return Predictor(load_model(one), own, **options)
+    given = {"batch_size": _BATCH_SIZE.value, "temperature": scale, **options}
+    return Predictor(load_model(one), own, **given)
 
-  several = isinstance(run, RunSet)
   predictor = ensemble.of_runs(run, open_one) if several else open_one(run, run_config)
-  return uncertainty.prepared(_UNCERTAINTY.value, predictor, run_config)
+  return uncertainty.prepared(kind, predictor, run_config)
 
 
 def _bounds(
@@ -206,6 +210,19 @@ def _bounds(
   learnt = run_calibration.read_named(run)
   names = run_config.dataset_facts.label_scheme.names
   return error_bounds.bounds_of(learnt, names, _MARGIN.value, _VOLUME_INTERVAL.value)
+
+
+def _outputs(target: pathlib.Path) -> Outputs:
+  """Returns what the flags ask for beside the labels in a folder."""
+  return Outputs(
+      folder=target,
+      overlay=_OVERLAY.value,
+      color_masks=_COLOR_MASKS.value,
+      probabilities=_PROBABILITIES.value,
+      uncertainty=_UNCERTAINTY.value,
+      overwrite=_OVERWRITE.value,
+      skip_existing=_SKIP_EXISTING.value,
+  )
 
 
 def outcome_text(counts: dict[str, Any], target: pathlib.Path) -> str:

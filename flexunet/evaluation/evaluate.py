@@ -27,6 +27,8 @@ from flexunet.pipelines.dataset_source import DatasetSource, open_dataset
 from flexunet.pipelines.record_table import RecordTable
 from flexunet.prediction.ensemble import Ensemble
 from flexunet.prediction.predictor import Predictor, load_model
+from flexunet.prediction.test_time import ONE_VIEW, ViewOptions
+from flexunet.prediction.tiles import WHERE_NEEDED, TileOptions
 from flexunet.reporting import report
 
 
@@ -59,7 +61,8 @@ def evaluate(
     allow_other_data: bool = False,
     tolerances_mm: Sequence[float | str] = DEFAULT_TOLERANCES_MM,
     batch_size: int = 8,
-    mirror: bool = False,
+    views: ViewOptions = ONE_VIEW,
+    tiles: TileOptions = WHERE_NEEDED,
     calibrated: bool = True,
     show_progress: bool = True,
 ) -> dict[str, Any]:
@@ -75,7 +78,8 @@ def evaluate(
     allow_other_data: Accepts records that differ from those of the training.
     tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
     batch_size: Slices per step.
-    mirror: Averages over mirrored slices.
+    views: Test-time augmentation.
+    tiles: Which slices are predicted in tiles.
     calibrated: Scales probabilities as `calibration.json` says, where there is one.
     show_progress: Draws a bar on standard error.
 
@@ -91,12 +95,12 @@ def evaluate(
   check_data(source, run_config, splits, allow_other_data)
   scale = run_calibration.temperature_of(run) if calibrated else 1.0
   predictor = Predictor(
-      load_model(run), run_config, batch_size=batch_size, mirror=mirror, temperature=scale
-  )
+      load_model(run), run_config, batch_size=batch_size, views=views, tiles=tiles,
+      temperature=scale,
+  )  # fmt: skip
   about = {
       **provenance(source, files.sha256_of(run.model_keras)),
       "surface_tolerances_mm": tolerances,
-      "mirrored": mirror,
       "temperature": scale,
   }
   candidate = Candidate(run, run_config, predictor, *seen_by(run, source, run_config), about)
@@ -135,7 +139,8 @@ def write_scores(
       )
       known = seen_subjects.overlap(table.subject, source.name, candidate.seen)
       scores.warnings += [*known.warnings(), *candidate.unsaid]
-      written[split] = _figures(split, scores, {**known.to_json(), **candidate.about})
+      passes = {"passes": candidate.predictor.pass_lines()}
+      written[split] = _figures(split, scores, {**known.to_json(), **candidate.about, **passes})
       _write_split(run, split, written[split], scores)
     report.write_report(run)
   return written

@@ -26,6 +26,8 @@ from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.record_table import RecordTable, volume_names
 from flexunet.prediction import ensemble as ensembles
 from flexunet.prediction.predictor import Predictor, load_model
+from flexunet.prediction.test_time import ONE_VIEW, ViewOptions
+from flexunet.prediction.tiles import WHERE_NEEDED, TileOptions
 from flexunet.run_folder import RunFolder
 
 
@@ -39,7 +41,8 @@ def evaluate_ensemble(
     allow_other_data: bool = False,
     tolerances_mm: Sequence[float | str] = DEFAULT_TOLERANCES_MM,
     batch_size: int = 8,
-    mirror: bool = False,
+    views: ViewOptions = ONE_VIEW,
+    tiles: TileOptions = WHERE_NEEDED,
     calibrated: bool = True,
     show_progress: bool = True,
 ) -> dict[str, Any]:
@@ -51,15 +54,14 @@ def evaluate_ensemble(
     output_dir: Folder of its scores; by default that which named the runs.
     weights: As of the flag: "" keeps those of `ensemble.json`, else equal; "learnt" learns them on
       the subjects of validation that no run was trained on.
-    data_dir, allow_other_data, tolerances_mm, batch_size, mirror, calibrated, show_progress: As of
-      `evaluate.evaluate`; each run has its own temperature.
+    data_dir, allow_other_data, tolerances_mm, batch_size, views, tiles, calibrated, show_progress:
+      As of `evaluate.evaluate`; each run has its own temperature.
 
   Returns:
     Split -> its entry in `metrics.json`.
 
   Raises:
-    InputError: As of `evaluate.evaluate`; or the runs cannot answer together, or nobody is left to
-      learn weights on.
+    InputError: As of `evaluate.evaluate`; runs that cannot answer together; weights of nobody.
   """
   folder = ensemble_folder.output_folder(runs, output_dir)
   learns = weights.strip() == "learnt"
@@ -72,7 +74,7 @@ def evaluate_ensemble(
   seen, unsaid = _seen(runs, configs, source)
 
   scales = {run: run_calibration.temperature_of(run) if calibrated else 1.0 for run in runs.runs}
-  open_one = _opener(batch_size, mirror, scales)
+  open_one = _opener({"batch_size": batch_size, "views": views, "tiles": tiles}, scales)
   if learns:
     split = configs[0].data.validation_split
     (table,) = _whole_tables(runs, configs, source, [split]).values()
@@ -81,7 +83,7 @@ def evaluate_ensemble(
   about = {
       **evaluate.provenance(source, runs.digest()),
       "surface_tolerances_mm": tolerances,
-      **{"mirrored": mirror, "temperature": list(scales.values())},
+      "temperature": list(scales.values()),
       "ensemble": _about(runs),
   }
   ensemble = ensembles.of_runs(runs, open_one)
@@ -92,13 +94,12 @@ def evaluate_ensemble(
 
 
 def _opener(
-    batch_size: int, mirror: bool, scales: Mapping[RunFolder, float]
+    options: Mapping[str, Any], scales: Mapping[RunFolder, float]
 ) -> Callable[[RunFolder, config.RunConfig], Predictor]:
-  """Returns what opens a run; `scales` are the temperatures."""
+  """Returns what opens a run with options of its predictor; `scales` are the temperatures."""
 
   def open_one(run: RunFolder, own: config.RunConfig) -> Predictor:
-    options = {"batch_size": batch_size, "mirror": mirror, "temperature": scales[run]}
-    return Predictor(load_model(run), own, **options)
+    return Predictor(load_model(run), own, temperature=scales[run], **options)
 
   return open_one
 

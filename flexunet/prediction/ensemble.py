@@ -24,7 +24,7 @@ import dataclasses
 import functools
 import gc
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,6 +51,9 @@ class SlicePredictor(Protocol):
 
   def answer(self, given: Any) -> Iterator[np.ndarray]:
     """Yields float32 [H, W, classes] for each slice of a prepared volume, in order."""
+
+  def pass_lines(self) -> list[str]:
+    """Returns how slices have been predicted so far, where not whole and once, one line each."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -129,6 +132,7 @@ class Ensemble:
     total = sum(member.weight for member in members)
     kept = [member for member in members if member.weight > 0]
     self._loaded: dict[Callable[[], SlicePredictor], SlicePredictor] = {}
+    self._lines: dict[str, None] = {}
     self._members = [dataclasses.replace(one, weight=one.weight / total) for one in kept]
     self._first = members[0].recipe
     self._keep_loaded = keep_loaded
@@ -143,10 +147,23 @@ class Ensemble:
         (self._of(own), own[0].recipe, sum(one.weight for one in own)) for own in found.values()
     ]
 
+  def shares_cut(self, recipe: SliceRecipe | None) -> bool:
+    """Returns whether one cut by a recipe serves all networks, whatever their planes."""
+    return all(cut_of(member.recipe) == cut_of(recipe) for member in self._members)
+
+  def pass_lines(self) -> list[str]:
+    """Returns how slices have been predicted so far, where not whole and once, one line each."""
+    self._note_passes()
+    return list(self._lines)
+
+  def _note_passes(self) -> None:
+    for predictor in self._loaded.values():
+      self._lines.update(dict.fromkeys(predictor.pass_lines()))
+
   def _of(self, members: Sequence[Member]) -> Ensemble:
     """Returns the ensemble of some of the networks, which are not read again."""
     part = Ensemble(members, self.num_classes, keep_loaded=self._keep_loaded)
-    part._loaded = self._loaded
+    part._loaded, part._lines = self._loaded, self._lines
     return part
 
   def read_all(self) -> None:
@@ -186,7 +203,7 @@ class Ensemble:
     spacings: dict[SlicePlan | None, tuple[float, ...]] = {first: known}
     for member in self._members:
       plan = member.plan
-      if cut_of(member.recipe) != cut_of(self._first):
+      if not self.shares_cut(self._first):
         raise InputError(
             "Runs of one ensemble that are to answer for slices must window and resample scans"
             " alike, whatever their plane. Predict the files of scans, which each run cuts by its"
@@ -305,6 +322,7 @@ class Ensemble:
   def _predictor(self, member: Member) -> SlicePredictor:
     if member.open not in self._loaded:
       if not self._keep_loaded:
+        self._note_passes()
         self._loaded.clear()
         gc.collect()  # Keras leaves circles of references.
       self._loaded[member.open] = member.open()
@@ -366,48 +384,35 @@ def _with_entropy(probability: np.ndarray) -> np.ndarray:
   return np.concatenate([probability, entropy], axis=-1)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class FusedVolume:
-  """What networks that cut a scan in several ways make of it.
-
-  Attributes:
-    label: Class ids, uint8 [i, j, k] on the scan's own grid.
-    label_slices: The same as slices of the first network, uint8 [row, column, slice].
-    probability: float32 [i, j, k, classes] on the scan's own grid.
-    cut: The scan as the first network's recipe cuts it.
-    scaling: As in `NetworkInput`, of the first network.
-  """
-
-  label: np.ndarray
-  label_slices: np.ndarray
-  probability: np.ndarray
-  cut: CutVolume
-  scaling: tuple[float, float]
-
-
 def fuse_volume(
     ensemble: Ensemble,
-    first: StoredChannel,
-    others: Sequence[StoredChannel] = (),
+    channels: Sequence[StoredChannel],
+    cuts: Mapping[SliceRecipe, CutVolume],
     name: str = "",
-) -> FusedVolume:
+) -> tuple[np.ndarray, tuple[float, float]]:
   """Cuts a scan by each recipe of an ensemble and sums the probabilities on the scan's own grid.
 
   Args:
     ensemble: Its networks' recipes may differ in all.
-    first, others: The channels of the scan, as stored.
+    channels: Those of the scan, as stored.
+    cuts: The scan as it has been cut by some recipe already.
     name: Names the scan in errors.
+
+  Returns:
+    float32 [i, j, k, classes], and the scaling of the first network, as in `NetworkInput`.
   """
-  stored = first.stored
+  first, *others = channels
+  stored, scaling = first.stored, None
   total = np.zeros((*stored.voxels.shape, ensemble.num_classes), np.float32)
-  shown: list[tuple[SliceRecipe, CutVolume, tuple[float, float]]] = []
   for part, recipe, weight in ensemble.parts():
     if recipe is None:
       raise ValueError("Networks that were trained on images cannot cut a scan.")
-    cut = recipe.cut(stored, first.slope, first.inter, name=name, others=others)
-    spacing = (*cut.slices.spacing_mm, cut.slices.slice_spacing_mm)
-    given = part.prepare(list(cut.images()), spacing)
-    shown = shown or [(recipe, cut, given.scaling)]
+    cut = cuts.get(recipe) or recipe.cut(
+        stored, first.slope, first.inter, name=name, others=others
+    )
+    spacing_mm = (*cut.slices.spacing_mm, cut.slices.slice_spacing_mm)
+    given = part.prepare(list(cut.images()), spacing_mm)
+    scaling = scaling or given.scaling
     on_slices = recipe.plan.view(total, stored)
     rows, columns, through = (
         slice_recipe.nearest(*pair)
@@ -416,8 +421,4 @@ def fuse_volume(
     for index, probability in enumerate(part.answer(given)):
       for place in np.flatnonzero(through == index):
         on_slices[:, :, place] += weight * probability[np.ix_(rows, columns)]
-  label = np.empty(stored.voxels.shape, np.uint8)
-  for index, probability in enumerate(total):
-    label[index] = class_ids(probability)
-  recipe, cut, scaling = shown[0]
-  return FusedVolume(label, recipe.plan.view(label, stored), total, cut, scaling)
+  return total, scaling or (1.0, 1.0)

@@ -97,7 +97,8 @@ def prepared(kind: str, predictor: Any, run_config: config.RunConfig) -> Any:
     InputError: The networks cut scans in ways that no map can join; or a single run disagrees with
       nobody, since it rules out mirror images.
   """
-  if kind != "none" and isinstance(predictor, Ensemble) and len(predictor.parts()) > 1:
+  recipe = run_config.dataset_facts.recipe
+  if kind != "none" and isinstance(predictor, Ensemble) and not predictor.shares_cut(recipe):
     raise InputError(
         f"--uncertainty={kind} needs runs that window and resample scans alike, whatever their"
         " plane. Name such runs, or leave it out."
@@ -119,6 +120,9 @@ class _Mirrored:
   def answer(self, given: Any) -> Iterator[np.ndarray]:
     for probability in self._predictor.answer(given):
       yield probability[:, ::-1]
+
+  def pass_lines(self) -> list[str]:
+    return self._predictor.pass_lines()
 
 
 def with_mirror_images(predictor: Any, run_config: config.RunConfig) -> Ensemble:

@@ -8,9 +8,9 @@ import run_samples
 
 from flexunet import run_folder
 from flexunet.core.errors import InputError
-from flexunet.pipelines.laterality import Laterality
 from flexunet.prediction import compiled_step
 from flexunet.prediction.predictor import Predictor, load_model, to_label
+from flexunet.prediction.test_time import ViewOptions
 
 # Grey values of the three classes, as `BrightnessNetwork` tells them apart.
 GREYS = np.array([10, 120, 240], np.uint8)
@@ -167,19 +167,9 @@ def test_mirroring_averages_with_the_mirrored_answer():
       return answer
 
   image = np.full((32, 32), 120, np.uint8)
-  (probability,) = predictor(LeftBlind(), mirror=True).probabilities([image])
+  (probability,) = predictor(LeftBlind(), views=ViewOptions.of("mirror")).probabilities([image])
   # Each side is seen by one of the two answers: (0.1 + 1) / 2 and (0.8 + 0) / 2.
   assert np.allclose(probability[..., 0], 0.55) and np.allclose(probability[..., 1], 0.4)
-
-
-def test_mirroring_is_refused_where_the_run_decided_against_it():
-  run_config = run_samples.run_config()
-  reason = "the class names tell left from right"
-  sided = dataclasses.replace(run_config, laterality=Laterality(False, reason))
-  with pytest.raises(InputError, match=f"rules out: {reason}"):
-    Predictor(None, sided, mirror=True)
-  assert Predictor(None, sided).num_classes == 3
-
 
 
 def test_neighbours_become_channels_and_ends_repeat():
