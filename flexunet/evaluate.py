@@ -92,6 +92,7 @@ def main(argv: Sequence[str]) -> None:
   command_line.load_tensorflow()
   # Heavy: a wrong flag or path is answered before they are loaded.
   from flexunet.evaluation import calibrate, evaluate, evaluate_ensemble
+  from flexunet.prediction import opening
 
   if _CALIBRATE.value:
     calibrate.calibrate_named(
@@ -104,10 +105,9 @@ def main(argv: Sequence[str]) -> None:
       "data_dir": _DATA_DIR.value,
       "allow_other_data": _ALLOW_OTHER_DATA.value,
       "tolerances_mm": tolerances_mm,
-      "batch_size": _BATCH_SIZE.value,
-      "views": views,
-      "tiles": cuts,
-      "calibrated": _CALIBRATED.value,
+      "options": opening.PredictionOptions(
+          batch_size=_BATCH_SIZE.value, views=views, tiles=cuts, calibrated=_CALIBRATED.value
+      ),
   }
   if isinstance(run, RunSet):
     folder: RunFolder = ensemble_folder.output_folder(run, _OUTPUT_DIR.value)

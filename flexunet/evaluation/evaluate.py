@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flexunet
-from flexunet import config, run_calibration, run_folder, seen_subjects
+from flexunet import config, run_folder, seen_subjects
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
 from flexunet.evaluation import examples, summary
@@ -25,10 +25,10 @@ from flexunet.evaluation.volume_scores import volume_score_names
 from flexunet.pipelines import dataset_source, readers
 from flexunet.pipelines.dataset_source import DatasetSource, open_dataset
 from flexunet.pipelines.record_table import RecordTable
+from flexunet.prediction import opening
 from flexunet.prediction.ensemble import Ensemble
-from flexunet.prediction.predictor import Predictor, load_model
-from flexunet.prediction.test_time import ONE_VIEW, ViewOptions
-from flexunet.prediction.tiles import WHERE_NEEDED, TileOptions
+from flexunet.prediction.opening import AS_TRAINED, PredictionOptions
+from flexunet.prediction.predictor import Predictor
 from flexunet.reporting import report
 
 
@@ -60,10 +60,7 @@ def evaluate(
     data_dir: str | os.PathLike | None = None,
     allow_other_data: bool = False,
     tolerances_mm: Sequence[float | str] = DEFAULT_TOLERANCES_MM,
-    batch_size: int = 8,
-    views: ViewOptions = ONE_VIEW,
-    tiles: TileOptions = WHERE_NEEDED,
-    calibrated: bool = True,
+    options: PredictionOptions = AS_TRAINED,
     show_progress: bool = True,
 ) -> dict[str, Any]:
   """Scores splits and writes metrics.json, cases.csv, examples and the report.
@@ -77,10 +74,7 @@ def evaluate(
     data_dir: Where the dataset lies; as in training where None.
     allow_other_data: Accepts records that differ from those of the training.
     tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
-    batch_size: Slices per step.
-    views: Test-time augmentation.
-    tiles: Which slices are predicted in tiles.
-    calibrated: Scales probabilities as `calibration.json` says, where there is one.
+    options: How the network is asked.
     show_progress: Draws a bar on standard error.
 
   Returns:
@@ -93,15 +87,11 @@ def evaluate(
   tolerances = checked_tolerances(tolerances_mm)
   source = open_run_dataset(run_config, data_dir)
   check_data(source, run_config, splits, allow_other_data)
-  scale = run_calibration.temperature_of(run) if calibrated else 1.0
-  predictor = Predictor(
-      load_model(run), run_config, batch_size=batch_size, views=views, tiles=tiles,
-      temperature=scale,
-  )  # fmt: skip
+  predictor = opening.open_run(run, run_config, options)
   about = {
-      **provenance(source, files.sha256_of(run.model_keras)),
+      **provenance(source, files.sha256_of(run.model_keras), run_config.data),
       "surface_tolerances_mm": tolerances,
-      "temperature": scale,
+      "temperature": options.temperature(run),
   }
   candidate = Candidate(run, run_config, predictor, *seen_by(run, source, run_config), about)
   tables = split_tables(source, run_config, splits)
@@ -139,22 +129,35 @@ def write_scores(
       )
       known = seen_subjects.overlap(table.subject, source.name, candidate.seen)
       scores.warnings += [*known.warnings(), *candidate.unsaid]
-      passes = {"passes": candidate.predictor.pass_lines()}
-      written[split] = _figures(split, scores, {**known.to_json(), **candidate.about, **passes})
+      about = {**candidate.about, "passes": candidate.predictor.pass_lines()}
+      written[split] = _figures(split, scores, {**known.to_json(), **about})
       _write_split(run, split, written[split], scores)
     report.write_report(run)
   return written
 
 
-def provenance(source: DatasetSource, model_sha256: str) -> dict[str, Any]:
-  """Returns what identifies records and networks of scores."""
+def provenance(
+    source: DatasetSource, model_sha256: str, data: config.DataConfig
+) -> dict[str, Any]:
+  """Returns what identifies records and networks of scores.
+
+  Args:
+    source: The opened dataset.
+    model_sha256: Of the network, or of all of an ensemble.
+    data: How the run divided the dataset.
+  """
+  divided = data.train_split, data.validation_split
+  if not set(divided) <= set(source.splits):  # Other data than those of the training.
+    counts = dataset_source.split_counts(source)
+  else:
+    counts = dataset_source.split_counts(source, *divided, data.fold)
   return {
       "dataset": source.name,
       "counted_by": source.counted_by,
       "fingerprint": source.fingerprint,
       "model_sha256": model_sha256,
       "flexunet": flexunet.__version__,
-      "dataset_splits": dataset_source.split_counts(source),
+      "dataset_splits": counts,
   }
 
 

@@ -229,7 +229,7 @@ def split_section(
       + _presence_table(per_class, named)
       + _distribution(cases, {name: page.color(palette[name]) for name in per_class})
       + _subject_table(figures["per_subject"], named)
-      + _published(figures["published"])
+      + (_published(figures["published"]) if "published" in figures else "")
   )
 
 

@@ -14,6 +14,8 @@ from flexunet.core.errors import InputError
 from flexunet.evaluation import calibrate, evaluate
 from flexunet.evaluation.calibrate import HeldOutVolume
 from flexunet.evaluation.labelled_volumes import LabelledVolume
+from flexunet.prediction import opening
+from flexunet.prediction.opening import PredictionOptions
 
 NAMES = dataset_samples.NAMES
 DATASET = "blobs/slices/1.0.0"
@@ -46,8 +48,7 @@ def data_dir(tmp_path_factory):
 @pytest.fixture
 def network(monkeypatch):
   """A network that knows the classes by their brightness, wherever a run is opened."""
-  for module in (calibrate, evaluate):
-    monkeypatch.setattr(module, "load_model", lambda run: run_samples.BrightnessNetwork())
+  monkeypatch.setattr(opening, "load_model", lambda run: run_samples.BrightnessNetwork())
 
 
 def made_run(path, trained_on="T", fold=-1) -> run_folder.RunFolder:
@@ -96,7 +97,8 @@ def test_evaluation_uses_the_temperature_and_scores_stay(network, tmp_path, data
   assert after["foreground_dice"] == before["foreground_dice"]
   assert after["calibration"]["pixels"] == before["calibration"]["pixels"] > 0
   assert fit["after"]["nll"] < fit["before"]["nll"]
-  plain = evaluate.evaluate(run, ["test"], calibrated=False, **options)["test"]
+  as_is = PredictionOptions(calibrated=False)
+  plain = evaluate.evaluate(run, ["test"], options=as_is, **options)["test"]
   assert plain["calibration"] == before["calibration"]
   assert set(after["calibration"]["per_class"]) == set(NAMES)
   json.dumps(after, allow_nan=False)
