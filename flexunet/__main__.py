@@ -50,6 +50,9 @@ COMMANDS = {
     "benchmark_predict": (
         "flexunet.tools.benchmarks.predict", "volumes a minute, against a loop over slices"
     ),
+    "benchmark_coverage": (
+        "flexunet.tools.benchmarks.coverage", "how often margins and volume intervals hold"
+    ),
 }  # fmt: skip
 _HELP_WORDS = ("--help", "-h", "-help", "--helpshort", "--helpfull", "help")
 

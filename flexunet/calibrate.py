@@ -137,7 +137,7 @@ def _margin_cell(scores: Scores, level: float) -> str:
 
 def _ratio_cell(scores: Scores, level: float) -> str:
   bounds = _conformal().ratio_bounds(scores.values, level)
-  return f"{bounds.low:.2f} .. {bounds.high:.2f}"
+  return f"{bounds.low:.2f}-{bounds.high:.2f}"
 
 
 def _coverage_lines(coverage: Mapping[str, Any]) -> list[str]:

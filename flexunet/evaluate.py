@@ -81,7 +81,6 @@ _LESION_OVERLAP = _PROGRAM.float(
 _BATCH_SIZE = _PROGRAM.integer("batch_size", 8, "Slices per step.", lower_bound=1)
 _VIEWS = _PROGRAM.fields(test_time.ViewOptions, _PASSES)
 _TILES = _PROGRAM.fields(tiles.TileOptions, _PASSES)
-
 _CALIBRATE = _PROGRAM.boolean(
     "calibrate", False, "First calibrates the run on its validation split, as flexunet calibrate."
 )

@@ -15,6 +15,7 @@ from typing import Any
 from flexunet import run_folder
 from flexunet.core import files
 from flexunet.core.errors import InputError
+from flexunet.ensemble_folder import RunSet
 from flexunet.evaluation.conformal import Margins, VolumeRatios
 
 # The form of the file; raised whenever its keys change their meaning.
@@ -95,7 +96,7 @@ def read(run: run_folder.RunFolder) -> RunCalibration | None:
   path = run.calibration_json
   if not path.is_file():
     return None
-  found = _parsed(path)
+  found = parsed(path)
   sha256 = found.learnt_on["model_sha256"]
   if sha256 not in run.model_hashes():
     raise InputError(
@@ -120,13 +121,26 @@ def read_folds(
   path = run_folder.RunFolder(folder).calibration_json
   if not path.is_file():
     return None
-  found = _parsed(path)
+  found = parsed(path)
   sha256 = found.learnt_on["model_sha256"]
   if not isinstance(sha256, dict) or set(sha256) != set(members) or any(
       sha256[name] not in run.model_hashes() for name, run in members.items()
   ):
     raise InputError(f"{path} was learnt with other networks than those of its folds. {_AGAIN}")
   return found
+
+
+def read_named(named: run_folder.RunFolder | RunSet) -> RunCalibration | None:
+  """Returns what --run_dir has learnt; None for runs that are named one by one, too.
+
+  Raises:
+    InputError: As of `read` and `read_folds`.
+  """
+  if isinstance(named, run_folder.RunFolder):
+    return read(named)
+  if named.folder is None:
+    return None
+  return read_folds(named.folder, {run.path.name: run for run in named.runs})
 
 
 def temperature_of(run: run_folder.RunFolder) -> float:
@@ -138,7 +152,8 @@ def temperature_of(run: run_folder.RunFolder) -> float:
 _AGAIN = "Run flexunet calibrate again, or pass --nocalibrated."
 
 
-def _parsed(path: pathlib.Path) -> RunCalibration:
+def parsed(path: pathlib.Path) -> RunCalibration:
+  """Returns the content of a file, whatever network it belongs to; InputError where damaged."""
   try:
     return RunCalibration.from_json(files.read_json(path))
   except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -33,7 +33,9 @@ from flexunet.evaluation.evaluate import check_data, open_run_dataset
 from flexunet.evaluation.labelled_volumes import LabelledVolume, read_volumes
 from flexunet.pipelines import readers
 from flexunet.pipelines.dataset_source import DatasetSource
-from flexunet.prediction.predictor import Predictor, load_model, to_label
+from flexunet.prediction import opening
+from flexunet.prediction.opening import PredictionOptions
+from flexunet.prediction.predictor import Predictor, to_label
 from flexunet.run_calibration import RunCalibration
 
 # At which the coverage of a cross-validation is stated.
@@ -267,7 +269,8 @@ def _predict_held_out(
       source, data.train_split, data.validation_split, None if data.fold < 0 else data.fold
   )
   _check_unseen(run, source, table.subject)
-  predictor = Predictor(load_model(run), run_config, batch_size=batch_size)
+  options = PredictionOptions(batch_size=batch_size, calibrated=False)
+  predictor = opening.open_run(run, run_config, options)
   names = run_config.dataset_facts.label_scheme.names
   sample, volumes = VoxelSample(), []
   keys = (source.keys.image, source.keys.label)
@@ -345,7 +348,8 @@ def margins(
     is_volumes: Otherwise each image stands alone.
   """
   kinds = {volume.unpacked()[0].distances for volume in volumes}
-  solid, known = is_volumes and kinds == {"3d"}, "none" not in kinds
+  # A file of a single image states no spacing, whatever its dataset knows.
+  solid, known = is_volumes and kinds == {"3d"}, is_volumes and "none" not in kinds
   classes: dict[str, dict[str, tuple[float, int]]] = {name: {} for name in class_names[1:]}
   for volume in volumes:
     truth, found = volume.unpacked()

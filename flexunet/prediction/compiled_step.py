@@ -118,7 +118,7 @@ class CompiledStep:
     return self._bring(tf.constant(batch.slices), batch.neighbours(), sizes, trace).numpy()
 
   def probability(self, frames: np.ndarray) -> np.ndarray:
-    """Returns float32 [B, h, w, classes] for uint8 [B, h, w, channels], without other views."""
+    """Returns float32 [B, h, w, classes] for uint8 [B, h, w, channels]: one view, not tempered."""
     frame_hw = self._known_frame((frames.shape[1], frames.shape[2]))
     if frame_hw not in self._traces:
       shape = tf.TensorSpec((None, *(frame_hw or (None, None)), self._channels), tf.uint8)

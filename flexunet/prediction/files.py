@@ -21,10 +21,10 @@ from flexunet.core import files, progress
 from flexunet.core.errors import InputError
 from flexunet.imaging import pictures, scan_files
 from flexunet.pipelines import pixel_size
-from flexunet.prediction import overlap, scans
+from flexunet.prediction import overlap, scans, uncertainty
 from flexunet.prediction import predictor as predictors
 from flexunet.prediction.ensemble import Ensemble
-from flexunet.prediction.outputs import Outputs
+from flexunet.prediction.outputs import UNCERTAINTY_ENDINGS, Outputs
 from flexunet.prediction.predictor import Predictor, ScanVolume, SliceAnswers, VolumePrediction
 from flexunet.prediction.scans import Scan
 from flexunet.reporting import overlay
@@ -231,31 +231,54 @@ def _read(
   return volume
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Answered:
+  """A scan, and what the network makes of it; of an image label and probability are [H, W, ...].
+
+  `doubt` says how uncertain it is, uint8 [row, column, slice]; None where that is not asked for.
+  """
+
+  given: ScanVolume | np.ndarray
+  found: SliceAnswers
+  doubt: np.ndarray | None = None
+
+
 def _answer(
     given: ScanVolume | np.ndarray, predictor: Predictor | Ensemble, outputs: Outputs
-) -> tuple[ScanVolume | np.ndarray, SliceAnswers]:
-  """Returns what was given, and what the network makes of it; of an image [H, W]."""
+) -> _Answered:
+  """Returns a scan, and what the network makes of it."""
+  asked: Any = predictor
+  if outputs.uncertainty != "none":
+    asked = uncertainty.Recorder(predictor, outputs.uncertainty)
   if isinstance(given, np.ndarray):
-    probability = next(predictor.probabilities([given]))
+    (probability,) = asked.probabilities([given])
     label = predictor.clean_up.apply(predictors.to_label(probability))
-    return given, SliceAnswers(label, probability, (1.0, 1.0), predictor.clean_up)
-  return given, predictors.answer_slices(predictor, given, probabilities=outputs.probabilities)
+    found = SliceAnswers(label, probability, (1.0, 1.0), predictor.clean_up)
+  else:
+    found = predictors.answer_slices(asked, given, probabilities=outputs.probabilities)
+  return _Answered(given, found, None if asked is predictor else asked.taken())
 
 
 def _write(
     scan: Scan,
-    answered: tuple[ScanVolume | np.ndarray, SliceAnswers],
+    answered: _Answered,
     run_config: config.RunConfig,
     outputs: Outputs,
 ) -> VolumeNote | None:
   """Writes the files of a scan, the label last."""
   outputs.refuse_existing(scan)  # Another scan may have written one of that name meanwhile.
   scan.label_path(outputs.folder).parent.mkdir(parents=True, exist_ok=True)
-  given, found = answered
+  given, found = answered.given, answered.found
   if isinstance(given, ScanVolume):
     restored = predictors.restore_volume(given, found)
+    if answered.doubt is not None:
+      uncertainty.write_volume(scan, answered.doubt, given.recipe, outputs.folder)
+    if outputs.bounds:
+      outputs.bounds.write_volume(scan, restored.label, given.recipe.plan, outputs.folder)
     _write_volume(scan, restored, run_config, outputs)
     return VolumeNote(scan.path, restored.spacing_mm, restored.scaling, restored.remarks)
+  if answered.doubt is not None:
+    _write_png(scan, outputs, UNCERTAINTY_ENDINGS["image"], answered.doubt[..., 0])
   _write_image(scan, given, found, run_config, outputs)
   return None
 
@@ -295,6 +318,8 @@ def _write_image(
     _write_png(scan, outputs, "_color.png", scheme.colorize(label))
   if outputs.probabilities and found.probability is not None:
     _write_probabilities(scan, outputs, found.probability.astype(np.float16), run_config)
+  if outputs.bounds:
+    outputs.bounds.write_image(scan, label, outputs.folder)
   _write_png(scan, outputs, "_label.png", label)
 
 

@@ -14,6 +14,7 @@ from flexunet.core.errors import InputError
 from flexunet.evaluation import calibrate, evaluate
 from flexunet.evaluation.calibrate import HeldOutVolume
 from flexunet.evaluation.labelled_volumes import LabelledVolume
+from flexunet.prediction import opening
 from flexunet.prediction.opening import PredictionOptions
 
 NAMES = dataset_samples.NAMES
@@ -47,8 +48,7 @@ def data_dir(tmp_path_factory):
 @pytest.fixture
 def network(monkeypatch):
   """A network that knows the classes by their brightness, wherever a run is opened."""
-  for module in (calibrate, evaluate):
-    monkeypatch.setattr(module, "load_model", lambda run: run_samples.BrightnessNetwork())
+  monkeypatch.setattr(opening, "load_model", lambda run: run_samples.BrightnessNetwork())
 
 
 def made_run(path, trained_on="T", fold=-1) -> run_folder.RunFolder:
