@@ -4,6 +4,14 @@
 
 Writes RUN/evaluation/metrics.json and cases.csv and RUN/report.html. Several splits may be named,
 separated by commas; scores of splits evaluated before are kept.
+
+  flexunet evaluate --run_dir=A,B,C --output_dir=ENSEMBLE --split=test --weights=learnt
+
+Several runs are averaged voxel by voxel, also runs of different planes. Scores go into a folder of
+their own, ENSEMBLE/evaluation and ENSEMBLE/ensemble.html; runs and weights into
+ENSEMBLE/ensemble.json, so that ENSEMBLE can be named as --run_dir. Splits, slices and truth are
+those of the first run's dataset. Whom one of the runs was trained on the ensemble has seen: of the
+runs of a cross-validation the test split alone is new to all.
 """
 
 from __future__ import annotations
@@ -12,13 +20,33 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flexunet import run_folder
+from flexunet import ensemble_folder
 from flexunet.core import command_line, files, flags, progress
+from flexunet.core.errors import InputError
+from flexunet.ensemble_folder import RunSet
 from flexunet.pipelines import dataset_source
+from flexunet.run_folder import RunFolder
 
 _DISTANCES = ("hd95", "hd100", "assd", "masd")
-_PROGRAM = flags.Program(__doc__, first=("run_dir", "split", "data_dir", "json"))
-_RUN_DIR = _PROGRAM.string("run_dir", None, "Folder of the run.", required=True)
+_PROGRAM = flags.Program(
+    __doc__, first=("run_dir", "output_dir", "weights", "split", "data_dir", "json")
+)
+_RUN_DIR = _PROGRAM.string(
+    "run_dir", None,
+    "Folder of the run; several, as in A,B,C, or a folder of runs are averaged.",
+    required=True,
+)  # fmt: skip
+_OUTPUT_DIR = _PROGRAM.string(
+    "output_dir", None,
+    "Where scores of several runs are written. Default: the folder that names them.",
+)  # fmt: skip
+_WEIGHTS = _PROGRAM.string(
+    "weights",
+    "",
+    "Weights of several runs: equal, numbers as in 2,1,1, or learnt on the subjects of validation"
+    " that none was trained on. Default: those of ensemble.json in the folder that is named, else"
+    " equal.",
+)
 _SPLIT = _PROGRAM.list("split", ["test"], "Splits to score, separated by commas.")
 _DATA_DIR = _PROGRAM.string(
     "data_dir", None,
@@ -50,42 +78,85 @@ _LESION_OVERLAP = _PROGRAM.float(
 _BATCH_SIZE = _PROGRAM.integer("batch_size", 8, "Slices per step.", lower_bound=1)
 _TTA = _PROGRAM.boolean("tta", False, "Averages over mirrored slices; doubles the time.")
 
+_CALIBRATE = _PROGRAM.boolean(
+    "calibrate", False, "First calibrates the run on its validation split, as flexunet calibrate."
+)
+_CALIBRATED = _PROGRAM.boolean(
+    "calibrated", True, "Scales probabilities as the calibration of the run says, where it has one."
+)
+_CLEAN_UP = _PROGRAM.boolean(
+    "clean_up", True, "Cleans labels up as the calibration of the run says, where it has one."
+)
+
 
 def main(argv: Sequence[str]) -> None:
   command_line.no_words(argv)
-  run = run_folder.RunFolder.open(_RUN_DIR.value)
-  run.check_trained()
-  files.check_writable(run.evaluation, "--run_dir")
-  files.check_unlocked(run.evaluation, "--run_dir")
+  run = ensemble_folder.open_runs(_RUN_DIR.value)
+  _check_folders(run)
   # SciPy: --help does without.
   from flexunet.evaluation.lesions import checked_overlap
   from flexunet.evaluation.scores import checked_tolerances
 
   tolerances_mm = checked_tolerances(_TOLERANCES.value)
   lesion_overlap = checked_overlap(_LESION_OVERLAP.value)
+  if _CALIBRATE.value and not _CALIBRATED.value:
+    raise InputError("--calibrate learns what --nocalibrated leaves aside. Pass one of the two.")
   splits = list(dict.fromkeys(name.strip() for name in _SPLIT.value if name.strip()))
-  dataset_source.check_folder(*run.read_config().dataset_in(_DATA_DIR.value), splits)
+  run_config = run.configs()[0] if isinstance(run, RunSet) else run.read_config()
+  dataset_source.check_folder(*run_config.dataset_in(_DATA_DIR.value), splits)
 
   progress.say("Loading TensorFlow ...")
   command_line.load_tensorflow()
   # Heavy: a wrong flag or path is answered before they are loaded.
-  from flexunet.evaluation import evaluate
+  from flexunet.evaluation import calibrate, evaluate, evaluate_ensemble
 
-  figures = evaluate.evaluate(
-      run,
-      splits,
-      data_dir=_DATA_DIR.value,
-      allow_other_data=_ALLOW_OTHER_DATA.value,
-      tolerances_mm=tolerances_mm,
-      batch_size=_BATCH_SIZE.value,
-      mirror=_TTA.value,
-      lesions=_LESIONS.value,
-      lesion_overlap=lesion_overlap,
-  )
+  if _CALIBRATE.value:
+    calibrate.calibrate_named(
+        run,
+        data_dir=_DATA_DIR.value,
+        allow_other_data=_ALLOW_OTHER_DATA.value,
+        batch_size=_BATCH_SIZE.value,
+    )
+  options: dict[str, Any] = {
+      "data_dir": _DATA_DIR.value,
+      "allow_other_data": _ALLOW_OTHER_DATA.value,
+      "tolerances_mm": tolerances_mm,
+      "batch_size": _BATCH_SIZE.value,
+      "mirror": _TTA.value,
+      "calibrated": _CALIBRATED.value,
+      "lesions": _LESIONS.value,
+      "lesion_overlap": lesion_overlap,
+      "clean_up": _CLEAN_UP.value,
+  }
+  if isinstance(run, RunSet):
+    folder: RunFolder = ensemble_folder.output_folder(run, _OUTPUT_DIR.value)
+    figures = evaluate_ensemble.evaluate_ensemble(
+        run, splits, output_dir=_OUTPUT_DIR.value, weights=_WEIGHTS.value, **options
+    )
+  else:
+    folder, figures = run, evaluate.evaluate(run, splits, **options)
   for split, entry in figures.items():
     print(json.dumps(_summary(split, entry)) if _JSON.value else scores_text(split, entry))
   if not _JSON.value:
-    print(f"\nReport  {run.report_html}\nCases   {run.cases_csv}")
+    print(f"\nReport  {folder.report_html}\nCases   {folder.cases_csv}")
+
+
+def _check_folders(run: RunFolder | RunSet) -> None:
+  """Refuses at once runs without a network, flags that do not fit, and folders in use."""
+  if isinstance(run, RunSet):
+    if _WEIGHTS.value.strip() != "learnt":
+      ensemble_folder.chosen(run, _WEIGHTS.value)
+    ensemble_folder.output_folder(run, _OUTPUT_DIR.value)
+    return
+  ensemble_folder.check_no_weights(_WEIGHTS.value)
+  if _OUTPUT_DIR.value is not None:
+    raise InputError(
+        f"--output_dir is for several runs: the scores of a run lie in its folder, {run.path}. Got:"
+        f" {_OUTPUT_DIR.value}."
+    )
+  run.check_trained()
+  files.check_writable(run.evaluation, "--run_dir")
+  files.check_unlocked(run.evaluation, "--run_dir")
 
 
 def _summary(split: str, entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ flags. Bad input is an `flexunet.core.errors.InputError` with one line that says
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import os
@@ -17,20 +18,24 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from flexunet import config, run_folder
+from flexunet import config, ensemble_folder, run_calibration, run_folder
 from flexunet.core import config_fields
 from flexunet.core.errors import InputError, unknown_name
-from flexunet.evaluation import evaluate, labelled_volumes
+from flexunet.ensemble_folder import RunSet
+from flexunet.evaluation import evaluate, evaluate_ensemble, labelled_volumes
 from flexunet.evaluation.labelled_volumes import LabelledVolume
 from flexunet.imaging import pictures, scan_files
+from flexunet.imaging.clean_up import CleanUp
 from flexunet.pipelines import batches, dataset_source, order, readers
 from flexunet.pipelines.augmentation import augment
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.resizing import Resizing
+from flexunet.prediction import ensemble as ensembles
 from flexunet.prediction import files as prediction_files
 from flexunet.prediction import predictor as predictors
 from flexunet.prediction import scans
+from flexunet.prediction.ensemble import Ensemble
 from flexunet.training import input_pipeline, trainer
 
 _KEYS = (
@@ -131,36 +136,35 @@ class Dataset:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """A trained run, opened by `load` or returned by `fit`.
+class Segmenter(abc.ABC):
+  """What segments scans: a run, or an ensemble of runs.
 
   Attributes:
-    folder: Names of its files.
-    config: What it was trained with, complete.
+    config: What the run was trained with, complete; of an ensemble that of its first run.
   """
 
-  folder: run_folder.RunFolder
   config: config.RunConfig
 
   @property
-  def path(self) -> pathlib.Path:
-    """The run folder."""
-    return self.folder.path
+  @abc.abstractmethod
+  def named(self) -> run_folder.RunFolder | RunSet:
+    """The run, or the runs."""
+
+  @property
+  def clean_up(self) -> CleanUp:
+    """What is done to labels, as `flexunet calibrate` has chosen it; nothing without that."""
+    return run_calibration.clean_up_of(self.named, self.class_names)
+
+  @abc.abstractmethod
+  def predictor(
+      self, *, tta: bool = False, batch_size: int = 8
+  ) -> predictors.Predictor | Ensemble:
+    """Returns what predicts slices at their own size, with their probabilities."""
 
   @property
   def class_names(self) -> list[str]:
     """Names by class id, background first."""
     return self.config.dataset_facts.label_scheme.names
-
-  @functools.cached_property
-  def model(self) -> keras.Model:
-    """The kept network: [B, h, w, channels] in 0..255 -> [B, h, w, classes] probabilities."""
-    return predictors.load_model(self.folder)
-
-  def predictor(self, *, tta: bool = False, batch_size: int = 8) -> predictors.Predictor:
-    """Returns what predicts slices at their own size, with their probabilities."""
-    return predictors.Predictor(self.model, self.config, batch_size=batch_size, mirror=tta)
 
   def predict(
       self,
@@ -168,6 +172,7 @@ class Run:
       *,
       tta: bool = False,
       batch_size: int = 8,
+      clean_up: bool = True,
   ) -> np.ndarray:
     """Segments a scan.
 
@@ -179,11 +184,14 @@ class Run:
         last axis of channels.
       tta: Averages over mirrored slices, where the run allows mirroring.
       batch_size: Slices per step.
+      clean_up: Cleans the label up as the calibration of the run says, where it has one. Sizes in
+        ml do not apply to arrays, which have no spacing.
 
     Returns:
       Class ids, uint8: [i, j, k] on the voxel grid of the volume, or in the shape of the array.
     """
     segmenter = self.predictor(tta=tta, batch_size=batch_size)
+    cleaning = self.clean_up if clean_up else CleanUp()
     channels = len(self.config.dataset_facts.channel_names)
     if not isinstance(scan, np.ndarray):
       named = [scan] if isinstance(scan, (str, os.PathLike)) else scan
@@ -193,9 +201,9 @@ class Run:
         names = self.config.dataset_facts.channel_names
         components = () if others else scans.components_of(path, names)
         return predictors.predict_scan(
-            segmenter, self.config, path, others, components=components
+            segmenter, self.config, path, others, components=components, clean_up=cleaning
         ).label
-      return segmenter.labels([pictures.read_gray(path)])[0]
+      return cleaning.apply(segmenter.labels([pictures.read_gray(path)])[0])
     last = (channels,) if channels > 1 else ()
     of_slice = scan.ndim == 2 + len(last)
     if scan.dtype != np.uint8 or not (of_slice or scan.ndim == 3 + len(last)) or (
@@ -208,6 +216,8 @@ class Run:
           " as in training."
       )
     labels = segmenter.labels([scan] if of_slice else list(scan))
+    unknown = (float("nan"), float("nan"))
+    labels = cleaning.apply_to_slices(labels, unknown, is_solid=len(labels) > 1)
     return labels[0] if of_slice else np.stack(labels)
 
   def predict_files(
@@ -219,6 +229,7 @@ class Run:
       batch_size: int = 8,
       output_format: str = "same",
       series: str = "",
+      clean_up: bool = True,
       **outputs: bool,
   ) -> prediction_files.Outcome:
     """Segments a scan or a folder of scans into files, as `flexunet predict` does.
@@ -229,10 +240,15 @@ class Run:
       tta, batch_size: As in `predict`.
       output_format: Of the labels of volumes: "same", "nifti" or "dicom_seg".
       series: Chooses DICOM series by number or by the end of their UID; "" takes all.
+      clean_up: As in `predict`.
       **outputs: overlay, color_masks, probabilities, overwrite, skip_existing, as in
         `prediction.outputs.Outputs`.
     """
-    wanted = prediction_files.Outputs(folder=pathlib.Path(output_dir).expanduser(), **outputs)
+    wanted = prediction_files.Outputs(
+        folder=pathlib.Path(output_dir).expanduser(),
+        clean_up=self.clean_up if clean_up else None,
+        **outputs,
+    )
     return prediction_files.predict_path(
         pathlib.Path(input_path).expanduser(),
         self.predictor(tta=tta, batch_size=batch_size),
@@ -242,6 +258,38 @@ class Run:
         series=series,
     )
 
+
+@dataclasses.dataclass(frozen=True)
+class Run(Segmenter):
+  """A trained run, opened by `load` or returned by `fit`.
+
+  Attributes:
+    folder: Names of its files.
+    config: What it was trained with, complete.
+  """
+
+  folder: run_folder.RunFolder
+  config: config.RunConfig
+
+  @property
+  def named(self) -> run_folder.RunFolder:
+    """The run folder, as the programs open it."""
+    return self.folder
+
+  @property
+  def path(self) -> pathlib.Path:
+    """The run folder."""
+    return self.folder.path
+
+  @functools.cached_property
+  def model(self) -> keras.Model:
+    """The kept network: [B, h, w, channels] in 0..255 -> [B, h, w, classes] probabilities."""
+    return predictors.load_model(self.folder)
+
+  def predictor(self, *, tta: bool = False, batch_size: int = 8) -> predictors.Predictor:
+    """Returns what predicts slices at their own size, with their probabilities."""
+    return predictors.Predictor(self.model, self.config, batch_size=batch_size, mirror=tta)
+
   def evaluate(
       self, splits: str | Sequence[str] = "test", **options: Any
   ) -> dict[str, dict[str, Any]]:
@@ -250,13 +298,56 @@ class Run:
     Args:
       splits: Names of splits.
       **options: As in `evaluation.evaluate.evaluate`: data_dir, allow_other_data, tolerances_mm,
-        batch_size, mirror, show_progress.
+        batch_size, mirror, calibrated, lesions, lesion_overlap, clean_up, show_progress.
 
     Returns:
       Split -> its entry in `metrics.json`.
     """
     names = [splits] if isinstance(splits, str) else list(splits)
     return evaluate.evaluate(self.folder, names, **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunEnsemble(Segmenter):
+  """Several trained runs that answer as one, opened by `load`.
+
+  Attributes:
+    runs: With their weights.
+    config: That of the first run, which decides classes, channels and the plane that is shown.
+  """
+
+  runs: RunSet
+  config: config.RunConfig
+
+  @property
+  def named(self) -> RunSet:
+    """The runs, as the programs open them."""
+    return self.runs
+
+  def predictor(self, *, tta: bool = False, batch_size: int = 8) -> Ensemble:
+    """Returns what predicts slices at their own size, with their mean probabilities."""
+
+    def open_one(run: run_folder.RunFolder, own: config.RunConfig) -> predictors.Predictor:
+      model = predictors.load_model(run)
+      return predictors.Predictor(model, own, batch_size=batch_size, mirror=tta)
+
+    return ensembles.of_runs(self.runs, open_one)
+
+  def evaluate(
+      self, splits: str | Sequence[str] = "test", **options: Any
+  ) -> dict[str, dict[str, Any]]:
+    """Scores the ensemble on splits of its first run's dataset, into a folder of its own.
+
+    Args:
+      splits: Names of splits.
+      **options: As in `evaluation.evaluate_ensemble.evaluate_ensemble`: output_dir, weights, and
+        those of `Run.evaluate`. Learnt weights are in the folder: `load` it to predict with them.
+
+    Returns:
+      Split -> its entry in `metrics.json`.
+    """
+    names = [splits] if isinstance(splits, str) else list(splits)
+    return evaluate_ensemble.evaluate_ensemble(self.runs, names, **options)
 
 
 def open_dataset(
@@ -277,10 +368,23 @@ def open_dataset(
   return Dataset(dataset_source.open_dataset(dataset, data_dir, named))
 
 
-def load(run_dir: str | os.PathLike) -> Run:
-  """Opens a run folder; the network is read when it is first needed."""
-  folder = run_folder.RunFolder.open(run_dir)
-  return Run(folder, folder.read_config())
+def load(
+    run_dir: str | os.PathLike | Sequence[str | os.PathLike], *, weights: str = ""
+) -> Run | RunEnsemble:
+  """Opens a run folder, or several runs as an ensemble; networks are read when first needed.
+
+  Args:
+    run_dir: A run folder; or several, as a list; or a folder of runs, such as that of a
+      cross-validation or of an ensemble that was evaluated.
+    weights: Of several runs: "equal", "learnt", or numbers as in "2,1,1"; "" takes those of
+      `ensemble.json` in the folder, else equal ones.
+  """
+  found = ensemble_folder.open_runs(run_dir)
+  if isinstance(found, RunSet):
+    found = ensemble_folder.chosen(found, weights)
+    return RunEnsemble(found, found.configs()[0])
+  ensemble_folder.check_no_weights(weights)
+  return Run(found, found.read_config())
 
 
 def plan(**settings: Any) -> config.RunConfig:

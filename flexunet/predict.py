@@ -1,6 +1,7 @@
 """Segments scans with a trained run.
 
   flexunet predict --run_dir=RUN --input=FILE_OR_FOLDER --output_dir=DIR
+  flexunet predict --run_dir=RUN,RUN,RUN ... (an ensemble: the mean of their probabilities)
 
 A volume (NIfTI, ANALYZE, MGZ; with the extras itk and dicom MetaImage, NRRD, DICOM series) gives
 <stem>_label of the same format, shape and geometry and a contact sheet <stem>_overlay.png; that of
@@ -13,6 +14,9 @@ predict it. So the root of an MSD, nnU-Net or BIDS set can be given as it is. Th
 
 A volume whose pixels are of another size than in training is brought to that size for the network;
 its label lies on its own grid.
+
+Several runs, named with commas or by a folder that holds them, are averaged voxel by voxel on the
+grid of the scan, each after its own cut: runs of different planes too.
 """
 
 from __future__ import annotations
@@ -21,17 +25,26 @@ import json
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flexunet import run_folder
+from flexunet import config, ensemble_folder
 from flexunet.core import command_line, flags, progress
 from flexunet.core import files as core_files
+from flexunet.ensemble_folder import RunSet
 from flexunet.imaging import scan_files
 from flexunet.prediction import scans
 from flexunet.prediction.outputs import Outputs
+from flexunet.run_folder import RunFolder
 
-_PROGRAM = flags.Program(__doc__, first=("run_dir", "input", "output_dir", "json"))
-_RUN_DIR = _PROGRAM.string("run_dir", None, "Folder of the run.", required=True)
+if TYPE_CHECKING:  # SciPy: --help does without.
+  from flexunet.imaging.clean_up import CleanUp
+
+_PROGRAM = flags.Program(__doc__, first=("run_dir", "weights", "input", "output_dir", "json"))
+_RUN_DIR = _PROGRAM.string(
+    "run_dir", None,
+    "Folder of the run; several, as in A,B,C, or a folder of runs are averaged.",
+    required=True,
+)  # fmt: skip
 _INPUT = _PROGRAM.string("input", None, "Scan, or folder of scans.", required=True)
 _OUTPUT_DIR = _PROGRAM.string("output_dir", None, "Where labels are written.", required=True)
 _JSON = _PROGRAM.boolean("json", False, "Prints the counts as one JSON object.")
@@ -64,14 +77,22 @@ _OUTPUT_FORMAT = _PROGRAM.enum(
 _SERIES = _PROGRAM.string(
     "series", "", "Predicts only DICOM series of this number, or with this end of their UID."
 )
+_WEIGHTS = _PROGRAM.string(
+    "weights",
+    "",
+    "Weights of several runs: equal, numbers as in 2,1,1, or learnt (by flexunet evaluate)."
+    " Default: those of ensemble.json in the folder that is named, else equal.",
+)
+_CLEAN_UP = _PROGRAM.boolean(
+    "clean_up", True, "Cleans labels up as the calibration of the run says, where it has one."
+)
 _TTA = _PROGRAM.boolean("tta", False, "Averages over mirrored slices; doubles the time.")
 
 
 def main(argv: Sequence[str]) -> None:
   command_line.no_words(argv)
-  run = run_folder.RunFolder.open(_RUN_DIR.value)
-  run.check_trained()
-  run_config = run.read_config()
+  run = ensemble_folder.open_for_prediction(_RUN_DIR.value, _WEIGHTS.value)
+  run_config = run.configs()[0] if isinstance(run, RunSet) else run.read_config()
   source = pathlib.Path(_INPUT.value).expanduser()
   target = pathlib.Path(_OUTPUT_DIR.value).expanduser()
   outputs = Outputs(
@@ -79,6 +100,7 @@ def main(argv: Sequence[str]) -> None:
       overlay=_OVERLAY.value,
       color_masks=_COLOR_MASKS.value,
       probabilities=_PROBABILITIES.value,
+      clean_up=_clean_up(run, run_config.dataset_facts.label_scheme.names),
       overwrite=_OVERWRITE.value,
       skip_existing=_SKIP_EXISTING.value,
   )
@@ -96,12 +118,14 @@ def main(argv: Sequence[str]) -> None:
   progress.say("Loading TensorFlow ...")
   command_line.load_tensorflow()
   # Heavy: a wrong flag or path is answered before they are loaded.
-  from flexunet.prediction import files
+  from flexunet.prediction import ensemble, files
   from flexunet.prediction.predictor import Predictor, load_model
 
-  predictor = Predictor(
-      load_model(run), run_config, batch_size=_BATCH_SIZE.value, mirror=_TTA.value
-  )
+  def open_one(one: RunFolder, own: config.RunConfig) -> Predictor:
+    return Predictor(load_model(one), own, batch_size=_BATCH_SIZE.value, mirror=_TTA.value)
+
+  several = isinstance(run, RunSet)
+  predictor = ensemble.of_runs(run, open_one) if several else open_one(run, run_config)
   outcome = files.predict_all(found.scans, predictor, run_config, outputs)
   for line in outcome.warnings:
     progress.say(f"warning: {line}")
@@ -125,6 +149,19 @@ def main(argv: Sequence[str]) -> None:
   print(json.dumps(counts) if _JSON.value else outcome_text(counts, target))
   if failures:
     sys.exit(1)
+
+
+def _clean_up(run: RunFolder | RunSet, class_names: Sequence[str]) -> CleanUp | None:
+  """Returns what is done to labels, and says it."""
+  if not _CLEAN_UP.value:
+    return None
+  # SciPy: --help does without.
+  from flexunet import run_calibration
+
+  found = run_calibration.clean_up_of(run, class_names)
+  if found:
+    progress.say(f"Clean-up: {'; '.join(found.sentences())}. --noclean_up leaves it out.")
+  return found
 
 
 def outcome_text(counts: dict[str, Any], target: pathlib.Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
 import os
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flexunet
-from flexunet import config, run_folder, seen_subjects
+from flexunet import config, run_calibration, run_folder, seen_subjects
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError, unknown_name
 from flexunet.evaluation import examples, summary
@@ -27,10 +28,34 @@ from flexunet.imaging.clean_up import CleanUp
 from flexunet.pipelines import dataset_source, readers
 from flexunet.pipelines.dataset_source import DatasetSource, open_dataset
 from flexunet.pipelines.record_table import RecordTable
+from flexunet.prediction.ensemble import Ensemble
 from flexunet.prediction.predictor import Predictor, load_model
 from flexunet.reporting import report
 
 LESION_CHOICES = ("auto", "on", "off")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Candidate:
+  """What is scored: a run, or an ensemble of runs.
+
+  Attributes:
+    folder: Where its scores are written.
+    config: Of the run, or of the first run of an ensemble.
+    predictor: Its network, or all of them.
+    seen: Whom it has seen.
+    unsaid: What is not known of that, one sentence each.
+    about: What its entries in `metrics.json` say under "evaluated".
+    clean_up: What is done to its labels; None: nothing.
+  """
+
+  folder: run_folder.RunFolder
+  config: config.RunConfig
+  predictor: Predictor | Ensemble
+  seen: list[seen_subjects.SubjectsSeen]
+  unsaid: list[str]
+  about: dict[str, Any]
+  clean_up: CleanUp | None = None
 
 
 def evaluate(
@@ -42,8 +67,10 @@ def evaluate(
     tolerances_mm: Sequence[float | str] = DEFAULT_TOLERANCES_MM,
     batch_size: int = 8,
     mirror: bool = False,
+    calibrated: bool = True,
     lesions: str = "auto",
     lesion_overlap: float = 0.0,
+    clean_up: bool = True,
     show_progress: bool = True,
 ) -> dict[str, Any]:
   """Scores splits and writes metrics.json, cases.csv, examples and the report.
@@ -59,9 +86,11 @@ def evaluate(
     tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
     batch_size: Slices per step.
     mirror: Averages over mirrored slices.
+    calibrated: Scales probabilities as `calibration.json` says, where there is one.
     lesions: Whether lesions are scored one by one: "on", "off", or "auto", where the dataset
       declares that its classes are lesions.
     lesion_overlap: Share of a lesion that must be overlapped; 0: one voxel. See `lesions`.
+    clean_up: Cleans labels up as `calibration.json` says, where there is one.
     show_progress: Draws a bar on standard error.
 
   Returns:
@@ -74,66 +103,78 @@ def evaluate(
   tolerances = checked_tolerances(tolerances_mm)
   source = open_run_dataset(run_config, data_dir)
   check_data(source, run_config, splits, allow_other_data)
-  predictor = Predictor(load_model(run), run_config, batch_size=batch_size, mirror=mirror)
-  overlap = _overlap(lesions, lesion_overlap, source)
-  about = {**_provenance(source, run), "surface_tolerances_mm": tolerances, "mirrored": mirror,
-           "lesion_overlap": overlap, "clean_up": _clean_up_entry(predictor.clean_up)}  # fmt: skip
+  scale = run_calibration.temperature_of(run) if calibrated else 1.0
+  options: dict[str, Any] = {"batch_size": batch_size, "mirror": mirror, "temperature": scale}
+  predictor = Predictor(load_model(run), run_config, **options)
+  about = {
+      **provenance(source, files.sha256_of(run.model_keras)),
+      "surface_tolerances_mm": tolerances, "mirrored": mirror, "temperature": scale,
+      "lesion_overlap": overlap_of(lesions, lesion_overlap, source),
+  }  # fmt: skip
+  names = run_config.dataset_facts.label_scheme.names
+  candidate = Candidate(
+      run, run_config, predictor, *seen_by(run, source, run_config), about,
+      run_calibration.clean_up_of(run, names) if clean_up else None,
+  )  # fmt: skip
+  tables = split_tables(source, run_config, splits)
+  return write_scores(candidate, source, tables, show_progress=show_progress)
+
+
+def write_scores(
+    candidate: Candidate,
+    source: DatasetSource,
+    tables: Mapping[str, RecordTable],
+    *,
+    show_progress: bool = True,
+) -> dict[str, Any]:
+  """Scores splits and writes metrics.json, cases.csv, examples and the report; as `evaluate`.
+
+  Args:
+    candidate: What is scored.
+    source: The opened dataset.
+    tables: Split -> its records.
+    show_progress: Draws a bar on standard error.
+  """
+  run, run_config, written = candidate.folder, candidate.config, {}
   with files.locked(run.evaluation, "--run_dir"):
-    written = _score_and_write(
-        run, run_config, source, predictor, splits, about, show_progress
-    )
+    for split, table in tables.items():
+      scores = score_split(
+          source,
+          table,
+          candidate.predictor,
+          run_config.dataset_facts.label_scheme.names,
+          split=split,
+          keys=(source.keys.image, source.keys.label),
+          tolerances_mm=candidate.about["surface_tolerances_mm"],
+          lesion_overlap=candidate.about["lesion_overlap"],
+          clean_up=candidate.clean_up,
+          show_progress=show_progress,
+          shown_channel=run_config.shown_channel,
+      )
+      known = seen_subjects.overlap(table.subject, source.name, candidate.seen)
+      scores.warnings += [*known.warnings(), *candidate.unsaid]
+      about = {**known.to_json(), **candidate.about}
+      written[split] = _figures(split, scores, about, candidate.clean_up)
+      _write_split(run, split, written[split], scores)
     report.write_report(run)
   return written
 
 
-def _score_and_write(
-    run: run_folder.RunFolder,
-    run_config: config.RunConfig,
-    source: DatasetSource,
-    predictor: Predictor,
-    splits: Sequence[str],
-    about: Mapping[str, Any],
-    show_progress: bool,
-) -> dict[str, Any]:
-  """Scores each split and puts it into the files of `evaluation/`; returns as `evaluate`.
-
-  Args:
-    run: The run.
-    run_config: Its config.
-    source: Its dataset.
-    predictor: Its network.
-    splits: Their names.
-    about: What `metrics.json` says of how they are scored.
-    show_progress: Draws a bar on standard error.
-  """
-  seen, unsaid = _seen(run, source, run_config)
-  written = {}
-  for split, table in _tables(source, run_config, splits).items():
-    scores = score_split(
-        source, table, predictor, run_config.dataset_facts.label_scheme.names,
-        split=split, keys=(source.keys.image, source.keys.label),
-        tolerances_mm=about["surface_tolerances_mm"], lesion_overlap=about["lesion_overlap"],
-        show_progress=show_progress, shown_channel=run_config.shown_channel,
-    )  # fmt: skip
-    known = seen_subjects.overlap(table.subject, source.name, seen)
-    scores.warnings += [*known.warnings(), *unsaid]
-    written[split] = _figures(split, scores, {**known.to_json(), **about})
-    _write_split(run, split, written[split], scores)
-  return written
-
-
-def _provenance(source: DatasetSource, run: run_folder.RunFolder) -> dict[str, Any]:
+def provenance(source: DatasetSource, model_sha256: str) -> dict[str, Any]:
+  """Returns what identifies records and networks of scores."""
   return {
       "dataset": source.name,
       "counted_by": source.counted_by,
       "fingerprint": source.fingerprint,
-      "model_sha256": files.sha256_of(run.model_keras),
+      "model_sha256": model_sha256,
       "flexunet": flexunet.__version__,
       "dataset_splits": dataset_source.split_counts(source),
   }
 
 
-def _figures(split: str, scores: SplitScores, about: Mapping[str, Any]) -> dict[str, Any]:
+def _figures(
+    split: str, scores: SplitScores, about: Mapping[str, Any], clean_up: CleanUp | None
+) -> dict[str, Any]:
   """Returns the entry of a split in `metrics.json`."""
   overlap = about["lesion_overlap"]
   names = volume_score_names(
@@ -146,14 +187,17 @@ def _figures(split: str, scores: SplitScores, about: Mapping[str, Any]) -> dict[
   figures = summary.summarize(scores.rows, scores.class_names, averaged)
   if overlap is not None:
     figures["rules"]["lesions"] = lesion_scores.rule(overlap)
-  if about["clean_up"] is not None:
-    about = {**about, "clean_up": {**about["clean_up"], "volumes": scores.volumes_cleaned_up}}
   figures |= scores.voxel_figures
-  figures["evaluated"] = {"split": split, **scores.counts, **about, "warnings": scores.warnings}
+  figures["calibration"] = {**figures["calibration"], "temperature": about["temperature"]}
+  figures["evaluated"] = {
+      "split": split, **scores.counts, **about,
+      "clean_up": _clean_up_entry(clean_up, scores.volumes_cleaned_up),
+      "warnings": scores.warnings,
+  }  # fmt: skip
   return summary.strict(figures)
 
 
-def _overlap(lesions: str, lesion_overlap: float, source: DatasetSource) -> float | None:
+def overlap_of(lesions: str, lesion_overlap: float, source: DatasetSource) -> float | None:
   """Returns the share of a lesion that must be overlapped; None where lesions are not scored."""
   if lesions not in LESION_CHOICES:
     raise unknown_name("choice of --lesions", lesions, LESION_CHOICES)
@@ -161,12 +205,15 @@ def _overlap(lesions: str, lesion_overlap: float, source: DatasetSource) -> floa
   return overlap if lesions == "on" or (lesions == "auto" and source.has_lesions) else None
 
 
-def _clean_up_entry(clean_up: CleanUp) -> dict[str, Any] | None:
+def _clean_up_entry(clean_up: CleanUp | None, changed: int) -> dict[str, Any] | None:
   """Returns what `metrics.json` says of the clean-up; None where nothing was cleaned up."""
   if not clean_up:
     return None
   said = clean_up.to_json()
-  return {"sentences": clean_up.sentences(), "rules": said["rules"], "in_slices": said["in_slices"]}
+  return {
+      "sentences": clean_up.sentences(), "rules": said["rules"], "in_slices": said["in_slices"],
+      "volumes": changed,
+  }  # fmt: skip
 
 
 def open_run_dataset(
@@ -214,7 +261,7 @@ def check_data(
     )
 
 
-def _tables(
+def split_tables(
     source: DatasetSource, run_config: config.RunConfig, splits: Sequence[str]
 ) -> dict[str, RecordTable]:
   """Returns the records of each split to be scored.
@@ -233,7 +280,7 @@ def _tables(
   return {split: divided.get(split, table) for split, table in tables.items()}
 
 
-def _seen(
+def seen_by(
     run: run_folder.RunFolder, source: DatasetSource, run_config: config.RunConfig
 ) -> tuple[list[seen_subjects.SubjectsSeen], list[str]]:
   """Returns whom the run has seen, and a warning where it does not say so.

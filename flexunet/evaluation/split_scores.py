@@ -15,6 +15,7 @@ import numpy as np
 from flexunet.core import progress
 from flexunet.core.errors import InputError
 from flexunet.evaluation import examples
+from flexunet.evaluation.calibration import CalibrationFigures
 from flexunet.evaluation.confusion import ConfusionMatrix
 from flexunet.evaluation.labelled_volumes import LabelledVolume, read_volumes
 from flexunet.evaluation.published_figures import PublishedFigures
@@ -23,6 +24,7 @@ from flexunet.evaluation.volume_scores import score_volume
 from flexunet.imaging.clean_up import CleanUp
 from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.record_table import RecordTable
+from flexunet.prediction.ensemble import Ensemble
 from flexunet.prediction.predictor import Predictor, to_label
 from flexunet.reporting import overlay
 
@@ -84,13 +86,14 @@ class SplitScores:
 def score_split(
     source: DatasetSource,
     table: RecordTable,
-    predictor: Predictor,
+    predictor: Predictor | Ensemble,
     class_names: Sequence[str],
     *,
     split: str,
     keys: tuple[str, str] = ("image", "label"),
     tolerances_mm: Sequence[float],
     lesion_overlap: float | None = None,
+    clean_up: CleanUp | None = None,
     show_progress: bool = True,
     shown_channel: int | None = None,
 ) -> SplitScores:
@@ -99,28 +102,28 @@ def score_split(
   Args:
     source: The opened dataset.
     table: The records to be scored.
-    predictor: The network.
+    predictor: The network, or several.
     class_names: By id, background first.
     split: Its name, for the rows.
     keys: Features of the image and of the label.
     tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
     lesion_overlap: See `volume_scores.score_volume`.
+    clean_up: What is done to labels before they are scored; None: nothing.
     show_progress: Draws a bar on standard error.
     shown_channel: Which channel the examples show; None: the mean of all.
   """
   rows: list[dict[str, Any]] = []
   keeper = examples.ExampleKeeper()
   observers = {key: new(len(class_names)) for key, new in VOXEL_OBSERVERS.items()}
-  watching = list(observers.values())
   of_labels = {key: new(class_names) for key, new in LABEL_OBSERVERS.items()}
+  calibration = CalibrationFigures(class_names)
   seen, cleaned_up = SplitContents(source), 0
-  with progress.bar(
-      total=len(table), desc=split, unit="slice", disable=not show_progress
-  ) as bar:
+  with progress.bar(total=len(table), desc=split, unit="slice", disable=not show_progress) as bar:
     for shown in read_volumes(source, table, keys):
       volume = shown.on_native_grid()
-      predictions = _predicted(shown, volume, predictor, len(class_names), watching, bar)
-      predictions, changed = _cleaned_up(volume, predictions, predictor.clean_up)
+      watching = list(observers.values())
+      raw = _predicted(shown, volume, predictor, len(class_names), watching, calibration, bar)
+      predictions, changed = _cleaned_up(volume, raw, clean_up or CleanUp())
       cleaned_up += changed
       _show_labels(volume, predictions, list(of_labels.values()))
       own = score_volume(volume, predictions, class_names, tolerances_mm, lesion_overlap)
@@ -130,7 +133,10 @@ def score_split(
   return SplitScores(
       rows=rows,
       examples=keeper.chosen(),
-      voxel_figures={key: one.figures() for key, one in {**observers, **of_labels}.items()},
+      voxel_figures={
+          **{key: one.figures() for key, one in {**observers, **of_labels}.items()},
+          "calibration": calibration.figures(),
+      },
       counts=seen.counts(),
       volumes_cleaned_up=cleaned_up,
       class_names=list(class_names[1:]),
@@ -141,9 +147,10 @@ def score_split(
 def _predicted(
     shown: LabelledVolume,
     volume: LabelledVolume,
-    predictor: Predictor,
+    predictor: Predictor | Ensemble,
     num_classes: int,
     observers: Sequence[VoxelObserver],
+    calibration: CalibrationFigures,
     bar: Any,
 ) -> list[np.ndarray]:
   """Returns the labels of a volume as the network gives them, on the scan's own grid.
@@ -154,16 +161,27 @@ def _predicted(
     predictor: The network.
     num_classes: Background included.
     observers: See each slice.
+    calibration: Likewise.
     bar: Counts the slices.
   """
   predictions: list[np.ndarray] = []
-  answers = predictor.probabilities(shown.images, shown.spacing_mm)
+  spacing_mm = (*shown.spacing_mm, shown.slice_spacing_mm)
+  answers = predictor.probabilities(shown.images, spacing_mm)
   for place, seen_by_network in enumerate(answers):
     for probability in shown.to_native_grid(place, seen_by_network):
       _check_ids(volume, volume.labels[len(predictions)], num_classes)
+      calibration.add(*_counted(volume, len(predictions), probability))
       predictions.append(_judged(volume, len(predictions), probability, observers))
     bar.update()
   return predictions
+
+
+def _counted(
+    volume: LabelledVolume, index: int, probability: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+  """Returns a slice for those who look at neighbours: label, probability, what counts of them."""
+  counted = ~volume.ignored[index] if volume.ignored else None
+  return volume.labels[index], probability, counted
 
 
 def _judged(

@@ -20,6 +20,7 @@ from flexunet.core.errors import InputError
 from flexunet.imaging import pictures, scan_files
 from flexunet.pipelines import pixel_size
 from flexunet.prediction import scans
+from flexunet.prediction.ensemble import Ensemble
 from flexunet.prediction.outputs import Outputs
 from flexunet.prediction.predictor import Predictor, predict_scan, to_label
 from flexunet.prediction.scans import Scan
@@ -94,7 +95,7 @@ class Outcome:
 
 def predict_all(
     wanted: Sequence[Scan],
-    predictor: Predictor,
+    predictor: Predictor | Ensemble,
     run_config: config.RunConfig,
     outputs: Outputs,
     *,
@@ -111,7 +112,7 @@ def predict_all(
 
 def _predict_locked(
     wanted: Sequence[Scan],
-    predictor: Predictor,
+    predictor: Predictor | Ensemble,
     run_config: config.RunConfig,
     outputs: Outputs,
     show_progress: bool,
@@ -145,7 +146,7 @@ def _predict_locked(
 
 def predict_path(
     input_path: pathlib.Path,
-    predictor: Predictor,
+    predictor: Predictor | Ensemble,
     run_config: config.RunConfig,
     outputs: Outputs,
     *,
@@ -178,7 +179,7 @@ def predict_path(
 
 
 def predict_one(
-    scan: Scan, predictor: Predictor, run_config: config.RunConfig, outputs: Outputs
+    scan: Scan, predictor: Predictor | Ensemble, run_config: config.RunConfig, outputs: Outputs
 ) -> VolumeNote | None:
   """Predicts one scan and writes its files, the label last; returns what is to be said of a volume.
 
@@ -193,12 +194,12 @@ def predict_one(
 
 
 def _predict_volume(
-    scan: Scan, predictor: Predictor, run_config: config.RunConfig, outputs: Outputs
+    scan: Scan, predictor: Predictor | Ensemble, run_config: config.RunConfig, outputs: Outputs
 ) -> VolumeNote:
   facts = run_config.dataset_facts
   found = predict_scan(
       predictor, run_config, scan.path, scan.others,
-      probabilities=outputs.probabilities, components=scan.components,
+      probabilities=outputs.probabilities, components=scan.components, clean_up=outputs.clean_up,
   )  # fmt: skip
   scan.label_path(outputs.folder).parent.mkdir(parents=True, exist_ok=True)
   if outputs.overlay:
@@ -217,14 +218,16 @@ def _predict_volume(
 
 
 def _predict_image(
-    scan: Scan, predictor: Predictor, run_config: config.RunConfig, outputs: Outputs
+    scan: Scan, predictor: Predictor | Ensemble, run_config: config.RunConfig, outputs: Outputs
 ) -> None:
   pixels = _read_image(scan, run_config)
   if scan.others:
     pixels = _stacked(pixels, scan)
   image = pixels if pixels.ndim == 2 else overlay.grey_of(pixels, run_config.shown_channel)
   probability = next(predictor.probabilities([pixels]))
-  label = predictor.clean_up.apply(to_label(probability))
+  label = to_label(probability)
+  if outputs.clean_up:
+    label = outputs.clean_up.apply(label)
   scheme = run_config.dataset_facts.label_scheme
   scan.label_path(outputs.folder).parent.mkdir(parents=True, exist_ok=True)
   if outputs.overlay:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from flexunet.core import progress
 from flexunet.core.errors import InputError
 from flexunet.imaging import nifti
 from flexunet.prediction.scans import Scan
+
+if TYPE_CHECKING:  # SciPy: --help does without.
+  from flexunet.imaging.clean_up import CleanUp
 
 _TWIN = {".hdr": ".img", ".img": ".hdr"}
 
@@ -21,6 +25,7 @@ class Outputs:
   Attributes:
     folder: Where all is written.
     overlay, color_masks, probabilities: What is written beside the label.
+    clean_up: What is done to labels before anything is written; None: nothing.
     overwrite: Older files are replaced.
     skip_existing: A scan whose label is there is not predicted again. The label is written last, so
       what lies there without one is of a run that was cut short, and is replaced.
@@ -30,6 +35,7 @@ class Outputs:
   overlay: bool = True
   color_masks: bool = False
   probabilities: bool = False
+  clean_up: CleanUp | None = None
   overwrite: bool = False
   skip_existing: bool = False
 

@@ -22,14 +22,15 @@ from flexunet.core.errors import InputError
 from flexunet.imaging import channel_grid, intensity, scan_files, slice_recipe, volume_bytes
 from flexunet.imaging.clean_up import CleanUp
 from flexunet.imaging.slice_recipe import SliceRecipe, StoredChannel
-from flexunet.imaging.slicing import Slices
+from flexunet.imaging.slicing import SlicePlan, Slices
 from flexunet.imaging.volume import Volume
-from flexunet.network import model as network
 from flexunet.network import weights
 from flexunet.network.probabilities import class_ids
 from flexunet.pipelines import foreground_crop, pixel_size, readers
 from flexunet.pipelines.laterality import Laterality
 from flexunet.pipelines.resizing import Resizing
+from flexunet.prediction import compiled_step
+from flexunet.prediction.ensemble import Ensemble, fuse_volume
 
 _UNKNOWN_MM = (float("nan"), float("nan"))
 
@@ -69,8 +70,6 @@ class Predictor:
 
   Attributes:
     num_classes: Classes of the answer, background included; 2 for a network with one output.
-    clean_up: What is done to the labels of a whole scan; `probabilities` and `labels` are as the
-      network gives them.
   """
 
   def __init__(
@@ -80,16 +79,17 @@ class Predictor:
       *,
       batch_size: int = 8,
       mirror: bool = False,
-      clean_up: CleanUp | None = None,
+      temperature: float = 1.0,
   ):
     """Prepares prediction.
 
     Args:
-      model: `keras.Model`, [B, h, w, channels] in 0..255 -> [B, h, w, classes] probabilities.
+      model: `keras.Model`, or a function of tensors, [B, h, w, channels] in 0..255 -> probabilities
+        [B, h, w, classes].
       run_config: Config of the run that trained it.
       batch_size: Slices per step.
       mirror: Averages the answer with that for the mirrored slice; twice the time.
-      clean_up: Of the run; None: none.
+      temperature: Scales the probabilities, see `probabilities.tempered`; labels do not change.
 
     Raises:
       InputError: `mirror` where the run decided against mirror images.
@@ -100,17 +100,19 @@ class Predictor:
       _require_mirroring(run_config.laterality)
     if run_config.model.image_size is None:
       raise InputError("config.json must hold model.image_size. Got: null.")
-    self._model = model
-    self._any_size_model: Any = None
     self._batch_size = batch_size
-    self._mirror = mirror
-    self._channels = run_config.model.image_channels
     self._context = run_config.data.context_slices
     self._pixel_sizes = run_config.dataset_facts.pixel_sizes
     self._crops = run_config.data.crop_foreground
     self._resizing = Resizing(run_config.model.image_size, run_config.data.resize_mode)
+    self._step = compiled_step.CompiledStep(
+        model,
+        run_config.model.image_size,
+        channels=run_config.model.image_channels,
+        mirror=mirror,
+        temperature=temperature,
+    )
     self.num_classes = max(2, run_config.model.num_classes)
-    self.clean_up = clean_up or CleanUp()
 
   def probabilities(
       self, slices: Sequence[np.ndarray], spacing_mm: Sequence[float] = _UNKNOWN_MM
@@ -122,7 +124,8 @@ class Predictor:
     Args:
       slices: uint8 [H, W] or [H, W, channels] each, neighbours in order; sizes may differ. An
         array [N, H, W] will do. All slices of the volume: the box follows from them.
-      spacing_mm: (row, column) spacing of the slices; NaN where unknown.
+      spacing_mm: (row, column) spacing of the slices, which (row, column, slice) may state; NaN
+        where unknown.
     """
     return self.answer(self.prepare(slices, spacing_mm))
 
@@ -130,6 +133,7 @@ class Predictor:
       self, slices: Sequence[np.ndarray], spacing_mm: Sequence[float] = _UNKNOWN_MM
   ) -> NetworkInput:
     """Decides how the slices of one volume come to the network; arguments as `probabilities`."""
+    spacing_mm = spacing_mm[:2]
     frames = [(height, width) for height, width in (np.shape(one)[:2] for one in slices)]
     if not self._crops:
       cut, boxes = slices, None
@@ -211,44 +215,37 @@ class Predictor:
       self, slices: Sequence[np.ndarray], positions: range, resizing: Resizing
   ) -> Iterator[np.ndarray]:
     """Yields float32 [H, W, classes] for neighbouring slices of one size."""
-    inputs = self._inputs(slices, positions, resizing)
-    # Filled up to a power of two: a network is traced for a few sizes, not for each rest.
-    rows = min(1 << (len(inputs) - 1).bit_length(), self._largest_batch(resizing))
-    batch = np.zeros((rows, *inputs.shape[1:]), np.uint8)
-    batch[: len(inputs)] = inputs
-    answers = self._answers(batch, resizing)[: len(inputs)]
-    native_hw = np.shape(slices[positions[0]])[:2]
-    yield from np.asarray(resizing.invert(answers, native_hw))
+    # Filled up to a power of two: a device sees few sizes of batches, not each rest.
+    count = min(1 << (len(positions) - 1).bit_length(), self._largest_batch(resizing))
+    if self._context:
+      answers = self._answers_with_neighbours(slices, positions, resizing, count)
+    else:
+      given = compiled_step.filled(count, [slices[position] for position in positions])
+      answers = self._step(given, resizing)
+    yield from answers[: len(positions)]
 
-  def _inputs(
-      self, slices: Sequence[np.ndarray], positions: range, resizing: Resizing
+  def _answers_with_neighbours(
+      self, slices: Sequence[np.ndarray], positions: range, resizing: Resizing, count: int
   ) -> np.ndarray:
-    """Returns uint8 [N, h, w, channels] for the network: slices, or each with its neighbours."""
+    """Returns float32 [count, H, W, classes]: each slice is seen with those beside it."""
     reach = self._context
-    if not reach:
-      return _resized([slices[position] for position in positions], resizing, self._channels)
     # Beyond the ends of a volume the outermost slice stands in for its missing neighbour.
     first, last = max(0, positions[0] - reach), min(len(slices) - 1, positions[-1] + reach)
-    seen = _resized([slices[position] for position in range(first, last + 1)], resizing, 1)
     steps = np.arange(-reach, reach + 1)
-    rows = np.clip(np.array(positions)[:, None] + steps, 0, len(slices) - 1) - first
-    # [N, neighbours, h, w] -> [N, h, w, neighbours].
-    return np.moveaxis(seen[..., 0][rows], 1, -1)
-
-  def _answers(self, batch: np.ndarray, resizing: Resizing) -> np.ndarray:
-    """Returns float32 [B, h, w, classes] for uint8 [B, h, w, channels]."""
-    trained = self._model
-    if resizing.image_size != self._resizing.image_size:
-      if self._any_size_model is None:
-        self._any_size_model = network.accept_any_size(trained)
-      trained = self._any_size_model
-    answers = _first_output(trained.predict_on_batch(batch))
-    if self._mirror:
-      mirrored = _first_output(trained.predict_on_batch(batch[:, :, ::-1]))
-      answers = (answers + mirrored[:, :, ::-1]) / 2
-    if answers.shape[-1] == 1:  # Sigmoid: the share of the only foreground class.
-      answers = np.concatenate([1 - answers, answers], axis=-1)
-    return answers
+    rows = np.zeros((count, len(steps)), np.int32)
+    rows[: len(positions)] = (
+        np.clip(np.array(positions)[:, None] + steps, 0, len(slices) - 1) - first
+    )
+    seen = [slices[position] for position in range(first, last + 1)]
+    if len({np.shape(one) for one in seen}) == 1:
+      return self._step(compiled_step.filled(len(seen), seen), resizing, rows=rows)
+    # Neighbours of other sizes come to the frame one by one.
+    framed = [
+        resizing.apply_image(readers.to_channels(tf.constant(compiled_step.filled(1, [one])), 1))
+        for one in seen
+    ]
+    native_hw = np.shape(slices[positions[0]])[:2]
+    return self._step(np.concatenate(framed), resizing, rows=rows, native_hw=native_hw)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -273,9 +270,23 @@ class VolumePrediction:
   scaling: tuple[float, float]
   remarks: list[str] = dataclasses.field(default_factory=list)
 
+  def cleaned_up(self, clean_up: CleanUp, stored: Volume, plan: SlicePlan) -> VolumePrediction:
+    """Returns the prediction with labels after a clean-up; probabilities stay.
+
+    Args:
+      clean_up: What is done.
+      stored: The volume that was predicted.
+      plan: How it becomes `label_slices`.
+    """
+    label = clean_up.apply(self.label, stored.spacing_mm)
+    if label is self.label:
+      return self
+    slices = plan.extract(Volume(label, stored.affine, stored.oriented)).pixels
+    return dataclasses.replace(self, label=label, label_slices=slices)
+
 
 def predict_volume(
-    predictor: Predictor,
+    predictor: Predictor | Ensemble,
     recipe: SliceRecipe,
     stored: Volume,
     slope: float = 1.0,
@@ -298,17 +309,20 @@ def predict_volume(
     others: Its further channels, on the same grid; see `channel_grid`.
     shown_channel: Which of them the `slices` of the answer are; None: the first.
   """
+  if isinstance(predictor, Ensemble) and len(predictor.parts()) > 1:
+    channels = [StoredChannel(stored, slope, inter), *others]
+    return _fused(predictor, channels, probabilities, name, shown_channel)
   cut = recipe.cut(stored, slope, inter, name=name, others=others)
   seen = cut.slices.pixels
   label = np.empty(seen.shape, np.uint8)
   kept = np.empty((*seen.shape, predictor.num_classes), np.float16) if probabilities else None
-  given = predictor.prepare(list(cut.images()), cut.slices.spacing_mm)
+  spacing_mm = (*cut.slices.spacing_mm, cut.slices.slice_spacing_mm)
+  given = predictor.prepare(list(cut.images()), spacing_mm)
   for index, probability in enumerate(predictor.answer(given)):
     label[..., index] = to_label(probability)
     if kept is not None:
       kept[..., index, :] = probability
   label = slice_recipe.to_grid(label, cut.native.pixels.shape)
-  label = predictor.clean_up.apply(label, (*cut.native.spacing_mm, cut.native.slice_spacing_mm))
   restored = None
   if kept is not None:
     channels = [recipe.restore(kept[..., n], stored) for n in range(predictor.num_classes)]
@@ -323,14 +337,34 @@ def predict_volume(
   )
 
 
+def _fused(
+    predictor: Ensemble,
+    channels: Sequence[StoredChannel],
+    probabilities: bool,
+    name: str,
+    shown_channel: int | None,
+) -> VolumePrediction:
+  """Returns what networks that cut a volume in several ways make of it; as `predict_volume`."""
+  found = fuse_volume(predictor, channels[0], channels[1:], name)
+  return VolumePrediction(
+      label=found.label,
+      probability=found.probability.astype(np.float16) if probabilities else None,
+      slices=found.cut.shown(shown_channel),
+      label_slices=found.label_slices,
+      spacing_mm=found.cut.slices.spacing_mm,
+      scaling=found.scaling,
+  )
+
+
 def predict_scan(
-    predictor: Predictor,
+    predictor: Predictor | Ensemble,
     run_config: config.RunConfig,
     path: str | os.PathLike,
     others: Sequence[str | os.PathLike] = (),
     *,
     probabilities: bool = False,
     components: Sequence[int] = (),
+    clean_up: CleanUp | None = None,
 ) -> VolumePrediction:
   """Reads a scan and segments it; see `predict_volume`.
 
@@ -342,6 +376,7 @@ def predict_scan(
     probabilities: Also keeps the probability of each class.
     components: Volumes along the fourth axis of `path` that are the channels, in the order of the
       dataset; () where each channel is a file.
+    clean_up: What is done to the label; None: nothing.
 
   Raises:
     InputError: A file cannot be read, channels are missing or lie on other grids, or the run was
@@ -361,26 +396,12 @@ def predict_scan(
       probabilities=probabilities, name=pathlib.Path(path).name, others=channels,
       shown_channel=run_config.shown_channel,
   )  # fmt: skip
+  if clean_up:
+    found = found.cleaned_up(clean_up, stored, facts.recipe.plan)
   names = [volume_bytes.component_name(path, one) for one in components or (None,)]
   read = zip((*names, *others), (stored, *(channel.stored for channel in channels)), strict=True)
   remarks = [line for file, one in read for line in intensity.unknown_voxels(one.voxels, file)]
   return dataclasses.replace(found, remarks=remarks)
-
-
-def _resized(
-    slices: Sequence[np.ndarray], resizing: Resizing, channels: int
-) -> np.ndarray:
-  """Returns slices, [H, W] or [H, W, C] each, as uint8 [N, h, w, channels]."""
-  if len({np.shape(pixels) for pixels in slices}) > 1:  # Neighbours of other sizes.
-    return np.concatenate([_resized([pixels], resizing, channels) for pixels in slices])
-  stacked = np.stack(slices)
-  images = tf.constant(stacked[..., None] if stacked.ndim == 3 else stacked)
-  return resizing.apply_image(readers.to_channels(images, channels)).numpy()
-
-
-def _first_output(answers: Any) -> np.ndarray:
-  """Returns the main output; a network with deep supervision gives a list, that one first."""
-  return np.asarray(answers[0] if isinstance(answers, list) else answers, np.float32)
 
 
 def to_label(probability: np.ndarray) -> np.ndarray:
