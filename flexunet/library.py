@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,7 +46,7 @@ _KEYS = (
     "image_key", "label_key", "label_values", "subject_key", "volume_key", "slice_key",
     "spacing_key",
 )  # fmt: skip
-_PASSES = ("tile", "overlap", "tta", "tta_scales", "calibrated")
+_PASSES = ("tile", "overlap", "tta", "tta_scales", "calibrated", "clean_up")
 _PARTS = {
     "model": config.ModelConfig,
     "data": config.DataConfig,
@@ -157,7 +158,7 @@ class Segmenter(abc.ABC):
 
     Args:
       batch_size: Slices per step.
-      **passes: tile, overlap, tta, tta_scales and calibrated, as in `predict`.
+      **passes: tile, overlap, tta, tta_scales, calibrated and clean_up, as in `predict`.
     """
 
   @property
@@ -174,6 +175,7 @@ class Segmenter(abc.ABC):
       tta: str | Sequence[str] = "none",
       tta_scales: Sequence[float] | None = None,
       calibrated: bool = True,
+      clean_up: bool = True,
       batch_size: int = 8,
   ) -> np.ndarray:
     """Segments a scan.
@@ -191,6 +193,8 @@ class Segmenter(abc.ABC):
         "rotations", "scales", several of them, or "all" that the run allows.
       tta_scales: Scales besides 1; None: 0.8 and 1.25.
       calibrated: Scales probabilities as the calibration of the run says, where it has one.
+      clean_up: Cleans the label up as it says. Sizes in ml are of files alone: an array has no
+        spacing.
       batch_size: Slices per step.
 
     Returns:
@@ -198,7 +202,7 @@ class Segmenter(abc.ABC):
     """
     segmenter = self.predictor(
         batch_size=batch_size, tile=tile, overlap=overlap, tta=tta, tta_scales=tta_scales,
-        calibrated=calibrated,
+        calibrated=calibrated, clean_up=clean_up,
     )  # fmt: skip
     channels = len(self.config.dataset_facts.channel_names)
     if not isinstance(scan, np.ndarray):
@@ -211,7 +215,7 @@ class Segmenter(abc.ABC):
         return predictors.predict_scan(
             segmenter, self.config, path, others, components=components
         ).label
-      return segmenter.labels([pictures.read_gray(path)])[0]
+      return segmenter.clean_up.apply(segmenter.labels([pictures.read_gray(path)])[0])
     last = (channels,) if channels > 1 else ()
     of_slice = scan.ndim == 2 + len(last)
     if scan.dtype != np.uint8 or not (of_slice or scan.ndim == 3 + len(last)) or (
@@ -224,7 +228,10 @@ class Segmenter(abc.ABC):
           " as in training."
       )
     labels = segmenter.labels([scan] if of_slice else list(scan))
-    return labels[0] if of_slice else np.stack(labels)
+    if of_slice:
+      return segmenter.clean_up.apply(labels[0])
+    volume = segmenter.clean_up.apply(np.stack(labels, axis=-1), (math.nan,) * 3)
+    return np.moveaxis(volume, -1, 0)
 
   def predict_files(
       self,
@@ -244,7 +251,7 @@ class Segmenter(abc.ABC):
       batch_size: As in `predict`.
       output_format: Of the labels of volumes: "same", "nifti" or "dicom_seg".
       series: Chooses DICOM series by number or by the end of their UID; "" takes all.
-      **options: tile, overlap, tta, tta_scales and calibrated, as in `predict`; overlay,
+      **options: tile, overlap, tta, tta_scales, calibrated and clean_up, as in `predict`; overlay,
         color_masks, probabilities, overwrite, skip_existing, as in `prediction.outputs.Outputs`.
     """
     segmenter = self.predictor(batch_size=batch_size, **_taken(options, _PASSES))
@@ -294,8 +301,8 @@ class Run(Segmenter):
     Args:
       splits: Names of splits.
       **options: As in `evaluation.evaluate.evaluate`: data_dir, allow_other_data, tolerances_mm,
-        show_progress; and batch_size, tile, overlap, tta, tta_scales and calibrated, as in
-        `predict`.
+        lesions, lesion_overlap, show_progress; and batch_size, tile, overlap, tta, tta_scales,
+        calibrated and clean_up, as in `predict`.
 
     Returns:
       Split -> its entry in `metrics.json`.
@@ -320,6 +327,7 @@ def _options_of(passes: Mapping[str, Any], batch_size: int = 8) -> PredictionOpt
       views=ViewOptions.of(**views),
       tiles=TileOptions.of(**cuts),
       calibrated=bool(passes.get("calibrated", True)),
+      clean_up=bool(passes.get("clean_up", True)),
   )
 
 
