@@ -9,6 +9,7 @@ from PIL import Image
 import flexunet
 from flexunet import library, run_folder
 from flexunet.core.errors import InputError
+from flexunet.prediction import opening
 
 
 @pytest.fixture
@@ -77,9 +78,7 @@ def make_runs(tmp_path, monkeypatch, networks, **facts):
     made = run_samples.evaluated_run(tmp_path / name)
     made.write_config(run_samples.with_facts(made.read_config(), **facts))
     made.model_keras.write_bytes(name.encode())
-  monkeypatch.setattr(
-      library.predictors, "load_model", lambda folder: networks[folder.path.name]
-  )
+  monkeypatch.setattr(opening, "load_model", lambda folder: networks[folder.path.name])
   return [tmp_path / name for name in networks]
 
 

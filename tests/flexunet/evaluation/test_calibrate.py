@@ -185,8 +185,7 @@ def specks_run(tmp_path, monkeypatch, subjects="VWXYZ"):
       record["image"][:] = np.array([10, 120, 240], np.uint8)[record["label"]]
       record["image"][0, :4] = 120
   dataset_samples.write_dataset(tmp_path / "data", splits)
-  for module in (calibrate, evaluate):
-    monkeypatch.setattr(module, "load_model", lambda run: run_samples.BrightnessNetwork())
+  monkeypatch.setattr(opening, "load_model", lambda run: run_samples.BrightnessNetwork())
   return made_run(tmp_path / "run"), tmp_path / "data"
 
 
