@@ -122,8 +122,11 @@ def main(argv: Sequence[str]) -> None:
         load_model(one), own, batch_size=_BATCH_SIZE.value, views=views, tiles=cuts
     )
 
-  several = isinstance(run, RunSet)
-  predictor = ensemble.of_runs(run, open_one) if several else open_one(run, run_config)
+  predictor: Predictor | ensemble.Ensemble
+  if isinstance(run, RunSet):
+    predictor = ensemble.of_runs(run, open_one)
+  else:
+    predictor = open_one(run, run_config)
   outcome = files.predict_all(found.scans, predictor, run_config, outputs)
   for line in outcome.warnings:
     progress.say(f"warning: {line}")

@@ -87,7 +87,10 @@ def evaluate_ensemble(
       "ensemble": _about(runs),
   }
   ensemble = ensembles.of_runs(runs, open_one)
-  candidate = evaluate.Candidate(folder, configs[0], ensemble, seen, unsaid, about)
+  weighed_on = frozenset((runs.learnt_on or {}).get("subjects", ()))
+  candidate = evaluate.Candidate(
+      folder, configs[0], ensemble, seen, unsaid, about, weighed_on
+  )
   with files.locked(folder.path, "--output_dir"):
     runs.write(folder)
   return evaluate.write_scores(candidate, source, tables, show_progress=show_progress)
