@@ -17,6 +17,9 @@ from flexunet.core.errors import unknown_name
 COMMANDS = {
     "build": ("flexunet.tools.build", "raw scans become records, split by subject"),
     "train": ("flexunet.train", "train a network on a built dataset"),
+    "calibrate": (
+        "flexunet.calibrate", "temperature, clean-up, margins, from validation subjects"
+    ),
     "evaluate": ("flexunet.evaluate", "score a run on a split, per volume and class"),
     "predict": ("flexunet.predict", "segment scans with a run"),
     "export": ("flexunet.tools.export_model", "a run as SavedModel, ONNX, LiteRT or weights"),
@@ -41,6 +44,9 @@ COMMANDS = {
     ),
     "benchmark_predict": (
         "flexunet.tools.benchmarks.predict", "volumes a minute, against a loop over slices"
+    ),
+    "benchmark_coverage": (
+        "flexunet.tools.benchmarks.coverage", "how often margins and volume intervals hold"
     ),
 }  # fmt: skip
 _HELP_WORDS = ("--help", "-h", "-help", "--helpshort", "--helpfull", "help")

@@ -65,6 +65,12 @@ _TOLERANCES = _PROGRAM.list(
 _BATCH_SIZE = _PROGRAM.integer("batch_size", 8, "Slices per step.", lower_bound=1)
 _VIEWS = _PROGRAM.fields(test_time.ViewOptions, _PASSES)
 _TILES = _PROGRAM.fields(tiles.TileOptions, _PASSES)
+_CALIBRATE = _PROGRAM.boolean(
+    "calibrate", False, "First calibrates the run on its validation split, as flexunet calibrate."
+)
+_CALIBRATED = _PROGRAM.boolean(
+    "calibrated", True, "Scales probabilities as the calibration of the run says, where it has one."
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -76,6 +82,8 @@ def main(argv: Sequence[str]) -> None:
   from flexunet.evaluation.scores import checked_tolerances
 
   tolerances_mm = checked_tolerances(_TOLERANCES.value)
+  if _CALIBRATE.value and not _CALIBRATED.value:
+    raise InputError("--calibrate learns what --nocalibrated leaves aside. Pass one of the two.")
   splits = list(dict.fromkeys(name.strip() for name in _SPLIT.value if name.strip()))
   run_config = run.configs()[0] if isinstance(run, RunSet) else run.read_config()
   dataset_source.check_folder(*run_config.dataset_in(_DATA_DIR.value), splits)
@@ -83,8 +91,15 @@ def main(argv: Sequence[str]) -> None:
   progress.say("Loading TensorFlow ...")
   command_line.load_tensorflow()
   # Heavy: a wrong flag or path is answered before they are loaded.
-  from flexunet.evaluation import evaluate, evaluate_ensemble
+  from flexunet.evaluation import calibrate, evaluate, evaluate_ensemble
 
+  if _CALIBRATE.value:
+    calibrate.calibrate_named(
+        run,
+        data_dir=_DATA_DIR.value,
+        allow_other_data=_ALLOW_OTHER_DATA.value,
+        batch_size=_BATCH_SIZE.value,
+    )
   options: dict[str, Any] = {
       "data_dir": _DATA_DIR.value,
       "allow_other_data": _ALLOW_OTHER_DATA.value,
@@ -92,6 +107,7 @@ def main(argv: Sequence[str]) -> None:
       "batch_size": _BATCH_SIZE.value,
       "views": views,
       "tiles": cuts,
+      "calibrated": _CALIBRATED.value,
   }
   if isinstance(run, RunSet):
     folder: RunFolder = ensemble_folder.output_folder(run, _OUTPUT_DIR.value)

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from flexunet import config, ensemble_folder, run_folder
+from flexunet import config, ensemble_folder, run_calibration, run_folder
 from flexunet.core import config_fields
 from flexunet.core.errors import InputError, unknown_name
 from flexunet.ensemble_folder import RunSet
@@ -153,6 +153,8 @@ class Segmenter(abc.ABC):
   ) -> predictors.Predictor | Ensemble:
     """Returns what predicts slices at their own size, with their probabilities.
 
+    Probabilities are scaled as the calibration of each run says, where it has one.
+
     Args:
       batch_size: Slices per step.
       **passes: tile, overlap, tta and tta_scales, as in `predict`.
@@ -280,8 +282,9 @@ class Run(Segmenter):
     """Returns what predicts slices at their own size, with their probabilities."""
     views, cuts = _options_of(passes)
     return predictors.Predictor(
-        self.model, self.config, batch_size=batch_size, views=views, tiles=cuts
-    )
+        self.model, self.config, batch_size=batch_size, views=views, tiles=cuts,
+        temperature=run_calibration.temperature_of(self.folder),
+    )  # fmt: skip
 
   def evaluate(
       self, splits: str | Sequence[str] = "test", **options: Any
@@ -331,8 +334,10 @@ class RunEnsemble(Segmenter):
     views, cuts = _options_of(passes)
 
     def open_one(run: run_folder.RunFolder, own: config.RunConfig) -> predictors.Predictor:
-      model = predictors.load_model(run)
-      return predictors.Predictor(model, own, batch_size=batch_size, views=views, tiles=cuts)
+      return predictors.Predictor(
+          predictors.load_model(run), own, batch_size=batch_size, views=views, tiles=cuts,
+          temperature=run_calibration.temperature_of(run),
+      )  # fmt: skip
 
     return ensembles.of_runs(self.runs, open_one)
 

@@ -21,26 +21,35 @@ answer is that of the whole slice except near their seams. A run that scales its
 (--resize_mode=fit or stretch) has nothing to cut in a scaled slice: with --tile=512 it takes slices
 without a known pixel size at their own resolution instead.
 
+--uncertainty also writes how uncertain each voxel is; --margin and --volume_interval what the
+calibration of the run (flexunet calibrate) says of the error of the label. Margins hold for
+prediction as it was calibrated: without --tta.
+
 Several runs, named with commas or by a folder that holds them, are averaged voxel by voxel on the
 grid of the scan, each after its own cut: runs of different planes too.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from flexunet import config, ensemble_folder
 from flexunet.core import command_line, flags, progress
 from flexunet.core import files as core_files
+from flexunet.core.errors import InputError
 from flexunet.ensemble_folder import RunSet
 from flexunet.imaging import scan_files
 from flexunet.prediction import scans, test_time, tiles
-from flexunet.prediction.outputs import Outputs
+from flexunet.prediction.outputs import UNCERTAINTY_KINDS, Outputs
 from flexunet.run_folder import RunFolder
+
+if TYPE_CHECKING:  # SciPy: --help does without.
+  from flexunet.prediction.error_bounds import ErrorBounds
 
 _PASSES = "Tiles and views"
 
@@ -88,6 +97,25 @@ _WEIGHTS = _PROGRAM.string(
     "Weights of several runs: equal, numbers as in 2,1,1, or learnt (by flexunet evaluate)."
     " Default: those of ensemble.json in the folder that is named, else equal.",
 )
+_UNCERTAINTY = _PROGRAM.enum(
+    "uncertainty",
+    "none",
+    UNCERTAINTY_KINDS,
+    "Also writes how uncertain each voxel is, 0 to 1: <stem>_uncertainty (NIfTI; of images PNG).",
+)
+_MARGIN = _PROGRAM.float(
+    "margin", None,
+    "Share of subjects, such as 0.9: also writes <stem>_margin_<class>, each structure widened so"
+    " that it contains the true one in that share of new subjects. Needs a calibrated run.",
+)  # fmt: skip
+_VOLUME_INTERVAL = _PROGRAM.float(
+    "volume_interval", None,
+    "Share of subjects: also writes between which volumes the true one lies, <stem>_bounds.json."
+    " Needs a calibrated run.",
+)  # fmt: skip
+_CALIBRATED = _PROGRAM.boolean(
+    "calibrated", True, "Scales probabilities as the calibration of the run says, where it has one."
+)
 _VIEWS = _PROGRAM.fields(test_time.ViewOptions, _PASSES)
 _TILES = _PROGRAM.fields(tiles.TileOptions, _PASSES)
 
@@ -97,9 +125,10 @@ def main(argv: Sequence[str]) -> None:
   run = ensemble_folder.open_for_prediction(_RUN_DIR.value, _WEIGHTS.value)
   run_config = run.configs()[0] if isinstance(run, RunSet) else run.read_config()
   views, cuts = flags.read(test_time.ViewOptions, _VIEWS), flags.read(tiles.TileOptions, _TILES)
+  bounds, without = _bounds(run, run_config)
   source = pathlib.Path(_INPUT.value).expanduser()
   target = pathlib.Path(_OUTPUT_DIR.value).expanduser()
-  outputs = _outputs(target)
+  outputs = dataclasses.replace(_outputs(target), bounds=bounds)
   core_files.check_writable(target, "--output_dir")
   core_files.check_unlocked(target, "--output_dir")
   found = scans.find(
@@ -114,21 +143,11 @@ def main(argv: Sequence[str]) -> None:
   progress.say("Loading TensorFlow ...")
   command_line.load_tensorflow()
   # Heavy: a wrong flag or path is answered before they are loaded.
-  from flexunet.prediction import ensemble, files
-  from flexunet.prediction.predictor import Predictor, load_model
+  from flexunet.prediction import files
 
-  def open_one(one: RunFolder, own: config.RunConfig) -> Predictor:
-    return Predictor(
-        load_model(one), own, batch_size=_BATCH_SIZE.value, views=views, tiles=cuts
-    )
-
-  predictor: Predictor | ensemble.Ensemble
-  if isinstance(run, RunSet):
-    predictor = ensemble.of_runs(run, open_one)
-  else:
-    predictor = open_one(run, run_config)
+  predictor = _predictor(run, run_config, {"views": views, "tiles": cuts})
   outcome = files.predict_all(found.scans, predictor, run_config, outputs)
-  for line in outcome.warnings:
+  for line in [*without, *outcome.warnings]:
     progress.say(f"warning: {line}")
   failures = [*found.problems, *outcome.failures]
   for line in failures:
@@ -152,6 +171,51 @@ def main(argv: Sequence[str]) -> None:
     sys.exit(1)
 
 
+def _predictor(
+    run: RunFolder | RunSet, run_config: config.RunConfig, options: Mapping[str, Any]
+) -> Any:
+  """Returns what predicts slices: a network, or an ensemble of several."""
+  kind, several = _UNCERTAINTY.value, isinstance(run, RunSet)
+  if kind == "disagreement" and not several and options["views"] != test_time.ONE_VIEW:
+    raise InputError(
+        "--uncertainty=disagreement of a single run averages over mirrored slices by itself. Leave"
+        " out --tta."
+    )
+  # Heavy: see above.
+  from flexunet import run_calibration
+  from flexunet.prediction import ensemble, uncertainty
+  from flexunet.prediction.predictor import Predictor, load_model
+
+  def open_one(one: RunFolder, own: config.RunConfig) -> Predictor:
+    scale = run_calibration.temperature_of(one) if _CALIBRATED.value else 1.0
+    given = {"batch_size": _BATCH_SIZE.value, "temperature": scale, **options}
+    return Predictor(load_model(one), own, **given)
+
+  predictor: Predictor | ensemble.Ensemble
+  if isinstance(run, RunSet):
+    predictor = ensemble.of_runs(run, open_one)
+  else:
+    predictor = open_one(run, run_config)
+  return uncertainty.prepared(kind, predictor, run_config)
+
+
+def _bounds(
+    run: RunFolder | RunSet, run_config: config.RunConfig
+) -> tuple[ErrorBounds | None, list[str]]:
+  """Returns the margins and intervals that are asked for, and which classes have none."""
+  if _MARGIN.value is None and _VOLUME_INTERVAL.value is None:
+    return None, []
+  if not _CALIBRATED.value:
+    raise InputError("--margin and --volume_interval use what --nocalibrated leaves aside.")
+  # SciPy: --help does without.
+  from flexunet import run_calibration
+  from flexunet.prediction import error_bounds
+
+  learnt = run_calibration.read_named(run)
+  names = run_config.dataset_facts.label_scheme.names
+  return error_bounds.bounds_of(learnt, names, _MARGIN.value, _VOLUME_INTERVAL.value)
+
+
 def _outputs(target: pathlib.Path) -> Outputs:
   """Returns what the flags ask for beside the labels in a folder."""
   return Outputs(
@@ -159,6 +223,7 @@ def _outputs(target: pathlib.Path) -> Outputs:
       overlay=_OVERLAY.value,
       color_masks=_COLOR_MASKS.value,
       probabilities=_PROBABILITIES.value,
+      uncertainty=_UNCERTAINTY.value,
       overwrite=_OVERWRITE.value,
       skip_existing=_SKIP_EXISTING.value,
   )

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flexunet
-from flexunet import config, run_folder, seen_subjects
+from flexunet import config, run_calibration, run_folder, seen_subjects
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
 from flexunet.evaluation import examples, summary
@@ -76,41 +76,45 @@ def evaluate(
     batch_size: int = 8,
     views: ViewOptions = ONE_VIEW,
     tiles: TileOptions = WHERE_NEEDED,
+    calibrated: bool = True,
     show_progress: bool = True,
 ) -> dict[str, Any]:
   """Scores splits and writes metrics.json, cases.csv, examples and the report.
 
-  Figures of other splits are kept where they have the same form. All is checked before the start.
-  One program at a time writes into `evaluation/`; training may continue meanwhile.
+  Figures of other splits are kept where they have the same form. One program at a time writes into
+  `evaluation/`; training may continue meanwhile.
 
   Args:
     run: A trained run.
-    splits: Names; at least one.
+    splits: At least one.
     data_dir: Where the dataset lies; as in training where None.
     allow_other_data: Accepts records that differ from those of the training.
     tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
     batch_size: Slices per step.
     views: Test-time augmentation.
     tiles: Which slices are predicted in tiles.
+    calibrated: Scales probabilities as `calibration.json` says, where there is one.
     show_progress: Draws a bar on standard error.
 
   Returns:
     Split -> its entry in `metrics.json`.
 
   Raises:
-    InputError: Nothing to evaluate, data of another kind, no trained network, or another program
-      evaluates the run.
+    InputError: Nothing to evaluate, other data, no trained network, or the run is being evaluated.
   """
   run_config = run.read_config()
   tolerances = checked_tolerances(tolerances_mm)
   source = open_run_dataset(run_config, data_dir)
   check_data(source, run_config, splits, allow_other_data)
+  scale = run_calibration.temperature_of(run) if calibrated else 1.0
   predictor = Predictor(
-      load_model(run), run_config, batch_size=batch_size, views=views, tiles=tiles
-  )
+      load_model(run), run_config, batch_size=batch_size, views=views, tiles=tiles,
+      temperature=scale,
+  )  # fmt: skip
   about = {
       **provenance(source, files.sha256_of(run.model_keras)),
       "surface_tolerances_mm": tolerances,
+      "temperature": scale,
   }
   candidate = Candidate(run, run_config, predictor, *seen_by(run, source, run_config), about)
   tables = split_tables(source, run_config, splits)
@@ -173,6 +177,7 @@ def _figures(split: str, scores: SplitScores, about: Mapping[str, Any]) -> dict[
   averaged = [name for name in names if name not in VOLUME_NAMES]
   figures = summary.summarize(scores.rows, scores.class_names, averaged)
   figures |= scores.voxel_figures
+  figures["calibration"] = {**figures["calibration"], "temperature": about["temperature"]}
   figures["evaluated"] = {"split": split, **scores.counts, **about, "warnings": scores.warnings}
   return summary.strict(figures)
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from flexunet import config, ensemble_folder, seen_subjects
+from flexunet import config, ensemble_folder, run_calibration, seen_subjects
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
 from flexunet.ensemble_folder import RunSet
@@ -43,6 +43,7 @@ def evaluate_ensemble(
     batch_size: int = 8,
     views: ViewOptions = ONE_VIEW,
     tiles: TileOptions = WHERE_NEEDED,
+    calibrated: bool = True,
     show_progress: bool = True,
 ) -> dict[str, Any]:
   """Scores an ensemble on splits; writes `ensemble.json`, `evaluation/` and the report.
@@ -53,15 +54,14 @@ def evaluate_ensemble(
     output_dir: Folder of its scores; by default that which named the runs.
     weights: As of the flag: "" keeps those of `ensemble.json`, else equal; "learnt" learns them on
       the subjects of validation that no run was trained on.
-    data_dir, allow_other_data, tolerances_mm, batch_size, views, tiles, show_progress: As
-      of `evaluate.evaluate`.
+    data_dir, allow_other_data, tolerances_mm, batch_size, views, tiles, calibrated, show_progress:
+      As of `evaluate.evaluate`; each run has its own temperature.
 
   Returns:
     Split -> its entry in `metrics.json`.
 
   Raises:
-    InputError: As of `evaluate.evaluate`; or the runs cannot answer together, or nobody is left to
-      learn weights on.
+    InputError: As of `evaluate.evaluate`; runs that cannot answer together; weights of nobody.
   """
   folder = ensemble_folder.output_folder(runs, output_dir)
   learns = weights.strip() == "learnt"
@@ -72,10 +72,8 @@ def evaluate_ensemble(
   _check_data(runs, configs, source, splits, allow_other_data)
   tables = _whole_tables(runs, configs, source, splits)
   seen, unsaid = _seen(runs, configs, source)
-
-  def open_one(run: RunFolder, own: config.RunConfig) -> Predictor:
-    return Predictor(load_model(run), own, batch_size=batch_size, views=views, tiles=tiles)
-
+  scales = {run: run_calibration.temperature_of(run) if calibrated else 1.0 for run in runs.runs}
+  open_one = _opener({"batch_size": batch_size, "views": views, "tiles": tiles}, scales)
   if learns:
     split = configs[0].data.validation_split
     (table,) = _whole_tables(runs, configs, source, [split]).values()
@@ -84,16 +82,26 @@ def evaluate_ensemble(
   about = {
       **evaluate.provenance(source, runs.digest()),
       "surface_tolerances_mm": tolerances,
-      "ensemble": _about(runs),
+      # One number, where there is one; each run has its own.
+      "temperature": next(iter(scales.values())) if len(set(scales.values())) == 1 else None,
+      "ensemble": {**_about(runs), "temperatures": [scales[run] for run in runs.runs]},
   }
-  ensemble = ensembles.of_runs(runs, open_one)
-  weighed_on = frozenset((runs.learnt_on or {}).get("subjects", ()))
-  candidate = evaluate.Candidate(
-      folder, configs[0], ensemble, seen, unsaid, about, weighed_on
-  )
+  network = ensembles.of_runs(runs, open_one)
+  candidate = evaluate.Candidate(folder, configs[0], network, seen, unsaid, about, runs.weighed_on)
   with files.locked(folder.path, "--output_dir"):
     runs.write(folder)
   return evaluate.write_scores(candidate, source, tables, show_progress=show_progress)
+
+
+def _opener(
+    options: Mapping[str, Any], scales: Mapping[RunFolder, float]
+) -> Callable[[RunFolder, config.RunConfig], Predictor]:
+  """Returns what opens a run with options of its predictor; `scales` are the temperatures."""
+
+  def open_one(run: RunFolder, own: config.RunConfig) -> Predictor:
+    return Predictor(load_model(run), own, temperature=scales[run], **options)
+
+  return open_one
 
 
 def _about(runs: RunSet) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy as np
 from flexunet.core import progress
 from flexunet.core.errors import InputError
 from flexunet.evaluation import examples
+from flexunet.evaluation.calibration import CalibrationFigures
 from flexunet.evaluation.labelled_volumes import LabelledVolume, read_volumes
 from flexunet.evaluation.published_figures import PublishedFigures
 from flexunet.evaluation.split_contents import SplitContents
@@ -93,6 +94,7 @@ def score_split(
   keeper = examples.ExampleKeeper()
   observers = {key: new(len(class_names)) for key, new in VOXEL_OBSERVERS.items()}
   watching = list(observers.values())
+  calibration = CalibrationFigures(class_names)
   seen = SplitContents(source)
   with progress.bar(
       total=len(table), desc=split, unit="slice", disable=not show_progress
@@ -105,6 +107,7 @@ def score_split(
       for place, seen_by_network in enumerate(answers):
         for probability in shown.to_native_grid(place, seen_by_network):
           _check_ids(volume, volume.labels[len(predictions)], len(class_names))
+          calibration.add(*_counted(volume, len(predictions), probability))
           predictions.append(_judged(volume, len(predictions), probability, watching))
         bar.update()
       own = score_volume(volume, predictions, class_names, tolerances_mm)
@@ -114,11 +117,22 @@ def score_split(
   return SplitScores(
       rows=rows,
       examples=keeper.chosen(),
-      voxel_figures={key: one.figures() for key, one in observers.items()},
+      voxel_figures={
+          **{key: one.figures() for key, one in observers.items()},
+          "calibration": calibration.figures(),
+      },
       counts=seen.counts(),
       class_names=list(class_names[1:]),
       warnings=[*source.warnings, *seen.warnings(tolerances_mm)],
   )
+
+
+def _counted(
+    volume: LabelledVolume, index: int, probability: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+  """Returns a slice for those who look at neighbours: label, probability, what counts of them."""
+  counted = ~volume.ignored[index] if volume.ignored else None
+  return volume.labels[index], probability, counted
 
 
 def _judged(

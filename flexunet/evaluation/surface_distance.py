@@ -25,6 +25,7 @@ import numpy as np
 from scipy import spatial
 
 from flexunet.core.errors import InputError
+from flexunet.imaging.components import bounding_box
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,16 +282,6 @@ def surface(mask: np.ndarray) -> np.ndarray:
     along[:-1] &= whole[1:]
     along[:1] = along[-1:] = False
   return mask & ~inner
-
-
-def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-  """Returns the smallest box around the true voxels; an empty one where there are none."""
-  box = []
-  for axis in range(mask.ndim):
-    others = tuple(other for other in range(mask.ndim) if other != axis)
-    along = np.flatnonzero(mask.any(axis=others))
-    box.append(slice(int(along[0]), int(along[-1]) + 1) if along.size else slice(0, 0))
-  return tuple(box)
 
 
 def _surface_points(mask: np.ndarray) -> np.ndarray:

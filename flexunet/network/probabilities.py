@@ -115,14 +115,14 @@ def class_ids(probability: Any, numbers: Any = np) -> Any:
 
 
 def tempered(probability: Any, temperature: float, numbers: Any = np) -> Any:
-  """Returns softmax(log p / T) over the last axis, of probabilities [..., classes].
+  """Returns probabilities as the logits divided by a temperature give them: softmax(log p / T).
 
-  A temperature above 1 brings them closer to each other, one below 1 further apart; the order of
-  the classes stays. At 1 they are returned as they are.
+  Guo et al. 2017, https://arxiv.org/abs/1706.04599. Class ids stay as they are: where the classes
+  differ by so little that rounding would make another one win, so do the probabilities.
 
   Args:
     probability: Sum to 1 over the last axis, two classes or more; arrays, or tensors.
-    temperature: Above 0.
+    temperature: Above 1 makes them less certain, below 1 more; 1 returns them themselves.
     numbers: What computes with them: NumPy, `keras.ops`, or `tf.experimental.numpy`.
 
   Raises:
@@ -134,4 +134,6 @@ def tempered(probability: Any, temperature: float, numbers: Any = np) -> Any:
     return probability
   logits = numbers.log(numbers.maximum(probability, _SMALLEST_PROBABILITY)) / temperature
   powers = numbers.exp(logits - numbers.max(logits, axis=-1, keepdims=True))
-  return powers / numbers.sum(powers, axis=-1, keepdims=True)
+  scaled = powers / numbers.sum(powers, axis=-1, keepdims=True)
+  same = class_ids(scaled, numbers) == class_ids(probability, numbers)
+  return numbers.where(same[..., None], scaled, probability)

@@ -71,7 +71,11 @@ class _Trace:
 
 
 class CompiledStep:
-  """A network as a function of native slices."""
+  """A network as a function of native slices.
+
+  Probabilities are scaled by the temperature last of all: before they are interpolated or averaged,
+  that could make another class win in a pixel between two.
+  """
 
   def __init__(
       self,
@@ -114,7 +118,7 @@ class CompiledStep:
     return self._bring(tf.constant(batch.slices), batch.neighbours(), sizes, trace).numpy()
 
   def probability(self, frames: np.ndarray) -> np.ndarray:
-    """Returns float32 [B, h, w, classes] for uint8 [B, h, w, channels], without other views."""
+    """Returns float32 [B, h, w, classes] for uint8 [B, h, w, channels]: one view, not tempered."""
     frame_hw = self._known_frame((frames.shape[1], frames.shape[2]))
     if frame_hw not in self._traces:
       shape = tf.TensorSpec((None, *(frame_hw or (None, None)), self._channels), tf.uint8)
@@ -129,7 +133,7 @@ class CompiledStep:
     found = unframe_probability(
         tf.convert_to_tensor(probability), inner, frame, native, batch.resizing.method
     )
-    return found.numpy()
+    return tempered(found, self._temperature, tf.experimental.numpy).numpy()
 
   def _known_frame(self, frame_hw: tuple[int, int]) -> tuple[int, int] | None:
     return frame_hw if frame_hw == self._trained_hw else None
@@ -150,7 +154,8 @@ class CompiledStep:
       native, inner, frame = tf.unstack(sizes)
       images = self._bring(slices, rows, (native, inner, frame), trace)
       mean = test_time.mean_answer(self._of_network, images, self._views)
-      return unframe_probability(mean, inner, frame, native, trace.method)
+      restored = unframe_probability(mean, inner, frame, native, trace.method)
+      return tempered(restored, self._temperature, tf.experimental.numpy)
 
     signature = [
         tf.TensorSpec((None, None, None, trace.channels), tf.uint8),
@@ -174,11 +179,11 @@ class CompiledStep:
     return tf.ensure_shape(images, [None, *(trace.frame_hw or (None, None)), self._channels])
 
   def _of_network(self, images: tf.Tensor) -> tf.Tensor:
-    """uint8 [B, h, w, channels] -> float32 [B, h, w, classes], tempered, at least two classes."""
+    """uint8 [B, h, w, channels] -> float32 [B, h, w, classes], at least two classes."""
     answer = self._network(images)
     if answer.shape[-1] == 1:  # Sigmoid: the share of the only foreground class.
       answer = tf.concat([1.0 - answer, answer], axis=-1)
-    return tempered(answer, self._temperature, tf.experimental.numpy)
+    return answer
 
 
 def filled(rows: int, slices: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:

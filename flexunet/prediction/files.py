@@ -21,10 +21,10 @@ from flexunet.core import files, progress
 from flexunet.core.errors import InputError
 from flexunet.imaging import pictures, scan_files
 from flexunet.pipelines import pixel_size
-from flexunet.prediction import overlap, scans
+from flexunet.prediction import overlap, scans, uncertainty
 from flexunet.prediction import predictor as predictors
 from flexunet.prediction.ensemble import Ensemble
-from flexunet.prediction.outputs import Outputs
+from flexunet.prediction.outputs import UNCERTAINTY_ENDINGS, Outputs
 from flexunet.prediction.predictor import Predictor, ScanVolume, SliceAnswers, VolumePrediction
 from flexunet.prediction.scans import Scan
 from flexunet.reporting import overlay
@@ -231,29 +231,53 @@ def _read(
   return volume
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Answered:
+  """A scan, and what the network makes of it: of a volume, or float32 [H, W, classes] of an image.
+
+  `doubt` says how uncertain it is, uint8 [row, column, slice]; None where that is not asked for.
+  """
+
+  given: ScanVolume | np.ndarray
+  found: SliceAnswers | np.ndarray
+  doubt: np.ndarray | None = None
+
+
 def _answer(
     given: ScanVolume | np.ndarray, predictor: Predictor | Ensemble, outputs: Outputs
-) -> tuple[ScanVolume, SliceAnswers] | tuple[np.ndarray, np.ndarray]:
-  """Returns what was given, and what the network makes of it."""
+) -> _Answered:
+  """Returns a scan, and what the network makes of it."""
+  asked: Any = predictor
+  if outputs.uncertainty != "none":
+    asked = uncertainty.Recorder(predictor, outputs.uncertainty)
+  found: SliceAnswers | np.ndarray
   if isinstance(given, np.ndarray):
-    return given, next(predictor.probabilities([given]))
-  return given, predictors.answer_slices(predictor, given, probabilities=outputs.probabilities)
+    (found,) = asked.probabilities([given])
+  else:
+    found = predictors.answer_slices(asked, given, probabilities=outputs.probabilities)
+  return _Answered(given, found, None if asked is predictor else asked.taken())
 
 
 def _write(
     scan: Scan,
-    answered: tuple[ScanVolume, SliceAnswers] | tuple[np.ndarray, np.ndarray],
+    answered: _Answered,
     run_config: config.RunConfig,
     outputs: Outputs,
 ) -> VolumeNote | None:
   """Writes the files of a scan, the label last."""
   outputs.refuse_existing(scan)  # Another scan may have written one of that name meanwhile.
   scan.label_path(outputs.folder).parent.mkdir(parents=True, exist_ok=True)
-  given, found = answered
+  given, found = answered.given, answered.found
   if isinstance(given, ScanVolume) and isinstance(found, SliceAnswers):
     restored = predictors.restore_volume(given, found)
+    if answered.doubt is not None:
+      uncertainty.write_volume(scan, answered.doubt, given.recipe, outputs.folder)
+    if outputs.bounds:
+      outputs.bounds.write_volume(scan, restored.label, given.recipe.plan, outputs.folder)
     _write_volume(scan, restored, run_config, outputs)
     return VolumeNote(scan.path, restored.spacing_mm, restored.scaling, restored.remarks)
+  if answered.doubt is not None:
+    _write_png(scan, outputs, UNCERTAINTY_ENDINGS["image"], answered.doubt[..., 0])
   _write_image(scan, np.asarray(given), np.asarray(found), run_config, outputs)
   return None
 
@@ -293,6 +317,8 @@ def _write_image(
     _write_png(scan, outputs, "_color.png", scheme.colorize(label))
   if outputs.probabilities:
     _write_probabilities(scan, outputs, probability.astype(np.float16), run_config)
+  if outputs.bounds:
+    outputs.bounds.write_image(scan, label, outputs.folder)
   _write_png(scan, outputs, "_label.png", label)
 
 

@@ -93,7 +93,7 @@ class Predictor:
       batch_size: Slices per step.
       views: Test-time augmentation.
       tiles: Which slices are predicted in tiles.
-      temperature: Divides the logarithms of the probabilities, as `probabilities.tempered`.
+      temperature: Scales the probabilities, see `probabilities.tempered`; labels do not change.
 
     Raises:
       InputError: Views by which labels could change sides, or an overlap of tiles that is too
