@@ -5,8 +5,8 @@
     run = flexunet.fit("RUN", dataset="hippocampus_t1w", data_dir="DATA", max_minutes=5.0)
     label = run.predict("scan.nii.gz")  # uint8, on the voxel grid of the scan
 
-`build_dataset`, `open_dataset`, `plan`, `fit`, `load`, `build_model`, `losses` and `metrics` are
-described where they are defined. The programs are `flexunet COMMAND`.
+`build_dataset`, `open_dataset`, `plan`, `fit`, `cross_validate`, `load`, `build_model`, `losses`
+and `metrics` are described where they are defined. The programs are `flexunet COMMAND`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ if (_CHECKOUT / "setup.cfg").is_file() and (_CHECKOUT / "datasets").is_dir():
 _PUBLIC = {
     "build_dataset": ("flexunet.datasets.builder.build_tool", "build_dataset"),
     "build_model": ("flexunet.network.model", "build_model"),
+    "cross_validate": ("flexunet.library", "cross_validate"),
     "fit": ("flexunet.library", "fit"),
     "load": ("flexunet.library", "load"),
     "losses": ("flexunet.objectives.losses", None),

@@ -17,12 +17,17 @@ from flexunet.core.errors import unknown_name
 COMMANDS = {
     "build": ("flexunet.tools.build", "raw scans become records, split by subject"),
     "train": ("flexunet.train", "train a network on a built dataset"),
+    "cross_validate": (
+        "flexunet.tools.cross_validate", "train and score every fold, pool the held-out"
+    ),
     "calibrate": (
         "flexunet.calibrate", "temperature, clean-up, margins, from validation subjects"
     ),
     "evaluate": ("flexunet.evaluate", "score a run on a split, per volume and class"),
     "predict": ("flexunet.predict", "segment scans with a run"),
-    "export": ("flexunet.tools.export_model", "a run as SavedModel, ONNX, LiteRT or weights"),
+    "export": (
+        "flexunet.tools.export_model.__main__", "a run as SavedModel, ONNX, LiteRT or weights"
+    ),
     "verify": ("flexunet.tools.verify_records", "read every record against the build report"),
     "report": ("flexunet.tools.dataset_report.__main__", "an HTML page about a built dataset"),
     "inspect": ("flexunet.tools.inspect_model", "layers, parameters and memory of a network"),

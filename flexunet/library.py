@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,23 +19,25 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from flexunet import config, ensemble_folder, run_calibration, run_folder
+from flexunet import config, ensemble_folder, run_folder
 from flexunet.core import config_fields
 from flexunet.core.errors import InputError, unknown_name
+from flexunet.cross_validation import cross_validate as cross_validation
 from flexunet.ensemble_folder import RunSet
 from flexunet.evaluation import evaluate, evaluate_ensemble, labelled_volumes
 from flexunet.evaluation.labelled_volumes import LabelledVolume
+from flexunet.evaluation.scores import DEFAULT_TOLERANCES_MM
 from flexunet.imaging import pictures, scan_files
 from flexunet.pipelines import batches, dataset_source, order, readers
 from flexunet.pipelines.augmentation import augment
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.resizing import Resizing
-from flexunet.prediction import ensemble as ensembles
 from flexunet.prediction import files as prediction_files
+from flexunet.prediction import opening, scans
 from flexunet.prediction import predictor as predictors
-from flexunet.prediction import scans
 from flexunet.prediction.ensemble import Ensemble
+from flexunet.prediction.opening import PredictionOptions
 from flexunet.prediction.test_time import ViewOptions
 from flexunet.prediction.tiles import TileOptions
 from flexunet.training import input_pipeline, trainer
@@ -43,7 +46,7 @@ _KEYS = (
     "image_key", "label_key", "label_values", "subject_key", "volume_key", "slice_key",
     "spacing_key",
 )  # fmt: skip
-_PASSES = ("tile", "overlap", "tta", "tta_scales")
+_PASSES = ("tile", "overlap", "tta", "tta_scales", "calibrated", "clean_up")
 _PARTS = {
     "model": config.ModelConfig,
     "data": config.DataConfig,
@@ -157,7 +160,7 @@ class Segmenter(abc.ABC):
 
     Args:
       batch_size: Slices per step.
-      **passes: tile, overlap, tta and tta_scales, as in `predict`.
+      **passes: tile, overlap, tta, tta_scales, calibrated and clean_up, as in `predict`.
     """
 
   @property
@@ -173,6 +176,8 @@ class Segmenter(abc.ABC):
       overlap: int | None = None,
       tta: str | Sequence[str] = "none",
       tta_scales: Sequence[float] | None = None,
+      calibrated: bool = True,
+      clean_up: bool = True,
       batch_size: int = 8,
   ) -> np.ndarray:
     """Segments a scan.
@@ -189,14 +194,18 @@ class Segmenter(abc.ABC):
       tta: Test-time augmentation: "none", or kinds of views to average over: "mirror",
         "rotations", "scales", several of them, or "all" that the run allows.
       tta_scales: Scales besides 1; None: 0.8 and 1.25.
+      calibrated: Scales probabilities as the calibration of the run says, where it has one.
+      clean_up: Cleans the label up as it says. Sizes in ml are of files alone: an array has no
+        spacing.
       batch_size: Slices per step.
 
     Returns:
       Class ids, uint8: [i, j, k] on the voxel grid of the volume, or in the shape of the array.
     """
     segmenter = self.predictor(
-        batch_size=batch_size, tile=tile, overlap=overlap, tta=tta, tta_scales=tta_scales
-    )
+        batch_size=batch_size, tile=tile, overlap=overlap, tta=tta, tta_scales=tta_scales,
+        calibrated=calibrated, clean_up=clean_up,
+    )  # fmt: skip
     channels = len(self.config.dataset_facts.channel_names)
     if not isinstance(scan, np.ndarray):
       named = [scan] if isinstance(scan, (str, os.PathLike)) else scan
@@ -208,7 +217,7 @@ class Segmenter(abc.ABC):
         return predictors.predict_scan(
             segmenter, self.config, path, others, components=components
         ).label
-      return segmenter.labels([pictures.read_gray(path)])[0]
+      return segmenter.clean_up.apply(segmenter.labels([pictures.read_gray(path)])[0])
     last = (channels,) if channels > 1 else ()
     of_slice = scan.ndim == 2 + len(last)
     if scan.dtype != np.uint8 or not (of_slice or scan.ndim == 3 + len(last)) or (
@@ -221,7 +230,10 @@ class Segmenter(abc.ABC):
           " as in training."
       )
     labels = segmenter.labels([scan] if of_slice else list(scan))
-    return labels[0] if of_slice else np.stack(labels)
+    if of_slice:
+      return segmenter.clean_up.apply(labels[0])
+    volume = segmenter.clean_up.apply(np.stack(labels, axis=-1), (math.nan,) * 3)
+    return np.moveaxis(volume, -1, 0)
 
   def predict_files(
       self,
@@ -241,8 +253,8 @@ class Segmenter(abc.ABC):
       batch_size: As in `predict`.
       output_format: Of the labels of volumes: "same", "nifti" or "dicom_seg".
       series: Chooses DICOM series by number or by the end of their UID; "" takes all.
-      **options: tile, overlap, tta and tta_scales, as in `predict`; overlay, color_masks,
-        probabilities, overwrite, skip_existing, as in `prediction.outputs.Outputs`.
+      **options: tile, overlap, tta, tta_scales, calibrated and clean_up, as in `predict`; overlay,
+        color_masks, probabilities, overwrite, skip_existing, as in `prediction.outputs.Outputs`.
     """
     segmenter = self.predictor(batch_size=batch_size, **_taken(options, _PASSES))
     wanted = prediction_files.Outputs(folder=pathlib.Path(output_dir).expanduser(), **options)
@@ -279,12 +291,9 @@ class Run(Segmenter):
     return predictors.load_model(self.folder)
 
   def predictor(self, *, batch_size: int = 8, **passes: Any) -> predictors.Predictor:
-    """Returns what predicts slices at their own size, with their probabilities."""
-    views, cuts = _options_of(passes)
-    return predictors.Predictor(
-        self.model, self.config, batch_size=batch_size, views=views, tiles=cuts,
-        temperature=run_calibration.temperature_of(self.folder),
-    )  # fmt: skip
+    """Returns what predicts slices at their own size; see `Segmenter.predictor`."""
+    options = _options_of(passes, batch_size)
+    return opening.open_run(self.folder, self.config, options, self.model)
 
   def evaluate(
       self, splits: str | Sequence[str] = "test", **options: Any
@@ -294,14 +303,15 @@ class Run(Segmenter):
     Args:
       splits: Names of splits.
       **options: As in `evaluation.evaluate.evaluate`: data_dir, allow_other_data, tolerances_mm,
-        batch_size, show_progress; and tile, overlap, tta and tta_scales, as in `predict`.
+        lesions, lesion_overlap, show_progress; and batch_size, tile, overlap, tta, tta_scales,
+        calibrated and clean_up, as in `predict`.
 
     Returns:
       Split -> its entry in `metrics.json`.
     """
     names = [splits] if isinstance(splits, str) else list(splits)
-    views, cuts = _options_of(_taken(options, _PASSES))
-    return evaluate.evaluate(self.folder, names, views=views, tiles=cuts, **options)
+    asked = _options_of(_taken(options, _PASSES), options.pop("batch_size", 8))
+    return evaluate.evaluate(self.folder, names, options=asked, **options)
 
 
 def _taken(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -309,12 +319,18 @@ def _taken(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
   return {name: options.pop(name) for name in names if name in options}
 
 
-def _options_of(passes: Mapping[str, Any]) -> tuple[ViewOptions, TileOptions]:
+def _options_of(passes: Mapping[str, Any], batch_size: int = 8) -> PredictionOptions:
   """Returns what the settings of `_PASSES` ask for; another name is an InputError."""
   config_fields.refuse_unknown(passes, list(_PASSES), "prediction")
   views = {name: passes[name] for name in ("tta", "tta_scales") if name in passes}
   cuts = {name: passes[name] for name in ("tile", "overlap") if name in passes}
-  return ViewOptions.of(**views), TileOptions.of(**cuts)
+  return PredictionOptions(
+      batch_size=batch_size,
+      views=ViewOptions.of(**views),
+      tiles=TileOptions.of(**cuts),
+      calibrated=bool(passes.get("calibrated", True)),
+      clean_up=bool(passes.get("clean_up", True)),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,16 +346,8 @@ class RunEnsemble(Segmenter):
   config: config.RunConfig
 
   def predictor(self, *, batch_size: int = 8, **passes: Any) -> Ensemble:
-    """Returns what predicts slices at their own size, with their mean probabilities."""
-    views, cuts = _options_of(passes)
-
-    def open_one(run: run_folder.RunFolder, own: config.RunConfig) -> predictors.Predictor:
-      return predictors.Predictor(
-          predictors.load_model(run), own, batch_size=batch_size, views=views, tiles=cuts,
-          temperature=run_calibration.temperature_of(run),
-      )  # fmt: skip
-
-    return ensembles.of_runs(self.runs, open_one)
+    """Returns what predicts slices with their mean probabilities; see `Segmenter.predictor`."""
+    return opening.open_runs(self.runs, _options_of(passes, batch_size))
 
   def evaluate(
       self, splits: str | Sequence[str] = "test", **options: Any
@@ -355,10 +363,8 @@ class RunEnsemble(Segmenter):
       Split -> its entry in `metrics.json`.
     """
     names = [splits] if isinstance(splits, str) else list(splits)
-    views, cuts = _options_of(_taken(options, _PASSES))
-    return evaluate_ensemble.evaluate_ensemble(
-        self.runs, names, views=views, tiles=cuts, **options
-    )
+    asked = _options_of(_taken(options, _PASSES), options.pop("batch_size", 8))
+    return evaluate_ensemble.evaluate_ensemble(self.runs, names, options=asked, **options)
 
 
 def open_dataset(
@@ -406,7 +412,7 @@ def plan(**settings: Any) -> config.RunConfig:
       max_minutes=5.0, base_filters=16, ...
   """
   parts = settings_of(settings)
-  return trainer.complete(parts, input_pipeline.open_data(parts.data))
+  return trainer.complete(parts, input_pipeline.open_data(parts.data, parts.model.image_size))
 
 
 def fit(run_dir: str | os.PathLike, *, resume: bool = False, **settings: Any) -> Run:
@@ -419,6 +425,56 @@ def fit(run_dir: str | os.PathLike, *, resume: bool = False, **settings: Any) ->
   """
   folder, _ = trainer.train(settings_of(settings), run_dir, resume=resume)
   return Run(folder, folder.read_config())
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossValidation:
+  """A cross-validation whose folds are all trained and scored.
+
+  Attributes:
+    path: Its folder.
+    runs: Those of the folds, in their order.
+    figures: `cross_validation.json`: "pooled" holds the scores of all held-out subjects, in the
+      form of an entry of `metrics.json`; "per_fold" those of each fold; "between_folds" the spread.
+  """
+
+  path: pathlib.Path
+  runs: list[Run]
+  figures: dict[str, Any]
+
+
+def cross_validate(
+    run_dir: str | os.PathLike,
+    *,
+    folds: Sequence[int] | None = None,
+    parallel: int = 0,
+    resume: bool = False,
+    tolerances_mm: Sequence[float] = DEFAULT_TOLERANCES_MM,
+    **settings: Any,
+) -> CrossValidation:
+  """Trains a run without each fold of a dataset, scores it on that fold and pools all subjects.
+
+  Each fold is trained and scored in processes of its own.
+
+  Args:
+    run_dir: New folder for everything.
+    folds: Those to be run; all of the dataset by default.
+    parallel: Folds at a time, which share the machine; 0: one per GPU, or one without.
+    resume: Continues what is in the folder exactly as if it had not stopped.
+    tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
+    **settings: As in `plan`.
+
+  Raises:
+    InputError: Settings or data are not as they must be, or folds have failed.
+  """
+  given = settings_of(settings)
+  parts = {name: getattr(given, name) for name in _PARTS}
+  job = cross_validation.check(
+      parts, run_dir, folds=folds, parallel=parallel, resume=resume, tolerances_mm=tolerances_mm
+  )
+  figures = cross_validation.run(job)
+  runs = [load(job.folder.path / name) for name in job.plan.runs]
+  return CrossValidation(job.folder.path, runs, figures)
 
 
 def settings_of(values: Mapping[str, Any]) -> trainer.Settings:

@@ -35,7 +35,7 @@ import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from flexunet import config, ensemble_folder
@@ -116,6 +116,9 @@ _VOLUME_INTERVAL = _PROGRAM.float(
 _CALIBRATED = _PROGRAM.boolean(
     "calibrated", True, "Scales probabilities as the calibration of the run says, where it has one."
 )
+_CLEAN_UP = _PROGRAM.boolean(
+    "clean_up", True, "Cleans labels up as the calibration of the run has chosen, where it has."
+)
 _VIEWS = _PROGRAM.fields(test_time.ViewOptions, _PASSES)
 _TILES = _PROGRAM.fields(tiles.TileOptions, _PASSES)
 
@@ -145,7 +148,10 @@ def main(argv: Sequence[str]) -> None:
   # Heavy: a wrong flag or path is answered before they are loaded.
   from flexunet.prediction import files
 
-  predictor = _predictor(run, run_config, {"views": views, "tiles": cuts})
+  predictor = _predictor(run, run_config, views, cuts)
+  if predictor.clean_up:
+    said = "; ".join(predictor.clean_up.sentences())
+    progress.say(f"Clean-up: {said}. --noclean_up leaves it out.")
   outcome = files.predict_all(found.scans, predictor, run_config, outputs)
   for line in [*without, *outcome.warnings]:
     progress.say(f"warning: {line}")
@@ -172,31 +178,28 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _predictor(
-    run: RunFolder | RunSet, run_config: config.RunConfig, options: Mapping[str, Any]
+    run: RunFolder | RunSet,
+    run_config: config.RunConfig,
+    views: test_time.ViewOptions,
+    cuts: tiles.TileOptions,
 ) -> Any:
   """Returns what predicts slices: a network, or an ensemble of several."""
-  kind, several = _UNCERTAINTY.value, isinstance(run, RunSet)
-  if kind == "disagreement" and not several and options["views"] != test_time.ONE_VIEW:
+  kind = _UNCERTAINTY.value
+  if kind == "disagreement" and not isinstance(run, RunSet) and views != test_time.ONE_VIEW:
     raise InputError(
         "--uncertainty=disagreement of a single run averages over mirrored slices by itself. Leave"
         " out --tta."
     )
   # Heavy: see above.
-  from flexunet import run_calibration
-  from flexunet.prediction import ensemble, uncertainty
-  from flexunet.prediction.predictor import Predictor, load_model
+  from flexunet.prediction import opening, uncertainty
 
-  def open_one(one: RunFolder, own: config.RunConfig) -> Predictor:
-    scale = run_calibration.temperature_of(one) if _CALIBRATED.value else 1.0
-    given = {"batch_size": _BATCH_SIZE.value, "temperature": scale, **options}
-    return Predictor(load_model(one), own, **given)
-
-  predictor: Predictor | ensemble.Ensemble
+  options = opening.PredictionOptions(
+      batch_size=_BATCH_SIZE.value, views=views, tiles=cuts, calibrated=_CALIBRATED.value,
+      clean_up=_CLEAN_UP.value,
+  )
   if isinstance(run, RunSet):
-    predictor = ensemble.of_runs(run, open_one)
-  else:
-    predictor = open_one(run, run_config)
-  return uncertainty.prepared(kind, predictor, run_config)
+    return uncertainty.prepared(kind, opening.open_runs(run, options), run_config)
+  return uncertainty.prepared(kind, opening.open_run(run, run_config, options), run_config)
 
 
 def _bounds(

@@ -17,6 +17,7 @@ from flexunet.network import cost
 # Entries of the manifest that tie the run's files together.
 _FIXED, _MODEL_SHA256 = "started_with", "model_sha256"
 _NO_MODEL = "none"
+LOG_NAME = "log.txt"
 # Fields of the config that are paths: (part, name).
 _PATHS = (("data", "data_dir"), ("data", "cache_dir"), ("training", "init_from"))
 
@@ -95,6 +96,11 @@ class RunFolder:
   def report_html(self) -> pathlib.Path:
     """The report."""
     return self.path / "report.html"
+
+  @property
+  def log_txt(self) -> pathlib.Path:
+    """What the run said, where another program started it."""
+    return self.path / LOG_NAME
 
   @classmethod
   def create(cls, path: str | os.PathLike) -> RunFolder:
@@ -293,7 +299,7 @@ def check_new(path: str | os.PathLike) -> pathlib.Path:
   if path.exists() and not path.is_dir():
     raise InputError(f"--run_dir {path} must be a folder. Got a file.")
   held = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
-  if found := held - {files.LOCK_NAME}:
+  if found := held - {files.LOCK_NAME, LOG_NAME}:
     raise InputError(
         f"--run_dir {path} must be new or empty, so that no earlier run is lost. It holds"
         f" {len(found)} entries. Pass a new folder, or --resume to continue the run"

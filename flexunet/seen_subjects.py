@@ -18,6 +18,8 @@ from flexunet.core.errors import InputError
 # The entry of the manifest.
 KEY = "subjects_seen"
 _SHOWN = 10
+# How the warning of subjects that chose the best checkpoint begins.
+CHOSE = "it chose the best checkpoint, so its figures are optimistic:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +136,7 @@ class Overlap:
       )
     if self.validated:
       found.append(
-          f"it chose the best checkpoint, so its figures are optimistic:"
-          f" {self._some(self.validated)} validated on."
+          f"{CHOSE} {self._some(self.validated)} validated on."
       )
     for dataset, shared in self.elsewhere.items():
       found.append(

@@ -40,40 +40,57 @@ _RESUME = _PROGRAM.boolean(
     "Continues the run in --run_dir exactly as if it had not stopped; starts it if there is none"
     " yet. The other flags stay as they were; --epochs and --max_minutes may grow.",
 )
-_OF_OTHERS = [field.name for field in dataclasses.fields(FeatureFlags)]
-_DATA = _PROGRAM.fields(config.DataConfig, group="Data", skip=_OF_OTHERS)
-_MODEL = _PROGRAM.fields(config.ModelConfig, group="Network")
-_TRAINING = _PROGRAM.fields(config.TrainingConfig)
+
+
+class TrainerFlags:
+  """The flags of everything that a run is trained by, defined in a program."""
+
+  def __init__(self, program: flags.Program, skip: Sequence[str] = ()):
+    """Defines them, without those of the fields in `skip`."""
+    of_others = [field.name for field in dataclasses.fields(FeatureFlags)]
+    data = program.fields(config.DataConfig, group="Data", skip=[*of_others, *skip])
+    self._holders: dict[str, tuple[type, dict[str, flags.FlagHolder]]] = {
+        "model": (config.ModelConfig, program.fields(config.ModelConfig, group="Network")),
+        "training": (config.TrainingConfig, program.fields(config.TrainingConfig)),
+        "augmentation": (
+            AugmentationConfig, program.fields(AugmentationConfig, group="Augmentation")
+        ),
+    }  # fmt: skip
+    data |= program.fields(FeatureFlags)  # Last in the help: few need them.
+    self._holders["data"] = (config.DataConfig, data)
+    # Read by command_line.run before the other flags are parsed.
+    program.string(
+        "preset",
+        None,
+        "A published recipe, whose flags come before all others:"
+        f" {', '.join(preset_files.names())}.",
+    )
+
+  def read(self) -> dict[str, Any]:
+    """Returns "model", "data", "training" and "augmentation" -> config, with open fields."""
+    return {name: flags.read(cls, holders) for name, (cls, holders) in self._holders.items()}
+
+
+_TRAINER = TrainerFlags(_PROGRAM)
 _JSON = _PROGRAM.boolean(
     "json", False, "Prints the result as one JSON object, not as a table.",
     group="Checkpoints and output",
 )  # fmt: skip
-_AUGMENTATION = _PROGRAM.fields(AugmentationConfig, group="Augmentation")
-_DATA |= _PROGRAM.fields(FeatureFlags)  # Last in the help: few need them.
-# Read by command_line.run before the other flags are parsed.
-_PROGRAM.string(
-    "preset",
-    None,
-    f"A published recipe, whose flags come before all others: {', '.join(preset_files.names())}.",
-)
 
 
 def main(argv: Sequence[str]) -> None:
   command_line.no_words(argv)
-  model = flags.read(config.ModelConfig, _MODEL)
-  data = flags.read(config.DataConfig, _DATA)
-  settings = flags.read(config.TrainingConfig, _TRAINING)
-  augmentation = flags.read(AugmentationConfig, _AUGMENTATION)
-  resuming.check_paths(data, settings, _RUN_DIR.value, resume=_RESUME.value)
+  given = _TRAINER.read()
+  resuming.check_paths(given["data"], given["training"], _RUN_DIR.value, resume=_RESUME.value)
 
   progress.say("Loading TensorFlow ...")
   command_line.load_tensorflow()
   # Heavy: a wrong flag or path is answered before they are loaded.
   from flexunet.training import checkpointing, monitoring, trainer
 
-  given = trainer.Settings(model, data, settings, augmentation)
+  settings = trainer.Settings(**given)
   try:
-    run, rows = trainer.train(given, _RUN_DIR.value, resume=_RESUME.value, command=sys.argv)
+    run, rows = trainer.train(settings, _RUN_DIR.value, resume=_RESUME.value, command=sys.argv)
   except KeyboardInterrupt:  # Before the first step: there is nothing to save yet.
     sys.exit(128 + signal.SIGINT)
   except checkpointing.Interrupted as interrupted:

@@ -110,6 +110,11 @@ class DatasetSource:
     return scheme is not None and LabelScheme.from_json(scheme).ignores
 
   @property
+  def has_lesions(self) -> bool:
+    """Whether its classes are lesions, as its builder declares."""
+    return bool(self.report.get("has_lesions", False))
+
+  @property
   def channel_names(self) -> tuple[str, ...]:
     """Channels of a scan, one feature each; a dataset built elsewhere has one image."""
     return tuple(self.report.get("channel_names", ("image",)))
@@ -261,12 +266,40 @@ def check_folder(
   for split in splits if found else ():
     if split not in found:
       raise _no_split(name, split, found)
-  listing = path / built_dataset.RECORDS_NAME
-  if fold >= 0 and listing.is_file():
-    rows = read_table(listing, ["split", "fold"])
-    numbers = {row["fold"] for row in rows if not splits or row["split"] in splits}
-    check_fold(name, (int(one) for one in numbers if one.lstrip("-").isdecimal()), fold)
+  if fold >= 0 and (path / built_dataset.RECORDS_NAME).is_file():
+    check_fold(name, _listed_folds(path, splits), fold)
   return path
+
+
+def folds_of(
+    dataset: str | None, data_dir: str | os.PathLike, splits: Sequence[str]
+) -> tuple[int, ...]:
+  """Returns the folds that a cross-validation over splits of a dataset has; loads no library.
+
+  Args:
+    dataset, data_dir, splits: As of `check_folder`.
+
+  Raises:
+    InputError: There is no such dataset or split, or its subjects have fewer than two folds.
+  """
+  path = check_folder(dataset, data_dir, splits)
+  name = built_dataset.read_summary(path)[0]
+  listed = (path / built_dataset.RECORDS_NAME).is_file()
+  folds = sorted(_listed_folds(path, splits) - {-1}) if listed else []
+  if len(folds) < 2:
+    found = "only one" if folds else "none"
+    raise InputError(
+        f"A cross-validation needs subjects of two folds or more in {' and '.join(splits)} of"
+        f" {name}. It has {found}. Build the dataset by flexunet build, from more subjects."
+    )
+  return tuple(folds)
+
+
+def _listed_folds(path: pathlib.Path, splits: Sequence[str]) -> set[int]:
+  """Returns the folds in the table of a dataset, of some splits or of all; -1: of none."""
+  rows = read_table(path / built_dataset.RECORDS_NAME, ["split", "fold"])
+  numbers = {row["fold"] for row in rows if not splits or row["split"] in splits}
+  return {int(one) for one in numbers if one.lstrip("-").isdecimal()}
 
 
 def _no_split(name: str, split: str, found: Sequence[str]) -> InputError:
@@ -298,13 +331,30 @@ def check_fold(name: str, folds: Iterable[int], fold: int) -> None:
     )
 
 
-def split_counts(source: DatasetSource) -> dict[str, dict[str, int]]:
-  """Returns split -> how many subjects, volumes and slices it has; 0 where unknown."""
+def split_counts(
+    source: DatasetSource,
+    train_split: str = "train",
+    validation_split: str = "validation",
+    fold: int = -1,
+) -> dict[str, dict[str, int]]:
+  """Returns split -> how many subjects, volumes and slices it has; 0 where unknown.
+
+  Args:
+    source: The dataset.
+    train_split, validation_split: Those that a run on a fold divides again.
+    fold: Its fold: the second of them is then that fold, the first the other folds; -1: none.
+  """
+  tables = {
+      split: source.records(split)
+      for split in source.splits if source.info.splits[split].num_examples
+  }  # fmt: skip
+  if fold >= 0:
+    both = record_table.concatenate([tables[train_split], tables[validation_split]])
+    inside = both.fold == fold
+    tables[train_split] = both.take(np.flatnonzero(~inside))
+    tables[validation_split] = both.take(np.flatnonzero(inside))
   counts = {}
-  for split in source.splits:
-    if not source.info.splits[split].num_examples:
-      continue
-    table = source.records(split)
+  for split, table in tables.items():
     subjects = {str(name) for name in np.unique(table.subject)} - {""}
     slices = 0 if source.holds_volumes else len(table)
     volumes = set(zip(table.subject.tolist(), table.volume.tolist(), strict=True)) - {("", "")}

@@ -40,8 +40,8 @@ class Resizing:
     if self.mode == "pad" and (height > self.image_size[0] or width > self.image_size[1]):
       raise InputError(
           f"{what}: {height}x{width} pixels do not fit into --image_size"
-          f" {self.image_size[0]}x{self.image_size[1]} with --resize_mode=pad. Raise --image_size"
-          " or use --resize_mode=fit."
+          f" {self.image_size[0]}x{self.image_size[1]} with --resize_mode=pad. Use"
+          " --resize_mode=fit, or name --image_size: training takes larger slices in tiles of it."
       )
 
   def apply_image(self, image: tf.Tensor) -> tf.Tensor:

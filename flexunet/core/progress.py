@@ -47,6 +47,12 @@ def bar(iterable: Iterable | None = None, **options: Any) -> tqdm.tqdm:
   return tqdm.tqdm(iterable, **{**settings, **options})
 
 
+def set_log_interval(seconds: float) -> None:
+  """Sets how often a bar writes into a log, in a process whose lines another program shows."""
+  global _LOG_SECONDS
+  _LOG_SECONDS = seconds
+
+
 def say(text: str) -> None:
   """Shows the user a message on a line of its own, above a bar that is alive."""
   if sys.stderr.isatty():

@@ -26,14 +26,17 @@ from flexunet import run_calibration, run_folder, seen_subjects
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
 from flexunet.ensemble_folder import RunSet
-from flexunet.evaluation import conformal
+from flexunet.evaluation import clean_up_choice, conformal
 from flexunet.evaluation.calibration import TemperatureFit, VoxelSample, voxels_near_foreground
 from flexunet.evaluation.conformal import Margins, Scores, VolumeRatios
 from flexunet.evaluation.evaluate import check_data, open_run_dataset
 from flexunet.evaluation.labelled_volumes import LabelledVolume, read_volumes
+from flexunet.imaging.clean_up import CleanUp
 from flexunet.pipelines import readers
 from flexunet.pipelines.dataset_source import DatasetSource
-from flexunet.prediction.predictor import Predictor, load_model, to_label
+from flexunet.prediction import opening
+from flexunet.prediction.opening import PredictionOptions
+from flexunet.prediction.predictor import Predictor, to_label
 from flexunet.run_calibration import RunCalibration
 
 # At which the coverage of a cross-validation is stated.
@@ -93,6 +96,7 @@ class HeldOut:
     about: Where it comes from: `RunCalibration.learnt_on`.
     class_names: By id, background first.
     is_volumes: The run was trained on volumes; otherwise each image stands alone.
+    has_lesions: Whether the dataset declares that its classes are lesions.
   """
 
   sample: VoxelSample
@@ -100,6 +104,7 @@ class HeldOut:
   about: dict[str, Any]
   class_names: list[str]
   is_volumes: bool
+  has_lesions: bool
 
 
 def calibrate(
@@ -199,12 +204,22 @@ def _write_own(
   learnt = RunCalibration(
       learnt_on=held_out.about,
       temperature=TemperatureFit.of(held_out.sample).to_json(),
-      clean_up=None,
+      clean_up=_clean_up_of(held_out.volumes, held_out).to_json(),
       margins=margins(held_out.volumes, held_out.class_names, contained, held_out.is_volumes),
       volume_ratios=_ratios_of(held_out.volumes, held_out.class_names, held_out.is_volumes),
   )
   run_calibration.write(run.path, learnt)
   return learnt
+
+
+def _clean_up_of(volumes: Sequence[HeldOutVolume], held_out: HeldOut) -> CleanUp:
+  """Returns the clean-up that volumes speak for, of the kind of those that were held out."""
+  return clean_up_choice.choose(
+      (volume.unpacked() for volume in volumes),
+      held_out.class_names,
+      in_slices=not held_out.is_volumes,
+      lesions=held_out.has_lesions,
+  )
 
 
 def _pooled(parts: Mapping[str, HeldOut], contained: float) -> RunCalibration:
@@ -225,7 +240,8 @@ def _pooled(parts: Mapping[str, HeldOut], contained: float) -> RunCalibration:
       {"level": level, **{kind: _coverage(own, level) for kind, own in kinds.items()}}
       for level in LEVELS
   ]
-  return RunCalibration(about, None, None, found, ratios, {"levels": levels})
+  clean_up = _clean_up_of(volumes, first).to_json()
+  return RunCalibration(about, None, clean_up, found, ratios, {"levels": levels})
 
 
 def _coverage(classes: Mapping[str, Scores], level: float) -> dict[str, dict[str, int]]:
@@ -267,7 +283,8 @@ def _predict_held_out(
       source, data.train_split, data.validation_split, None if data.fold < 0 else data.fold
   )
   _check_unseen(run, source, table.subject)
-  predictor = Predictor(load_model(run), run_config, batch_size=batch_size)
+  options = PredictionOptions(batch_size=batch_size, calibrated=False)
+  predictor = opening.open_run(run, run_config, options)
   names = run_config.dataset_facts.label_scheme.names
   sample, volumes = VoxelSample(), []
   keys = (source.keys.image, source.keys.label)
@@ -289,7 +306,7 @@ def _predict_held_out(
       "flexunet": flexunet.__version__,
   }
   is_volumes = run_config.dataset_facts.recipe is not None
-  return HeldOut(sample, volumes, about, names, is_volumes)
+  return HeldOut(sample, volumes, about, names, is_volumes, source.has_lesions)
 
 
 def _predicted(

@@ -3,8 +3,9 @@
 Candidates are listed in `candidates`, from mild to strong. Each is judged alone, by what it changes
 for each subject: the Dice of the class and, where classes are lesions, the mean of the changes of
 Dice and of lesion F1. Truth and prediction both empty count as 1 here, so that removing a false
-alarm is a gain. Of the removals (largest component, small components) the one with the greatest
-mean gain is taken, holes are decided apart. A candidate must
+alarm is a gain. Of the removals (largest component, small components) the mildest is taken whose
+mean gain is at most `LARGEST_LOSS` below the greatest, for a new subject may have small structures
+that none here has; holes are decided apart. A candidate must
 - have a mean gain of at least `LEAST_GAIN`, and of more than its standard error;
 - be a loss for at most `MOST_LOSING` of the subjects;
 - leave the mean Dice of the class and that of all classes, and the lesion F1, at most
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from flexunet.evaluation.confusion import confusion_of
 from flexunet.evaluation.labelled_volumes import LabelledVolume
 from flexunet.evaluation.lesions import LesionCounts, count_lesions
 from flexunet.imaging import clean_up
@@ -33,21 +35,21 @@ MIN_SUBJECTS = 5
 LEAST_GAIN, LARGEST_LOSS, MOST_LOSING = 0.002, 0.001, 0.1
 SIZES = {
     "ml": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
-    "mm2": (2.0, 5.0, 10.0, 20.0, 50.0, 100.0),
     "pixels": (3.0, 5.0, 10.0, 20.0, 50.0, 100.0),
 }
 RULE = (
     f"Adopted where the mean over subjects of the change of Dice (lesions: of Dice and lesion F1)"
     f" is at least {LEAST_GAIN} and above its standard error, also for subjects that the choice did"
     f" not see, at most {MOST_LOSING:.0%} of the subjects lose, and neither mean Dice nor lesion"
-    f" F1 falls by more than {LARGEST_LOSS}; from {MIN_SUBJECTS} subjects on."
+    f" F1 falls by more than {LARGEST_LOSS}; from {MIN_SUBJECTS} subjects on. Of removals the"
+    f" mildest that gains at most {LARGEST_LOSS} less than the best."
 )
 _LOSS = 1e-4  # What counts as a loss of one subject: less is a matter of single voxels.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Unit:
-  """What is cleaned at once: a volume, or one image of it."""
+  """What is cleaned at once: a volume, or one image of it, whose spacing is ()."""
 
   predicted: np.ndarray
   truth: np.ndarray
@@ -99,7 +101,7 @@ def _units(
   """Returns what of a volume is cleaned at once; nothing where its slices form no volume."""
   if in_slices:
     pairs = zip(predictions, volume.labels, strict=True)
-    return [_Unit(one, truth, tuple(volume.spacing_mm)) for one, truth in pairs]
+    return [_Unit(one, truth, ()) for one, truth in pairs]
   if not volume.is_solid:
     return []
   spacing_mm = (volume.slice_spacing_mm, *volume.spacing_mm)
@@ -112,9 +114,8 @@ class _Gains:
   def __init__(self, class_names: Sequence[str], lesions: bool):
     self._num_classes = len(class_names)
     self._lesions = lesions
-    # Which unit of sizes holds is known at the end only: all volumes must have a spacing.
+    # Whether sizes can be in ml is known at the end only: all volumes must have a spacing.
     self._known_mm = True
-    self._axes = 3
     # (class id, rule) -> subject -> (Dice of the class, Dice of all, lesion F1) of each volume.
     self._changes: dict[tuple[int, ClassRule], dict[str, list[tuple[float, ...]]]] = {}
     self._subjects: dict[str, None] = {}
@@ -122,7 +123,7 @@ class _Gains:
   @property
   def unit(self) -> str:
     """In what sizes are stated."""
-    return ("ml" if self._axes == 3 else "mm2") if self._known_mm else "pixels"
+    return "ml" if self._known_mm else "pixels"
 
   @property
   def subjects(self) -> int:
@@ -132,9 +133,9 @@ class _Gains:
   def add(self, subject: str, units: Sequence[_Unit]) -> None:
     """Takes one volume."""
     self._subjects[subject] = None
-    self._axes = units[0].predicted.ndim
-    self._known_mm &= bool(np.isfinite(units[0].spacing_mm).all())
-    before = sum(_confusion(self._num_classes, unit.truth, unit.predicted) for unit in units)
+    spacing_mm = units[0].spacing_mm
+    self._known_mm &= bool(spacing_mm) and bool(np.isfinite(spacing_mm).all())
+    before = sum(confusion_of(unit.truth, unit.predicted, self._num_classes) for unit in units)
     for class_id in range(1, self._num_classes):
       lesions = self._count_lesions(units, class_id, [unit.predicted for unit in units])
       for rule, changes in self._tried(units, class_id):
@@ -145,8 +146,8 @@ class _Gains:
 
   def _tried(self, units: Sequence[_Unit], class_id: int) -> Iterator[tuple[ClassRule, list]]:
     """Yields each candidate with what it changes in each unit: voxels and new ids."""
-    physical = "ml" if self._axes == 3 else "mm2"
-    rules = dict.fromkeys([*candidates("pixels"), *candidates(physical)])
+    sizes = ("pixels", "ml") if self._known_mm else ("pixels",)
+    rules = dict.fromkeys(rule for unit in sizes for rule in candidates(unit))
     found = [components_of(unit.predicted == class_id) for unit in units]
     done: dict[bytes, list] = {}
     for rule in rules:
@@ -178,8 +179,8 @@ class _Gains:
     cleaned = []
     for unit, (places, values) in zip(units, changes, strict=True):
       truth = unit.truth[places]
-      after -= _confusion(self._num_classes, truth, unit.predicted[places])
-      after += _confusion(self._num_classes, truth, values)
+      after -= confusion_of(truth, unit.predicted[places], self._num_classes)
+      after += confusion_of(truth, values, self._num_classes)
       if self._lesions:
         cleaned.append(unit.predicted.copy())
         cleaned[-1][places] = values
@@ -236,7 +237,9 @@ class _Gains:
         & ((gains < -_LOSS).mean(axis=1) <= MOST_LOSING)
         & (changes.mean(axis=1) >= -LARGEST_LOSS).all(axis=1)
     )
-    return int(np.argmax(np.where(passes, means, -np.inf))) if passes.any() else None
+    if not passes.any():
+      return None
+    return int(np.argmax(passes & (means >= means[passes].max() - LARGEST_LOSS)))
 
   def _gain_of_left_out(self, changes: np.ndarray, subject: int) -> float:
     """Returns what the choice of the other subjects brings to one."""
@@ -260,12 +263,6 @@ class _Gains:
         "subjects_gaining": int(np.count_nonzero(gains > _LOSS)),
         "subjects_losing": int(np.count_nonzero(gains < -_LOSS)),
     }
-
-
-def _confusion(num_classes: int, truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-  """Returns int64 [classes, classes], voxels by truth and prediction."""
-  pairs = truth.ravel().astype(np.intp) * num_classes + predicted.ravel()
-  return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 def _dice(confusion: np.ndarray) -> np.ndarray:

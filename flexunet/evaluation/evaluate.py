@@ -11,25 +11,30 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flexunet
-from flexunet import config, run_calibration, run_folder, seen_subjects
+from flexunet import config, run_folder, seen_subjects
 from flexunet.core import files, progress
-from flexunet.core.errors import InputError
+from flexunet.core.errors import InputError, unknown_name
 from flexunet.evaluation import examples, summary
+from flexunet.evaluation import lesions as lesion_scores
 from flexunet.evaluation.scores import (
   DEFAULT_TOLERANCES_MM,
+  VOLUME_ERROR_NAMES,
   VOLUME_NAMES,
   checked_tolerances,
 )
 from flexunet.evaluation.split_scores import SplitScores, score_split
 from flexunet.evaluation.volume_scores import volume_score_names
+from flexunet.imaging.clean_up import CleanUp
 from flexunet.pipelines import dataset_source, readers
 from flexunet.pipelines.dataset_source import DatasetSource, open_dataset
 from flexunet.pipelines.record_table import RecordTable
+from flexunet.prediction import opening
 from flexunet.prediction.ensemble import Ensemble
-from flexunet.prediction.predictor import Predictor, load_model
-from flexunet.prediction.test_time import ONE_VIEW, ViewOptions
-from flexunet.prediction.tiles import WHERE_NEEDED, TileOptions
+from flexunet.prediction.opening import AS_TRAINED, PredictionOptions
+from flexunet.prediction.predictor import Predictor
 from flexunet.reporting import report
+
+LESION_CHOICES = ("auto", "on", "off")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,10 +78,9 @@ def evaluate(
     data_dir: str | os.PathLike | None = None,
     allow_other_data: bool = False,
     tolerances_mm: Sequence[float | str] = DEFAULT_TOLERANCES_MM,
-    batch_size: int = 8,
-    views: ViewOptions = ONE_VIEW,
-    tiles: TileOptions = WHERE_NEEDED,
-    calibrated: bool = True,
+    options: PredictionOptions = AS_TRAINED,
+    lesions: str = "auto",
+    lesion_overlap: float = 0.0,
     show_progress: bool = True,
 ) -> dict[str, Any]:
   """Scores splits and writes metrics.json, cases.csv, examples and the report.
@@ -90,10 +94,10 @@ def evaluate(
     data_dir: Where the dataset lies; as in training where None.
     allow_other_data: Accepts records that differ from those of the training.
     tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
-    batch_size: Slices per step.
-    views: Test-time augmentation.
-    tiles: Which slices are predicted in tiles.
-    calibrated: Scales probabilities as `calibration.json` says, where there is one.
+    options: How the network is asked.
+    lesions: Whether lesions are scored one by one: "on", "off", or "auto", where the dataset
+      declares that its classes are lesions.
+    lesion_overlap: Share of a lesion that must be overlapped; 0: one voxel. See `lesions`.
     show_progress: Draws a bar on standard error.
 
   Returns:
@@ -106,15 +110,12 @@ def evaluate(
   tolerances = checked_tolerances(tolerances_mm)
   source = open_run_dataset(run_config, data_dir)
   check_data(source, run_config, splits, allow_other_data)
-  scale = run_calibration.temperature_of(run) if calibrated else 1.0
-  predictor = Predictor(
-      load_model(run), run_config, batch_size=batch_size, views=views, tiles=tiles,
-      temperature=scale,
-  )  # fmt: skip
+  predictor = opening.open_run(run, run_config, options)
   about = {
-      **provenance(source, files.sha256_of(run.model_keras)),
+      **provenance(source, files.sha256_of(run.model_keras), run_config.data),
       "surface_tolerances_mm": tolerances,
-      "temperature": scale,
+      "temperature": options.temperature(run),
+      "lesion_overlap": overlap_of(lesions, lesion_overlap, source),
   }
   candidate = Candidate(run, run_config, predictor, *seen_by(run, source, run_config), about)
   tables = split_tables(source, run_config, splits)
@@ -147,39 +148,82 @@ def write_scores(
           split=split,
           keys=(source.keys.image, source.keys.label),
           tolerances_mm=candidate.about["surface_tolerances_mm"],
+          lesion_overlap=candidate.about["lesion_overlap"],
           show_progress=show_progress,
           shown_channel=run_config.shown_channel,
       )
       known = seen_subjects.overlap(table.subject, source.name, candidate.seen)
       scores.warnings += candidate.warnings(known)
-      passes = {"passes": candidate.predictor.pass_lines()}
-      written[split] = _figures(split, scores, {**known.to_json(), **candidate.about, **passes})
+      asked = {
+          "passes": candidate.predictor.pass_lines(),
+          "clean_up": _clean_up_entry(candidate.predictor.clean_up),
+      }
+      written[split] = _figures(split, scores, {**known.to_json(), **candidate.about, **asked})
       _write_split(run, split, written[split], scores)
     report.write_report(run)
   return written
 
 
-def provenance(source: DatasetSource, model_sha256: str) -> dict[str, Any]:
-  """Returns what identifies records and networks of scores."""
+def provenance(
+    source: DatasetSource, model_sha256: str, data: config.DataConfig
+) -> dict[str, Any]:
+  """Returns what identifies records and networks of scores.
+
+  Args:
+    source: The opened dataset.
+    model_sha256: Of the network, or of all of an ensemble.
+    data: How the run divided the dataset.
+  """
+  divided = data.train_split, data.validation_split
+  if not set(divided) <= set(source.splits):  # Other data than those of the training.
+    counts = dataset_source.split_counts(source)
+  else:
+    counts = dataset_source.split_counts(source, *divided, data.fold)
   return {
       "dataset": source.name,
       "counted_by": source.counted_by,
       "fingerprint": source.fingerprint,
       "model_sha256": model_sha256,
       "flexunet": flexunet.__version__,
-      "dataset_splits": dataset_source.split_counts(source),
+      "dataset_splits": counts,
   }
 
 
 def _figures(split: str, scores: SplitScores, about: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the entry of a split in `metrics.json`."""
-  names = volume_score_names(about["surface_tolerances_mm"])
-  averaged = [name for name in names if name not in VOLUME_NAMES]
+  overlap = about["lesion_overlap"]
+  names = volume_score_names(
+      about["surface_tolerances_mm"],
+      pixels=any(row["distances"] == "none" for row in scores.rows),
+      with_lesions=overlap is not None,
+  )
+  left_out = (*VOLUME_NAMES, *VOLUME_ERROR_NAMES)  # `volume_agreement` is of these.
+  averaged = [name for name in names if name not in left_out]
   figures = summary.summarize(scores.rows, scores.class_names, averaged)
+  if overlap is not None:
+    figures["rules"]["lesions"] = lesion_scores.rule(overlap)
+  if about["clean_up"] is not None:
+    about = {**about, "clean_up": {**about["clean_up"], "volumes": scores.volumes_cleaned_up}}
   figures |= scores.voxel_figures
   figures["calibration"] = {**figures["calibration"], "temperature": about["temperature"]}
   figures["evaluated"] = {"split": split, **scores.counts, **about, "warnings": scores.warnings}
   return summary.strict(figures)
+
+
+def overlap_of(lesions: str, lesion_overlap: float, source: DatasetSource) -> float | None:
+  """Returns the share of a lesion that must be overlapped; None where lesions are not scored."""
+  if lesions not in LESION_CHOICES:
+    raise unknown_name("choice of --lesions", lesions, LESION_CHOICES)
+  overlap = lesion_scores.checked_overlap(lesion_overlap)
+  return overlap if lesions == "on" or (lesions == "auto" and source.has_lesions) else None
+
+
+def _clean_up_entry(clean_up: CleanUp) -> dict[str, Any] | None:
+  """Returns what `metrics.json` says of the clean-up; None where nothing was cleaned up."""
+  if not clean_up:
+    return None
+  said = clean_up.to_json()
+  return {"sentences": clean_up.sentences(), "rules": said["rules"], "in_slices": said["in_slices"]}
 
 
 def open_run_dataset(

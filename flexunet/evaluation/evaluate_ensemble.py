@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from flexunet import config, ensemble_folder, run_calibration, seen_subjects
+from flexunet import config, ensemble_folder, seen_subjects
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
 from flexunet.ensemble_folder import RunSet
@@ -25,10 +25,8 @@ from flexunet.evaluation.scores import DEFAULT_TOLERANCES_MM, checked_tolerances
 from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.record_table import RecordTable, volume_names
 from flexunet.prediction import ensemble as ensembles
-from flexunet.prediction.predictor import Predictor, load_model
-from flexunet.prediction.test_time import ONE_VIEW, ViewOptions
-from flexunet.prediction.tiles import WHERE_NEEDED, TileOptions
-from flexunet.run_folder import RunFolder
+from flexunet.prediction import opening
+from flexunet.prediction.opening import AS_TRAINED, PredictionOptions
 
 
 def evaluate_ensemble(
@@ -40,10 +38,9 @@ def evaluate_ensemble(
     data_dir: str | os.PathLike | None = None,
     allow_other_data: bool = False,
     tolerances_mm: Sequence[float | str] = DEFAULT_TOLERANCES_MM,
-    batch_size: int = 8,
-    views: ViewOptions = ONE_VIEW,
-    tiles: TileOptions = WHERE_NEEDED,
-    calibrated: bool = True,
+    options: PredictionOptions = AS_TRAINED,
+    lesions: str = "auto",
+    lesion_overlap: float = 0.0,
     show_progress: bool = True,
 ) -> dict[str, Any]:
   """Scores an ensemble on splits; writes `ensemble.json`, `evaluation/` and the report.
@@ -54,14 +51,15 @@ def evaluate_ensemble(
     output_dir: Folder of its scores; by default that which named the runs.
     weights: As of the flag: "" keeps those of `ensemble.json`, else equal; "learnt" learns them on
       the subjects of validation that no run was trained on.
-    data_dir, allow_other_data, tolerances_mm, batch_size, views, tiles, calibrated, show_progress:
-      As of `evaluate.evaluate`; each run has its own temperature.
+    data_dir, allow_other_data, tolerances_mm, options, lesions, lesion_overlap, show_progress: As
+      of `evaluate.evaluate`; each run has its own temperature.
 
   Returns:
     Split -> its entry in `metrics.json`.
 
   Raises:
-    InputError: As of `evaluate.evaluate`; runs that cannot answer together; weights of nobody.
+    InputError: As of `evaluate.evaluate`; or the runs cannot answer together, or nobody is left to
+      learn weights on.
   """
   folder = ensemble_folder.output_folder(runs, output_dir)
   learns = weights.strip() == "learnt"
@@ -72,36 +70,25 @@ def evaluate_ensemble(
   _check_data(runs, configs, source, splits, allow_other_data)
   tables = _whole_tables(runs, configs, source, splits)
   seen, unsaid = _seen(runs, configs, source)
-  scales = {run: run_calibration.temperature_of(run) if calibrated else 1.0 for run in runs.runs}
-  open_one = _opener({"batch_size": batch_size, "views": views, "tiles": tiles}, scales)
   if learns:
     split = configs[0].data.validation_split
     (table,) = _whole_tables(runs, configs, source, [split]).values()
     table = _unseen(runs, source, table, seen)
-    runs = _learnt(runs, open_one, source, table, split, show_progress)
+    runs = _learnt(runs, options, source, table, split, show_progress)
+  scales = [options.temperature(run) for run in runs.runs]
   about = {
-      **evaluate.provenance(source, runs.digest()),
+      **evaluate.provenance(source, runs.digest(), _common_fold(configs).data),
       "surface_tolerances_mm": tolerances,
       # One number, where there is one; each run has its own.
-      "temperature": next(iter(scales.values())) if len(set(scales.values())) == 1 else None,
-      "ensemble": {**_about(runs), "temperatures": [scales[run] for run in runs.runs]},
+      "temperature": scales[0] if len(set(scales)) == 1 else None,
+      "lesion_overlap": evaluate.overlap_of(lesions, lesion_overlap, source),
+      "ensemble": {**_about(runs), "temperatures": scales},
   }
-  network = ensembles.of_runs(runs, open_one)
+  network = opening.open_runs(runs, options)
   candidate = evaluate.Candidate(folder, configs[0], network, seen, unsaid, about, runs.weighed_on)
   with files.locked(folder.path, "--output_dir"):
     runs.write(folder)
   return evaluate.write_scores(candidate, source, tables, show_progress=show_progress)
-
-
-def _opener(
-    options: Mapping[str, Any], scales: Mapping[RunFolder, float]
-) -> Callable[[RunFolder, config.RunConfig], Predictor]:
-  """Returns what opens a run with options of its predictor; `scales` are the temperatures."""
-
-  def open_one(run: RunFolder, own: config.RunConfig) -> Predictor:
-    return Predictor(load_model(run), own, temperature=scales[run], **options)
-
-  return open_one
 
 
 def _about(runs: RunSet) -> dict[str, Any]:
@@ -226,7 +213,7 @@ def _unseen(
 
 def _learnt(
     runs: RunSet,
-    open_one: Any,
+    options: PredictionOptions,
     source: DatasetSource,
     table: RecordTable,
     split: str,
@@ -235,7 +222,7 @@ def _learnt(
   """Returns the runs with the weights that fit the subjects of a table."""
   count = len(runs.runs)
   sums = ensemble_weights.learn(
-      ensembles.of_runs(runs, open_one), source, table, count, show_progress=show_progress
+      opening.open_runs(runs, options), source, table, count, show_progress=show_progress
   )
   weights = sums.best_weights()
   subjects = sorted(seen_subjects.names_of(table.subject))

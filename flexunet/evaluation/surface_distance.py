@@ -57,6 +57,12 @@ class SurfaceDistances:
       return float("nan")
     return float(np.concatenate(self._both()).mean())
 
+  def mean_of_directions(self) -> float:
+    """Returns the mean of the two directed means (MASD); NaN where a mask is empty."""
+    if not self.defined:
+      return float("nan")
+    return float(np.mean([each.mean() for each in self._both()]))
+
   def _both(self) -> tuple[np.ndarray, np.ndarray]:
     return self.from_reference, self.from_prediction
 

@@ -25,7 +25,7 @@ from scipy import ndimage
 from flexunet.core.errors import InputError
 from flexunet.imaging.components import Components, bounding_box, components_of
 
-UNITS = ("ml", "mm2", "pixels")
+UNITS = ("ml", "pixels")
 _RULE_KEYS = ("largest", "min_size", "unit", "fill_holes")
 
 
@@ -36,8 +36,8 @@ class ClassRule:
   Attributes:
     largest: Only the largest component stays; of equal ones the first.
     min_size: Components below this size are removed.
-    unit: Of `min_size`: "ml" (volumes), "mm2" (images), "pixels" (voxels of either). Where the
-      spacing is unknown, nothing is removed by a size in ml or mm2.
+    unit: Of `min_size`: "ml", or "pixels" (voxels). Where the spacing of a volume is unknown,
+      nothing is removed by a size in ml; images to be predicted have none, so theirs are pixels.
     fill_holes: Background that the class encloses becomes the class.
   """
 
@@ -62,7 +62,8 @@ class ClassRule:
       gone[np.argmax(sizes)] = False
     if self.min_size > 0:
       # A margin for rounding: 20 voxels of 0.001 ml are 0.02 ml.
-      gone |= sizes * voxel_size(spacing_mm, self.unit) < self.min_size * (1 - 1e-9)
+      size = 1.0 if self.unit == "pixels" else math.prod(map(float, spacing_mm)) / 1000
+      gone |= sizes * size < self.min_size * (1 - 1e-9)
     return gone
 
   def __str__(self) -> str:
@@ -70,24 +71,10 @@ class ClassRule:
     if self.largest:
       parts.append("only the largest component stays")
     if self.min_size > 0:
-      unit = {"mm2": "mm²", "pixels": "voxels"}.get(self.unit, self.unit)
-      parts.append(f"components below {self.min_size:g} {unit} are removed")
+      parts.append(f"components below {self.min_size:g} {self.unit} are removed")
     if self.fill_holes:
       parts.append("holes are filled")
     return ", ".join(parts) or "nothing is changed"
-
-
-def voxel_size(spacing_mm: Sequence[float] | np.ndarray, unit: str) -> float:
-  """Returns the size of a voxel in ml, of a pixel in mm2, or 1; NaN where it is not known.
-
-  Args:
-    spacing_mm: One per axis.
-    unit: One of `UNITS`.
-  """
-  if unit == "pixels":
-    return 1.0
-  axes, per_unit = {"ml": (3, 1000.0), "mm2": (2, 1.0)}[unit]
-  return math.prod(map(float, spacing_mm)) / per_unit if len(spacing_mm) == axes else math.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,14 +98,16 @@ class CleanUp:
 
   def fits(self, label: np.ndarray) -> bool:
     """Returns whether the rules are of this kind of label: a volume, or a single image."""
-    return label.ndim == (2 if self.in_slices else 3)
+    return label.ndim == 2 if self.in_slices else label.ndim == 3 and min(label.shape) > 1
 
-  def apply(self, label: np.ndarray, spacing_mm: Sequence[float] | np.ndarray) -> np.ndarray:
+  def apply(
+      self, label: np.ndarray, spacing_mm: Sequence[float] | np.ndarray = ()
+  ) -> np.ndarray:
     """Returns the cleaned label; itself where nothing changes or the rules do not fit.
 
     Args:
       label: Class ids, uint8 [i, j, k] or [H, W].
-      spacing_mm: One per axis, NaN where unknown.
+      spacing_mm: One per axis of a volume, NaN where unknown; of no concern for images.
     """
     if not self or not self.fits(label):
       return label
@@ -158,7 +147,7 @@ class CleanUp:
         are left as they are by rules of volumes.
     """
     if self.in_slices:
-      return [self.apply(one, spacing_mm) for one in slices]
+      return [self.apply(one) for one in slices]
     if not self or not is_solid:
       return list(slices)
     return list(self.apply(np.stack(slices), (slice_spacing_mm, *spacing_mm)))

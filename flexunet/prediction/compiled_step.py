@@ -73,8 +73,8 @@ class _Trace:
 class CompiledStep:
   """A network as a function of native slices.
 
-  Probabilities are scaled by the temperature last of all: before they are interpolated or averaged,
-  that could make another class win in a pixel between two.
+  The temperature scales probabilities last of all: scaled before they are interpolated or averaged,
+  those of a pixel between two classes could make another one win.
   """
 
   def __init__(

@@ -34,6 +34,7 @@ from flexunet.core import machine
 from flexunet.core.errors import InputError
 from flexunet.ensemble_folder import RunSet
 from flexunet.imaging import slice_recipe
+from flexunet.imaging.clean_up import CleanUp
 from flexunet.imaging.slice_recipe import CutVolume, SliceRecipe, StoredChannel
 from flexunet.imaging.slicing import SlicePlan
 from flexunet.network.probabilities import class_ids
@@ -119,10 +120,16 @@ class Ensemble:
 
   Attributes:
     num_classes: Classes of the answer, background included.
+    clean_up: What is done to the labels of a whole scan.
   """
 
   def __init__(
-      self, members: Sequence[Member], num_classes: int, *, keep_loaded: bool = True
+      self,
+      members: Sequence[Member],
+      num_classes: int,
+      *,
+      keep_loaded: bool = True,
+      clean_up: CleanUp | None = None,
   ):
     """Takes the networks; weights are scaled to the sum 1.
 
@@ -130,6 +137,7 @@ class Ensemble:
       members: At least one, with a weight above 0.
       num_classes: Of their answers, background included.
       keep_loaded: Keeps every network in memory; else each is read when it is its turn.
+      clean_up: Of the ensemble; None: none.
     """
     total = sum(member.weight for member in members)
     kept = [member for member in members if member.weight > 0]
@@ -139,6 +147,7 @@ class Ensemble:
     self._first = members[0].recipe
     self._keep_loaded = keep_loaded
     self.num_classes = num_classes
+    self.clean_up = clean_up or CleanUp()
 
   def parts(self) -> list[tuple[Ensemble, SliceRecipe | None, float]]:
     """Returns the ensembles of networks that share a cut, the recipe of each, and their weights."""

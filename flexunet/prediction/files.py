@@ -233,13 +233,13 @@ def _read(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Answered:
-  """A scan, and what the network makes of it: of a volume, or float32 [H, W, classes] of an image.
+  """A scan, and what the network makes of it; of an image label and probability are [H, W, ...].
 
   `doubt` says how uncertain it is, uint8 [row, column, slice]; None where that is not asked for.
   """
 
   given: ScanVolume | np.ndarray
-  found: SliceAnswers | np.ndarray
+  found: SliceAnswers
   doubt: np.ndarray | None = None
 
 
@@ -250,9 +250,10 @@ def _answer(
   asked: Any = predictor
   if outputs.uncertainty != "none":
     asked = uncertainty.Recorder(predictor, outputs.uncertainty)
-  found: SliceAnswers | np.ndarray
   if isinstance(given, np.ndarray):
-    (found,) = asked.probabilities([given])
+    (probability,) = asked.probabilities([given])
+    label = predictor.clean_up.apply(predictors.to_label(probability))
+    found = SliceAnswers(label, probability, (1.0, 1.0), predictor.clean_up)
   else:
     found = predictors.answer_slices(asked, given, probabilities=outputs.probabilities)
   return _Answered(given, found, None if asked is predictor else asked.taken())
@@ -268,7 +269,7 @@ def _write(
   outputs.refuse_existing(scan)  # Another scan may have written one of that name meanwhile.
   scan.label_path(outputs.folder).parent.mkdir(parents=True, exist_ok=True)
   given, found = answered.given, answered.found
-  if isinstance(given, ScanVolume) and isinstance(found, SliceAnswers):
+  if isinstance(given, ScanVolume):
     restored = predictors.restore_volume(given, found)
     if answered.doubt is not None:
       uncertainty.write_volume(scan, answered.doubt, given.recipe, outputs.folder)
@@ -278,7 +279,7 @@ def _write(
     return VolumeNote(scan.path, restored.spacing_mm, restored.scaling, restored.remarks)
   if answered.doubt is not None:
     _write_png(scan, outputs, UNCERTAINTY_ENDINGS["image"], answered.doubt[..., 0])
-  _write_image(scan, np.asarray(given), np.asarray(found), run_config, outputs)
+  _write_image(scan, given, found, run_config, outputs)
   return None
 
 
@@ -303,20 +304,20 @@ def _write_volume(
 def _write_image(
     scan: Scan,
     pixels: np.ndarray,
-    probability: np.ndarray,
+    found: SliceAnswers,
     run_config: config.RunConfig,
     outputs: Outputs,
 ) -> None:
   image = pixels if pixels.ndim == 2 else overlay.grey_of(pixels, run_config.shown_channel)
-  label = predictors.to_label(probability)
+  label = found.label
   scheme = run_config.dataset_facts.label_scheme
   if outputs.overlay:
     blended = overlay.blend(image, label, overlay.display_palette(scheme.palette))
     _write_png(scan, outputs, "_overlay.png", blended)
   if outputs.color_masks:
     _write_png(scan, outputs, "_color.png", scheme.colorize(label))
-  if outputs.probabilities:
-    _write_probabilities(scan, outputs, probability.astype(np.float16), run_config)
+  if outputs.probabilities and found.probability is not None:
+    _write_probabilities(scan, outputs, found.probability.astype(np.float16), run_config)
   if outputs.bounds:
     outputs.bounds.write_image(scan, label, outputs.folder)
   _write_png(scan, outputs, "_label.png", label)

@@ -21,6 +21,7 @@ import tensorflow as tf
 from flexunet import config, run_folder
 from flexunet.core.errors import InputError
 from flexunet.imaging import channel_grid, intensity, scan_files, slice_recipe, volume_bytes
+from flexunet.imaging.clean_up import CleanUp
 from flexunet.imaging.slice_recipe import CutVolume, SliceRecipe, StoredChannel
 from flexunet.imaging.slicing import Slices
 from flexunet.imaging.volume import Volume
@@ -72,6 +73,8 @@ class Predictor:
 
   Attributes:
     num_classes: Classes of the answer, background included; 2 for a network with one output.
+    clean_up: What is done to the labels of a whole scan; `probabilities` and `labels` are as the
+      network gives them.
   """
 
   def __init__(
@@ -83,6 +86,7 @@ class Predictor:
       views: test_time.ViewOptions = test_time.ONE_VIEW,
       tiles: tiling.TileOptions = tiling.WHERE_NEEDED,
       temperature: float = 1.0,
+      clean_up: CleanUp | None = None,
   ):
     """Prepares prediction.
 
@@ -93,7 +97,8 @@ class Predictor:
       batch_size: Slices per step.
       views: Test-time augmentation.
       tiles: Which slices are predicted in tiles.
-      temperature: Scales the probabilities, see `probabilities.tempered`; labels do not change.
+      temperature: Divides the logarithms of the probabilities, as `probabilities.tempered`.
+      clean_up: Of the run; None: none.
 
     Raises:
       InputError: Views by which labels could change sides, or an overlap of tiles that is too
@@ -120,6 +125,7 @@ class Predictor:
         temperature=temperature,
     )
     self.num_classes = max(2, run_config.model.num_classes)
+    self.clean_up = clean_up or CleanUp()
 
   def probabilities(
       self, slices: Sequence[np.ndarray], spacing_mm: Sequence[float] = _UNKNOWN_MM
@@ -361,11 +367,13 @@ class SliceAnswers:
       its own grid, of one on that of the cut.
     probability: float16 [row, column, slice, classes]; None where it was not asked for.
     scaling: As in `NetworkInput`.
+    clean_up: What is then done to the labels of the whole scan.
   """
 
   label: np.ndarray
   probability: np.ndarray | None
   scaling: tuple[float, float]
+  clean_up: CleanUp
 
 
 def read_scan(
@@ -419,13 +427,15 @@ def answer_slices(
     label[..., index] = to_label(probability)
     if kept is not None:
       kept[..., index, :] = probability
-  return SliceAnswers(label, kept, given.scaling)
+  return SliceAnswers(label, kept, given.scaling, predictor.clean_up)
 
 
 def restore_volume(scan: ScanVolume, found: SliceAnswers) -> VolumePrediction:
-  """Puts the labels of slices back on the grid of their scan."""
+  """Puts the labels of slices back on the grid of their scan, and cleans them up."""
   cut, recipe = scan.cut, scan.recipe
   label = slice_recipe.to_grid(found.label, cut.native.pixels.shape)
+  spacing_mm = (*cut.native.spacing_mm, cut.native.slice_spacing_mm)
+  label = found.clean_up.apply(label, spacing_mm)
   restored = None
   if found.probability is not None:
     channels = np.moveaxis(found.probability, -1, 0)
@@ -450,7 +460,8 @@ def _fused(
   label = np.empty(seen.shape[:3], np.uint8)
   for index in range(seen.shape[2]):
     label[..., index] = to_label(seen[:, :, index])
-  return SliceAnswers(label, seen.astype(np.float16) if probabilities else None, scaling)
+  kept = seen.astype(np.float16) if probabilities else None
+  return SliceAnswers(label, kept, scaling, predictor.clean_up)
 
 
 def predict_scan(

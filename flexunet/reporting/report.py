@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from flexunet import config, run_folder
+from flexunet import config, run_folder, seen_subjects
 from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.ensemble_folder import EnsembleFolder, RunSet
@@ -136,6 +136,12 @@ def _label_warnings(manifest: Mapping[str, Any]) -> list[str]:
   return [page.text(line) for line in stored] if isinstance(stored, list) else []
 
 
+def _held_out(manifest: Mapping[str, Any]) -> list[str]:
+  """Returns the subjects that the run validated on, by name."""
+  seen = manifest.get(seen_subjects.KEY) or [{}]  # Runs of earlier versions have none.
+  return [str(name) for name in seen[0].get("validation", ())]
+
+
 def _least_seen_first(
     evaluations: Mapping[str, Any], data: config.DataConfig
 ) -> dict[str, Any]:
@@ -156,11 +162,18 @@ def _result_sections(
     own = [row for row in cases if row["split"] == split]
     shown = examples.read(examples.path_of(run, split))
     sections += [
-        (f"results-{split}", f"Results on {split}",
+        (f"results-{split}", _results_title(split, run_config.data),
          results_section.split_section(figures, own, scheme)),
         (f"cases-{split}", f"Cases of {split}", results_section.case_section(shown, scheme)),
     ]  # fmt: skip
   return sections
+
+
+def _results_title(split: str, data: config.DataConfig) -> str:
+  if data.fold >= 0 and split in (data.train_split, data.validation_split):
+    held_out = f"held out as fold {data.fold}"
+    return f"Results on {split} ({held_out if split == data.validation_split else 'other folds'})"
+  return f"Results on {split}"
 
 
 def _run_sections(
@@ -177,7 +190,8 @@ def _run_sections(
       read_history(run), run_config.training, manifest.get("validation")
   )
   return [
-      ("data", "Data", training_section.data_section(as_stored, counts, scheme)),
+      ("data", "Data",
+       training_section.data_section(as_stored, counts, scheme, _held_out(manifest))),
       ("curves", "Training", curves),
       ("settings", "Settings and reasons", training_section.settings_section(run_config)),
   ]

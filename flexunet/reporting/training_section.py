@@ -17,6 +17,7 @@ from flexunet.reporting import html_parts as page
 _LOCAL_SETTINGS = ("data_dir", "cache_dir", "init_from")
 # The column of history.csv by which the trainer picks the best epoch.
 VALIDATION_SCORE = "val_foreground_dice"
+_HELD_OUT_SHOWN = 200
 _TITLES = {
     "model": "Network", "data": "Data", "training": "Training", "augmentation": "Augmentation"
 }  # fmt: skip
@@ -26,6 +27,7 @@ def data_section(
     run: Mapping[str, Any],
     split_counts: Mapping[str, Mapping[str, int]],
     scheme: LabelScheme,
+    held_out: Sequence[str] = (),
 ) -> str:
   """Returns what was trained on as HTML: dataset, splits by subject, classes.
 
@@ -33,6 +35,7 @@ def data_section(
     run: `config.json`.
     split_counts: Split -> {"subjects", "volumes", "slices"}; empty where unknown.
     scheme: Classes.
+    held_out: Subjects that a run on a fold was not trained on, by name.
   """
   facts = run["dataset_facts"]
   entries = [("Dataset", page.text(facts["name"]))]
@@ -46,7 +49,24 @@ def data_section(
     entries.append(("Pixel size", f"{spacing} mm (rows × columns, median)"))
   entries.append(("Classes", _classes(scheme)))
   splits = _split_table(run["data"], split_counts) if split_counts else ""
-  return page.definitions(entries) + splits
+  return page.definitions(entries) + splits + _fold_note(run["data"], held_out)
+
+
+def _fold_note(data: Mapping[str, Any], held_out: Sequence[str]) -> str:
+  """Returns whom a run on a fold held out; nothing for other runs."""
+  if data["fold"] < 0:
+    return ""
+  shown = ", ".join(page.text(name) for name in held_out[:_HELD_OUT_SHOWN])
+  more = len(held_out) - _HELD_OUT_SHOWN
+  named = f": {shown}" + (f" and {more} more, in manifest.json" if more > 0 else "")
+  validation = page.text(data["validation_split"])
+  return (
+      f'<p class="note">Fold {data["fold"]} of a cross-validation: {page.text(data["train_split"])}'
+      f" and {validation} of the dataset were joined and divided again. {validation} above is the"
+      f" {page.count(len(held_out), 'subject')} that this fold held out{named if shown else ''}."
+      f" All other subjects of the two were trained on; other splits of the dataset were not"
+      " touched.</p>"
+  )
 
 
 def _classes(scheme: LabelScheme) -> str:
@@ -62,9 +82,10 @@ def _classes(scheme: LabelScheme) -> str:
 def _split_table(
     data: Mapping[str, Any], split_counts: Mapping[str, Mapping[str, int]]
 ) -> str:
+  of_fold = f", held out as fold {data['fold']}" if data["fold"] >= 0 else ""
   uses = {
       data["train_split"]: "the weights are fitted to it",
-      data["validation_split"]: "chooses the best checkpoint",
+      data["validation_split"]: f"chooses the best checkpoint{of_fold}",
   }
   rows = [
       [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import pathlib
 import subprocess
 from collections.abc import Iterator
@@ -142,10 +143,14 @@ def _gpu_memory(kind: str) -> int | None:
   """Returns the "free" or "total" memory of the GPUs in bytes, the least of several."""
   try:
     text = subprocess.run(
-        ["nvidia-smi", f"--query-gpu=memory.{kind}", "--format=csv,noheader,nounits"],
+        ["nvidia-smi", f"--query-gpu=index,uuid,memory.{kind}", "--format=csv,noheader,nounits"],
         check=True, capture_output=True, text=True, timeout=20,
     ).stdout  # fmt: skip
-    return min(int(line) for line in text.split()) * 2**20
+    gpus = [line.split(", ") for line in text.splitlines() if line]
+    # nvidia-smi lists all GPUs of the machine, this process may see some of them.
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    seen = [gpu for gpu in gpus if {gpu[0], gpu[1]} & set(wanted)] or gpus
+    return min(int(size) for _, _, size in seen) * 2**20
   except (OSError, ValueError, subprocess.SubprocessError):
     return None
 

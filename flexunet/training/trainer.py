@@ -20,6 +20,7 @@ from flexunet.core.errors import InputError
 from flexunet.network import weights
 from flexunet.pipelines import dataset_source, order
 from flexunet.pipelines.augmentation.config import AugmentationConfig
+from flexunet.prediction import tiles
 from flexunet.reporting import report
 from flexunet.training import (
   callbacks,
@@ -115,7 +116,7 @@ def train(
   """
   started = resuming.check_paths(given.data, given.training, run_dir, resume=resume)
   progress.say("Opening the dataset ...")
-  opened = input_pipeline.open_data(given.data)
+  opened = input_pipeline.open_data(given.data, given.model.image_size)
   progress.say(run_setup.data_line(opened))
   run_config = complete(given, opened)
   shown = resuming.merge(started.read_config(), run_config) if started else run_config
@@ -217,7 +218,10 @@ def _write_manifest(
     started: bool,
 ) -> None:
   entry = manifest.collect(argv, run_config.dataset_facts.fingerprint, devices.device_names())
-  entry["splits"] = dataset_source.split_counts(setup.data.source)
+  data = run_config.data
+  entry["splits"] = dataset_source.split_counts(
+      setup.data.source, data.train_split, data.validation_split, data.fold
+  )
   entry["left_out"] = setup.left_out
   entry["cache"] = dataclasses.asdict(setup.batches.cache_choice)
   entry["steps_per_epoch"] = setup.epoch_order.steps_per_epoch
@@ -483,12 +487,16 @@ def _views(
   settings = run_config.training
   views: list[keras.callbacks.Callback] = []
   if settings.previews:
-    images, labels = input_pipeline.preview_slices(run_config, setup.data, settings.previews)
-    palette = run_config.dataset_facts.label_scheme.palette
+    slices = input_pipeline.preview_slices(run_config, setup.data, settings.previews)
+    tiler = None
+    if setup.data.whole_validation is not None:
+      options = tiles.TileOptions.of(run_config.model.image_size or "auto")
+      tiler = tiles.Tiler(run_config.model, options, None)
     views.append(
         monitoring.Previews(
-            run, images, labels, palette, setup.kept, shown_channel=run_config.shown_channel
+            run, slices, run_config.dataset_facts.label_scheme.palette, setup.kept,
+            shown_channel=run_config.shown_channel, tiler=tiler,
         )
-    )
+    )  # fmt: skip
   views.append(monitoring.TensorBoardLog(run, graph=settings.tensorboard_graph))
   return views

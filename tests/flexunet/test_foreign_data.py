@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 
 from flexunet import config, library
 from flexunet import evaluate as evaluate_program
+from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.evaluation import evaluate
 from flexunet.training import input_pipeline, run_setup, trainer
@@ -148,3 +149,10 @@ def test_a_run_on_a_fold_is_scored_on_the_subjects_of_that_fold(tmp_path):
   evaluated = figures["validation"]["evaluated"]
   assert evaluated["subjects_also_trained_on"] == []
   assert evaluated["subjects_also_validated_on"] == ["b", "e"]
+  # Of five subjects three are left to train on.
+  people = {name: counts["subjects"] for name, counts in evaluated["dataset_splits"].items()}
+  assert people == {"train": 3, "validation": 2}
+  assert files.read_json(made.manifest_json)["splits"] == evaluated["dataset_splits"]
+  text = made.report_html.read_text(encoding="utf-8")
+  assert "Results on validation (held out as fold 1)" in text
+  assert "validation above is the 2 subjects that this fold held out: b, e." in text

@@ -76,15 +76,23 @@ def row(subject: str, class_name: str, dice: float, truth: int = 9, found: int =
       "dice": dice,
       "hd95_mm": 2.0,
       "surface_dice_1mm": 0.75,
+      "reference_pixels": truth,
+      "predicted_pixels": found,
+      "reference_ml": 0.01 * truth,
+      "predicted_ml": 0.01 * found,
       "distances": "3d",
+      "distances_px": "none",
       "slices_missed": 0,
       "slices_false_alarm": 0,
       "status": case_status(truth, found),
   }
 
 
-def evaluated_run(path, subjects: int = 4) -> run_folder.RunFolder:
-  """Writes a run folder with a history and an evaluated split `test`; the model is missing."""
+def evaluated_run(path, subjects: int = 4, first: int = 0) -> run_folder.RunFolder:
+  """Writes a run folder with a history and an evaluated split `test`; the model is missing.
+
+  Its subjects are numbered from `first` on.
+  """
   run = run_folder.RunFolder.create(path)
   run.write_config(run_config())
   history = ["epoch,seconds,learning_rate,loss,val_loss,foreground_dice,val_foreground_dice"]
@@ -97,7 +105,7 @@ def evaluated_run(path, subjects: int = 4) -> run_folder.RunFolder:
   files.write_json(run.manifest_json, {"command": ["--data_dir=/secret/place"]})
   rows, keeper = [], examples.ExampleKeeper()
   generator = np.random.default_rng(3)
-  for index in range(subjects):
+  for index in range(first, first + subjects):
     own = [row(f"S{index:02d}", name, float(generator.uniform(0.6, 0.95))) for name in NAMES]
     if index == 1:
       own[1].update(dice=float("nan"), hd95_mm=float("nan"), status="both_empty")

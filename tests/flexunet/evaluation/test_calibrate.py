@@ -14,6 +14,8 @@ from flexunet.core.errors import InputError
 from flexunet.evaluation import calibrate, evaluate
 from flexunet.evaluation.calibrate import HeldOutVolume
 from flexunet.evaluation.labelled_volumes import LabelledVolume
+from flexunet.prediction import opening
+from flexunet.prediction.opening import PredictionOptions
 
 NAMES = dataset_samples.NAMES
 DATASET = "blobs/slices/1.0.0"
@@ -46,8 +48,7 @@ def data_dir(tmp_path_factory):
 @pytest.fixture
 def network(monkeypatch):
   """A network that knows the classes by their brightness, wherever a run is opened."""
-  for module in (calibrate, evaluate):
-    monkeypatch.setattr(module, "load_model", lambda run: run_samples.BrightnessNetwork())
+  monkeypatch.setattr(opening, "load_model", lambda run: run_samples.BrightnessNetwork())
 
 
 def made_run(path, trained_on="T", fold=-1) -> run_folder.RunFolder:
@@ -96,7 +97,8 @@ def test_evaluation_uses_the_temperature_and_scores_stay(network, tmp_path, data
   assert after["foreground_dice"] == before["foreground_dice"]
   assert after["calibration"]["pixels"] == before["calibration"]["pixels"] > 0
   assert fit["after"]["nll"] < fit["before"]["nll"]
-  plain = evaluate.evaluate(run, ["test"], calibrated=False, **options)["test"]
+  as_is = PredictionOptions(calibrated=False)
+  plain = evaluate.evaluate(run, ["test"], options=as_is, **options)["test"]
   assert plain["calibration"] == before["calibration"]
   assert set(after["calibration"]["per_class"]) == set(NAMES)
   json.dumps(after, allow_nan=False)
@@ -169,3 +171,62 @@ def test_without_spacing_margins_are_pixels_within_slices():
   found = calibrate.margins(flat, ["background", "a"], 1.0, True)
   assert (found.unit, found.geometry) == ("mm", "2d")
   assert found.classes["a"].values.tolist() == [1.5]
+
+
+def specks_run(tmp_path, monkeypatch, subjects="VWXYZ"):
+  """A run whose network takes a speck of every image, four bright pixels, for the class."""
+  kinds = {"train": "T", "validation": subjects, "test": "A"}
+  splits = {split: [record for name in names for record in records(name)]
+            for split, names in kinds.items()}  # fmt: skip
+  for own in splits.values():
+    for record in own:
+      record["label"][:] = 0
+      record["label"][8:13, 8:13], record["label"][8:13, 18:23] = 1, 2
+      record["image"][:] = np.array([10, 120, 240], np.uint8)[record["label"]]
+      record["image"][0, :4] = 120
+  dataset_samples.write_dataset(tmp_path / "data", splits)
+  for module in (calibrate, evaluate):
+    monkeypatch.setattr(module, "load_model", lambda run: run_samples.BrightnessNetwork())
+  return made_run(tmp_path / "run"), tmp_path / "data"
+
+
+def test_a_clean_up_that_validation_speaks_for_is_stored_and_applied(tmp_path, monkeypatch):
+  run, data = specks_run(tmp_path, monkeypatch)
+  before = evaluate.evaluate(run, ["test"], data_dir=data, show_progress=False)["test"]
+  assert before["evaluated"]["clean_up"] is None
+  learnt = calibrate.calibrate(run, data_dir=data, show_progress=False)
+  # The speck has 4 x 4 voxels of 1 mm3, 0.016 ml; the class 4 x 25 voxels, 0.1 ml.
+  (rule,) = learnt.clean_up["rules"].values()
+  assert (rule["min_size"], rule["unit"]) == (0.03, "ml")
+  assert learnt.clean_up["rules"].keys() == {"dim"} and not learnt.clean_up["in_slices"]
+  after = evaluate.evaluate(run, ["test"], data_dir=data, show_progress=False)["test"]
+  told = after["evaluated"]["clean_up"]
+  assert told["volumes"] == 1 and told["sentences"][0].startswith("dim: ")
+  assert told["rules"] == learnt.clean_up["rules"]
+  dice = [one["per_class"]["dim"]["dice"]["mean"] for one in (before, after)]
+  assert dice[0] < 1.0 and dice[1] == 1.0
+  # 16 wrong voxels of the background, 4 per slice, are gone from the confusion matrix.
+  pixels = [one["confusion"]["pixels"][0][1] for one in (before, after)]
+  assert pixels == [16, 0]
+  undone = evaluate.evaluate(
+      run, ["test"], data_dir=data, options=PredictionOptions(clean_up=False), show_progress=False
+  )["test"]
+  assert undone["evaluated"]["clean_up"] is None
+  assert undone["per_class"]["dim"]["dice"]["mean"] == dice[0]
+
+
+def test_few_validation_subjects_choose_no_clean_up_and_say_so(tmp_path, monkeypatch):
+  run, data = specks_run(tmp_path, monkeypatch, subjects="VW")
+  learnt = calibrate.calibrate(run, data_dir=data, show_progress=False)
+  assert learnt.clean_up["rules"] == {}
+  reason = learnt.clean_up["evidence"]["classes"]["dim"]["reason"]
+  assert reason == "2 subjects, fewer than 5"
+
+
+def test_a_clean_up_of_other_classes_is_refused_in_one_line(tmp_path, monkeypatch):
+  run, data = specks_run(tmp_path, monkeypatch)
+  learnt = calibrate.calibrate(run, data_dir=data, show_progress=False)
+  other = {**learnt.clean_up, "rules": {"tumour": learnt.clean_up["rules"]["dim"]}}
+  run_calibration.write(run.path, dataclasses.replace(learnt, clean_up=other))
+  with pytest.raises(InputError, match="for the classes dim, bright"):
+    evaluate.evaluate(run, ["test"], data_dir=data, show_progress=False)

@@ -14,6 +14,7 @@ from flexunet import ensemble_folder, run_folder, seen_subjects
 from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.evaluation import evaluate, evaluate_ensemble
+from flexunet.prediction import opening
 from flexunet.reporting import report
 
 DATASET = "blobs/slices/1.0.0"
@@ -74,8 +75,7 @@ def make(tmp_path, data_dir, monkeypatch):
   def load(run):
     return NETWORKS[run.path.name.partition("_")[0]]()
 
-  for module in (evaluate, evaluate_ensemble):
-    monkeypatch.setattr(module, "load_model", load)
+  monkeypatch.setattr(opening, "load_model", load)
   return make_run
 
 

@@ -13,7 +13,6 @@ from flexunet.core.errors import InputError
 from flexunet.imaging.clean_up import ClassRule, CleanUp
 
 NAMES = ("background", "one", "two", "three")
-UNKNOWN = (math.nan, math.nan)
 drawn = brute_force.drawn
 
 
@@ -21,8 +20,8 @@ def of_images(**rules):
   return CleanUp(NAMES, {NAMES.index(name): rule for name, rule in rules.items()}, True)
 
 
-def cleaned(label, spacing_mm=UNKNOWN, **rules):
-  return of_images(**rules).apply(label, spacing_mm)
+def cleaned(label, **rules):
+  return of_images(**rules).apply(label)
 
 
 def test_small_components_become_background():
@@ -89,8 +88,8 @@ def test_the_order_of_the_classes_does_not_matter():
   }
   for _ in range(30):
     label = random.integers(0, 4, (12, 12)).astype(np.uint8)
-    there = CleanUp(NAMES, rules, True).apply(label, UNKNOWN)
-    back = CleanUp(NAMES, dict(reversed(rules.items())), True).apply(label, UNKNOWN)
+    there = CleanUp(NAMES, rules, True).apply(label)
+    back = CleanUp(NAMES, dict(reversed(rules.items())), True).apply(label)
     assert np.array_equal(there, back)
 
 
@@ -136,19 +135,12 @@ def test_sizes_in_ml_follow_the_spacing():
   assert CleanUp(NAMES, {1: rule}).apply(label, (2.0, 2.0, math.nan)) is label
 
 
-def test_sizes_in_mm2_are_of_images():
-  label = drawn("11..1")
-  assert np.array_equal(
-      cleaned(label, (0.5, 2.0), one=ClassRule(min_size=2.0, unit="mm2")), drawn("11...")
-  )
-  assert cleaned(label, one=ClassRule(min_size=2.0, unit="mm2")) is label
-
-
 def test_rules_of_volumes_leave_images_alone_and_the_other_way_round():
   rule = {1: ClassRule(min_size=9)}
   image, volume = np.ones((2, 2), np.uint8), np.ones((2, 2, 2), np.uint8)
-  assert CleanUp(NAMES, rule).apply(image, UNKNOWN) is image
+  assert CleanUp(NAMES, rule).apply(image) is image
   assert CleanUp(NAMES, rule, in_slices=True).apply(volume, (1.0, 1.0, 1.0)) is volume
+  assert CleanUp(NAMES, rule).apply(image[None], (1.0, 1.0, 1.0)).all()  # One slice: an image.
   assert not CleanUp(NAMES, rule).apply(volume, (1.0, 1.0, 1.0)).any()
 
 
@@ -160,8 +152,8 @@ def test_slices_of_a_volume_are_cleaned_together_unless_some_are_missing():
   assert all(np.array_equal(one, bar) for one in together)
   apart = rule.apply_to_slices(slices, (1.0, 1.0), 1.0, is_solid=False)
   assert all(one is other for one, other in zip(apart, slices, strict=True))
-  images = CleanUp(NAMES, rule.rules, in_slices=True)
-  assert not any(one.any() for one in images.apply_to_slices(slices, UNKNOWN, is_solid=True))
+  images, unknown = CleanUp(NAMES, rule.rules, in_slices=True), (math.nan, math.nan)
+  assert not any(one.any() for one in images.apply_to_slices(slices, unknown, is_solid=True))
 
 
 def test_the_given_label_stays_as_it_is():
@@ -174,7 +166,7 @@ def test_the_given_label_stays_as_it_is():
 def test_cleaning_twice_changes_nothing_more():
   random = np.random.default_rng(5)
   rules = {one: ClassRule(min_size=5, fill_holes=True) for one in (1, 2, 3)}
-  for shape, spacing in (((14, 14), UNKNOWN), ((7, 8, 9), (1.0, 1.0, 1.0))):
+  for shape, spacing in (((14, 14), ()), ((7, 8, 9), (1.0, 1.0, 1.0))):
     chosen = CleanUp(NAMES, rules, in_slices=len(shape) == 2)
     for _ in range(10):
       once = chosen.apply(random.choice(4, shape, p=(0.5, 0.3, 0.1, 0.1)).astype(np.uint8), spacing)

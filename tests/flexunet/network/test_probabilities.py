@@ -36,7 +36,8 @@ def test_training_metrics_previews_and_prediction_agree_on_ties():
       (one_output, both, [[1, 0, 0]]), (TIES[None], TIES[None], [[0, 1, 2]]),
   ):  # fmt: skip
     assert predictor.to_label(seen[0]).tolist() == expected
-    assert monitoring.predict_labels(Answering(probability), None).tolist() == [expected]
+    (previewed,) = monitoring.predict_labels(Answering(probability), [np.zeros((1, 3, 1))])
+    assert previewed.tolist() == expected
     metric = metrics.ConfusionMetrics(probability.shape[-1], per_class=["dice"])
     metric.update_state(np.array([expected]), probability)
     assert float(metric.result()["dice_1"]) == 1
