@@ -156,6 +156,8 @@ class Segmenter(abc.ABC):
   ) -> predictors.Predictor | Ensemble:
     """Returns what predicts slices at their own size, with their probabilities.
 
+    Probabilities are scaled as the calibration of each run says, where it has one.
+
     Args:
       batch_size: Slices per step.
       **passes: tile, overlap, tta, tta_scales, calibrated and clean_up, as in `predict`.

@@ -422,7 +422,7 @@ def answer_slices(
   label = np.empty(slices.pixels.shape, np.uint8)
   kept = np.empty((*label.shape, predictor.num_classes), np.float16) if probabilities else None
   spacing_mm = (*slices.spacing_mm, slices.slice_spacing_mm)
-  given = predictor.prepare(list(scan.cut.images()), spacing_mm)
+  given: Any = predictor.prepare(list(scan.cut.images()), spacing_mm)
   for index, probability in enumerate(predictor.answer(given)):
     label[..., index] = to_label(probability)
     if kept is not None:

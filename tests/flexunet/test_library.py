@@ -9,7 +9,6 @@ from PIL import Image
 import flexunet
 from flexunet import library, run_folder
 from flexunet.core.errors import InputError
-from flexunet.prediction import opening
 
 
 @pytest.fixture
@@ -78,7 +77,8 @@ def make_runs(tmp_path, monkeypatch, networks, **facts):
     made = run_samples.evaluated_run(tmp_path / name)
     made.write_config(run_samples.with_facts(made.read_config(), **facts))
     made.model_keras.write_bytes(name.encode())
-  monkeypatch.setattr(opening, "load_model", lambda folder: networks[folder.path.name])
+  for module in (library.opening, library.predictors):
+    monkeypatch.setattr(module, "load_model", lambda folder: networks[folder.path.name])
   return [tmp_path / name for name in networks]
 
 

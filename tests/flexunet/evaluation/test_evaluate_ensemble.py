@@ -155,6 +155,11 @@ def test_weights_are_learnt_on_validation_kept_and_used(make, tmp_path):
   again = flexunet.load(out, weights="learnt")
   assert again.runs.weights == (0.0, 1.0)
   assert again.evaluate("test", show_progress=False) == learnt
+  validation = again.evaluate("validation", show_progress=False)["validation"]
+  assert any(
+      "weights of the runs were learnt on 1 of its 2 subjects" in line
+      for line in validation["evaluated"]["warnings"]
+  )
   # Other weights are other figures, for which the folder then stands.
   equal = flexunet.load(out).evaluate("test", weights="3,1", show_progress=False)["test"]
   assert equal["evaluated"]["model_sha256"] != learnt["test"]["evaluated"]["model_sha256"]
