@@ -27,8 +27,8 @@ from flexunet.imaging.slicing import Slices
 from flexunet.imaging.volume import Volume
 from flexunet.network import weights
 from flexunet.network.probabilities import class_ids
-from flexunet.pipelines import foreground_crop, pixel_size, readers
-from flexunet.pipelines.resizing import Resizing
+from flexunet.pipelines import foreground_crop, pixel_size
+from flexunet.pipelines.resizing import Resizing, to_channels
 from flexunet.prediction import compiled_step, test_time
 from flexunet.prediction import tiles as tiling
 from flexunet.prediction.compiled_step import SliceBatch
@@ -279,7 +279,7 @@ class Predictor:
       return SliceBatch(compiled_step.filled(len(seen), seen), resizing, native_hw, rows)
     # Neighbours of other sizes come to the frame one by one.
     framed = [
-        resizing.apply_image(readers.to_channels(tf.constant(compiled_step.filled(1, [one])), 1))
+        resizing.apply_image(to_channels(tf.constant(compiled_step.filled(1, [one])), 1))
         for one in seen
     ]
     return SliceBatch(np.concatenate(framed), resizing, native_hw, rows, framed=True)
