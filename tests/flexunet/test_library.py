@@ -67,3 +67,18 @@ def test_a_plan_is_complete_and_a_misspelt_setting_gets_its_nearest_name(blob_da
   assert halved.dataset_facts.spacing_mm == (1.0, 2.0)
   with pytest.raises(InputError, match="Did you mean 'base_filters'"):
     flexunet.plan(data_dir=str(blob_data), base_filter=4)
+
+
+def test_tiles_and_views_have_the_names_of_the_flags(run):
+  slices = np.full((2, 32, 80), 100, np.uint8)
+  slices[:, 5:20, 50:70] = 250
+  whole = run.predict(slices)
+  assert np.array_equal(run.predict(slices, tile=32, overlap=8, tta="mirror"), whole)
+  chosen = run.predictor(tile=(32, 16), tta=["mirror", "rotations"])
+  chosen.labels(list(slices))
+  cut, views = chosen.pass_lines()
+  assert "tiles of 32x16 that overlap by 8" in cut and "each slice 8 times" in views
+  with pytest.raises(InputError, match="Did you mean 'tile'"):
+    run.predictor(tiles=32)
+  with pytest.raises(InputError, match="tta must be one of"):
+    run.predict(slices, tta="mirrors")
