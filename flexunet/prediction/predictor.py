@@ -7,6 +7,7 @@ ids; probabilities are float32 [H, W, classes] at the slice's own resolution.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -20,16 +21,16 @@ import tensorflow as tf
 from flexunet import config, run_folder
 from flexunet.core.errors import InputError
 from flexunet.imaging import channel_grid, intensity, scan_files, slice_recipe, volume_bytes
-from flexunet.imaging.slice_recipe import SliceRecipe, StoredChannel
+from flexunet.imaging.slice_recipe import CutVolume, SliceRecipe, StoredChannel
 from flexunet.imaging.slicing import Slices
 from flexunet.imaging.volume import Volume
-from flexunet.network import model as network
 from flexunet.network import weights
 from flexunet.network.probabilities import class_ids
-from flexunet.pipelines import foreground_crop, pixel_size, readers
-from flexunet.pipelines.resizing import Resizing
-from flexunet.prediction import test_time
+from flexunet.pipelines import foreground_crop, pixel_size
+from flexunet.pipelines.resizing import Resizing, to_channels
+from flexunet.prediction import compiled_step, test_time
 from flexunet.prediction import tiles as tiling
+from flexunet.prediction.compiled_step import SliceBatch
 from flexunet.training import devices
 
 _UNKNOWN_MM = (float("nan"), float("nan"))
@@ -80,15 +81,18 @@ class Predictor:
       batch_size: int = 8,
       views: test_time.ViewOptions = test_time.ONE_VIEW,
       tiles: tiling.TileOptions = tiling.WHERE_NEEDED,
+      temperature: float = 1.0,
   ):
     """Prepares prediction.
 
     Args:
-      model: `keras.Model`, [B, h, w, channels] in 0..255 -> [B, h, w, classes] probabilities.
+      model: `keras.Model`, or a function of tensors, [B, h, w, channels] in 0..255 -> probabilities
+        [B, h, w, classes].
       run_config: Config of the run that trained it.
       batch_size: Slices per step.
       views: Test-time augmentation.
       tiles: Which slices are predicted in tiles.
+      temperature: Divides the logarithms of the probabilities, as `probabilities.tempered`.
 
     Raises:
       InputError: Views by which labels could change sides, or an overlap of tiles that is too
@@ -98,18 +102,22 @@ class Predictor:
       raise InputError(f"--batch_size must be at least 1. Got: {batch_size}.")
     if run_config.model.image_size is None:
       raise InputError("config.json must hold model.image_size. Got: null.")
-    self._model = model
-    self._any_size_model: Any = None
     self._batch_size = batch_size
     plan = run_config.dataset_facts.slice_plan
     self._views = views.views(run_config.laterality, plan.plane if plan else None)
     self._tiler = tiling.Tiler(run_config.model, tiles, devices.memory_left())
-    self._channels = run_config.model.image_channels
     self._context = run_config.data.context_slices
     self._pixel_sizes = run_config.dataset_facts.pixel_sizes
     self._input_scale = run_config.dataset_facts.input_scale or (1.0, 1.0)
     self._crops = run_config.data.crop_foreground
     self._resizing = Resizing(run_config.model.image_size, run_config.data.resize_mode)
+    self._step = compiled_step.CompiledStep(
+        model,
+        run_config.model.image_size,
+        channels=run_config.model.image_channels,
+        views=self._views,
+        temperature=temperature,
+    )
     self.num_classes = max(2, run_config.model.num_classes)
 
   def probabilities(
@@ -226,28 +234,50 @@ class Predictor:
       self, slices: Sequence[np.ndarray], positions: range, resizing: Resizing
   ) -> Iterator[np.ndarray]:
     """Yields float32 [H, W, classes] for neighbouring slices of one size."""
-    frames = self._inputs(slices, positions, resizing)
-    answers = test_time.mean_answer(self._in_tiles, frames, self._views)
-    native_hw = np.shape(slices[positions[0]])[:2]
-    yield from np.asarray(resizing.invert(answers, native_hw))
+    # Filled up to a power of two: a device sees few sizes of batches, not each rest.
+    count = _up_to_power(len(positions), self._largest_batch(resizing.image_size))
+    batch = self._given(slices, positions, resizing, count)
+    if self._is_whole(resizing.image_size):
+      answers = self._step(batch)
+    else:
+      frames = self._step.frames(batch)[: len(positions)]
+      answers = test_time.mean_answer(self._in_tiles, tf.constant(frames), self._views)
+      answers = self._step.restored(answers, batch)
+    yield from answers[: len(positions)]
 
-  def _inputs(
-      self, slices: Sequence[np.ndarray], positions: range, resizing: Resizing
-  ) -> np.ndarray:
-    """Returns uint8 [N, h, w, channels] for the network: slices, or each with its neighbours."""
-    reach = self._context
+  def _is_whole(self, frame_hw: tuple[int, int]) -> bool:
+    """Returns whether all views of a frame go through the network at once, in one graph."""
+    return self._tiler.tiling(frame_hw) is None and all(view.scale == 1 for view in self._views)
+
+  def _given(
+      self, slices: Sequence[np.ndarray], positions: range, resizing: Resizing, count: int
+  ) -> SliceBatch:
+    """Returns `count` inputs for slices of one size, each alone or with those beside it."""
+    height, width = np.shape(slices[positions[0]])[:2]
+    reach, native_hw = self._context, (height, width)
     if not reach:
-      return _resized([slices[position] for position in positions], resizing, self._channels)
+      own = [slices[position] for position in positions]
+      return SliceBatch(compiled_step.filled(count, own), resizing, native_hw)
     # Beyond the ends of a volume the outermost slice stands in for its missing neighbour.
     first, last = max(0, positions[0] - reach), min(len(slices) - 1, positions[-1] + reach)
-    seen = _resized([slices[position] for position in range(first, last + 1)], resizing, 1)
     steps = np.arange(-reach, reach + 1)
-    rows = np.clip(np.array(positions)[:, None] + steps, 0, len(slices) - 1) - first
-    # [N, neighbours, h, w] -> [N, h, w, neighbours].
-    return np.moveaxis(seen[..., 0][rows], 1, -1)
+    rows = np.zeros((count, len(steps)), np.int32)
+    rows[: len(positions)] = (
+        np.clip(np.array(positions)[:, None] + steps, 0, len(slices) - 1) - first
+    )
+    seen = [slices[position] for position in range(first, last + 1)]
+    if len({np.shape(one) for one in seen}) == 1:
+      return SliceBatch(compiled_step.filled(len(seen), seen), resizing, native_hw, rows)
+    # Neighbours of other sizes come to the frame one by one.
+    framed = [
+        resizing.apply_image(to_channels(tf.constant(compiled_step.filled(1, [one])), 1))
+        for one in seen
+    ]
+    return SliceBatch(np.concatenate(framed), resizing, native_hw, rows, framed=True)
 
-  def _in_tiles(self, frames: np.ndarray) -> np.ndarray:
+  def _in_tiles(self, images: tf.Tensor) -> np.ndarray:
     """Returns float32 [N, h, w, classes] for uint8 [N, h, w, channels] of any height and width."""
+    frames = images.numpy()
     cut = self._tiler.tiling(frames.shape[1:3])
     if cut is None:
       return self._answers(frames)
@@ -256,24 +286,12 @@ class Predictor:
   def _answers(self, frames: np.ndarray) -> np.ndarray:
     """Returns float32 [N, h, w, classes] for uint8 [N, h, w, channels] of any height and width."""
     most = self._largest_batch(frames.shape[1:3])
-    parts = [self._step(frames[at : at + most], most) for at in range(0, len(frames), most)]
+    parts = []
+    for start in range(0, len(frames), most):
+      part = frames[start : start + most]
+      given = compiled_step.filled(_up_to_power(len(part), most), part)
+      parts.append(self._step.probability(given)[: len(part)])
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-  def _step(self, frames: np.ndarray, most: int) -> np.ndarray:
-    """Returns float32 [N, h, w, classes] for uint8 [N, h, w, channels], N being at most `most`."""
-    # Filled up to a power of two: a network is traced for a few sizes, not for each rest.
-    rows = min(1 << (len(frames) - 1).bit_length(), most)
-    batch = np.zeros((rows, *frames.shape[1:]), np.uint8)
-    batch[: len(frames)] = frames
-    trained = self._model
-    if frames.shape[1:3] != self._resizing.image_size:
-      if self._any_size_model is None:
-        self._any_size_model = network.accept_any_size(trained)
-      trained = self._any_size_model
-    answers = _first_output(trained.predict_on_batch(batch))[: len(frames)]
-    if answers.shape[-1] == 1:  # Sigmoid: the share of the only foreground class.
-      answers = np.concatenate([1 - answers, answers], axis=-1)
-    return answers
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -299,51 +317,120 @@ class VolumePrediction:
   remarks: list[str] = dataclasses.field(default_factory=list)
 
 
-def predict_volume(
-    predictor: Predictor,
-    recipe: SliceRecipe,
-    stored: Volume,
-    slope: float = 1.0,
-    inter: float = 0.0,
-    *,
-    probabilities: bool = False,
-    name: str = "",
-    others: Sequence[StoredChannel] = (),
-    shown_channel: int | None = None,
-) -> VolumePrediction:
-  """Cuts a volume as in training, segments its slices, and puts the labels back on its grid.
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScanVolume:
+  """A scan that has been read.
+
+  Attributes:
+    channels: Its channels as stored, on one grid, the first being the scan itself.
+    recipe: How the training set was cut.
+    name: Names the scan in errors.
+    shown_channel: Which channel is shown to people; None: the first.
+    remarks: Warnings about the scan, one line each.
+  """
+
+  channels: Sequence[StoredChannel]
+  recipe: SliceRecipe
+  name: str = ""
+  shown_channel: int | None = None
+  remarks: list[str] = dataclasses.field(default_factory=list)
+
+  @property
+  def stored(self) -> Volume:
+    """The voxels of the first channel."""
+    return self.channels[0].stored
+
+  @functools.cached_property
+  def cut(self) -> CutVolume:
+    """The slices, cut as in training; InputError where the scan cannot be."""
+    first, *others = self.channels
+    return self.recipe.cut(
+        first.stored, first.slope, first.inter, name=self.name, others=others
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SliceAnswers:
+  """What a network makes of the slices of a scan.
+
+  Attributes:
+    label: Class ids, uint8 [row, column, slice].
+    probability: float16 [row, column, slice, classes]; None where it was not asked for.
+    scaling: As in `NetworkInput`.
+  """
+
+  label: np.ndarray
+  probability: np.ndarray | None
+  scaling: tuple[float, float]
+
+
+def read_scan(
+    run_config: config.RunConfig,
+    path: str | os.PathLike,
+    others: Sequence[str | os.PathLike] = (),
+    components: Sequence[int] = (),
+) -> ScanVolume:
+  """Reads a scan for a run; arguments and errors as `predict_scan`."""
+  facts = run_config.dataset_facts
+  if facts.recipe is None:
+    raise InputError(
+        f"{path}: the run was trained on images ({facts.name}) and does not know how to cut a"
+        " volume into slices. Give it images, or a run trained on volumes."
+    )
+  stacked = [StoredChannel(*one) for one in scan_files.read_channels(path, components)]
+  further, _ = channel_grid.read_others(stacked[0].stored, path, others, facts.resample_channels)
+  channels = [*stacked, *further]
+  names = [volume_bytes.component_name(path, one) for one in components or (None,)]
+  return ScanVolume(
+      channels=channels,
+      recipe=facts.recipe,
+      name=pathlib.Path(path).name,
+      shown_channel=run_config.shown_channel,
+      remarks=[
+          line
+          for file, one in zip((*names, *others), channels, strict=True)
+          for line in intensity.unknown_voxels(one.stored.voxels, file)
+      ],
+  )
+
+
+def answer_slices(
+    predictor: Predictor, scan: ScanVolume, *, probabilities: bool = False
+) -> SliceAnswers:
+  """Segments the slices of a scan: all that needs the network.
 
   Args:
     predictor: The network.
-    recipe: How the training set was cut.
-    stored: The numbers as the file stores them.
-    slope, inter: Intensity is stored * slope + inter.
+    scan: As it was read.
     probabilities: Also keeps the probability of each class, 2 bytes per voxel and class.
-    name: Names the scan in errors.
-    others: Its further channels, on the same grid; see `channel_grid`.
-    shown_channel: Which of them the `slices` of the answer are; None: the first.
   """
-  cut = recipe.cut(stored, slope, inter, name=name, others=others)
-  seen = cut.slices.pixels
-  label = np.empty(seen.shape, np.uint8)
-  kept = np.empty((*seen.shape, predictor.num_classes), np.float16) if probabilities else None
-  given = predictor.prepare(list(cut.images()), cut.slices.spacing_mm)
+  slices = scan.cut.slices
+  label = np.empty(slices.pixels.shape, np.uint8)
+  kept = np.empty((*label.shape, predictor.num_classes), np.float16) if probabilities else None
+  given = predictor.prepare(list(scan.cut.images()), slices.spacing_mm)
   for index, probability in enumerate(predictor.answer(given)):
     label[..., index] = to_label(probability)
     if kept is not None:
       kept[..., index, :] = probability
-  label = slice_recipe.to_grid(label, cut.native.pixels.shape)
+  return SliceAnswers(label, kept, given.scaling)
+
+
+def restore_volume(scan: ScanVolume, found: SliceAnswers) -> VolumePrediction:
+  """Puts the labels of slices back on the grid of their scan."""
+  cut, recipe = scan.cut, scan.recipe
+  label = slice_recipe.to_grid(found.label, cut.native.pixels.shape)
   restored = None
-  if kept is not None:
-    channels = [recipe.restore(kept[..., n], stored) for n in range(predictor.num_classes)]
-    restored = np.stack(channels, axis=-1)
+  if found.probability is not None:
+    channels = np.moveaxis(found.probability, -1, 0)
+    restored = np.stack([recipe.restore(one, scan.stored) for one in channels], axis=-1)
   return VolumePrediction(
-      label=recipe.restore(label, stored),
+      label=recipe.restore(label, scan.stored),
       probability=restored,
-      slices=cut.shown(shown_channel),
+      slices=cut.shown(scan.shown_channel),
       label_slices=label,
       spacing_mm=cut.slices.spacing_mm,
-      scaling=given.scaling,
+      scaling=found.scaling,
+      remarks=scan.remarks,
   )
 
 
@@ -356,14 +443,14 @@ def predict_scan(
     probabilities: bool = False,
     components: Sequence[int] = (),
 ) -> VolumePrediction:
-  """Reads a scan and segments it; see `predict_volume`.
+  """Reads a scan, segments its slices as in training, and puts the labels back on its grid.
 
   Args:
     predictor: The network.
     run_config: Of the run that trained it.
     path: The scan; its first channel.
     others: Files of its further channels, in the order of the dataset.
-    probabilities: Also keeps the probability of each class.
+    probabilities: Also keeps the probability of each class, 2 bytes per voxel and class.
     components: Volumes along the fourth axis of `path` that are the channels, in the order of the
       dataset; () where each channel is a file.
 
@@ -371,35 +458,13 @@ def predict_scan(
     InputError: A file cannot be read, channels are missing or lie on other grids, or the run was
       trained on images.
   """
-  facts = run_config.dataset_facts
-  if facts.recipe is None:
-    raise InputError(
-        f"{path}: the run was trained on images ({facts.name}) and does not know how to cut a"
-        " volume into slices. Give it images, or a run trained on volumes."
-    )
-  (stored, slope, inter), *stacked = scan_files.read_channels(path, components)
-  channels, _ = channel_grid.read_others(stored, path, others, facts.resample_channels)
-  channels[:0] = [StoredChannel(*one) for one in stacked]
-  found = predict_volume(
-      predictor, facts.recipe, stored, slope, inter,
-      probabilities=probabilities, name=pathlib.Path(path).name, others=channels,
-      shown_channel=run_config.shown_channel,
-  )  # fmt: skip
-  names = [volume_bytes.component_name(path, one) for one in components or (None,)]
-  read = zip((*names, *others), (stored, *(channel.stored for channel in channels)), strict=True)
-  remarks = [line for file, one in read for line in intensity.unknown_voxels(one.voxels, file)]
-  return dataclasses.replace(found, remarks=remarks)
+  scan = read_scan(run_config, path, others, components)
+  return restore_volume(scan, answer_slices(predictor, scan, probabilities=probabilities))
 
 
-def _resized(
-    slices: Sequence[np.ndarray], resizing: Resizing, channels: int
-) -> np.ndarray:
-  """Returns slices, [H, W] or [H, W, C] each, as uint8 [N, h, w, channels]."""
-  if len({np.shape(pixels) for pixels in slices}) > 1:  # Neighbours of other sizes.
-    return np.concatenate([_resized([pixels], resizing, channels) for pixels in slices])
-  stacked = np.stack(slices)
-  images = tf.constant(stacked[..., None] if stacked.ndim == 3 else stacked)
-  return resizing.apply_image(readers.to_channels(images, channels)).numpy()
+def to_label(probability: np.ndarray) -> np.ndarray:
+  """Returns the class of each pixel, uint8 [H, W], of [H, W, classes]; see `class_ids`."""
+  return class_ids(probability).astype(np.uint8)
 
 
 def _scaled(size_hw: tuple[int, int], factors: Sequence[float]) -> tuple[int, int]:
@@ -409,11 +474,6 @@ def _scaled(size_hw: tuple[int, int], factors: Sequence[float]) -> tuple[int, in
   return height, width
 
 
-def _first_output(answers: Any) -> np.ndarray:
-  """Returns the main output; a network with deep supervision gives a list, that one first."""
-  return np.asarray(answers[0] if isinstance(answers, list) else answers, np.float32)
-
-
-def to_label(probability: np.ndarray) -> np.ndarray:
-  """Returns the class of each pixel, uint8 [H, W], of [H, W, classes]; see `class_ids`."""
-  return class_ids(probability).astype(np.uint8)
+def _up_to_power(count: int, most: int) -> int:
+  """Returns the next power of two, at most `most`."""
+  return min(1 << (count - 1).bit_length(), most)

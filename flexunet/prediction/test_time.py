@@ -7,14 +7,17 @@ degrees are exact both ways; scales are not, pixels being interpolated twice.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import types
 from collections.abc import Callable, Sequence
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from flexunet.core.config_fields import Checked, knob
 from flexunet.core.errors import InputError
 from flexunet.pipelines import laterality
+
+if TYPE_CHECKING:
+  import tensorflow as tf
 
 _KINDS = {
     "none": "the slice as it is",
@@ -128,21 +131,24 @@ class View:
   mirrored: bool = False
   scale: float = 1.0
 
-  def forward(self, frames: np.ndarray) -> np.ndarray:
+  def forward(self, frames: tf.Tensor) -> tf.Tensor:
     """uint8 [N, h, w, channels] -> uint8 [N, h', w', channels]."""
+    tf = _tensorflow()
     if self.scale != 1:
-      size = [max(1, round(edge * self.scale)) for edge in frames.shape[1:3]]
-      smooth = _resized(frames, size, "bicubic")
-      return np.clip(np.rint(smooth), 0, 255).astype(np.uint8)
+      edges = tf.cast(tf.shape(frames)[1:3], tf.float64)
+      size_hw = tf.maximum(1, tf.cast(tf.round(edges * self.scale), tf.int32))
+      smooth = tf.image.resize(frames, size_hw, method="bicubic", antialias=True)
+      return tf.cast(tf.clip_by_value(tf.round(smooth), 0.0, 255.0), tf.uint8)
     if self.mirrored:
       frames = frames[:, :, ::-1]
-    return np.ascontiguousarray(np.rot90(frames, self.turns, (1, 2)))
+    return tf.image.rot90(frames, self.turns) if self.turns else frames
 
-  def inverse(self, answers: np.ndarray, frame_hw: tuple[int, int]) -> np.ndarray:
+  def inverse(self, answers: tf.Tensor, frame_hw: tf.Tensor) -> tf.Tensor:
     """float32 [N, h', w', classes] -> float32 [N, h, w, classes], of a frame of size (h, w)."""
+    tf = _tensorflow()
     if self.scale != 1:
-      return _resized(answers, frame_hw, "bilinear")
-    answers = np.rot90(answers, -self.turns, (1, 2))
+      return tf.image.resize(answers, frame_hw, method="bilinear", antialias=True)
+    answers = tf.image.rot90(answers, 4 - self.turns) if self.turns else answers
     return answers[:, :, ::-1] if self.mirrored else answers
 
   def __str__(self) -> str:
@@ -154,32 +160,28 @@ class View:
 
 
 def mean_answer(
-    network: Callable[[np.ndarray], np.ndarray], frames: np.ndarray, views: Sequence[View]
-) -> np.ndarray:
+    network: Callable[[tf.Tensor], tf.Tensor], frames: tf.Tensor, views: Sequence[View]
+) -> tf.Tensor:
   """Returns float32 [N, h, w, classes], the mean of what a network answers to each view.
 
   Args:
     network: uint8 [N, h, w, channels] of any height and width -> float32 [N, h, w, classes].
-    frames: uint8 [N, h, w, channels].
+    frames: uint8 [N, h, w, channels]; in a graph too.
     views: At least one.
   """
-  if tuple(views) == (View(),):
-    return network(frames)
-  total: np.ndarray | None = None
-  for view in views:
-    one = view.inverse(network(view.forward(frames)), frames.shape[1:3])
-    if total is None:
-      total = np.array(one, np.float32)
-    else:
-      total += one
-  if total is None:
-    raise ValueError("There must be a view.")
-  return total / np.float32(len(views))
+  tf = _tensorflow()
+  frame_hw = tf.shape(frames)[1:3]
+  first, *others = views
+  total = first.inverse(network(first.forward(frames)), frame_hw)
+  for view in others:
+    with tf.control_dependencies([total]):  # Not all at once, for the memory they need.
+      total += view.inverse(network(view.forward(frames)), frame_hw)
+  return total / len(views) if others else total
 
 
-def _resized(pixels: np.ndarray, size_hw: Sequence[int], method: str) -> Any:
-  """[N, h, w, C] -> float32 [N, *size_hw, C]; what shrinks is smoothed first."""
-  # Flags and help are answered before it is loaded.
-  import tensorflow as tf
+@functools.cache
+def _tensorflow() -> types.ModuleType:
+  """Returns TensorFlow: flags and help are answered before it is loaded."""
+  import tensorflow
 
-  return tf.image.resize(pixels, size_hw, method=method, antialias=True).numpy()
+  return tensorflow

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import run_samples
+import tensorflow as tf
 
 from flexunet.core.errors import InputError
 from flexunet.imaging.slicing import SlicePlan
@@ -22,34 +23,36 @@ SAGITTAL = Laterality(False, "slices are sagittal, and no body has front and bac
 
 @pytest.mark.parametrize("view", EXACT, ids=str)
 def test_the_inverse_of_a_mirrored_or_turned_view_is_exact(view):
-  frames = np.random.default_rng(0).integers(0, 256, (2, 5, 8, 3), np.uint8)
+  frames = tf.constant(np.random.default_rng(0).integers(0, 256, (2, 5, 8, 3), np.uint8))
   shown = view.forward(frames)
   assert shown.shape == (2, 8, 5, 3) if view.turns % 2 else (2, 5, 8, 3)
-  assert np.array_equal(view.inverse(shown.astype(np.float32), (5, 8)), frames)
+  assert np.array_equal(view.inverse(tf.cast(shown, tf.float32), (5, 8)), frames)
 
 
 def test_the_eight_exact_views_are_all_different():
-  frame = np.arange(9, dtype=np.uint8).reshape(1, 3, 3, 1)
-  assert len({view.forward(frame).tobytes() for view in EXACT}) == 8
+  frame = tf.reshape(tf.range(9), (1, 3, 3, 1))
+  assert len({view.forward(frame).numpy().tobytes() for view in EXACT}) == 8
 
 
 @pytest.mark.parametrize("scale", [0.5, 0.8, 1.25, 2.0])
 def test_a_scaled_view_comes_back_to_its_size_with_a_ramp_unchanged(scale):
   ramp = np.broadcast_to(np.arange(40, 200, 4, dtype=np.uint8), (1, 30, 40))[..., None]
+  ramp = tf.constant(ramp)
   view = View(scale=scale)
   shown = view.forward(ramp)
   assert shown.shape[1:3] == (round(30 * scale), round(40 * scale))
-  back = view.inverse(shown.astype(np.float32), (30, 40))
+  back = view.inverse(tf.cast(shown, tf.float32), (30, 40)).numpy()
   assert back.shape == (1, 30, 40, 1)
   # Linear in the middle; at the ends half a pixel of the coarser grid is not known.
-  assert np.abs(back - ramp)[:, 3:-3, 4:-4].max() <= 1.5
+  assert np.abs(back - ramp.numpy())[:, 3:-3, 4:-4].max() <= 1.5
 
 
 def test_a_network_of_single_pixels_gives_the_same_answer_to_all_exact_views():
   def network(frames):
-    return np.stack([frames[..., 0] / 255, 1 - frames[..., 0] / 255], -1).astype(np.float32)
+    share = tf.cast(frames[..., 0], tf.float32) / 255
+    return tf.stack([share, 1 - share], -1)
 
-  frames = np.random.default_rng(1).integers(0, 256, (2, 6, 9, 1), np.uint8)
+  frames = tf.constant(np.random.default_rng(1).integers(0, 256, (2, 6, 9, 1), np.uint8))
   assert np.allclose(test_time.mean_answer(network, frames, EXACT), network(frames), atol=1e-6)
   one = test_time.mean_answer(network, frames, (View(),))
   assert np.array_equal(one, network(frames))
@@ -59,9 +62,9 @@ def test_the_mean_over_the_eight_views_of_any_network_turns_with_the_image():
   def network(frames):  # Knows its place: brighter to the right and below.
     _, height, width, _ = frames.shape
     place = np.linspace(0, 1, width) + 2 * np.linspace(0, 1, height)[:, None]
-    return (frames * place[..., None]).astype(np.float32)
+    return tf.cast(frames, tf.float32) * tf.constant(place[..., None], tf.float32)
 
-  frames = np.random.default_rng(2).integers(0, 256, (1, 7, 7, 1), np.uint8)
+  frames = tf.constant(np.random.default_rng(2).integers(0, 256, (1, 7, 7, 1), np.uint8))
   mean = test_time.mean_answer(network, frames, EXACT)
   for view in EXACT:
     turned = test_time.mean_answer(network, view.forward(frames), EXACT)

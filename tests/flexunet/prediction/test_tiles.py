@@ -204,7 +204,6 @@ def predictor(tile, overlap=None, network=None, **options) -> tuple[Predictor, R
       network, run_samples.run_config(**options), tiles=TileOptions.of(tile, overlap),
       batch_size=batch_size,
   )  # fmt: skip
-  found._any_size_model = network  # What `accept_any_size` makes of a real model.
   return found, network
 
 
@@ -230,8 +229,10 @@ def test_tiles_see_neighbouring_slices_and_the_box_of_the_volume():
   truth = np.zeros((3, 80, 90), np.uint8)
   truth[:, 10:70, 20:85] = 1
   truth[1, 30:50, 40:60] = 2
-  chosen, network = predictor(32, 8, Middle(), image_size=(32, 32))
-  chosen._context, chosen._crops = 1, True
+  chosen, network = predictor(
+      32, 8, Middle(), image_size=(32, 32), image_channels=3, context_slices=1
+  )
+  chosen._crops = True
   assert np.array_equal(np.stack(chosen.labels(GREYS[truth])), truth)
   assert {shape[1:3] for shape in network.shapes} == {(32, 32)}
 
