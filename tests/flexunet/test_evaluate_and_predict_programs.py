@@ -129,7 +129,7 @@ def test_both_programs_predict_in_tiles_and_views_and_say_so(run, tmp_path):
         ("predict", ("--run_dir=/nowhere", "--input=a", "--output_dir=b"), "does not exist"),
         ("predict", ("--run_dir=/nowhere", "--input=a"), "--output_dir"),
         ("evaluate", ("--run_dirr=/nowhere",), "run_dir"),
-        ("evaluate", ("--run_dir={run}", "--tile=huge"), "--tile must be auto, none, or one or two"),
+        ("evaluate", ("--run_dir={run}", "--tile=huge"), "--tile must be auto, none, or one"),
         ("predict", ("--run_dir={run}", "--input=a", "--output_dir=b", "--tta=mirrors"),
          "Did you mean 'mirror'"),
         ("predict", ("--run_dir={run}", "--input=a", "--output_dir=b", "--tta"), "tta"),
