@@ -60,8 +60,9 @@ class DataConfig(FeatureFlags):
   )
   resize_mode: str = knob(
       None,
-      "How images are brought to --image_size: 'pad' keeps the resolution and adds a border, 'fit'"
-      " scales at equal aspect and adds a border, 'stretch' scales each axis (as published).",
+      "How images are brought to --image_size: 'pad' keeps the resolution and adds a border (larger"
+      " slices are trained on in tiles of a given --image_size), 'fit' scales at equal aspect and"
+      " adds a border, 'stretch' scales each axis (as published).",
       choices=("pad", "fit", "stretch"),
   )
   crop_foreground: bool = knob(

@@ -110,7 +110,11 @@ class Predictor:
       raise InputError("config.json must hold model.image_size. Got: null.")
     self._batch_size = batch_size
     plan = run_config.dataset_facts.slice_plan
-    self._views = views.views(run_config.laterality, plan.plane if plan else None)
+    shown = run_config.augmentation
+    self._trained_degrees = (shown.rotation_degrees or 0) if shown.rotation_probability else 0
+    self._views = views.views(
+        run_config.laterality, plan.plane if plan else None, self._trained_degrees
+    )
     self._tiler = tiling.Tiler(run_config.model, tiles, devices.memory_left())
     self._context = run_config.data.context_slices
     self._pixel_sizes = run_config.dataset_facts.pixel_sizes
@@ -237,6 +241,11 @@ class Predictor:
     lines = self._tiler.lines()
     if len(self._views) > 1:
       lines.append(f"each slice {len(self._views)} times: {', '.join(map(str, self._views))}")
+      if any(view.turns for view in self._views) and self._trained_degrees < 90:
+        lines[-1] += (
+            f"; training turned slices by {self._trained_degrees:g} degrees at most, so that what"
+            " the network makes of turned ones may spoil the mean"
+        )
     return [f"Predicted {line}" for line in lines]
 
   def _batch(

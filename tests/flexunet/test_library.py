@@ -139,3 +139,19 @@ def test_runs_on_images_are_averaged_too(tmp_path, monkeypatch):
   found = np.asarray(Image.open(tmp_path / "out" / "image_label.png"))
   assert np.array_equal(found, np.digitize(image, [60, 180]))
   assert np.array_equal(both.predict(tmp_path / "image.png"), found)
+
+
+def test_tiles_and_views_have_the_names_of_the_flags(run):
+  slices = np.full((2, 32, 80), 100, np.uint8)
+  slices[:, 5:20, 50:70] = 250
+  whole = run.predict(slices)
+  assert np.array_equal(run.predict(slices, tile=32, overlap=8, tta="mirror"), whole)
+  chosen = run.predictor(tile=(32, 16), tta=["mirror", "rotations"])
+  chosen.labels(list(slices))
+  cut, turned, views = chosen.pass_lines()
+  assert "slices of 32x80 pixels in 1 x 9 tiles of 32x16 that overlap by 8" in cut
+  assert "slices of 80x32 pixels in 3 x 3 tiles" in turned and "each slice 8 times" in views
+  with pytest.raises(InputError, match="Did you mean 'tile'"):
+    run.predictor(tiles=32)
+  with pytest.raises(InputError, match="tta must be one of"):
+    run.predict(slices, tta="mirrors")
