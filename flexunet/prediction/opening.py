@@ -80,5 +80,10 @@ def open_run(
 
 
 def open_runs(runs: RunSet, options: PredictionOptions) -> Ensemble:
-  """Returns what predicts with several runs together."""
-  return ensembles.of_runs(runs, lambda run, own: open_run(run, own, options))
+  """Returns what predicts with several runs together; a cross-validation has its own clean-up."""
+  ensemble = ensembles.of_runs(runs, lambda run, own: open_run(run, own, options))
+  learnt = run_calibration.read_named(runs) if options.clean_up else None
+  if learnt and learnt.clean_up:
+    names = runs.configs()[0].dataset_facts.label_scheme.names
+    ensemble.clean_up = CleanUp.from_json(learnt.clean_up, names)
+  return ensemble

@@ -143,7 +143,7 @@ def with_mirror_images(predictor: Any, run_config: config.RunConfig) -> Ensemble
     )
   recipe, mirrored = run_config.dataset_facts.recipe, _Mirrored(predictor)
   members = [Member(lambda: predictor, recipe, 1.0), Member(lambda: mirrored, recipe, 1.0)]
-  return Ensemble(members, predictor.num_classes)
+  return Ensemble(members, predictor.num_classes, clean_up=predictor.clean_up)
 
 
 def write_volume(
