@@ -5,6 +5,7 @@
 Writes RUN/calibration.json, which prediction and evaluation apply from then on (--nocalibrated
 leaves it aside). Test data are not read. Learnt are
 - the temperature of the probabilities, at which the truth is most likely; no label changes by it;
+- the clean-up of labels, where it helps (--noclean_up leaves it aside);
 - the margins by which each structure must be widened to contain the truth, for predict --margin;
 - the ratios of true to predicted volumes, for predict --volume_interval.
 
@@ -86,6 +87,12 @@ def calibration_text(learnt: RunCalibration) -> str:
   if learnt.temperature:
     lines += ["", *_temperature_lines(learnt.temperature)]
   margins = learnt.margins
+  if learnt.clean_up:
+    # SciPy: --help does without.
+    from flexunet.imaging.clean_up import CleanUp
+
+    rules = CleanUp.from_json(learnt.clean_up, ["background", *margins.classes]).sentences()
+    lines += ["", f"clean-up: {'; '.join(rules) or 'none, nothing gains enough by it'}"]
   share = "all" if margins.contained == 1 else f"{margins.contained:g} of all"
   where = "" if margins.geometry == "3d" else " within slices"
   heading = f"margins in {margins.unit}{where} around {share} true voxels, by share of subjects"

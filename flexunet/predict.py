@@ -215,6 +215,11 @@ def _bounds(
   from flexunet.prediction import error_bounds
 
   learnt = run_calibration.read_named(run)
+  if learnt and learnt.clean_up and learnt.clean_up["rules"] and not _CLEAN_UP.value:
+    raise InputError(
+        "--margin and --volume_interval hold for labels that are cleaned up as they were in"
+        " calibration. Leave out --noclean_up."
+    )
   names = run_config.dataset_facts.label_scheme.names
   return error_bounds.bounds_of(learnt, names, _MARGIN.value, _VOLUME_INTERVAL.value)
 

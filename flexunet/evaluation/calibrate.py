@@ -1,8 +1,9 @@
 """Calibrates a run on the subjects that were held out of its training, in one pass over them.
 
-Learnt are the temperature of the probabilities, and what bounds the error of a new subject: the
-margins around structures and the ratios of volumes (`conformal`). Labels are kept compressed, and
-voxels are drawn, so that memory does not grow with the split. No test data are read.
+Learnt are the temperature of the probabilities, the clean-up of labels (`clean_up_choice`), and
+what bounds the error of a new subject after it: margins around structures and ratios of volumes
+(`conformal`). Labels are kept compressed, and voxels are drawn, so that memory hardly grows with
+the split. No test data are read.
 
 The folds of a cross-validation together hold out every subject once. Their scores calibrate the
 ensemble of the folds, whose networks are others than the one that each subject was held out of: the
@@ -78,6 +79,16 @@ class HeldOutVolume:
     """Returns the volume with its labels, and the predicted label of each slice, uint8 [H, W]."""
     truth, predicted = (self._slices(part) for part in self.packed)
     return dataclasses.replace(self.about, labels=truth), predicted
+
+  def cleaned(self, clean_up: CleanUp) -> HeldOutVolume:
+    """Returns the volume with its predicted labels cleaned up."""
+    if not clean_up:
+      return self
+    volume, found = self.unpacked()
+    found = clean_up.apply_to_slices(
+        found, volume.spacing_mm, volume.slice_spacing_mm, is_solid=volume.is_solid
+    )
+    return HeldOutVolume.of(volume, found, self.fold)
 
   def _slices(self, packed: bytes) -> list[np.ndarray]:
     flat = np.frombuffer(zlib.decompress(packed), np.uint8)
@@ -201,31 +212,41 @@ def calibrate_folds(
 def _write_own(
     run: run_folder.RunFolder, held_out: HeldOut, contained: float
 ) -> RunCalibration:
+  clean_up, volumes = _cleaned(held_out.volumes, held_out)
   learnt = RunCalibration(
       learnt_on=held_out.about,
       temperature=TemperatureFit.of(held_out.sample).to_json(),
-      clean_up=_clean_up_of(held_out.volumes, held_out).to_json(),
-      margins=margins(held_out.volumes, held_out.class_names, contained, held_out.is_volumes),
-      volume_ratios=_ratios_of(held_out.volumes, held_out.class_names, held_out.is_volumes),
+      clean_up=clean_up.to_json(),
+      margins=margins(volumes, held_out.class_names, contained, held_out.is_volumes),
+      volume_ratios=_ratios_of(volumes, held_out.class_names, held_out.is_volumes),
   )
   run_calibration.write(run.path, learnt)
   return learnt
 
 
-def _clean_up_of(volumes: Sequence[HeldOutVolume], held_out: HeldOut) -> CleanUp:
-  """Returns the clean-up that volumes speak for, of the kind of those that were held out."""
-  return clean_up_choice.choose(
+def _cleaned(
+    volumes: Sequence[HeldOutVolume], held_out: HeldOut
+) -> tuple[CleanUp, list[HeldOutVolume]]:
+  """Returns the clean-up that volumes speak for, and the volumes after it.
+
+  Args:
+    volumes: Those that decide.
+    held_out: Says of what kind they are.
+  """
+  clean_up = clean_up_choice.choose(
       (volume.unpacked() for volume in volumes),
       held_out.class_names,
       in_slices=not held_out.is_volumes,
       lesions=held_out.has_lesions,
   )
+  return clean_up, [volume.cleaned(clean_up) for volume in volumes]
 
 
 def _pooled(parts: Mapping[str, HeldOut], contained: float) -> RunCalibration:
   """Returns what all folds together show."""
   first = next(iter(parts.values()))
-  volumes = [volume for part in parts.values() for volume in part.volumes]
+  every = [volume for part in parts.values() for volume in part.volumes]
+  clean_up, volumes = _cleaned(every, first)
   found = margins(volumes, first.class_names, contained, first.is_volumes)
   ratios = _ratios_of(volumes, first.class_names, first.is_volumes)
   about = {
@@ -240,8 +261,7 @@ def _pooled(parts: Mapping[str, HeldOut], contained: float) -> RunCalibration:
       {"level": level, **{kind: _coverage(own, level) for kind, own in kinds.items()}}
       for level in LEVELS
   ]
-  clean_up = _clean_up_of(volumes, first).to_json()
-  return RunCalibration(about, None, clean_up, found, ratios, {"levels": levels})
+  return RunCalibration(about, None, clean_up.to_json(), found, ratios, {"levels": levels})
 
 
 def _coverage(classes: Mapping[str, Scores], level: float) -> dict[str, dict[str, int]]:
@@ -283,7 +303,7 @@ def _predict_held_out(
       source, data.train_split, data.validation_split, None if data.fold < 0 else data.fold
   )
   _check_unseen(run, source, table.subject)
-  options = PredictionOptions(batch_size=batch_size, calibrated=False)
+  options = PredictionOptions(batch_size=batch_size, calibrated=False, clean_up=False)
   predictor = opening.open_run(run, run_config, options)
   names = run_config.dataset_facts.label_scheme.names
   sample, volumes = VoxelSample(), []

@@ -229,3 +229,31 @@ def test_a_clean_up_of_other_classes_is_refused_in_one_line(tmp_path, monkeypatc
   run_calibration.write(run.path, dataclasses.replace(learnt, clean_up=other))
   with pytest.raises(InputError, match="for the classes dim, bright"):
     evaluate.evaluate(run, ["test"], data_dir=data, show_progress=False)
+
+
+def test_margins_are_those_after_the_clean_up_that_is_chosen():
+  # In each of six subjects one speck, far from the one structure, which is found but for a voxel.
+  names = ["background", "a"]
+  held_out = []
+  for subject in "abcdef":
+    truth = [np.zeros((9, 30), np.uint8) for _ in range(3)]
+    for label in truth:
+      label[2:7, 2:8] = 1
+    found = [label.copy() for label in truth]
+    found[1][4, 2] = 0
+    for label in found:
+      label[7:9, 24:30] = 1
+    held_out.append(HeldOutVolume.of(volume(truth, subject), found, -1))
+  about = calibrate.HeldOut(None, held_out, {}, names, True, False)
+  clean_up, cleaned = calibrate._cleaned(held_out, about)
+  assert clean_up
+  before = calibrate.volume_ratios(held_out, names).classes["a"].values
+  after = calibrate.volume_ratios(cleaned, names).classes["a"].values
+  assert (before < -0.3).all() and (np.abs(after) < 0.02).all()
+  assert (calibrate.margins(cleaned, names, 1.0, True).classes["a"].values <= 1.0).all()
+
+
+def test_nothing_is_cleaned_where_few_subjects_speak_for_it(network, tmp_path, data_dir):
+  run = made_run(tmp_path / "run")
+  learnt = calibrate.calibrate(run, data_dir=data_dir, show_progress=False)
+  assert learnt.clean_up["rules"] == {} and learnt.clean_up["evidence"]["subjects"] == 5
