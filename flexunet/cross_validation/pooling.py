@@ -35,9 +35,10 @@ def is_scored(
     tolerances_mm: Of the surface Dice.
   """
   entry = files.read_json(run.metrics_json).get(split) if run.metrics_json.is_file() else None
+  if entry is None or not summary.is_current(entry):
+    return False
   return (
-      summary.is_current(entry)
-      and entry["evaluated"]["model_sha256"] == digest
+      entry["evaluated"]["model_sha256"] == digest
       and entry["evaluated"]["surface_tolerances_mm"] == list(tolerances_mm)
       and run.cases_csv.is_file()
   )

@@ -13,6 +13,7 @@ import os
 import pathlib
 import queue
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ _PROGRAM = (
     "from flexunet.cross_validation import fold_program; fold_program.run()"
 )
 _LOOK_S = 0.5
+_BETWEEN = "  |  "
 # How long the processes of a command that was killed may need to save and end.
 _PATIENCE_S = 60.0
 _GPU_LINE = re.compile(r"^GPU (\d+): ")
@@ -167,8 +169,12 @@ class FoldRunner:
 
   def _show(self, view: Any, total: int) -> None:
     with self._lock:
-      running = [f"fold {fold}: {line}" for fold, line in sorted(self._status.items())]
-    view.set_description_str("  |  ".join([f"{self._done}/{total} folds", *running]), refresh=False)
+      status = sorted(self._status.items())
+    texts = [f"{self._done}/{total} folds", *(f"fold {fold}: {line}" for fold, line in status)]
+    if sys.stderr.isatty():  # Each has an equal part of the line, which must not be wrapped.
+      room = (shutil.get_terminal_size().columns - len(texts[0]) - 1) // max(1, len(status))
+      texts[1:] = [text[: max(0, room - len(_BETWEEN))] for text in texts[1:]]
+    view.set_description_str(_BETWEEN.join(texts), refresh=False)
     view.update()
 
   def _work(self, place: int) -> None:
