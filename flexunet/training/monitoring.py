@@ -347,8 +347,9 @@ class TensorBoardLog(keras.callbacks.Callback):
     opened["train"].scalars(trained, step)
     if validated:
       opened["validation"].scalars(validated, step)
-      if self._history.kept_epoch(self._config.training) == epoch + 1:
-        opened["run"].scalars({f"best/{name}": value for name, value in validated.items()}, step)
+    if validated and self._history.kept_epoch(self._config.training) == epoch + 1:
+      best = {f"best/{name}": validated[name] for name in validated if name != "epoch_loss"}
+      opened["run"].scalars(best, step)
     sheet = self._run.preview_png(epoch)
     if sheet.is_file():
       opened["run"].image("previews", sheet.read_bytes(), step)
