@@ -20,9 +20,14 @@ COMMANDS = {
     "cross_validate": (
         "flexunet.tools.cross_validate", "train and score every fold, pool the held-out"
     ),
+    "calibrate": (
+        "flexunet.calibrate", "temperature, clean-up, margins, from validation subjects"
+    ),
     "evaluate": ("flexunet.evaluate", "score a run on a split, per volume and class"),
     "predict": ("flexunet.predict", "segment scans with a run"),
-    "export": ("flexunet.tools.export_model", "a run as SavedModel, ONNX, LiteRT or weights"),
+    "export": (
+        "flexunet.tools.export_model.__main__", "a run as SavedModel, ONNX, LiteRT or weights"
+    ),
     "verify": ("flexunet.tools.verify_records", "read every record against the build report"),
     "report": ("flexunet.tools.dataset_report.__main__", "an HTML page about a built dataset"),
     "inspect": ("flexunet.tools.inspect_model", "layers, parameters and memory of a network"),
@@ -44,6 +49,9 @@ COMMANDS = {
     ),
     "benchmark_predict": (
         "flexunet.tools.benchmarks.predict", "volumes a minute, against a loop over slices"
+    ),
+    "benchmark_coverage": (
+        "flexunet.tools.benchmarks.coverage", "how often margins and volume intervals hold"
     ),
 }  # fmt: skip
 _HELP_WORDS = ("--help", "-h", "-help", "--helpshort", "--helpfull", "help")

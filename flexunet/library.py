@@ -6,8 +6,10 @@ flags. Bad input is an `flexunet.core.errors.InputError` with one line that says
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,11 +19,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from flexunet import config, run_folder
+from flexunet import config, ensemble_folder, run_folder
 from flexunet.core import config_fields
 from flexunet.core.errors import InputError, unknown_name
 from flexunet.cross_validation import cross_validate as cross_validation
-from flexunet.evaluation import evaluate, labelled_volumes
+from flexunet.ensemble_folder import RunSet
+from flexunet.evaluation import evaluate, evaluate_ensemble, labelled_volumes
 from flexunet.evaluation.labelled_volumes import LabelledVolume
 from flexunet.evaluation.scores import DEFAULT_TOLERANCES_MM
 from flexunet.imaging import pictures, scan_files
@@ -31,14 +34,19 @@ from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.resizing import Resizing
 from flexunet.prediction import files as prediction_files
+from flexunet.prediction import opening, scans
 from flexunet.prediction import predictor as predictors
-from flexunet.prediction import scans
+from flexunet.prediction.ensemble import Ensemble
+from flexunet.prediction.opening import PredictionOptions
+from flexunet.prediction.test_time import ViewOptions
+from flexunet.prediction.tiles import TileOptions
 from flexunet.training import input_pipeline, trainer
 
 _KEYS = (
     "image_key", "label_key", "label_values", "subject_key", "volume_key", "slice_key",
     "spacing_key",
 )  # fmt: skip
+_PASSES = ("tile", "overlap", "tta", "tta_scales", "calibrated", "clean_up")
 _PARTS = {
     "model": config.ModelConfig,
     "data": config.DataConfig,
@@ -133,8 +141,133 @@ class Dataset:
     )
 
 
+class Segmenter(abc.ABC):
+  """What segments scans: a run, or an ensemble of runs.
+
+  Attributes:
+    config: What the run was trained with, complete; of an ensemble that of its first run.
+  """
+
+  config: config.RunConfig
+
+  @abc.abstractmethod
+  def predictor(
+      self, *, batch_size: int = 8, **passes: Any
+  ) -> predictors.Predictor | Ensemble:
+    """Returns what predicts slices at their own size, with their probabilities.
+
+    Args:
+      batch_size: Slices per step.
+      **passes: tile, overlap, tta, tta_scales, calibrated and clean_up, as in `predict`.
+    """
+
+  @property
+  def class_names(self) -> list[str]:
+    """Names by class id, background first."""
+    return self.config.dataset_facts.label_scheme.names
+
+  def predict(
+      self,
+      scan: str | os.PathLike | np.ndarray | Sequence[str | os.PathLike],
+      *,
+      tile: str | int | Sequence[int] = "auto",
+      overlap: int | None = None,
+      tta: str | Sequence[str] = "none",
+      tta_scales: Sequence[float] | None = None,
+      calibrated: bool = True,
+      clean_up: bool = True,
+      batch_size: int = 8,
+  ) -> np.ndarray:
+    """Segments a scan.
+
+    Args:
+      scan: File of a volume (of any format that is read) or of an image, or folder of one DICOM
+        series; or an array: uint8 [H, W], one upright slice as the dataset's records hold it, or
+        uint8 [slices, H, W], all slices of a volume. Of several channels: a file for each, in the
+        order of the dataset, a NIfTI file that holds them in its fourth axis, or an array with a
+        last axis of channels.
+      tile: Size of overlapping tiles, 512 or (512, 384) (height, width); "auto": where a whole
+        slice would take too much memory; "none": never.
+      overlap: Pixels by which tiles overlap; None: 64, at most half a tile.
+      tta: Test-time augmentation: "none", or kinds of views to average over: "mirror",
+        "rotations", "scales", several of them, or "all" that the run allows.
+      tta_scales: Scales besides 1; None: 0.8 and 1.25.
+      calibrated: Scales probabilities as the calibration of the run says, where it has one.
+      clean_up: Cleans the label up as it says. Sizes in ml are of files alone: an array has no
+        spacing.
+      batch_size: Slices per step.
+
+    Returns:
+      Class ids, uint8: [i, j, k] on the voxel grid of the volume, or in the shape of the array.
+    """
+    segmenter = self.predictor(
+        batch_size=batch_size, tile=tile, overlap=overlap, tta=tta, tta_scales=tta_scales,
+        calibrated=calibrated, clean_up=clean_up,
+    )  # fmt: skip
+    channels = len(self.config.dataset_facts.channel_names)
+    if not isinstance(scan, np.ndarray):
+      named = [scan] if isinstance(scan, (str, os.PathLike)) else scan
+      path, *others = (pathlib.Path(one).expanduser() for one in named)
+      if path.is_dir() or scan_files.is_scan(path):
+        path, *others = (scan_files.resolve(one) for one in (path, *others))
+        names = self.config.dataset_facts.channel_names
+        components = () if others else scans.components_of(path, names)
+        return predictors.predict_scan(
+            segmenter, self.config, path, others, components=components
+        ).label
+      return segmenter.clean_up.apply(segmenter.labels([pictures.read_gray(path)])[0])
+    last = (channels,) if channels > 1 else ()
+    of_slice = scan.ndim == 2 + len(last)
+    if scan.dtype != np.uint8 or not (of_slice or scan.ndim == 3 + len(last)) or (
+        last and scan.shape[-1:] != last
+    ):
+      axes = f", {channels}" if last else ""
+      raise InputError(
+          f"An array to predict must be uint8 [H, W{axes}] or [slices, H, W{axes}]. Got"
+          f" {scan.dtype} {list(scan.shape)}. Pass the file of the scan to have it windowed and cut"
+          " as in training."
+      )
+    labels = segmenter.labels([scan] if of_slice else list(scan))
+    if of_slice:
+      return segmenter.clean_up.apply(labels[0])
+    volume = segmenter.clean_up.apply(np.stack(labels, axis=-1), (math.nan,) * 3)
+    return np.moveaxis(volume, -1, 0)
+
+  def predict_files(
+      self,
+      input_path: str | os.PathLike,
+      output_dir: str | os.PathLike,
+      *,
+      batch_size: int = 8,
+      output_format: str = "same",
+      series: str = "",
+      **options: Any,
+  ) -> prediction_files.Outcome:
+    """Segments a scan or a folder of scans into files, as `flexunet predict` does.
+
+    Args:
+      input_path: Scan, or folder of scans.
+      output_dir: Where labels are written.
+      batch_size: As in `predict`.
+      output_format: Of the labels of volumes: "same", "nifti" or "dicom_seg".
+      series: Chooses DICOM series by number or by the end of their UID; "" takes all.
+      **options: tile, overlap, tta, tta_scales, calibrated and clean_up, as in `predict`; overlay,
+        color_masks, probabilities, overwrite, skip_existing, as in `prediction.outputs.Outputs`.
+    """
+    segmenter = self.predictor(batch_size=batch_size, **_taken(options, _PASSES))
+    wanted = prediction_files.Outputs(folder=pathlib.Path(output_dir).expanduser(), **options)
+    return prediction_files.predict_path(
+        pathlib.Path(input_path).expanduser(),
+        segmenter,
+        self.config,
+        wanted,
+        output_format=output_format,
+        series=series,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Run(Segmenter):
   """A trained run, opened by `load` or returned by `fit`.
 
   Attributes:
@@ -150,99 +283,15 @@ class Run:
     """The run folder."""
     return self.folder.path
 
-  @property
-  def class_names(self) -> list[str]:
-    """Names by class id, background first."""
-    return self.config.dataset_facts.label_scheme.names
-
   @functools.cached_property
   def model(self) -> keras.Model:
     """The kept network: [B, h, w, channels] in 0..255 -> [B, h, w, classes] probabilities."""
     return predictors.load_model(self.folder)
 
-  def predictor(self, *, tta: bool = False, batch_size: int = 8) -> predictors.Predictor:
-    """Returns what predicts slices at their own size, with their probabilities."""
-    return predictors.Predictor(self.model, self.config, batch_size=batch_size, mirror=tta)
-
-  def predict(
-      self,
-      scan: str | os.PathLike | np.ndarray | Sequence[str | os.PathLike],
-      *,
-      tta: bool = False,
-      batch_size: int = 8,
-  ) -> np.ndarray:
-    """Segments a scan.
-
-    Args:
-      scan: File of a volume (of any format that is read) or of an image, or folder of one DICOM
-        series; or an array: uint8 [H, W], one upright slice as the dataset's records hold it, or
-        uint8 [slices, H, W], all slices of a volume. Of several channels: a file for each, in the
-        order of the dataset, a NIfTI file that holds them in its fourth axis, or an array with a
-        last axis of channels.
-      tta: Averages over mirrored slices, where the run allows mirroring.
-      batch_size: Slices per step.
-
-    Returns:
-      Class ids, uint8: [i, j, k] on the voxel grid of the volume, or in the shape of the array.
-    """
-    segmenter = self.predictor(tta=tta, batch_size=batch_size)
-    channels = len(self.config.dataset_facts.channel_names)
-    if not isinstance(scan, np.ndarray):
-      named = [scan] if isinstance(scan, (str, os.PathLike)) else scan
-      path, *others = (pathlib.Path(one).expanduser() for one in named)
-      if path.is_dir() or scan_files.is_scan(path):
-        path, *others = (scan_files.resolve(one) for one in (path, *others))
-        names = self.config.dataset_facts.channel_names
-        components = () if others else scans.components_of(path, names)
-        return predictors.predict_scan(
-            segmenter, self.config, path, others, components=components
-        ).label
-      return segmenter.labels([pictures.read_gray(path)])[0]
-    last = (channels,) if channels > 1 else ()
-    of_slice = scan.ndim == 2 + len(last)
-    if scan.dtype != np.uint8 or not (of_slice or scan.ndim == 3 + len(last)) or (
-        last and scan.shape[-1:] != last
-    ):
-      axes = f", {channels}" if last else ""
-      raise InputError(
-          f"An array to predict must be uint8 [H, W{axes}] or [slices, H, W{axes}]. Got"
-          f" {scan.dtype} {list(scan.shape)}. Pass the file of the scan to have it windowed and cut"
-          " as in training."
-      )
-    labels = segmenter.labels([scan] if of_slice else list(scan))
-    return labels[0] if of_slice else np.stack(labels)
-
-  def predict_files(
-      self,
-      input_path: str | os.PathLike,
-      output_dir: str | os.PathLike,
-      *,
-      tta: bool = False,
-      batch_size: int = 8,
-      output_format: str = "same",
-      series: str = "",
-      **outputs: bool,
-  ) -> prediction_files.Outcome:
-    """Segments a scan or a folder of scans into files, as `flexunet predict` does.
-
-    Args:
-      input_path: Scan, or folder of scans.
-      output_dir: Where labels are written.
-      tta, batch_size: As in `predict`.
-      output_format: Of the labels of volumes: "same", "nifti" or "dicom_seg".
-      series: Chooses DICOM series by number or by the end of their UID; "" takes all.
-      **outputs: overlay, color_masks, probabilities, overwrite, skip_existing, as in
-        `prediction.outputs.Outputs`.
-    """
-    wanted = prediction_files.Outputs(folder=pathlib.Path(output_dir).expanduser(), **outputs)
-    return prediction_files.predict_path(
-        pathlib.Path(input_path).expanduser(),
-        self.predictor(tta=tta, batch_size=batch_size),
-        self.config,
-        wanted,
-        output_format=output_format,
-        series=series,
-    )
+  def predictor(self, *, batch_size: int = 8, **passes: Any) -> predictors.Predictor:
+    """Returns what predicts slices at their own size; see `Segmenter.predictor`."""
+    options = _options_of(passes, batch_size)
+    return opening.open_run(self.folder, self.config, options, self.model)
 
   def evaluate(
       self, splits: str | Sequence[str] = "test", **options: Any
@@ -252,13 +301,68 @@ class Run:
     Args:
       splits: Names of splits.
       **options: As in `evaluation.evaluate.evaluate`: data_dir, allow_other_data, tolerances_mm,
-        batch_size, mirror, show_progress.
+        lesions, lesion_overlap, show_progress; and batch_size, tile, overlap, tta, tta_scales,
+        calibrated and clean_up, as in `predict`.
 
     Returns:
       Split -> its entry in `metrics.json`.
     """
     names = [splits] if isinstance(splits, str) else list(splits)
-    return evaluate.evaluate(self.folder, names, **options)
+    asked = _options_of(_taken(options, _PASSES), options.pop("batch_size", 8))
+    return evaluate.evaluate(self.folder, names, options=asked, **options)
+
+
+def _taken(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+  """Removes the entries of these names, and returns them."""
+  return {name: options.pop(name) for name in names if name in options}
+
+
+def _options_of(passes: Mapping[str, Any], batch_size: int = 8) -> PredictionOptions:
+  """Returns what the settings of `_PASSES` ask for; another name is an InputError."""
+  config_fields.refuse_unknown(passes, list(_PASSES), "prediction")
+  views = {name: passes[name] for name in ("tta", "tta_scales") if name in passes}
+  cuts = {name: passes[name] for name in ("tile", "overlap") if name in passes}
+  return PredictionOptions(
+      batch_size=batch_size,
+      views=ViewOptions.of(**views),
+      tiles=TileOptions.of(**cuts),
+      calibrated=bool(passes.get("calibrated", True)),
+      clean_up=bool(passes.get("clean_up", True)),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunEnsemble(Segmenter):
+  """Several trained runs that answer as one, opened by `load`.
+
+  Attributes:
+    runs: With their weights.
+    config: That of the first run, which decides classes, channels and the plane that is shown.
+  """
+
+  runs: RunSet
+  config: config.RunConfig
+
+  def predictor(self, *, batch_size: int = 8, **passes: Any) -> Ensemble:
+    """Returns what predicts slices with their mean probabilities; see `Segmenter.predictor`."""
+    return opening.open_runs(self.runs, _options_of(passes, batch_size))
+
+  def evaluate(
+      self, splits: str | Sequence[str] = "test", **options: Any
+  ) -> dict[str, dict[str, Any]]:
+    """Scores the ensemble on splits of its first run's dataset, into a folder of its own.
+
+    Args:
+      splits: Names of splits.
+      **options: As in `evaluation.evaluate_ensemble.evaluate_ensemble`: output_dir, weights, and
+        those of `Run.evaluate`. Learnt weights are in the folder: `load` it to predict with them.
+
+    Returns:
+      Split -> its entry in `metrics.json`.
+    """
+    names = [splits] if isinstance(splits, str) else list(splits)
+    asked = _options_of(_taken(options, _PASSES), options.pop("batch_size", 8))
+    return evaluate_ensemble.evaluate_ensemble(self.runs, names, options=asked, **options)
 
 
 def open_dataset(
@@ -279,10 +383,23 @@ def open_dataset(
   return Dataset(dataset_source.open_dataset(dataset, data_dir, named))
 
 
-def load(run_dir: str | os.PathLike) -> Run:
-  """Opens a run folder; the network is read when it is first needed."""
-  folder = run_folder.RunFolder.open(run_dir)
-  return Run(folder, folder.read_config())
+def load(
+    run_dir: str | os.PathLike | Sequence[str | os.PathLike], *, weights: str = ""
+) -> Run | RunEnsemble:
+  """Opens a run folder, or several runs as an ensemble; networks are read when first needed.
+
+  Args:
+    run_dir: A run folder; or several, as a list; or a folder of runs, such as that of a
+      cross-validation or of an ensemble that was evaluated.
+    weights: Of several runs: "equal", "learnt", or numbers as in "2,1,1"; "" takes those of
+      `ensemble.json` in the folder, else equal ones.
+  """
+  found = ensemble_folder.open_runs(run_dir)
+  if isinstance(found, RunSet):
+    found = ensemble_folder.chosen(found, weights)
+    return RunEnsemble(found, found.configs()[0])
+  ensemble_folder.check_no_weights(weights)
+  return Run(found, found.read_config())
 
 
 def plan(**settings: Any) -> config.RunConfig:
@@ -293,7 +410,7 @@ def plan(**settings: Any) -> config.RunConfig:
       max_minutes=5.0, base_filters=16, ...
   """
   parts = settings_of(settings)
-  return trainer.complete(parts, input_pipeline.open_data(parts.data))
+  return trainer.complete(parts, input_pipeline.open_data(parts.data, parts.model.image_size))
 
 
 def fit(run_dir: str | os.PathLike, *, resume: bool = False, **settings: Any) -> Run:
@@ -331,6 +448,7 @@ def cross_validate(
     parallel: int = 0,
     resume: bool = False,
     tolerances_mm: Sequence[float] = DEFAULT_TOLERANCES_MM,
+    evaluate_test: bool = False,
     **settings: Any,
 ) -> CrossValidation:
   """Trains a run without each fold of a dataset, scores it on that fold and pools all subjects.
@@ -343,6 +461,7 @@ def cross_validate(
     parallel: Folds at a time, which share the machine; 0: one per GPU, or one without.
     resume: Continues what is in the folder exactly as if it had not stopped.
     tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
+    evaluate_test: Also scores the mean of all networks on the test split ("ensemble_test").
     **settings: As in `plan`.
 
   Raises:
@@ -351,8 +470,9 @@ def cross_validate(
   given = settings_of(settings)
   parts = {name: getattr(given, name) for name in _PARTS}
   job = cross_validation.check(
-      parts, run_dir, folds=folds, parallel=parallel, resume=resume, tolerances_mm=tolerances_mm
-  )
+      parts, run_dir, folds=folds, parallel=parallel, resume=resume, tolerances_mm=tolerances_mm,
+      evaluate_test=evaluate_test,
+  )  # fmt: skip
   figures = cross_validation.run(job)
   runs = [load(job.folder.path / name) for name in job.plan.runs]
   return CrossValidation(job.folder.path, runs, figures)

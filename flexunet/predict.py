@@ -1,6 +1,7 @@
 """Segments scans with a trained run.
 
   flexunet predict --run_dir=RUN --input=FILE_OR_FOLDER --output_dir=DIR
+  flexunet predict --run_dir=RUN,RUN,RUN ... (an ensemble: the mean of their probabilities)
 
 A volume (NIfTI, ANALYZE, MGZ; with the extras itk and dicom MetaImage, NRRD, DICOM series) gives
 <stem>_label of the same format, shape and geometry and a contact sheet <stem>_overlay.png; that of
@@ -13,25 +14,51 @@ predict it. So the root of an MSD, nnU-Net or BIDS set can be given as it is. Th
 
 A volume whose pixels are of another size than in training is brought to that size for the network;
 its label lies on its own grid.
+
+A slice that is larger than the network's input is predicted whole, at its own resolution, as far as
+the memory goes, and in overlapping tiles beyond (--tile). Tiles are blended into each other; the
+answer is that of the whole slice except near their seams. A run that scales its images
+(--resize_mode=fit or stretch) has nothing to cut in a scaled slice: with --tile=512 it takes slices
+without a known pixel size at their own resolution instead.
+
+--uncertainty also writes how uncertain each voxel is; --margin and --volume_interval what the
+calibration of the run (flexunet calibrate) says of the error of the label. Margins hold for
+prediction as it was calibrated: without --tta.
+
+Several runs, named with commas or by a folder that holds them, are averaged voxel by voxel on the
+grid of the scan, each after its own cut: runs of different planes too.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flexunet import run_folder
+from flexunet import config, ensemble_folder
 from flexunet.core import command_line, flags, progress
 from flexunet.core import files as core_files
+from flexunet.core.errors import InputError
+from flexunet.ensemble_folder import RunSet
 from flexunet.imaging import scan_files
-from flexunet.prediction import scans
-from flexunet.prediction.outputs import Outputs
+from flexunet.prediction import scans, test_time, tiles
+from flexunet.prediction.outputs import UNCERTAINTY_KINDS, Outputs
+from flexunet.run_folder import RunFolder
 
-_PROGRAM = flags.Program(__doc__, first=("run_dir", "input", "output_dir", "json"))
-_RUN_DIR = _PROGRAM.string("run_dir", None, "Folder of the run.", required=True)
+if TYPE_CHECKING:  # SciPy: --help does without.
+  from flexunet.prediction.error_bounds import ErrorBounds
+
+_PASSES = "Tiles and views"
+
+_PROGRAM = flags.Program(__doc__, first=("run_dir", "weights", "input", "output_dir", "json"))
+_RUN_DIR = _PROGRAM.string(
+    "run_dir", None,
+    "Folder of the run; several, as in A,B,C, or a folder of runs are averaged.",
+    required=True,
+)  # fmt: skip
 _INPUT = _PROGRAM.string("input", None, "Scan, or folder of scans.", required=True)
 _OUTPUT_DIR = _PROGRAM.string("output_dir", None, "Where labels are written.", required=True)
 _JSON = _PROGRAM.boolean("json", False, "Prints the counts as one JSON object.")
@@ -64,24 +91,47 @@ _OUTPUT_FORMAT = _PROGRAM.enum(
 _SERIES = _PROGRAM.string(
     "series", "", "Predicts only DICOM series of this number, or with this end of their UID."
 )
-_TTA = _PROGRAM.boolean("tta", False, "Averages over mirrored slices; doubles the time.")
+_WEIGHTS = _PROGRAM.string(
+    "weights",
+    "",
+    "Weights of several runs: equal, numbers as in 2,1,1, or learnt (by flexunet evaluate)."
+    " Default: those of ensemble.json in the folder that is named, else equal.",
+)
+_UNCERTAINTY = _PROGRAM.enum(
+    "uncertainty",
+    "none",
+    UNCERTAINTY_KINDS,
+    "Also writes how uncertain each voxel is, 0 to 1: <stem>_uncertainty (NIfTI; of images PNG).",
+)
+_MARGIN = _PROGRAM.float(
+    "margin", None,
+    "Share of subjects, such as 0.9: also writes <stem>_margin_<class>, each structure widened so"
+    " that it contains the true one in that share of new subjects. Needs a calibrated run.",
+)  # fmt: skip
+_VOLUME_INTERVAL = _PROGRAM.float(
+    "volume_interval", None,
+    "Share of subjects: also writes between which volumes the true one lies, <stem>_bounds.json."
+    " Needs a calibrated run.",
+)  # fmt: skip
+_CALIBRATED = _PROGRAM.boolean(
+    "calibrated", True, "Scales probabilities as the calibration of the run says, where it has one."
+)
+_CLEAN_UP = _PROGRAM.boolean(
+    "clean_up", True, "Cleans labels up as the calibration of the run has chosen, where it has."
+)
+_VIEWS = _PROGRAM.fields(test_time.ViewOptions, _PASSES)
+_TILES = _PROGRAM.fields(tiles.TileOptions, _PASSES)
 
 
 def main(argv: Sequence[str]) -> None:
   command_line.no_words(argv)
-  run = run_folder.RunFolder.open(_RUN_DIR.value)
-  run.check_trained()
-  run_config = run.read_config()
+  run = ensemble_folder.open_for_prediction(_RUN_DIR.value, _WEIGHTS.value)
+  run_config = run.configs()[0] if isinstance(run, RunSet) else run.read_config()
+  views, cuts = flags.read(test_time.ViewOptions, _VIEWS), flags.read(tiles.TileOptions, _TILES)
+  bounds, without = _bounds(run, run_config)
   source = pathlib.Path(_INPUT.value).expanduser()
   target = pathlib.Path(_OUTPUT_DIR.value).expanduser()
-  outputs = Outputs(
-      folder=target,
-      overlay=_OVERLAY.value,
-      color_masks=_COLOR_MASKS.value,
-      probabilities=_PROBABILITIES.value,
-      overwrite=_OVERWRITE.value,
-      skip_existing=_SKIP_EXISTING.value,
-  )
+  outputs = dataclasses.replace(_outputs(target), bounds=bounds)
   core_files.check_writable(target, "--output_dir")
   core_files.check_unlocked(target, "--output_dir")
   found = scans.find(
@@ -97,18 +147,18 @@ def main(argv: Sequence[str]) -> None:
   command_line.load_tensorflow()
   # Heavy: a wrong flag or path is answered before they are loaded.
   from flexunet.prediction import files
-  from flexunet.prediction.predictor import Predictor, load_model
 
-  predictor = Predictor(
-      load_model(run), run_config, batch_size=_BATCH_SIZE.value, mirror=_TTA.value
-  )
+  predictor = _predictor(run, run_config, views, cuts)
+  if predictor.clean_up:
+    said = "; ".join(predictor.clean_up.sentences())
+    progress.say(f"Clean-up: {said}. --noclean_up leaves it out.")
   outcome = files.predict_all(found.scans, predictor, run_config, outputs)
-  for line in outcome.warnings:
+  for line in [*without, *outcome.warnings]:
     progress.say(f"warning: {line}")
   failures = [*found.problems, *outcome.failures]
   for line in failures:
     progress.say(f"error: {line}")
-  for line in outcome.resampled:
+  for line in (*outcome.resampled, *predictor.pass_lines()):
     progress.say(line)
   counts = {
       "predicted": outcome.predicted,
@@ -125,6 +175,61 @@ def main(argv: Sequence[str]) -> None:
   print(json.dumps(counts) if _JSON.value else outcome_text(counts, target))
   if failures:
     sys.exit(1)
+
+
+def _predictor(
+    run: RunFolder | RunSet,
+    run_config: config.RunConfig,
+    views: test_time.ViewOptions,
+    cuts: tiles.TileOptions,
+) -> Any:
+  """Returns what predicts slices: a network, or an ensemble of several."""
+  kind = _UNCERTAINTY.value
+  if kind == "disagreement" and not isinstance(run, RunSet) and views != test_time.ONE_VIEW:
+    raise InputError(
+        "--uncertainty=disagreement of a single run averages over mirrored slices by itself. Leave"
+        " out --tta."
+    )
+  # Heavy: see above.
+  from flexunet.prediction import opening, uncertainty
+
+  options = opening.PredictionOptions(
+      batch_size=_BATCH_SIZE.value, views=views, tiles=cuts, calibrated=_CALIBRATED.value,
+      clean_up=_CLEAN_UP.value,
+  )
+  if isinstance(run, RunSet):
+    return uncertainty.prepared(kind, opening.open_runs(run, options), run_config)
+  return uncertainty.prepared(kind, opening.open_run(run, run_config, options), run_config)
+
+
+def _bounds(
+    run: RunFolder | RunSet, run_config: config.RunConfig
+) -> tuple[ErrorBounds | None, list[str]]:
+  """Returns the margins and intervals that are asked for, and which classes have none."""
+  if _MARGIN.value is None and _VOLUME_INTERVAL.value is None:
+    return None, []
+  if not _CALIBRATED.value:
+    raise InputError("--margin and --volume_interval use what --nocalibrated leaves aside.")
+  # SciPy: --help does without.
+  from flexunet import run_calibration
+  from flexunet.prediction import error_bounds
+
+  learnt = run_calibration.read_named(run)
+  names = run_config.dataset_facts.label_scheme.names
+  return error_bounds.bounds_of(learnt, names, _MARGIN.value, _VOLUME_INTERVAL.value)
+
+
+def _outputs(target: pathlib.Path) -> Outputs:
+  """Returns what the flags ask for beside the labels in a folder."""
+  return Outputs(
+      folder=target,
+      overlay=_OVERLAY.value,
+      color_masks=_COLOR_MASKS.value,
+      probabilities=_PROBABILITIES.value,
+      uncertainty=_UNCERTAINTY.value,
+      overwrite=_OVERWRITE.value,
+      skip_existing=_SKIP_EXISTING.value,
+  )
 
 
 def outcome_text(counts: dict[str, Any], target: pathlib.Path) -> str:

@@ -49,6 +49,11 @@ class RunFolder:
     return self.path / "model.keras"
 
   @property
+  def calibration_json(self) -> pathlib.Path:
+    """What the run has learnt from subjects that were held out (`run_calibration`)."""
+    return self.path / "calibration.json"
+
+  @property
   def history_csv(self) -> pathlib.Path:
     """One row per epoch."""
     return self.path / "history.csv"
@@ -145,6 +150,14 @@ class RunFolder:
             f"{self.model_keras} must be the network of config.json, whose {name} is {value}. Got:"
             f" {found[name]}. Put the file of the run back, or name another --run_dir."
         )
+
+  def model_hashes(self) -> list[str]:
+    """Returns the sha256 by which the manifest knows `model.keras`; else that of the file.
+
+    `check_model` compares the file with these.
+    """
+    known = read_manifest(self.manifest_json).get(_MODEL_SHA256)
+    return known or [files.sha256_of(self.model_keras)]
 
   def check_model_kept(self) -> None:
     """Raises InputError where the network that the run wrote is another one now, or gone."""

@@ -110,6 +110,11 @@ class DatasetSource:
     return scheme is not None and LabelScheme.from_json(scheme).ignores
 
   @property
+  def has_lesions(self) -> bool:
+    """Whether its classes are lesions, as its builder declares."""
+    return bool(self.report.get("has_lesions", False))
+
+  @property
   def channel_names(self) -> tuple[str, ...]:
     """Channels of a scan, one feature each; a dataset built elsewhere has one image."""
     return tuple(self.report.get("channel_names", ("image",)))

@@ -140,7 +140,7 @@ def _crop_table(
     pixels[:, 0] = np.maximum(pixels[:, 0] - (areas - kept), 0)
   lost: collections.Counter[str] = collections.Counter()
   outside = np.flatnonzero((labelled > 0) & _reaches_out(spans, boxes))
-  for row, inside in _pixels_inside(native, outside, boxes):
+  for row, inside in pixels_inside(native, outside, boxes):
     counted = inside[1:IGNORED] if source.ignores else inside[1:]
     if missing := int(labelled[row] - counted.sum()):
       lost[_name(table, row)] += missing
@@ -202,10 +202,17 @@ def _reaches_out(spans: np.ndarray, boxes: np.ndarray) -> np.ndarray:
   return before | (spans[:, 2:] > boxes[:, :2] + boxes[:, 2:]).any(axis=1)
 
 
-def _pixels_inside(
+def pixels_inside(
     native: NativeReader, rows: np.ndarray, boxes: np.ndarray
 ) -> Iterator[tuple[int, np.ndarray]]:
-  """Yields (row, pixels inside its box by class id, int32 [256]) of some rows."""
+  """Yields (row, pixels inside its box by class id, int32 [256]) of some rows.
+
+  Args:
+    native: Reads rows of a table.
+    rows: int64 [N].
+    boxes: int32 [rows of the table, 4] (top, left, height, width).
+  """
+
   def count(row):
     label = native(row)["label"][..., 0]
     inside = tf.cast(foreground_crop.crop(label, tf.gather(boxes, row)), tf.int32)

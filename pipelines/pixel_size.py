@@ -62,6 +62,15 @@ class PixelSizes(Checked):
     )
     return cls(low_mm=_pair(low), median_mm=_pair(median), high_mm=_pair(high))
 
+  @property
+  def unchanged_mm(self) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The least and the greatest (row, column) edges of a pixel that stay as they are."""
+    low, high = (
+        tuple(edge * (1 + sign * _TOLERANCE) for edge in edges)
+        for sign, edges in ((-1, self.low_mm), (1, self.high_mm))
+    )
+    return (low[0], low[1]), (high[0], high[1])
+
   def scaling(self, size_mm: Sequence[float]) -> tuple[float, float]:
     """Returns the factors (row, column) by which an image must become larger.
 
@@ -71,9 +80,10 @@ class PixelSizes(Checked):
     Returns:
       1.0 for an axis that stays as it is. `believed` says whether the factors may be used.
     """
+    lows, highs = self.unchanged_mm
     factors = [
         _factor(size, *limits)
-        for size, *limits in zip(size_mm, self.low_mm, self.median_mm, self.high_mm, strict=True)
+        for size, *limits in zip(size_mm, lows, self.median_mm, highs, strict=True)
     ]
     return factors[0], factors[1]
 
@@ -86,7 +96,7 @@ def believed(scaling: Sequence[float]) -> bool:
 def _factor(size: float, low: float, median: float, high: float) -> float:
   if not (math.isfinite(size) and size > 0):
     return 1.0
-  if low * (1 - _TOLERANCE) <= size <= high * (1 + _TOLERANCE):
+  if low <= size <= high:
     return 1.0
   return size / median
 

@@ -231,17 +231,21 @@ def neighbour_rows(table: RecordTable, reach: int) -> np.ndarray:
   """Returns int64 [N, 2 * reach + 1]: rows of the slices around each row in its volume.
 
   Slices that were left out of the dataset and the ends of a volume are replaced by the nearest
-  slice on the way, so that a channel always holds what lies next in that direction.
+  slice on the way, so that a channel always holds what lies next in that direction. Rows may be
+  parts of one slice (tiles); of another slice any row will do.
   """
   out = np.repeat(np.arange(len(table))[:, None], 2 * reach + 1, axis=1)
   by_volume: dict[tuple[str, str], list[int]] = {}
   for row in range(len(table)):
     by_volume.setdefault((table.subject[row], table.volume[row]), []).append(row)
+  record = list(zip(table.slice_index, table.shard, table.offset, strict=True))
   for rows in by_volume.values():
-    ordered = np.array(sorted(rows, key=lambda row: table.slice_index[row]))
+    ordered = sorted({record[row]: row for row in reversed(rows)}.items())
+    place_of = {key: place for place, (key, _) in enumerate(ordered)}
+    one_of = np.array([row for _, row in ordered])
+    own = np.array([place_of[record[row]] for row in rows])
     for offset in range(-reach, reach + 1):
-      places = np.clip(np.arange(len(ordered)) + offset, 0, len(ordered) - 1)
-      out[ordered, offset + reach] = ordered[places]
+      out[rows, offset + reach] = one_of[np.clip(own + offset, 0, len(one_of) - 1)]
   return out.astype(np.int64)
 
 

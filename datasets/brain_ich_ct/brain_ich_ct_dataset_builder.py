@@ -40,6 +40,7 @@ class Builder(VolumeBuilder):
   )
   SPLIT_SALT = ct_ich_patients.SALT
   PUBLISHED_SUBJECTS = r"ctich_\d+"
+  HAS_LESIONS = True
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
       "Get CT-ICH from PhysioNet (ct-ich; v1.0.0 is open, v1.3.1 is restricted) or Kaggle"
       f" (vbookshelf/computed-tomography-ct-images) and unpack it: {LAYOUT}."

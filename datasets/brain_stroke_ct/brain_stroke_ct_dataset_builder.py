@@ -63,6 +63,7 @@ class Builder(SegmentationBuilder):
   )
   SPLIT_SALT = "brain_stroke_ct"
   PUBLISHED_SUBJECTS = r"(aisd|ctich|hemorrhagic)_\d+"
+  HAS_LESIONS = True
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
       "Get the set from Kaggle (programmer3/real-time-stroke-detection-in-mri-ct-pet-images) and"
       f" unpack it, so that the folder holds {LAYOUT}."

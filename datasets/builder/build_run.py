@@ -56,6 +56,7 @@ class RunBuilder(CaseReader, Protocol):
   data_dir: str
   data_path: Any
   SPLIT_SALT: str
+  HAS_LESIONS: bool
   num_workers: int | None
   split_options: SplitOptions | None
   release: str
@@ -399,6 +400,7 @@ def _about(builder: RunBuilder) -> dict[str, Any]:
       "decided": dict(builder.decided),
       "file_format": builder.info.file_format.value,
       "split_salt": builder.SPLIT_SALT,
+      "has_lesions": builder.HAS_LESIONS,
   }
 
 

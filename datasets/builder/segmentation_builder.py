@@ -16,6 +16,7 @@ To add a dataset:
 5. For images write `slices_of(case, notes)`, a generator of `Slice`. It runs in a worker.
 6. Add name and options to `catalog.OPTIONS`, the folder to `packages` in setup.cfg, and a test with
    `tfds.testing.DatasetBuilderTestCase` on a phantom.
+HAS_LESIONS says that classes are lesions, several in a scan, which evaluation counts one by one.
 PUBLISHED_SUBJECTS declares which subjects are codes of the publisher; others are kept where they
 are codes by themselves, and become pseudonyms otherwise (`subject_names`).
 A dataset may override also `extra_features`, `licenses` and `read_scan`. Options of its own go into
@@ -125,6 +126,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
   # Regular expression of subjects whose names are codes of the publisher, whatever their letters.
   PUBLISHED_SUBJECTS: ClassVar[str] = ""
   EXTRA_CONFIGS: ClassVar[list[RecordConfig]] = []
+  HAS_LESIONS: ClassVar[bool] = False
 
   num_workers: int | None = None
   release: str = ""

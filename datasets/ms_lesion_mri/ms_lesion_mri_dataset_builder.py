@@ -54,6 +54,7 @@ class Builder(volume_builder.VolumeBuilder):
   LAYOUT = "Patient-N/{N-T1,N-T2,N-Flair,N-LesionSeg-T1,N-LesionSeg-T2,N-LesionSeg-Flair}.nii"
   SPLIT_SALT = "ms_lesion_mri"
   PUBLISHED_SUBJECTS = r"ms_\d+"
+  HAS_LESIONS = True
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
       "Get the set from Mendeley Data (8bctsm8jz7, version 1) and unpack it with its two"
       f" spreadsheets, so that the folder holds, at any depth, {LAYOUT}."

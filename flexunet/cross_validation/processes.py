@@ -54,7 +54,7 @@ class FoldTask:
   """What is to be done for one fold.
 
   Attributes:
-    fold: Its number.
+    fold: Its number; -1: the ensemble of all.
     folder: Its run folder, which need not exist.
     log: Where its processes' lines go.
     stages: The tasks of its processes as JSON (`fold_program.Task`, without the place), in order.
@@ -64,6 +64,16 @@ class FoldTask:
   folder: pathlib.Path
   log: pathlib.Path
   stages: tuple[Mapping[str, Any], ...]
+
+  @property
+  def name(self) -> str:
+    """How messages call it."""
+    return name_of(self.fold)
+
+
+def name_of(fold: int) -> str:
+  """Returns how messages call a fold, or the ensemble of all (-1)."""
+  return f"fold {fold}" if fold >= 0 else "ensemble"
 
 
 def visible_gpus() -> list[str]:
@@ -170,7 +180,7 @@ class FoldRunner:
   def _show(self, view: Any, total: int) -> None:
     with self._lock:
       status = sorted(self._status.items())
-    texts = [f"{self._done}/{total} folds", *(f"fold {fold}: {line}" for fold, line in status)]
+    texts = [f"{self._done}/{total} folds", *(f"{name_of(fold)}: {line}" for fold, line in status)]
     if sys.stderr.isatty():  # Each has an equal part of the line, which must not be wrapped.
       room = (shutil.get_terminal_size().columns - len(texts[0]) - 1) // max(1, len(status))
       texts[1:] = [text[: max(0, room - len(_BETWEEN))] for text in texts[1:]]
@@ -208,7 +218,7 @@ class FoldRunner:
       self._done += 1
       if problem:
         self._problems[task.fold] = problem
-        progress.say(f"fold {task.fold} has failed: {problem} Its log: {task.log}")
+        progress.say(f"{task.name} has failed: {problem} Its log: {task.log}")
 
   def _run_stage(self, task: FoldTask, stage: Mapping[str, Any], place: int) -> str:
     """Returns what went wrong in one process; "" where nothing did."""

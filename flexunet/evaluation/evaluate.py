@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
 import os
@@ -12,20 +13,49 @@ from typing import Any
 import flexunet
 from flexunet import config, run_folder, seen_subjects
 from flexunet.core import files, progress
-from flexunet.core.errors import InputError
+from flexunet.core.errors import InputError, unknown_name
 from flexunet.evaluation import examples, summary
+from flexunet.evaluation import lesions as lesion_scores
 from flexunet.evaluation.scores import (
   DEFAULT_TOLERANCES_MM,
+  VOLUME_ERROR_NAMES,
   VOLUME_NAMES,
   checked_tolerances,
 )
 from flexunet.evaluation.split_scores import SplitScores, score_split
 from flexunet.evaluation.volume_scores import volume_score_names
+from flexunet.imaging.clean_up import CleanUp
 from flexunet.pipelines import dataset_source, readers
 from flexunet.pipelines.dataset_source import DatasetSource, open_dataset
 from flexunet.pipelines.record_table import RecordTable
-from flexunet.prediction.predictor import Predictor, load_model
+from flexunet.prediction import opening
+from flexunet.prediction.ensemble import Ensemble
+from flexunet.prediction.opening import AS_TRAINED, PredictionOptions
+from flexunet.prediction.predictor import Predictor
 from flexunet.reporting import report
+
+LESION_CHOICES = ("auto", "on", "off")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Candidate:
+  """What is scored: a run, or an ensemble of runs.
+
+  Attributes:
+    folder: Where its scores are written.
+    config: Of the run, or of the first run of an ensemble.
+    predictor: Its network, or all of them.
+    seen: Whom it has seen.
+    unsaid: What is not known of that, one sentence each.
+    about: What its entries in `metrics.json` say under "evaluated".
+  """
+
+  folder: run_folder.RunFolder
+  config: config.RunConfig
+  predictor: Predictor | Ensemble
+  seen: list[seen_subjects.SubjectsSeen]
+  unsaid: list[str]
+  about: dict[str, Any]
 
 
 def evaluate(
@@ -35,68 +65,102 @@ def evaluate(
     data_dir: str | os.PathLike | None = None,
     allow_other_data: bool = False,
     tolerances_mm: Sequence[float | str] = DEFAULT_TOLERANCES_MM,
-    batch_size: int = 8,
-    mirror: bool = False,
+    options: PredictionOptions = AS_TRAINED,
+    lesions: str = "auto",
+    lesion_overlap: float = 0.0,
     show_progress: bool = True,
 ) -> dict[str, Any]:
   """Scores splits and writes metrics.json, cases.csv, examples and the report.
 
-  Figures of other splits are kept where they have the same form. All is checked before the start.
-  One program at a time writes into `evaluation/`; training may continue meanwhile.
+  Figures of other splits are kept where they have the same form. One program at a time writes into
+  `evaluation/`; training may continue meanwhile.
 
   Args:
     run: A trained run.
-    splits: Names; at least one.
+    splits: At least one.
     data_dir: Where the dataset lies; as in training where None.
     allow_other_data: Accepts records that differ from those of the training.
     tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
-    batch_size: Slices per step.
-    mirror: Averages over mirrored slices.
+    options: How the network is asked.
+    lesions: Whether lesions are scored one by one: "on", "off", or "auto", where the dataset
+      declares that its classes are lesions.
+    lesion_overlap: Share of a lesion that must be overlapped; 0: one voxel. See `lesions`.
     show_progress: Draws a bar on standard error.
 
   Returns:
     Split -> its entry in `metrics.json`.
 
   Raises:
-    InputError: Nothing to evaluate, data of another kind, no trained network, or another program
-      evaluates the run.
+    InputError: Nothing to evaluate, other data, no trained network, or the run is being evaluated.
   """
   run_config = run.read_config()
   tolerances = checked_tolerances(tolerances_mm)
   source = open_run_dataset(run_config, data_dir)
   check_data(source, run_config, splits, allow_other_data)
-  predictor = Predictor(load_model(run), run_config, batch_size=batch_size, mirror=mirror)
-  about = _provenance(source, run, run_config.data, tolerances, mirror)
-  seen, unsaid = _seen(run, source, run_config)
-  written = {}
+  predictor = opening.open_run(run, run_config, options)
+  about = {
+      **provenance(source, files.sha256_of(run.model_keras), run_config.data),
+      "surface_tolerances_mm": tolerances,
+      "temperature": options.temperature(run),
+      "lesion_overlap": overlap_of(lesions, lesion_overlap, source),
+  }
+  candidate = Candidate(run, run_config, predictor, *seen_by(run, source, run_config), about)
+  tables = split_tables(source, run_config, splits)
+  return write_scores(candidate, source, tables, show_progress=show_progress)
+
+
+def write_scores(
+    candidate: Candidate,
+    source: DatasetSource,
+    tables: Mapping[str, RecordTable],
+    *,
+    show_progress: bool = True,
+) -> dict[str, Any]:
+  """Scores splits and writes metrics.json, cases.csv, examples and the report; as `evaluate`.
+
+  Args:
+    candidate: What is scored.
+    source: The opened dataset.
+    tables: Split -> its records.
+    show_progress: Draws a bar on standard error.
+  """
+  run, run_config, written = candidate.folder, candidate.config, {}
   with files.locked(run.evaluation, "--run_dir"):
-    for split, table in _tables(source, run_config, splits).items():
+    for split, table in tables.items():
       scores = score_split(
           source,
           table,
-          predictor,
+          candidate.predictor,
           run_config.dataset_facts.label_scheme.names,
           split=split,
           keys=(source.keys.image, source.keys.label),
-          tolerances_mm=tolerances,
+          tolerances_mm=candidate.about["surface_tolerances_mm"],
+          lesion_overlap=candidate.about["lesion_overlap"],
           show_progress=show_progress,
           shown_channel=run_config.shown_channel,
       )
-      known = seen_subjects.overlap(table.subject, source.name, seen)
-      scores.warnings += [*known.warnings(), *unsaid]
-      written[split] = _figures(split, scores, {**known.to_json(), **about})
+      known = seen_subjects.overlap(table.subject, source.name, candidate.seen)
+      scores.warnings += [*known.warnings(), *candidate.unsaid]
+      asked = {
+          "passes": candidate.predictor.pass_lines(),
+          "clean_up": _clean_up_entry(candidate.predictor.clean_up),
+      }
+      written[split] = _figures(split, scores, {**known.to_json(), **candidate.about, **asked})
       _write_split(run, split, written[split], scores)
     report.write_report(run)
   return written
 
 
-def _provenance(
-    source: DatasetSource,
-    run: run_folder.RunFolder,
-    data: config.DataConfig,
-    tolerances_mm: Sequence[float],
-    mirror: bool,
+def provenance(
+    source: DatasetSource, model_sha256: str, data: config.DataConfig
 ) -> dict[str, Any]:
+  """Returns what identifies records and networks of scores.
+
+  Args:
+    source: The opened dataset.
+    model_sha256: Of the network, or of all of an ensemble.
+    data: How the run divided the dataset.
+  """
   divided = data.train_split, data.validation_split
   if not set(divided) <= set(source.splits):  # Other data than those of the training.
     counts = dataset_source.split_counts(source)
@@ -106,22 +170,47 @@ def _provenance(
       "dataset": source.name,
       "counted_by": source.counted_by,
       "fingerprint": source.fingerprint,
-      "model_sha256": files.sha256_of(run.model_keras),
+      "model_sha256": model_sha256,
       "flexunet": flexunet.__version__,
       "dataset_splits": counts,
-      "surface_tolerances_mm": tolerances_mm,
-      "mirrored": mirror,
   }
 
 
 def _figures(split: str, scores: SplitScores, about: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the entry of a split in `metrics.json`."""
-  names = volume_score_names(about["surface_tolerances_mm"])
-  averaged = [name for name in names if name not in VOLUME_NAMES]
+  overlap = about["lesion_overlap"]
+  names = volume_score_names(
+      about["surface_tolerances_mm"],
+      pixels=any(row["distances"] == "none" for row in scores.rows),
+      with_lesions=overlap is not None,
+  )
+  left_out = (*VOLUME_NAMES, *VOLUME_ERROR_NAMES)  # `volume_agreement` is of these.
+  averaged = [name for name in names if name not in left_out]
   figures = summary.summarize(scores.rows, scores.class_names, averaged)
+  if overlap is not None:
+    figures["rules"]["lesions"] = lesion_scores.rule(overlap)
+  if about["clean_up"] is not None:
+    about = {**about, "clean_up": {**about["clean_up"], "volumes": scores.volumes_cleaned_up}}
   figures |= scores.voxel_figures
+  figures["calibration"] = {**figures["calibration"], "temperature": about["temperature"]}
   figures["evaluated"] = {"split": split, **scores.counts, **about, "warnings": scores.warnings}
   return summary.strict(figures)
+
+
+def overlap_of(lesions: str, lesion_overlap: float, source: DatasetSource) -> float | None:
+  """Returns the share of a lesion that must be overlapped; None where lesions are not scored."""
+  if lesions not in LESION_CHOICES:
+    raise unknown_name("choice of --lesions", lesions, LESION_CHOICES)
+  overlap = lesion_scores.checked_overlap(lesion_overlap)
+  return overlap if lesions == "on" or (lesions == "auto" and source.has_lesions) else None
+
+
+def _clean_up_entry(clean_up: CleanUp) -> dict[str, Any] | None:
+  """Returns what `metrics.json` says of the clean-up; None where nothing was cleaned up."""
+  if not clean_up:
+    return None
+  said = clean_up.to_json()
+  return {"sentences": clean_up.sentences(), "rules": said["rules"], "in_slices": said["in_slices"]}
 
 
 def open_run_dataset(
@@ -169,7 +258,7 @@ def check_data(
     )
 
 
-def _tables(
+def split_tables(
     source: DatasetSource, run_config: config.RunConfig, splits: Sequence[str]
 ) -> dict[str, RecordTable]:
   """Returns the records of each split to be scored.
@@ -188,7 +277,7 @@ def _tables(
   return {split: divided.get(split, table) for split, table in tables.items()}
 
 
-def _seen(
+def seen_by(
     run: run_folder.RunFolder, source: DatasetSource, run_config: config.RunConfig
 ) -> tuple[list[seen_subjects.SubjectsSeen], list[str]]:
   """Returns whom the run has seen, and a warning where it does not say so.

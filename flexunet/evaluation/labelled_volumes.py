@@ -117,13 +117,17 @@ class LabelledVolume:
     return bool(set(np.diff(self.slice_index)) - {1})
 
   @property
+  def is_solid(self) -> bool:
+    """Whether the slices form a volume: more than one, of one size, none missing."""
+    one_size = len({label.shape for label in self.labels}) == 1
+    return len(self.labels) > 1 and one_size and not self.has_gaps
+
+  @property
   def distances(self) -> str:
     """How surface distances are measured: "3d", "2d" or "none"."""
     if not np.isfinite(self.spacing_mm).all():
       return "none"
-    gapless = len(self.labels) > 1 and not self.has_gaps
-    one_size = len({label.shape for label in self.labels}) == 1
-    return "3d" if gapless and one_size and np.isfinite(self.slice_spacing_mm) else "2d"
+    return "3d" if self.is_solid and np.isfinite(self.slice_spacing_mm) else "2d"
 
   @property
   def axes_mm(self) -> tuple[float, ...]:

@@ -1,25 +1,40 @@
-"""Scores of one volume or image: overlaps, volumes in ml, surface distances in mm.
+"""Scores of one volume or image: overlaps, volumes in ml, surface distances in mm or in pixels.
 
 Labels and masks have two or three axes in any order; `spacing_mm` has one entry per axis, in the
 same order, NaN where the source has none.
 
 Rules for what is not defined; NaN is never averaged, and `status` says why:
 
-| status       | reference | prediction | overlaps, surface Dice | sensitivity | precision | mm    |
-|--------------|-----------|------------|------------------------|-------------|-----------|-------|
-| both_present | voxels    | voxels     | given                  | given       | given     | given |
-| missed       | voxels    | none       | 0                      | 0           | NaN       | NaN   |
-| false_alarm  | none      | voxels     | 0                      | NaN         | 0         | NaN   |
-| both_empty   | none      | none       | NaN                    | NaN         | NaN       | NaN   |
+| status       | reference | prediction | overlap, surface Dice | sensitivity | precision | mm, px |
+|--------------|-----------|------------|-----------------------|-------------|-----------|--------|
+| both_present | voxels    | voxels     | given                 | given       | given     | given  |
+| missed       | voxels    | none       | 0                     | 0           | NaN       | NaN    |
+| false_alarm  | none      | voxels     | 0                     | NaN         | 0         | NaN    |
+| both_empty   | none      | none       | NaN                   | NaN         | NaN       | NaN    |
+
+| status       | volume error (ml) | relative | lesion sensitivity, precision, F1 |
+|--------------|-------------------|----------|-----------------------------------|
+| both_present | given             | given    | see `lesions`                     |
+| missed       | -reference        | -1       | 0, NaN, 0                         |
+| false_alarm  | +prediction       | NaN      | NaN, 0, 0                         |
+| both_empty   | NaN               | NaN      | NaN, NaN, NaN                     |
 
 Two empty masks agree on nothing: 1 would reward datasets for empty volumes. A missed structure has
 no distance: infinity would spoil every mean, and any finite substitute would be arbitrary. So a
 mean of distances must be read beside the count of missed structures, which Dice and surface Dice
-count as 0. HD95 and ASSD run between voxel centres, the surface Dice counts area: see
-`surface_distance`. Scores of surfaces that were compared within slices have names of their own
-(`in_slices`), so that they are never averaged with those in 3-D; a slice with the class in only one
-of reference and prediction has no distance, nor has its volume.
-With an unknown spacing the scores in mm and ml are NaN whatever the status.
+count as 0. Two empty masks have no volume error for the same reason as no Dice.
+
+Distances run between voxel centres, the surface Dice counts area: see `surface_distance`. HD95 and
+HD100 are the larger of the two directed 95th percentiles and maxima. ASSD is the mean over all
+surface voxels of both masks, so the larger surface weighs more; MASD is the mean of the two
+directed means, so both directions weigh alike. Scores of surfaces that were compared within slices
+have names of their own (`in_slices`), so that they are never averaged with those in 3-D; a slice
+with the class in only one of reference and prediction has no distance, nor has its volume.
+
+With an unknown spacing the scores in mm and ml are NaN whatever the status. Distances are then in
+pixels, in scores of their own (`hd95_px`): each axis counts voxels, slices included, so they
+compare networks on the same images and nothing else. There is no surface Dice in pixels: its
+tolerance is how far experts disagree, in mm.
 """
 
 from __future__ import annotations
@@ -36,8 +51,10 @@ from flexunet.evaluation import surface_distance
 _NAN = float("nan")
 STATUSES = ("both_present", "missed", "false_alarm", "both_empty")
 OVERLAP_NAMES = ("dice", "iou", "sensitivity", "specificity", "precision")
-DISTANCE_NAMES = ("hd95_mm", "assd_mm")
+DISTANCE_NAMES = ("hd95_mm", "assd_mm", "hd100_mm", "masd_mm")
 VOLUME_NAMES = ("reference_ml", "predicted_ml")
+VOLUME_ERROR_NAMES = ("volume_error_ml", "volume_error_relative")
+_DISTANCE_STEMS = tuple(name.removesuffix("mm") for name in DISTANCE_NAMES)
 # Contours that two experts draw of brain structures on 1 mm scans differ by about 1 mm.
 DEFAULT_TOLERANCES_MM = (1.0,)
 
@@ -72,7 +89,14 @@ def surface_names(tolerances_mm: Sequence[float]) -> tuple[str, ...]:
 
 def score_names(tolerances_mm: Sequence[float]) -> tuple[str, ...]:
   """Returns the name of every score in a row of `mask_scores`, in the order of its columns."""
-  return (*OVERLAP_NAMES, *surface_names(tolerances_mm), *VOLUME_NAMES)
+  return (
+      *OVERLAP_NAMES, *surface_names(tolerances_mm), *VOLUME_NAMES, *VOLUME_ERROR_NAMES
+  )  # fmt: skip
+
+
+def in_pixels(distance_name: str) -> str:
+  """Returns the name of a distance in pixels: `hd95_px`."""
+  return distance_name.removesuffix("mm") + "px"
 
 
 def in_slices(surface_name: str) -> str:
@@ -92,8 +116,13 @@ def is_surface(score_name: str) -> bool:
 
 
 def is_distance(score_name: str) -> bool:
-  """Returns whether a score is a distance in mm, which no number bounds."""
-  return score_name in (*DISTANCE_NAMES, *map(in_slices, DISTANCE_NAMES))
+  """Returns whether a score is a distance, in mm or pixels, which no number bounds."""
+  return score_name.removesuffix("mm").removesuffix("px").replace("_2d_", "_") in _DISTANCE_STEMS
+
+
+def is_in_pixels(score_name: str) -> bool:
+  """Returns whether a score is a distance in pixels."""
+  return is_distance(score_name) and score_name.endswith("_px")
 
 
 def mask_scores(
@@ -128,6 +157,8 @@ def mask_scores(
   voxel_ml = float(np.prod(spacing)) / 1000.0 if spacing.size == 3 else _NAN
   scores["reference_ml"] = truth * voxel_ml
   scores["predicted_ml"] = claim * voxel_ml
+  scores["volume_error_ml"] = (claim - truth) * voxel_ml if truth or claim else _NAN
+  scores["volume_error_relative"] = _ratio(claim - truth, truth)
   return scores
 
 
@@ -204,8 +235,16 @@ def _surface_scores(
     return dict.fromkeys(names, _NAN)
   distances = surface_distance.surface_distances(reference, prediction, spacing)
   agreement = surface_distance.surface_agreement(reference, prediction, spacing, tolerances)
-  values = (distances.hausdorff(95.0), distances.average(), *agreement.surface_dice().tolist())
+  values = (*distance_values(distances), *agreement.surface_dice().tolist())
   return dict(zip(names, values, strict=True))
+
+
+def distance_values(distances: surface_distance.SurfaceDistances) -> tuple[float, ...]:
+  """Returns the distances in the order of `DISTANCE_NAMES`."""
+  return (
+      distances.hausdorff(95.0), distances.average(), distances.hausdorff(100.0),
+      distances.mean_of_directions(),
+  )  # fmt: skip
 
 
 def _ratio(part: int, whole: int) -> float:

@@ -1,7 +1,7 @@
 """Scores a network on a split: volumes put together from slices, on their scans' own grid.
 
-Volumes pass one at a time. Observers of voxels see each slice as it is scored and add an entry of
-their own to `metrics.json`: see `VoxelObserver`.
+Volumes pass one at a time. Observers of voxels see the probabilities of each slice, those of labels
+what is scored, after the clean-up; both add an entry of their own to `metrics.json`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ import numpy as np
 from flexunet.core import progress
 from flexunet.core.errors import InputError
 from flexunet.evaluation import examples
+from flexunet.evaluation.calibration import CalibrationFigures
+from flexunet.evaluation.confusion import ConfusionMatrix
 from flexunet.evaluation.labelled_volumes import LabelledVolume, read_volumes
 from flexunet.evaluation.published_figures import PublishedFigures
 from flexunet.evaluation.split_contents import SplitContents
 from flexunet.evaluation.volume_scores import score_volume
+from flexunet.imaging.clean_up import CleanUp
 from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.record_table import RecordTable
+from flexunet.prediction.ensemble import Ensemble
 from flexunet.prediction.predictor import Predictor, to_label
 from flexunet.reporting import overlay
 
@@ -35,9 +39,23 @@ class VoxelObserver(Protocol):
     """Returns what is to stand in `metrics.json`."""
 
 
+class LabelObserver(Protocol):
+  """Makes figures of the labels of a split as they are scored, in one pass."""
+
+  def add(self, truth: np.ndarray, predicted: np.ndarray) -> None:
+    """Takes a slice: class ids uint8 [H, W] each, or its voxels in a row."""
+
+  def figures(self) -> dict[str, Any]:
+    """Returns what is to stand in `metrics.json`."""
+
+
 # Key in metrics.json -> what makes its entry, from the number of classes.
 VOXEL_OBSERVERS: dict[str, Callable[[int], VoxelObserver]] = {
     "published": lambda num_classes: PublishedFigures(),
+}
+# Likewise from the names of the classes.
+LABEL_OBSERVERS: dict[str, Callable[[Sequence[str]], LabelObserver]] = {
+    "confusion": ConfusionMatrix,
 }
 
 
@@ -48,9 +66,10 @@ class SplitScores:
   Attributes:
     rows: One a volume and foreground class: the columns of `cases.csv` without `split`.
     examples: The best and worst volumes.
-    voxel_figures: Key in `metrics.json` -> the figures of an observer of voxels.
+    voxel_figures: Key in `metrics.json` -> the figures of an observer of voxels or labels.
     counts: subjects, volumes, slices, volumes_with_2d_distances, volumes_without_spacing,
       volumes_without_some_slices, volumes_on_resampled_grid.
+    volumes_cleaned_up: Whose labels the clean-up changed.
     class_names: The foreground classes.
     warnings: What a reader of the scores must know, one sentence each.
   """
@@ -59,6 +78,7 @@ class SplitScores:
   examples: list[examples.Example]
   voxel_figures: dict[str, dict[str, Any]]
   counts: dict[str, int]
+  volumes_cleaned_up: int
   class_names: list[str]
   warnings: list[str]
 
@@ -66,12 +86,13 @@ class SplitScores:
 def score_split(
     source: DatasetSource,
     table: RecordTable,
-    predictor: Predictor,
+    predictor: Predictor | Ensemble,
     class_names: Sequence[str],
     *,
     split: str,
     keys: tuple[str, str] = ("image", "label"),
     tolerances_mm: Sequence[float],
+    lesion_overlap: float | None = None,
     show_progress: bool = True,
     shown_channel: int | None = None,
 ) -> SplitScores:
@@ -80,11 +101,12 @@ def score_split(
   Args:
     source: The opened dataset.
     table: The records to be scored.
-    predictor: The network.
+    predictor: The network, or several.
     class_names: By id, background first.
     split: Its name, for the rows.
     keys: Features of the image and of the label.
     tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
+    lesion_overlap: See `volume_scores.score_volume`.
     show_progress: Draws a bar on standard error.
     shown_channel: Which channel the examples show; None: the mean of all.
   """
@@ -92,31 +114,66 @@ def score_split(
   keeper = examples.ExampleKeeper()
   observers = {key: new(len(class_names)) for key, new in VOXEL_OBSERVERS.items()}
   watching = list(observers.values())
-  seen = SplitContents(source)
+  calibration = CalibrationFigures(class_names)
+  of_labels = {key: new(class_names) for key, new in LABEL_OBSERVERS.items()}
+  seen, cleaned_up = SplitContents(source), 0
   with progress.bar(
       total=len(table), desc=split, unit="slice", disable=not show_progress
   ) as bar:
     for shown in read_volumes(source, table, keys):
       volume = shown.on_native_grid()
-      predictions: list[np.ndarray] = []
-      answers = predictor.probabilities(shown.images, shown.spacing_mm)
-      for place, seen_by_network in enumerate(answers):
-        for probability in shown.to_native_grid(place, seen_by_network):
-          _check_ids(volume, volume.labels[len(predictions)], len(class_names))
-          predictions.append(_judged(volume, len(predictions), probability, watching))
-        bar.update()
-      own = score_volume(volume, predictions, class_names, tolerances_mm)
+      predictions = _predicted(shown, volume, predictor, watching, calibration, bar)
+      predictions, changed = _cleaned_up(volume, predictions, predictor.clean_up)
+      cleaned_up += changed
+      _show_labels(volume, predictions, list(of_labels.values()))
+      own = score_volume(volume, predictions, class_names, tolerances_mm, lesion_overlap)
       rows += own
       seen.add(volume, is_native=shown.keeps_native_labels)
       keeper.offer(_example(volume, predictions, own, shown_channel))
   return SplitScores(
       rows=rows,
       examples=keeper.chosen(),
-      voxel_figures={key: one.figures() for key, one in observers.items()},
+      voxel_figures={
+          **{key: one.figures() for key, one in {**observers, **of_labels}.items()},
+          "calibration": calibration.figures(),
+      },
       counts=seen.counts(),
+      volumes_cleaned_up=cleaned_up,
       class_names=list(class_names[1:]),
       warnings=[*source.warnings, *seen.warnings(tolerances_mm)],
   )
+
+
+def _predicted(
+    shown: LabelledVolume,
+    volume: LabelledVolume,
+    predictor: Predictor | Ensemble,
+    observers: Sequence[VoxelObserver],
+    calibration: CalibrationFigures,
+    bar: Any,
+) -> list[np.ndarray]:
+  """Returns the labels of a volume as the network gives them, on the scan's own grid.
+
+  Args:
+    shown: As the network sees it.
+    volume: On the scan's own grid.
+    predictor: The network.
+    observers: See the voxels of each slice that count.
+    calibration: Sees each slice whole, and what counts of it.
+    bar: Counts the slices.
+  """
+  predictions: list[np.ndarray] = []
+  spacing_mm = (*shown.spacing_mm, shown.slice_spacing_mm)
+  answers = predictor.probabilities(shown.images, spacing_mm)
+  for place, seen_by_network in enumerate(answers):
+    for probability in shown.to_native_grid(place, seen_by_network):
+      index = len(predictions)
+      _check_ids(volume, volume.labels[index], probability.shape[-1])
+      counted = ~volume.ignored[index] if volume.ignored else None
+      calibration.add(volume.labels[index], probability, counted)
+      predictions.append(_judged(volume, index, probability, observers))
+    bar.update()
+  return predictions
 
 
 def _judged(
@@ -134,6 +191,32 @@ def _judged(
     for observer in observers:
       observer.add(label, probability)
   return predicted
+
+
+def _cleaned_up(
+    volume: LabelledVolume, predictions: list[np.ndarray], clean_up: CleanUp
+) -> tuple[list[np.ndarray], bool]:
+  """Returns the labels after the clean-up, as prediction writes them, and whether they changed."""
+  cleaned = clean_up.apply_to_slices(
+      predictions, volume.spacing_mm, volume.slice_spacing_mm, is_solid=volume.is_solid
+  )
+  pairs = zip(cleaned, predictions, strict=True)
+  changed = any(one is not other and not np.array_equal(one, other) for one, other in pairs)
+  if changed and volume.ignored:
+    counted = zip(cleaned, volume.ignored, strict=True)
+    cleaned = [np.where(ignored, 0, one).astype(one.dtype) for one, ignored in counted]
+  return (cleaned if changed else predictions), changed
+
+
+def _show_labels(
+    volume: LabelledVolume, predictions: Sequence[np.ndarray], observers: Sequence[LabelObserver]
+) -> None:
+  for index, (truth, predicted) in enumerate(zip(volume.labels, predictions, strict=True)):
+    if volume.ignored:
+      counted = ~volume.ignored[index]
+      truth, predicted = truth[counted], predicted[counted]
+    for observer in observers:
+      observer.add(truth, predicted)
 
 
 def _check_ids(volume: LabelledVolume, label: np.ndarray, num_classes: int) -> None:

@@ -1,9 +1,10 @@
 """From scores of single volumes to the figures of a split: means, spreads, intervals.
 
 A row is one volume and class: a dict with `subject`, `volume`, `class` (name), `status` (one of
-`scores.STATUSES`), `distances` ("3d", "2d" or "none": how surfaces were compared), `slices_missed`,
-`slices_false_alarm`, `dice` and any further scores. NaN means that a score is not
-defined for that row: it is left out of averages and counted.
+`scores.STATUSES`), `distances` ("3d", "2d" or "none": how surfaces were compared in mm),
+`distances_px` (likewise in pixels), `slices_missed`, `slices_false_alarm`, `reference_pixels`,
+`predicted_pixels`, `dice` and any further scores. NaN means that a score is not defined for that
+row: it is left out of averages and counted.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from flexunet.evaluation.scores import STATUSES, is_distance, is_in_slices, is_surface
+from flexunet.evaluation import agreement, lesions
+from flexunet.evaluation.lesions import LesionCounts
+from flexunet.evaluation.scores import (
+  STATUSES,
+  is_distance,
+  is_in_pixels,
+  is_in_slices,
+  is_surface,
+)
 
 Row = Mapping[str, Any]
 # Stored beside the figures, so that a reader of metrics.json need not guess.
@@ -44,8 +53,14 @@ PUBLISHED_RULE = (
     "Mean over slices of (2 sum(y p) + 1) / (sum(y) + sum(p) + 1), with y the one-hot truth, p the"
     " probabilities, and the sums over height, width and class, background included."
 )
+DISTANCE_RULE = (
+    "HD95 and HD100: the larger of the two directed 95th percentiles and maxima of the distances"
+    " between surface voxels. ASSD: mean over the surface voxels of both. MASD: mean of the two"
+    " directed means. In mm; where the spacing is unknown in pixels, each axis counted in voxels,"
+    " under names of their own that end with px."
+)
 # The form of an entry in metrics.json; raised whenever its keys change their meaning.
-FORM = 3
+FORM = 4
 LEVEL = 0.95
 MIN_SUBJECTS = 5
 MIN_EFFECTIVE = 3.0
@@ -167,9 +182,11 @@ def summarize(
   Returns:
     `form`, `foreground_dice`, `per_class`, `per_subject` and `rules`; NaN where undefined. Of each
     class also `presence`: in how many volumes it was found, missed, or found where there is none;
-    and `slices_missed` and `slices_false_alarm` of volumes whose surfaces are compared in slices.
-    Each score has its `ci95` (see `subject_interval`) and `n_undefined`, the volumes without one;
-    of scores of surfaces only volumes count that are compared in this way, in 3-D or in slices.
+    `slices_missed` and `slices_false_alarm` of volumes whose surfaces are compared in slices;
+    `volume_agreement` (see `agreement`); and where lesions are scored `lesions_pooled`, the scores
+    of the lesions of all volumes counted together. Each score has its `ci95` (see
+    `subject_interval`) and `n_undefined`, the volumes without one; of scores of surfaces only
+    volumes count that are compared in this way, in 3-D or in slices, in mm or in pixels.
   """
   per_volume = foreground_dice(rows)
   overall = list(per_volume.values())
@@ -186,19 +203,21 @@ def summarize(
           for name in class_names
       },
       "per_subject": _per_subject(rows, per_volume, class_names),
-      "rules": {"dice": DICE_RULE, "foreground_dice": FOREGROUND_RULE, "ci95": INTERVAL_RULE},
+      "rules": {
+          "dice": DICE_RULE,
+          "foreground_dice": FOREGROUND_RULE,
+          "ci95": INTERVAL_RULE,
+          "distances": DISTANCE_RULE,
+          "volume_agreement": agreement.RULE,
+      },
   }
 
 
 def _of_class(rows: Sequence[Row], score_names: Sequence[str]) -> dict[str, Any]:
   flat = [row for row in rows if row["distances"] == "2d"]
-  others = [row for row in rows if row["distances"] != "2d"]
-  entry: dict[str, Any] = {}
-  for score in score_names:
-    if is_in_slices(score):
-      entry[score] = _spread(flat, score)
-    else:
-      entry[score] = _spread(others if is_surface(score) else rows, score)
+  entry: dict[str, Any] = {
+      score: _spread(_compared(rows, score), score) for score in score_names
+  }
   presence = collections.Counter(dict.fromkeys(STATUSES, 0))
   presence.update(row["status"] for row in rows)
   entry["dice"]["n_empty"] = presence["both_empty"]
@@ -209,13 +228,27 @@ def _of_class(rows: Sequence[Row], score_names: Sequence[str]) -> dict[str, Any]
   entry["presence"] = dict(presence)
   for count in ("slices_missed", "slices_false_alarm"):
     entry[count] = sum(row[count] for row in flat)
+  entry["volume_agreement"] = agreement.volume_agreement(rows)
+  if lesions.RATIO_NAMES[0] in score_names:
+    counts = (LesionCounts(*(row[name] for name in lesions.COUNT_NAMES)) for row in rows)
+    entry["lesions_pooled"] = sum(counts, LesionCounts()).scores()
   return entry
+
+
+def _compared(rows: Sequence[Row], score: str) -> list[Row]:
+  """Returns the rows that a score is of: for surfaces those that are compared in its way."""
+  if is_in_pixels(score):
+    kind = "2d" if is_in_slices(score) else "3d"
+    return [row for row in rows if row["distances_px"] == kind]
+  if is_in_slices(score):
+    return [row for row in rows if row["distances"] == "2d"]
+  return [row for row in rows if row["distances"] != "2d" or not is_surface(score)]
 
 
 def _spread(rows: Sequence[Row], score: str) -> dict[str, Any]:
   """Returns statistics and interval of a score, and how many volumes have none."""
   values = [row[score] for row in rows]
-  upper = math.inf if is_distance(score) else 1.0
+  upper = math.inf if is_distance(score) or score in lesions.COUNT_NAMES else 1.0
   return {
       **statistics(values),
       "ci95": subject_interval(values, [row["subject"] for row in rows], upper),

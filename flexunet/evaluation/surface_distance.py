@@ -25,6 +25,7 @@ import numpy as np
 from scipy import spatial
 
 from flexunet.core.errors import InputError
+from flexunet.imaging.components import bounding_box
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,12 @@ class SurfaceDistances:
     if not self.defined:
       return float("nan")
     return float(np.concatenate(self._both()).mean())
+
+  def mean_of_directions(self) -> float:
+    """Returns the mean of the two directed means (MASD); NaN where a mask is empty."""
+    if not self.defined:
+      return float("nan")
+    return float(np.mean([each.mean() for each in self._both()]))
 
   def _both(self) -> tuple[np.ndarray, np.ndarray]:
     return self.from_reference, self.from_prediction
@@ -281,16 +288,6 @@ def surface(mask: np.ndarray) -> np.ndarray:
     along[:-1] &= whole[1:]
     along[:1] = along[-1:] = False
   return mask & ~inner
-
-
-def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-  """Returns the smallest box around the true voxels; an empty one where there are none."""
-  box = []
-  for axis in range(mask.ndim):
-    others = tuple(other for other in range(mask.ndim) if other != axis)
-    along = np.flatnonzero(mask.any(axis=others))
-    box.append(slice(int(along[0]), int(along[-1]) + 1) if along.size else slice(0, 0))
-  return tuple(box)
 
 
 def _surface_points(mask: np.ndarray) -> np.ndarray:

@@ -373,13 +373,16 @@ def _read_volumes(header: OpenedHeader, components: Sequence[int]) -> list[Volum
   ]
 
 
-def write_label(header: VolumeHeader, label: np.ndarray, target_path: pathlib.Path) -> None:
-  """Writes the label of a scan of another format as NIfTI-1, with the scan's geometry.
+def write_label(
+    header: VolumeHeader, label: np.ndarray, target_path: pathlib.Path, scale: float = 1.0
+) -> None:
+  """Writes what lies on a scan as NIfTI-1, with the scan's geometry.
 
   Args:
     header: Shape and affine of the scan.
     label: Class ids uint8 [i, j, k] on its grid.
     target_path: Ends in .nii or .nii.gz; the file appears whole or not at all.
+    scale: What readers multiply the numbers by.
   """
   image = nib.Nifti1Image(label.astype(np.uint8), header.affine if header.oriented else None)
   image.header.set_xyzt_units("mm")
@@ -390,6 +393,8 @@ def write_label(header: VolumeHeader, label: np.ndarray, target_path: pathlib.Pa
   else:
     image.header["pixdim"][1:4] = np.nan_to_num(header.spacing_mm)  # 0 is read as unknown.
     image.header["sform_code"] = image.header["qform_code"] = 0
+  if scale != 1.0:
+    image.header.set_slope_inter(scale, 0.0)
   blobs = {"image": image.to_bytes()}
   _write_files(blobs, target_path, suffix_of(target_path))
 

@@ -9,6 +9,7 @@ to an isotropic spacing are interpolated; their labels are picked.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import nibabel as nib
 import numpy as np
@@ -91,6 +92,37 @@ class SlicePlan:
     for stored_axis, (display_axis, flip) in enumerate(turn):
       back[int(display_axis)] = (stored_axis, flip)
     return nib.orientations.apply_orientation(pixels, back)
+
+  def view(self, values: np.ndarray, like: Volume) -> np.ndarray:
+    """Returns values on the grid of a scan, [i, j, k, ...], as [row, column, slice, ...].
+
+    A view: what is written into it stands in `values`.
+    """
+    return nib.orientations.apply_orientation(values, self._turn(like))
+
+  def turn_slices(self, slices: np.ndarray, plan: SlicePlan) -> np.ndarray:
+    """Returns slices that another plan has cut as this one cuts the same volume; a view.
+
+    Nothing is interpolated: every voxel appears once, unchanged.
+
+    Args:
+      slices: [row, column, slice, ...], all of a volume.
+      plan: What cut them. Its `axes` must be those of this plan.
+    """
+    return nib.orientations.apply_orientation(slices, self._turn_from(plan))
+
+  def turn_spacing(self, spacing_mm: Sequence[float], plan: SlicePlan) -> tuple[float, ...]:
+    """Returns (row, column, slice) spacing as `turn_slices` changes the axes of another plan."""
+    turned = np.empty(3)
+    turned[self._turn_from(plan)[:, 0].astype(int)] = spacing_mm
+    return tuple(turned.tolist())
+
+  def _turn_from(self, plan: SlicePlan) -> np.ndarray:
+    """Returns axis permutation and flips [3, 2] from slices of another plan to those of this."""
+    if plan.axes != self.axes:
+      raise ValueError(f"Slices of {plan.axes} volumes cannot be turned to those of {self.axes}.")
+    start, end = (nib.orientations.axcodes2ornt(one.display_axes) for one in (plan, self))
+    return nib.orientations.ornt_transform(start, end)
 
   def shape(self, volume: Volume) -> tuple[int, int, int]:
     """Returns the shape [row, column, slice] of the slices of a volume."""

@@ -25,6 +25,9 @@ from flexunet.network import cost, model, probabilities
 
 # Other programs sum in another order. Beyond this a probability is not the same answer.
 MAX_DIFFERENCE = 1e-4
+# What holds a graph, and not the weights alone.
+GRAPH_FORMATS = ("saved_model", "onnx", "litert")
+_OPSET = 17
 _FREE_SIZE_FORMATS = ("saved_model", "onnx", "weights")
 
 
@@ -169,6 +172,44 @@ def _write_saved_model(twin: keras.Model, path: pathlib.Path, batch_size: int | 
   )
   endpoint = module.serve.get_concrete_function()
   tf.saved_model.save(module, str(path), {"serve": endpoint, "serving_default": endpoint})
+
+
+def write_graph(
+    name: str, function: Callable[..., Any], module: tf.Module, folder: pathlib.Path
+) -> pathlib.Path:
+  """Writes a function of TensorFlow in one of the formats `GRAPH_FORMATS` and returns its place.
+
+  Args:
+    name: The format.
+    function: A `tf.function` with one input signature.
+    module: Holds its variables.
+    folder: Where the file goes.
+  """
+  if name == "onnx":
+    path = folder / "model.onnx"
+    _tf2onnx().from_function(function, function.input_signature, opset=_OPSET, output_path=path)
+    return path
+  with tempfile.TemporaryDirectory() as scratch:
+    path = (folder if name == "saved_model" else pathlib.Path(scratch)) / "saved_model"
+    module.serve = function
+    endpoint = function.get_concrete_function()
+    tf.saved_model.save(module, str(path), {"serve": endpoint, "serving_default": endpoint})
+    if name == "saved_model":
+      return path
+    # By way of a SavedModel: converting a function directly leaves its variables unset.
+    converted = tf.lite.TFLiteConverter.from_saved_model(
+        str(path), signature_keys=["serving_default"]
+    ).convert()
+  path = folder / "model.tflite"
+  path.write_bytes(converted)
+  return path
+
+
+def _tf2onnx() -> Any:
+  # Part of the extra `export`; `check_format` has made sure that it is installed.
+  from tf2onnx import convert
+
+  return convert
 
 
 def _onnx(twin: keras.Model, folder: pathlib.Path) -> tuple[pathlib.Path, _Predict]:

@@ -212,8 +212,10 @@ def accept_any_size(model: keras.Model) -> keras.Model:
     return layer(*args, **kwargs)
 
   inputs = keras.Input((None, None, model.input_shape[-1]), name="image")
+  # Without what a model in training is compiled with, which Keras would copy.
+  bare = keras.Model(model.input, model.output, name=model.name)
   free = keras.models.clone_model(
-      model, input_tensors=inputs, clone_function=lambda layer: layer, call_function=call
+      bare, input_tensors=inputs, clone_function=lambda layer: layer, call_function=call
   )
   if padding:  # The model has its own padding and cropping, which take any size.
     return free

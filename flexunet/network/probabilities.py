@@ -112,3 +112,28 @@ def class_ids(probability: Any, numbers: Any = np) -> Any:
   if probability.shape[-1] == 1:
     return numbers.where(probability[..., 0] > 0.5, 1, 0)
   return numbers.argmax(probability, axis=-1)
+
+
+def tempered(probability: Any, temperature: float, numbers: Any = np) -> Any:
+  """Returns probabilities as the logits divided by a temperature give them: softmax(log p / T).
+
+  Guo et al. 2017, https://arxiv.org/abs/1706.04599. Class ids stay as they are: where the classes
+  differ by so little that rounding would make another one win, so do the probabilities.
+
+  Args:
+    probability: Sum to 1 over the last axis, two classes or more; arrays, or tensors.
+    temperature: Above 1 makes them less certain, below 1 more; 1 returns them themselves.
+    numbers: What computes with them: NumPy, `keras.ops`, or `tf.experimental.numpy`.
+
+  Raises:
+    ValueError: The temperature is not above 0.
+  """
+  if not temperature > 0:
+    raise ValueError(f"A temperature must be above 0. Got: {temperature}.")
+  if temperature == 1.0:
+    return probability
+  logits = numbers.log(numbers.maximum(probability, _SMALLEST_PROBABILITY)) / temperature
+  powers = numbers.exp(logits - numbers.max(logits, axis=-1, keepdims=True))
+  scaled = powers / numbers.sum(powers, axis=-1, keepdims=True)
+  same = class_ids(scaled, numbers) == class_ids(probability, numbers)
+  return numbers.where(same[..., None], scaled, probability)

@@ -5,12 +5,22 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from flexunet.core import progress
-from flexunet.core.errors import InputError
+from flexunet.core.errors import InputError, unknown_name
 from flexunet.imaging import nifti
 from flexunet.prediction.scans import Scan
 
+if TYPE_CHECKING:  # SciPy: --help does without.
+  from flexunet.prediction.error_bounds import ErrorBounds
+
+UNCERTAINTY_KINDS = {
+    "none": "no map",
+    "entropy": "of the probabilities: 0 certain, 1 all classes equally likely",
+    "disagreement": "of several runs, or of slices and their mirror images: 0 where they agree",
+}
+UNCERTAINTY_ENDINGS = {"volume": "_uncertainty.nii.gz", "image": "_uncertainty.png"}
 _TWIN = {".hdr": ".img", ".img": ".hdr"}
 
 
@@ -21,6 +31,8 @@ class Outputs:
   Attributes:
     folder: Where all is written.
     overlay, color_masks, probabilities: What is written beside the label.
+    uncertainty: Which map too, one of `UNCERTAINTY_KINDS`.
+    bounds: Which margins and volume intervals too.
     overwrite: Older files are replaced.
     skip_existing: A scan whose label is there is not predicted again. The label is written last, so
       what lies there without one is of a run that was cut short, and is replaced.
@@ -30,12 +42,16 @@ class Outputs:
   overlay: bool = True
   color_masks: bool = False
   probabilities: bool = False
+  uncertainty: str = "none"
+  bounds: ErrorBounds | None = None
   overwrite: bool = False
   skip_existing: bool = False
 
   def __post_init__(self):
     if self.overwrite and self.skip_existing:
       raise InputError("--overwrite replaces what --skip_existing keeps. Pass one of the two.")
+    if self.uncertainty not in UNCERTAINTY_KINDS:
+      raise unknown_name("kind of uncertainty", self.uncertainty, UNCERTAINTY_KINDS)
 
   def divide(self, scans: Sequence[Scan]) -> tuple[list[Scan], list[Scan]]:
     """Returns the scans to predict, and those to skip since their label is there."""
@@ -77,9 +93,13 @@ class Outputs:
 
   def _all(self, scan: Scan) -> list[pathlib.Path]:
     """Returns all that is written for a scan, the label first."""
+    is_image = scan.kind == "image"
     endings = [
         ("_overlay.png", self.overlay),
-        ("_color.png", self.color_masks and scan.kind == "image"),
+        ("_color.png", self.color_masks and is_image),
         ("_probability.npz", self.probabilities),
+        (UNCERTAINTY_ENDINGS[scan.kind], self.uncertainty != "none"),
     ]
+    ending = ".png" if is_image else scan.label_suffix or scan.suffix
+    endings += [(one, True) for one in (self.bounds.endings(ending) if self.bounds else ())]
     return self._labels(scan) + [scan.output(self.folder, end) for end, asked in endings if asked]

@@ -23,7 +23,8 @@ from flexunet.prediction import cases
 
 # HFH_001_Hipp_Labels, 12_HGE_Seg, 3-LesionSeg-T2, GU001_label_deface, our own <stem>_overlay.
 _LABEL_STEM = re.compile(
-    r".*[-_ .](labels?|masks?|(hge_)?seg|dseg|probseg|lesionseg[-_]\w+|overlay|color|probability)"
+    r".*[-_ .](labels?|masks?|(hge_)?seg|dseg|probseg|lesionseg[-_]\w+|overlay|color|probability"
+    r"|uncertainty|margin_[\w.-]+)"
     r"(_deface)?",
     re.IGNORECASE,
 )

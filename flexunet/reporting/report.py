@@ -16,6 +16,7 @@ from typing import Any
 from flexunet import config, run_folder, seen_subjects
 from flexunet.core import files
 from flexunet.core.errors import InputError
+from flexunet.ensemble_folder import EnsembleFolder, RunSet
 from flexunet.evaluation import examples, summary
 from flexunet.reporting import html_parts as page
 from flexunet.reporting import results_section, training_section
@@ -24,13 +25,16 @@ _SOURCES = "manifest.json, history.csv, evaluation/metrics.json and evaluation/c
 
 
 def write_report(run: run_folder.RunFolder | str | os.PathLike) -> pathlib.Path:
-  """Writes the report of a run, trained or still in training, evaluated or not; returns its path.
+  """Writes the report of a run, trained or still in training, evaluated or not, or of an ensemble.
+
+  Returns its path.
 
   Raises:
     InputError: The folder is no run, or one of its files is not readable.
   """
   if not isinstance(run, run_folder.RunFolder):
-    run = run_folder.RunFolder.open(run)
+    folder = EnsembleFolder(pathlib.Path(run).expanduser())
+    run = folder if folder.ensemble_json.is_file() else run_folder.RunFolder.open(run)
   files.write_bytes(run.report_html, render(run).encode("utf-8", "backslashreplace"))
   return run.report_html
 
@@ -58,7 +62,10 @@ def _page(run: run_folder.RunFolder) -> str:
   manifest = _read_json(run.manifest_json)
   stored = _least_seen_first(_read_json(run.metrics_json), run_config.data)
   evaluations = {split: entry for split, entry in stored.items() if summary.is_current(entry)}
-  model_sha256 = files.sha256_of(run.model_keras) if run.model_keras.is_file() else None
+  runs = run.read() if isinstance(run, EnsembleFolder) else None
+  model_sha256 = runs.digest() if runs else None
+  if run.model_keras.is_file():
+    model_sha256 = files.sha256_of(run.model_keras)
   headline = next(iter(evaluations), None)
   top = results_section.tiles(headline, evaluations[headline]) if headline else ""
   top += results_section.caveat_box(
@@ -66,19 +73,15 @@ def _page(run: run_folder.RunFolder) -> str:
       + results_section.left_out(set(stored) - set(evaluations))
       + _label_warnings(manifest)
   )
-  model = run_config.model
-  size = " × ".join(str(edge) for edge in model.image_size or ("any", "any"))
   return page.document(
-      kind="FlexUNet run report",
+      kind="FlexUNet ensemble report" if runs else "FlexUNet run report",
       heading=run_config.dataset_facts.name,
-      lead=(
-          f"A FlexUNet of {model.num_layers} stages with {model.base_filters} filters in the"
-          f" first, for {size} pixels and {model.num_classes} classes, background included."
-      ),
+      lead=_ensemble_lead(runs) if runs else _network_lead(run_config.model),
       top=top,
       sections=[
           *_result_sections(run, run_config, evaluations),
-          *_run_sections(run, run_config, evaluations, manifest),
+          *(_ensemble_sections(runs) if runs
+            else _run_sections(run, run_config, evaluations, manifest)),
           ("definitions", "What the figures mean", results_section.figure_definitions(evaluations)),
           ("provenance", "Provenance",
            training_section.provenance_section(manifest, model_sha256)),
@@ -88,6 +91,43 @@ def _page(run: run_folder.RunFolder) -> str:
           " device, and no diagnosis may rest on it."
       ),
   )  # fmt: skip
+
+
+def _network_lead(model: config.ModelConfig) -> str:
+  size = " × ".join(str(edge) for edge in model.image_size or ("any", "any"))
+  return (
+      f"A FlexUNet of {model.num_layers} stages with {model.base_filters} filters in the first, for"
+      f" {size} pixels and {model.num_classes} classes, background included."
+  )
+
+
+def _ensemble_lead(runs: RunSet) -> str:
+  return (
+      f"An ensemble of {page.count(len(runs.runs), 'run')}: the mean of their probabilities on the"
+      " grid of the scan, with the weights below."
+  )
+
+
+def _ensemble_sections(runs: RunSet) -> list[tuple[str, str, str]]:
+  """Returns (anchor, title, HTML) of the runs of an ensemble and their weights."""
+  rows = []
+  for name, run, weight in zip(runs.names, runs.runs, runs.weights, strict=True):
+    facts = run.read_config().dataset_facts
+    plane = facts.slice_plan.plane if facts.slice_plan else page.DASH
+    sha256 = f"<code>{files.sha256_of(run.model_keras)[:12]}</code>"
+    rows.append([page.text(name), page.text(facts.name), plane, f"{weight:.3f}", sha256])
+  note = {"equal": "The weights are equal.", "given": "The weights were given.", "learnt": ""}
+  text = note[runs.kind]
+  if learnt_on := runs.learnt_on:
+    subjects = page.count(len(learnt_on["subjects"]), "subject")
+    text = (
+        f"The weights have the least Brier score on {subjects} of {learnt_on['split']}, whom no run"
+        f" was trained on: {learnt_on['brier']:.4f} per voxel of foreground, with equal weights"
+        f" {learnt_on['brier_of_equal_weights']:.4f}."
+    )
+  headers = ["Run", "Dataset", "Plane", "Weight", "model.keras, sha256"]
+  table = page.table(headers, rows, texts=(0, 1, 2, 4))
+  return [("runs", "Runs and weights", f'{table}<p class="note">{page.text(text)}</p>')]
 
 
 def _label_warnings(manifest: Mapping[str, Any]) -> list[str]:

@@ -29,6 +29,10 @@ _IN_SLICES = (
     "Only of volumes with gaps between slices or with a single slice. Not defined where a slice has"
     " the class in only one of truth and prediction: such a slice has no distance."
 )
+_PIXELS = (
+    "Only of volumes of unknown spacing. Slices count as one pixel apart, so the figure compares"
+    " networks on the same images and is no length."
+)
 # How each score of `cases.csv` is written in a heading, and what it means.
 SCORES: dict[str, tuple[str, str]] = {
     "dice": ("Dice", summary.DICE_RULE),
@@ -51,6 +55,28 @@ SCORES: dict[str, tuple[str, str]] = {
         " of surface voxels like HD95.",
     ),
     "assd_2d_mm": ("ASSD in slices (mm)", "As ASSD, of all slices together. " + _IN_SLICES),
+    "hd100_mm": ("HD100 (mm)", "Greatest distance between the two surfaces: one voxel decides it."),
+    "hd100_2d_mm": ("HD100 in slices (mm)", "As HD100, of all slices together. " + _IN_SLICES),
+    "masd_mm": (
+        "MASD (mm)",
+        "Mean of the two directed mean distances between the surfaces: both directions weigh alike,"
+        " where the ASSD weighs every surface voxel alike.",
+    ),
+    "masd_2d_mm": ("MASD in slices (mm)", "As MASD, of all slices together. " + _IN_SLICES),
+    **{
+        f"{name.lower()}_{infix}px": (f"{name}{where} (pixels)", f"As {name}, in pixels. {_PIXELS}")
+        for name in ("HD95", "ASSD", "HD100", "MASD")
+        for infix, where in (("", ""), ("2d_", " in slices"))
+    },
+    "lesion_sensitivity": ("Lesion sensitivity", "Share of the true lesions that are found."),
+    "lesion_precision": ("Lesion precision", "Share of the predicted lesions that are not false."),
+    "lesion_f1": ("Lesion F1", "Harmonic mean of lesion sensitivity and lesion precision."),
+    "lesions_reference": ("True lesions", "True lesions per volume."),
+    "lesions_predicted": ("Predicted lesions", "Predicted lesions per volume."),
+    "lesions_missed": ("Missed lesions", "True lesions per volume that are not found."),
+    "lesions_false_positive": (
+        "False lesions", "Predicted lesions per volume that are false; volumes without any count.",
+    ),
 }
 _SURFACE_DICE_NAME = re.compile(r"surface_dice_(2d_)?(.+)mm")
 _PRESENCE = {
@@ -420,6 +446,5 @@ def figure_definitions(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
       ("dice_coef_multiclass", summary.PUBLISHED_RULE),
       (page.DASH, "Not defined."),
   ]
-  if figures["evaluated"].get("mirrored"):
-    entries.append(("Mirroring", "Probabilities are averaged with those of the mirrored slice."))
+  entries += [("Prediction", f"{line}.") for line in figures["evaluated"].get("passes", ())]
   return page.definitions([(page.text(term), page.text(what)) for term, what in entries])

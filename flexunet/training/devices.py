@@ -122,20 +122,35 @@ def free_memory() -> int | None:
 
   Call it before anything runs on a GPU: TensorFlow takes all of its memory at once.
   """
-  return _free_gpu_memory() if has_gpu() else machine.free_main_memory()
+  return _gpu_memory("free") if has_gpu() else machine.free_main_memory()
 
 
-def _free_gpu_memory() -> int | None:
+def memory_left() -> int | None:
+  """Returns the bytes that a program can still use that runs on its device; None: unknown.
+
+  Of a GPU, all of whose memory TensorFlow has taken, those that no tensor holds.
+  """
+  if not has_gpu():
+    return machine.free_main_memory()
+  if keras.config.backend() != "tensorflow":
+    return _gpu_memory("free")
+  total = _gpu_memory("total")
+  held = tf.config.experimental.get_memory_info("GPU:0")["current"]
+  return None if total is None else max(0, total - held)
+
+
+def _gpu_memory(kind: str) -> int | None:
+  """Returns the "free" or "total" memory of the GPUs in bytes, the least of several."""
   try:
     text = subprocess.run(
-        ["nvidia-smi", "--query-gpu=index,uuid,memory.free", "--format=csv,noheader,nounits"],
+        ["nvidia-smi", f"--query-gpu=index,uuid,memory.{kind}", "--format=csv,noheader,nounits"],
         check=True, capture_output=True, text=True, timeout=20,
     ).stdout  # fmt: skip
     gpus = [line.split(", ") for line in text.splitlines() if line]
     # nvidia-smi lists all GPUs of the machine, this process may see some of them.
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     seen = [gpu for gpu in gpus if {gpu[0], gpu[1]} & set(wanted)] or gpus
-    return min(int(free) for _, _, free in seen) * 2**20
+    return min(int(size) for _, _, size in seen) * 2**20
   except (OSError, ValueError, subprocess.SubprocessError):
     return None
 

@@ -78,7 +78,8 @@ def leave_out_corrupt(
   kept, left_out = {}, []
   for name, table in (("train", opened.train), ("validation", opened.validation)):
     rows = _corrupt_rows(run_config, opened, table)
-    left_out += [table.describe(row) for row in rows]
+    # Tiles of a record count as one.
+    left_out += dict.fromkeys(table.describe(row) for row in rows)
     kept[name] = table.take(np.setdiff1d(np.arange(len(table)), rows)) if rows else table
     if not len(kept[name]):
       raise InputError(f"No record of {name} can be read. Build the dataset again.")

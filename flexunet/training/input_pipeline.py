@@ -25,6 +25,7 @@ from flexunet.pipelines import (
   readers,
   resizing,
   tf_data,
+  tile_rows,
 )
 from flexunet.pipelines.augmentation import augment
 from flexunet.pipelines.dataset_source import DatasetSource, open_dataset
@@ -38,7 +39,9 @@ class TrainingData:
 
   Attributes:
     source: The dataset.
-    train, validation: Which records belong to the two.
+    train, validation: Which records belong to the two, or parts of them where these are larger
+      than the network's input.
+    whole_validation: The validation split without being divided into such parts; None: it is not.
     free_device_bytes: Free memory of the device, before the dataset was opened; None: unknown.
   """
 
@@ -46,10 +49,18 @@ class TrainingData:
   train: RecordTable
   validation: RecordTable
   free_device_bytes: int | None = None
+  whole_validation: RecordTable | None = None
 
 
-def open_data(data: config.DataConfig) -> TrainingData:
+def open_data(
+    data: config.DataConfig, image_size: tuple[int, int] | None = None
+) -> TrainingData:
   """Opens the dataset, chooses the records of both splits, and crops them where asked for.
+
+  Args:
+    data: What the user gave.
+    image_size: (height, width) of the network's input, where it was given. With
+      --resize_mode=pad, slices that are larger are cut into tiles of that size.
 
   Raises:
     InputError: There is no such dataset, split or fold, or cropping would lose labels.
@@ -73,7 +84,32 @@ def open_data(data: config.DataConfig) -> TrainingData:
     for line in result.messages():
       progress.say(line)
     train, validation = result.tables
-  return TrainingData(source, train, validation, free_device_bytes)
+  opened = TrainingData(source, train, validation, free_device_bytes)
+  return opened if data.resize_mode != "pad" or not image_size else _in_tiles(opened, image_size)
+
+
+def _in_tiles(opened: TrainingData, image_size: tuple[int, int]) -> TrainingData:
+  """Returns the data with slices larger than the network's input cut into tiles, and says so."""
+  keys = opened.source.keys
+  train, validation = (
+      tile_rows.cut_rows(opened.source, table, image_size, keys.image, keys.label)
+      for table in (opened.train, opened.validation)
+  )
+  parts = []
+  for what, table, cut in (
+      ("training", opened.train, train), ("validation", opened.validation, validation)
+  ):
+    if cut is not table:
+      parts.append(f"{len(table)} {what} slices become {len(cut)} tiles")
+  if not parts:
+    return opened
+  size = "x".join(map(str, image_size))
+  progress.say(f"Slices larger than --image_size {size} are trained on in tiles of that size:"
+               f" {', '.join(parts)}. --resize_mode=fit would scale them down.")  # fmt: skip
+  whole = opened.validation if validation is not opened.validation else None
+  return dataclasses.replace(
+      opened, train=train, validation=validation, whole_validation=whole
+  )
 
 
 def _has_neighbours(table: RecordTable) -> bool:
@@ -284,13 +320,14 @@ def drawn_pixel_shares(table: RecordTable, epoch_order: order.EpochOrder) -> np.
 
 def preview_slices(
     run_config: config.RunConfig, opened: TrainingData, count: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> list[tuple[np.ndarray, np.ndarray]]:
   """Returns validation slices of different subjects, those with most foreground first.
 
   Returns:
-    (images uint8 [n, h, w, C], labels uint8 [n, h, w]) of at most `count` slices.
+    (image uint8 [h, w, C], label uint8 [h, w]) of at most `count` slices, of the size of the
+    network's input; whole and larger where training takes them in tiles.
   """
-  table = opened.validation
+  table = _whole_slices(opened)
   amount = table.pixels[:, 1:].sum(axis=1) if table.pixels is not None else np.zeros(len(table))
   ranked = np.argsort(-amount, kind="stable")
   # One slice per subject, then second ones, so that a few subjects cannot fill the sheet.
@@ -300,10 +337,37 @@ def preview_slices(
     turns.append(seen.get(table.subject[row], 0))
     seen[table.subject[row]] = turns[-1] + 1
   rows = ranked[np.argsort(np.array(turns), kind="stable")][: min(count, len(table))]
-  loader = batches.open_loader(opened.source, table.take(rows), example_spec(run_config))
-  batch = next(iter(batches.evaluation_batches(loader, len(rows))))
-  labels = run_config.dataset_facts.label_scheme.without_ignored(batch["label"].numpy())
-  return batch["image"].numpy(), labels
+  spec = example_spec(run_config)
+  frames = [spec.resizing] * len(rows)
+  if opened.whole_validation is not None:
+    least_h, least_w = spec.resizing.image_size
+    sizes = zip(table.height[rows].tolist(), table.width[rows].tolist(), strict=True)
+    frames = [
+        resizing.Resizing((max(least_h, height), max(least_w, width)), "pad")
+        for height, width in sizes
+    ]
+  found = []
+  for row, frame in zip(rows, frames, strict=True):
+    # Of the whole table, in which a slice has its neighbours.
+    own = dataclasses.replace(spec, resizing=frame)
+    example = batches.open_loader(opened.source, table, own)(tf.constant(row, tf.int64))
+    image = readers.to_channels(example["image"], spec.image_channels)
+    label = run_config.dataset_facts.label_scheme.without_ignored(example["label"].numpy())
+    found.append((image.numpy(), label))
+  return found
+
+
+def _whole_slices(opened: TrainingData) -> RecordTable:
+  """Returns the validation slices, each once, without those that were left out as unreadable."""
+  whole = opened.whole_validation
+  if whole is None:
+    return opened.validation
+
+  def names(table: RecordTable) -> list[tuple[int, int, int]]:
+    return list(zip(table.shard, table.offset, table.slice_index, strict=True))
+
+  kept = set(names(opened.validation))
+  return whole.take(np.array([i for i, name in enumerate(names(whole)) if name in kept], np.int64))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,9 +27,12 @@ from flexunet import config, run_folder
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
 from flexunet.network import probabilities
+from flexunet.network.model import accept_any_size
 from flexunet.pipelines.feature_keys import FeatureFlags
+from flexunet.prediction import tiles
+from flexunet.prediction.tiles import Tiler
 from flexunet.reporting import charts, event_files, mlflow_store, overlay, training_section
-from flexunet.training import callbacks
+from flexunet.training import callbacks, input_pipeline
 
 # Constants above this size lose their values in the graph: weights would make it as large as the
 # model. Variables are inputs of the graph and have none.
@@ -40,6 +43,7 @@ _NO_HYPERPARAMETERS = (
     *(name for name in config.MAY_CHANGE if name not in ("epochs", "max_minutes")),
     "init_from", *(field.name for field in dataclasses.fields(FeatureFlags)),
 )  # fmt: skip
+_TILES_AT_ONCE = 4
 _SHORT = {callbacks.MONITOR: "val_dice", "foreground_dice": "dice"}
 
 
@@ -164,26 +168,27 @@ class Previews(keras.callbacks.Callback):
   def __init__(
       self,
       run: run_folder.RunFolder,
-      images: np.ndarray,
-      labels: np.ndarray,
+      slices: Sequence[tuple[np.ndarray, np.ndarray]],
       palette: np.ndarray,
       network: keras.Model | None = None,
       shown_channel: int | None = None,
+      tiler: Tiler | None = None,
   ):
     """Takes the slices, which are few.
 
     Args:
       run: Where the sheets go.
-      images: uint8 [N, h, w, channels].
-      labels: Class ids, uint8 [N, h, w].
+      slices: (image uint8 [h, w, channels], class ids uint8 [h, w]) each.
       palette: Colours of the classes, uint8 [classes, 3].
       network: Predicts; the one in training by default.
       shown_channel: Which channel is drawn; None: the mean of all.
+      tiler: Cuts slices larger than the network's input; None: there are none.
     """
     super().__init__()
     self._run = run
     self._shown_channel = shown_channel
-    self._images, self._labels = images, labels
+    self._slices, self._tiler = slices, tiler
+    self._any_size: keras.Model | None = None
     self._palette = overlay.display_palette(palette)
     self._network = network
 
@@ -191,22 +196,67 @@ class Previews(keras.callbacks.Callback):
     # The first epoch too: a wrong label shows at once.
     if epoch and callbacks.MONITOR not in (logs or {}):
       return
-    predicted = predict_labels(self._network or self.model, self._images)
-    tiles = []
-    for image, truth, guess in zip(self._images, self._labels, predicted):
+    images = [image for image, _ in self._slices]
+    network = self._network or self.model
+    if self._tiler is not None and self._any_size is None:
+      self._any_size = accept_any_size(network)
+    predicted = predict_labels(self._any_size or network, images, self._tiler)
+    drawings = []
+    for (image, truth), guess in zip(self._slices, predicted, strict=True):
       grey = overlay.grey_of(image, self._shown_channel)
       drawn = [overlay.blend(grey, label, self._palette) for label in (truth, guess)]
-      tiles += [overlay.to_rgb(grey), *drawn]
-    sheet = overlay.contact_sheet(tiles, columns=6 if len(tiles) > 3 else 3, tile_size=256)
+      drawings += [overlay.to_rgb(grey), *drawn]
+    sheet = overlay.contact_sheet(
+        drawings, columns=6 if len(drawings) > 3 else 3, tile_size=256
+    )
     files.write_bytes(self._run.preview_png(epoch), overlay.encode_png(sheet))
 
 
-def predict_labels(model: keras.Model, images: np.ndarray) -> np.ndarray:
-  """Returns class ids uint8 [N, h, w] of images uint8 [N, h, w, C] at the network's own size."""
-  probability = model.predict_on_batch(images)
-  if isinstance(probability, (list, tuple)):  # Deep supervision: the full-size output is first.
-    probability = probability[0]
-  return probabilities.class_ids(np.asarray(probability)).astype(np.uint8)
+def predict_labels(
+    model: keras.Model, images: Sequence[np.ndarray], tiler: Tiler | None = None
+) -> list[np.ndarray]:
+  """Returns class ids uint8 [h, w] of images uint8 [h, w, C].
+
+  Args:
+    model: The network; with a tiler one that takes images of any size.
+    images: Of one size; of any sizes with a tiler.
+    tiler: Cuts those that are larger than the network's input.
+  """
+
+  def network(batch: np.ndarray) -> np.ndarray:
+    probability = model.predict_on_batch(batch)
+    if isinstance(probability, (list, tuple)):  # Deep supervision: the full-size output is first.
+      probability = probability[0]
+    return np.asarray(probability)
+
+  if tiler is None:
+    return list(probabilities.class_ids(network(np.stack(images))).astype(np.uint8))
+  found = []
+  for image in images:
+    cut, frames = tiler.tiling(image.shape[:2]), image[None]
+    answer = network(frames) if cut is None else tiles.answer(network, frames, cut, _TILES_AT_ONCE)
+    found.append(probabilities.class_ids(answer)[0].astype(np.uint8))
+  return found
+
+
+def previews(
+    run: run_folder.RunFolder,
+    run_config: config.RunConfig,
+    data: input_pipeline.TrainingData,
+    network: keras.Model,
+) -> list[Previews]:
+  """Returns what draws previews of a run, where it is to; the network predicts."""
+  number = run_config.training.previews
+  if not number:
+    return []
+  tiler = None
+  if data.whole_validation is not None:
+    options = tiles.TileOptions.of(run_config.model.image_size or "auto")
+    tiler = tiles.Tiler(run_config.model, options, None)
+  slices = input_pipeline.preview_slices(run_config, data, number)
+  palette = run_config.dataset_facts.label_scheme.palette
+  channel = run_config.shown_channel
+  return [Previews(run, slices, palette, network, shown_channel=channel, tiler=tiler)]
 
 
 def final_line(rows: Sequence[dict[str, Any]]) -> str:

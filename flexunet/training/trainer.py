@@ -116,7 +116,7 @@ def train(
   """
   started = resuming.check_paths(given.data, given.training, run_dir, resume=resume)
   progress.say("Opening the dataset ...")
-  opened = input_pipeline.open_data(given.data)
+  opened = input_pipeline.open_data(given.data, given.model.image_size)
   progress.say(run_setup.data_line(opened))
   run_config = complete(given, opened)
   shown = resuming.merge(started.read_config(), run_config) if started else run_config
@@ -296,7 +296,7 @@ class Trainer:
         self._early_stop,
         self._history,
         self._progress_line,
-        *self._previews(),
+        *monitoring.previews(run, run_config, setup.data, setup.kept),
         monitoring.TensorBoardLog(run, run_config, self._history, learning_rate, self._steps),
         *self._mlflow,
     ]
@@ -309,19 +309,6 @@ class Trainer:
     )  # fmt: skip
     self.steering.append(self._checkpointer)
     check_order(self.steering)
-
-  def _previews(self) -> list[keras.callbacks.Callback]:
-    settings, number = self._config, self._config.training.previews
-    if not number:
-      return []
-    images, labels = input_pipeline.preview_slices(settings, self._setup.data, number)
-    palette = settings.dataset_facts.label_scheme.palette
-    return [
-        monitoring.Previews(
-            self._run, images, labels, palette, self._setup.kept,
-            shown_channel=settings.shown_channel,
-        )
-    ]  # fmt: skip
 
   def train(self) -> None:
     """Trains to the end.

@@ -141,6 +141,9 @@ RUN = "--run_dir={run}"
         (("cross_validate", "--data_dir={data}", "--run_dir={root}/new", "--fold=1"), "folds"),
         (("evaluate", "--run_dir={root}/none"), "does not exist"),
         (("evaluate", "--run_dir={empty}"), "has no config.json"),
+        (("evaluate", "--run_dir={root}/none,{root}/no"), "does not exist"),
+        (("predict", RUN + ",{root}/none", "--input={root}", "--output_dir={root}/out"),
+         "does not exist"),
         (("evaluate", RUN), "model.keras must hold the trained network"),
         (("predict", RUN, "--input={root}", "--output_dir={root}/out"), "model.keras must hold"),
         (("export", RUN, "--output_dir={root}/out"), "model.keras must hold"),
@@ -171,7 +174,13 @@ def test_what_is_wrong_with_a_path_or_a_flag_is_said_before_tensorflow_is_loaded
     [
         (("evaluate", "--split=tset"), "Did you mean 'test'"),
         (("evaluate", "--surface_tolerance_mm=1,0"), "must be above 0"),
+        (("evaluate", "--weights=2,1"), "--weights is for several runs"),
+        (("evaluate", "--output_dir={root}/out"), "--output_dir is for several runs"),
         (("predict", "--input={root}/none", "--output_dir={root}/out"), "--input"),
+        (
+            ("predict", "--weights=equal", "--input={root}", "--output_dir={root}/out"),
+            "--weights is for several runs",
+        ),
         (("predict", "--input={root}", "--output_dir={root}/file"), "--output_dir"),
     ],
 )

@@ -13,6 +13,7 @@ import tensorflow as tf
 from flexunet.core.errors import InputError
 from flexunet.datasets import built_dataset
 from flexunet.evaluation import labelled_volumes, split_scores
+from flexunet.imaging.clean_up import CleanUp
 from flexunet.imaging.label_scheme import IGNORED, LabelScheme
 from flexunet.pipelines import foreground_boxes, readers
 from flexunet.pipelines.dataset_source import open_dataset
@@ -96,6 +97,8 @@ def test_scores_do_not_count_them(data_dir):
 
   class Guess:
     """Answers the truth, and the first class wherever a pixel is ignored."""
+
+    clean_up = CleanUp()
 
     def __init__(self):
       self.volumes = iter(truth.values())

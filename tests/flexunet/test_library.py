@@ -1,11 +1,13 @@
 """What `import flexunet` offers, on a tiny dataset and a network that needs no training."""
 
+import nibabel as nib
 import numpy as np
 import pytest
 import run_samples
+from PIL import Image
 
 import flexunet
-from flexunet import library
+from flexunet import library, run_folder
 from flexunet.core.errors import InputError
 
 
@@ -67,3 +69,74 @@ def test_a_plan_is_complete_and_a_misspelt_setting_gets_its_nearest_name(blob_da
   assert halved.dataset_facts.spacing_mm == (1.0, 2.0)
   with pytest.raises(InputError, match="Did you mean 'base_filters'"):
     flexunet.plan(data_dir=str(blob_data), base_filter=4)
+
+
+def make_runs(tmp_path, monkeypatch, networks, **facts):
+  """Writes a run for each network, which is known by the name of its folder."""
+  for name in networks:
+    made = run_samples.evaluated_run(tmp_path / name)
+    made.write_config(run_samples.with_facts(made.read_config(), **facts))
+    made.model_keras.write_bytes(name.encode())
+  monkeypatch.setattr(
+      library.predictors, "load_model", lambda folder: networks[folder.path.name]
+  )
+  return [tmp_path / name for name in networks]
+
+
+class Background(run_samples.BrightnessNetwork):
+  """Is surer of the background than the other network is of anything."""
+
+  def predict_on_batch(self, batch):
+    return np.broadcast_to(np.float32([0.9, 0.05, 0.05]), (*batch.shape[:3], 3))
+
+
+NO_WINDOW = {"kind": "none", "low": 0.0, "high": 255.0}
+
+
+def test_several_runs_answer_as_one(tmp_path, monkeypatch):
+  networks = {"a": run_samples.BrightnessNetwork(), "b": Background()}
+  folders = make_runs(tmp_path, monkeypatch, networks, intensity=NO_WINDOW)
+  slices = np.stack([np.full((20, 28), grey, np.uint8) for grey in (10, 100, 250)])
+  both = flexunet.load(folders)
+  assert both.class_names == run_samples.SCHEME.names and (both.predict(slices) == 0).all()
+  # 0.8 * 0.8 + 0.2 * 0.05 against 0.8 * 0.1 + 0.2 * 0.9.
+  sure = flexunet.load(folders, weights="4,1")
+  assert [np.unique(label).tolist() for label in sure.predict(slices)] == [[0], [1], [2]]
+  assert np.array_equal(flexunet.load([folders[0]] * 3).predict(slices),
+                        flexunet.load(folders[0]).predict(slices))  # fmt: skip
+  with pytest.raises(InputError, match="--weights is for several runs"):
+    flexunet.load(folders[0], weights="equal")
+
+
+def test_runs_of_several_planes_predict_files_in_the_geometry_of_the_scan(tmp_path, monkeypatch):
+  networks = {name: run_samples.BrightnessNetwork() for name in "abc"}
+  folders = make_runs(tmp_path / "runs", monkeypatch, networks, intensity=NO_WINDOW)
+  for folder, plane in zip(folders[1:], ("coronal", "sagittal"), strict=True):
+    run = run_folder.RunFolder(folder)
+    plan = {"axes": "LAS", "plane": plane}
+    run.write_config(run_samples.with_facts(run.read_config(), slice_plan=plan))
+  truth = np.random.default_rng(4).integers(0, 3, (7, 9, 5)).astype(np.uint8)
+  affine = np.array([[0, 0, 2.0, 3], [-1.0, 0, 0, 4], [0, 1.5, 0, 5], [0, 0, 0, 1]])
+  scan = tmp_path / "scan.nii.gz"
+  nib.save(nib.Nifti1Image(np.array([10, 120, 240], np.int16)[truth], affine), scan)
+  outcome = flexunet.load(tmp_path / "runs").predict_files(
+      scan, tmp_path / "out", probabilities=True
+  )
+  assert outcome.predicted == 1 and not outcome.failures
+  label = nib.load(tmp_path / "out" / "scan_label.nii.gz")
+  assert np.array_equal(np.asarray(label.dataobj), truth)
+  assert np.array_equal(label.affine, affine)
+  stored = np.load(tmp_path / "out" / "scan_probability.npz")["probability"]
+  assert stored.shape == (7, 9, 5, 3) and np.array_equal(stored.argmax(axis=-1), truth)
+
+
+def test_runs_on_images_are_averaged_too(tmp_path, monkeypatch):
+  networks = {"a": run_samples.BrightnessNetwork(), "b": run_samples.BrightnessNetwork()}
+  folders = make_runs(tmp_path, monkeypatch, networks, slice_plan=None, intensity=None)
+  image = np.array([10, 120, 240], np.uint8)[np.random.default_rng(4).integers(0, 3, (20, 28))]
+  Image.fromarray(image).save(tmp_path / "image.png")
+  both = flexunet.load(folders)
+  assert both.predict_files(tmp_path / "image.png", tmp_path / "out").predicted == 1
+  found = np.asarray(Image.open(tmp_path / "out" / "image_label.png"))
+  assert np.array_equal(found, np.digitize(image, [60, 180]))
+  assert np.array_equal(both.predict(tmp_path / "image.png"), found)

@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
   dataset_source.check_folder(data.dataset, data.data_dir, splits, data.fold)
   command_line.load_tensorflow()
   lib = libraries()
-  opened = lib.input_pipeline.open_data(data)
+  opened = lib.input_pipeline.open_data(data, model.image_size)
   run_config = lib.run_setup.complete(model, data, settings, opened, augmentation)
   with tempfile.TemporaryDirectory() as scratch:
     print(json.dumps(measure(run_config, opened, pathlib.Path(scratch)), indent=2))

@@ -14,8 +14,10 @@ from flexunet import run_folder, seen_subjects
 from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.evaluation import evaluate, labelled_volumes, split_scores, volume_scores
+from flexunet.imaging.clean_up import ClassRule, CleanUp
 from flexunet.pipelines import readers
 from flexunet.pipelines.dataset_source import open_dataset
+from flexunet.prediction import opening
 
 NAMES = dataset_samples.NAMES
 DATASET = "blobs/slices/1.0.0"
@@ -67,7 +69,7 @@ def run(tmp_path, monkeypatch):
   )
   made.model_keras.write_bytes(b"model")
   remember(made, seen_subjects.SubjectsSeen(DATASET, frozenset("T"), frozenset("V")))
-  monkeypatch.setattr(evaluate, "load_model", lambda run: run_samples.BrightnessNetwork())
+  monkeypatch.setattr(opening, "load_model", lambda run: run_samples.BrightnessNetwork())
   return made
 
 
@@ -123,7 +125,7 @@ def test_volumes_are_scored_as_prediction_sees_them_at_the_pixel_size_of_trainin
       shapes.append(tuple(np.ptp(np.argwhere(batch[0, ..., 0]), axis=0) + 1))
       return super().predict_on_batch(batch)
 
-  monkeypatch.setattr(evaluate, "load_model", lambda run: Watching())
+  monkeypatch.setattr(opening, "load_model", lambda run: Watching())
   sizes = {name: [1.0, 1.0] for name in ("low_mm", "median_mm", "high_mm")}
   run.write_config(run_samples.with_facts(run.read_config(), pixel_sizes=sizes))
   scores_of(run, ["train"], data_dir)
@@ -421,11 +423,118 @@ def test_distances_in_slices_are_not_averaged_with_those_in_three_dimensions(run
   assert "surfaces in 3-D: 1 volume\n" in shown and "within slices: 1 volume\n" in shown
 
 
-def test_without_a_spacing_there_are_overlaps_but_no_distances():
-  row = score(volume([square(2, 2)] * 2, spacing_mm=(math.nan, math.nan)), [square(2, 2)] * 2)
-  assert row["distances"] == "none" and row["dice"] == 1.0
+def test_without_a_spacing_there_are_no_millimetres_but_pixels():
+  # The second slice is one pixel off; slices of a gapless volume are one pixel apart.
+  unknown = {"spacing_mm": (math.nan, math.nan)}
+  truth, found = [square(2, 2)] * 2, [square(2, 2), square(3, 2)]
+  row = score(volume(truth, **unknown), found)
+  assert row["distances"] == "none" and row["distances_px"] == "3d"
+  assert row["dice"] == 2 * (9 + 6) / 36
   names = ("hd95_mm", "assd_mm", "surface_dice_1mm", "reference_ml")
   assert all(math.isnan(row[name]) for name in names)
+  assert row["hd100_px"] == 1.0 and 0 < row["assd_px"] < 1
+  assert math.isnan(row["hd100_2d_px"])
+  gap = score(volume(truth, slice_index=[0, 2], **unknown), found)
+  assert gap["distances_px"] == "2d" and gap["hd100_2d_px"] == 1.0
+  assert math.isnan(gap["hd100_px"])
+  missed = score(volume(truth, slice_index=[0, 2], **unknown), [found[0], found[0] * 0])
+  assert math.isnan(missed["hd100_2d_px"])
+
+
+def test_with_a_spacing_nothing_is_measured_in_pixels():
+  row = score(volume([square(2, 2)] * 2), [square(2, 2)] * 2)
+  assert row["distances_px"] == "none" and not [name for name in row if name.endswith("_px")][1:]
+
+
+def lesion_row(truth, found, **options):
+  return volume_scores.score_volume(volume(truth, **options), found, ["b", "x"], [1.0], 0.0)[0]
+
+
+def test_lesions_are_counted_in_3d_unless_slices_are_missing():
+  # One bar through three slices, of which the middle one is found; and a false one.
+  truth = [square(2, 2)] * 3
+  found = [square(0, 0, 0), square(2, 2), square(6, 6)]
+  row = lesion_row(truth, found)
+  assert (row["lesions_reference"], row["lesions_predicted"]) == (1, 2)
+  assert (row["lesion_sensitivity"], row["lesion_precision"]) == (1.0, 0.5)
+  apart = lesion_row(truth, found, slice_index=[0, 2, 4])
+  assert (apart["lesions_reference"], apart["lesions_missed"]) == (3, 2)
+  unknown = lesion_row(truth, found, spacing_mm=(math.nan, math.nan))
+  assert unknown["lesions_reference"] == 1
+  assert "lesion_f1" not in score(volume(truth), found)
+
+
+@pytest.mark.parametrize(
+    ("declared", "asked", "counted"),
+    [(True, "auto", True), (False, "auto", False), (True, "off", False), (False, "on", True)],
+)
+def test_lesions_are_scored_where_the_dataset_declares_them_or_on_demand(
+    run, data_dir, tmp_path, declared, asked, counted
+):
+  version = dataset_samples.write_dataset(
+      tmp_path, {"train": records("T", 1), "test": records("A", 3)}
+  )
+  report = json.loads((version / "build_report.json").read_text())
+  (version / "build_report.json").write_text(json.dumps({**report, "has_lesions": declared}))
+  entry = scores_of(run, ["test"], tmp_path, lesions=asked, lesion_overlap=0.5)["test"]
+  dim = entry["per_class"]["dim"]
+  assert ("lesion_f1" in dim) == ("lesions" in entry["rules"]) == counted
+  assert entry["evaluated"]["lesion_overlap"] == (0.5 if counted else None)
+  shown = program.scores_text("test", entry)
+  assert ("lesions, means over the volumes" in shown) == counted
+  with open(run.cases_csv, encoding="utf-8") as stream:
+    (first, *_) = csv.DictReader(stream)
+  assert ("lesions_false_positive" in first) == counted
+  if counted:
+    # A perfect network: each of the lesions in the three slices is found and none is false.
+    assert dim["lesion_f1"]["mean"] == 1.0 and dim["lesions_pooled"]["lesions_missed"] == 0
+    assert dim["lesions_false_positive"] == {**dim["lesions_false_positive"], "mean": 0, "max": 0}
+    assert "at least 50% of its voxels" in entry["rules"]["lesions"]
+
+
+def test_an_unknown_choice_of_lesions_is_refused(run, data_dir):
+  with pytest.raises(InputError, match="choice of --lesions 'onn'"):
+    scores_of(run, ["test"], data_dir, lesions="onn")
+
+
+def test_agreement_and_confusion_are_kept_and_printed(run, data_dir):
+  entry = scores_of(run, ["test"], data_dir)["test"]
+  agreed = entry["per_class"]["dim"]["volume_agreement"]
+  # The network is perfect in A and B; C is empty in both.
+  assert (agreed["n"], agreed["bias_ml"], agreed["unit"]) == (2, 0.0, "ml")
+  pixels = np.array(entry["confusion"]["pixels"])
+  assert pixels.sum() == 4 * 20 * 26 + 3 * 22 * 26 + 2 * 20 * 26
+  assert np.array_equal(pixels, np.diag(np.diag(pixels)))
+  shown = program.scores_text("test", entry)
+  assert "predicted - true volume" in shown and "0.00 .. 0.00" in shown
+  summary_line = program._summary("test", entry)
+  assert summary_line["volume_agreement"]["dim"]["n"] == 2
+  assert summary_line["hd100_mm"]["dim"] == 0.0 and summary_line["confusion"]["classes"] == NAMES
+
+
+def test_labels_are_cleaned_up_before_they_are_scored():
+  truth = [square(2, 2)] * 3
+  found = [square(2, 2) | square(6, 6, 1), square(2, 2), square(2, 2)]
+  ignored = [square(2, 2) * 0 > 0] * 3
+  chosen = CleanUp(("b", "x"), {1: ClassRule(min_size=2)})
+  case = volume(truth)
+  case.ignored[:] = ignored
+  cleaned, changed = split_scores._cleaned_up(case, found, chosen)
+  assert changed and all(np.array_equal(one, square(2, 2)) for one in cleaned)
+  # Slices that are no volume stay as they are.
+  apart = volume(truth, slice_index=[0, 2, 4])
+  assert split_scores._cleaned_up(apart, found, chosen) == (found, False)
+
+
+def test_a_filled_hole_does_not_reach_into_ignored_pixels():
+  ring = square(1, 1, 5)
+  ring[3, 3] = 0
+  case = volume([ring])
+  case.ignored[:] = [ring * 0 > 0]
+  case.ignored[0][3, 3] = True
+  chosen = CleanUp(("b", "x"), {1: ClassRule(fill_holes=True)}, in_slices=True)
+  cleaned, _ = split_scores._cleaned_up(case, [ring], chosen)
+  assert cleaned[0][3, 3] == 0
 
 
 def test_the_voxel_size_is_that_of_the_axes_in_which_surfaces_are_compared():

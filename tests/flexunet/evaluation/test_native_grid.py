@@ -10,6 +10,7 @@ from flexunet.datasets.builder import native_labels
 from flexunet.datasets.builder.raw_folder import Notes
 from flexunet.evaluation import labelled_volumes, split_scores
 from flexunet.imaging import slice_recipe
+from flexunet.imaging.clean_up import CleanUp
 from flexunet.pipelines import readers
 from flexunet.pipelines.dataset_source import open_dataset
 
@@ -69,6 +70,8 @@ def test_predictions_come_back_as_prediction_brings_them_to_the_scan(built):
 
 class Perfect:
   """Answers with the labels of the resampled slices."""
+
+  clean_up = CleanUp()
 
   def __init__(self, source, split):
     self._labels = {

@@ -293,3 +293,46 @@ def test_label_scores_give_a_row_per_foreground_class_present_or_not():
 def test_what_does_not_fit_is_refused(call, said):
   with pytest.raises(InputError, match=said):
     call()
+
+
+def directed(one, other, spacing):
+  """The distance from each surface voxel of one mask to the nearest of the other, by loops."""
+  places = [np.argwhere(surface_distance.surface(mask)) * spacing for mask in (one, other)]
+  return [min(math.dist(a, b) for b in places[1]) for a in places[0]]
+
+
+@pytest.mark.parametrize("shape", [(9, 11), (5, 6, 7)])
+def test_the_four_distances_are_those_of_loops_over_all_pairs_of_surface_voxels(shape):
+  random = np.random.default_rng(len(shape))
+  spacing = (3.0, 1.0, 0.5)[: len(shape)]
+  for density in (0.1, 0.5):
+    one, other = (random.random(shape) < density for _ in range(2))
+    there, back = directed(one, other, spacing), directed(other, one, spacing)
+    scores = mask_scores(one, other, spacing)
+    assert scores["hd100_mm"] == pytest.approx(max(there + back))
+    assert scores["hd95_mm"] == pytest.approx(
+        max(np.percentile(there, 95), np.percentile(back, 95))
+    )
+    assert scores["assd_mm"] == pytest.approx(np.mean(there + back))
+    assert scores["masd_mm"] == pytest.approx((np.mean(there) + np.mean(back)) / 2)
+
+
+def test_masd_weighs_both_directions_alike_and_assd_both_surfaces():
+  # A pixel against a row of 5: from it 0; back 0, 1, 2, 3, 4.
+  one, row = drawn("#....", "....."), drawn("#####", ".....")
+  scores = mask_scores(one, row, (1.0, 1.0))
+  assert scores["assd_mm"] == pytest.approx((0 + 10) / 6)
+  assert scores["masd_mm"] == (0 + 10 / 5) / 2
+  assert scores["hd100_mm"] == 4.0
+
+
+@pytest.mark.parametrize(
+    ("truth", "found", "error_ml", "relative"),
+    [(4, 6, 0.002 * 2, 0.5), (4, 0, -0.002 * 4, -1.0), (0, 3, 0.006, math.nan),
+     (0, 0, math.nan, math.nan)],
+)  # fmt: skip
+def test_volume_errors_and_their_empty_cases(truth, found, error_ml, relative):
+  reference, prediction = (np.arange(8).reshape(2, 2, 2) < n for n in (truth, found))
+  scores = mask_scores(reference, prediction, (2.0, 1.0, 1.0))
+  assert scores["volume_error_ml"] == pytest.approx(error_ml, nan_ok=True)
+  assert scores["volume_error_relative"] == pytest.approx(relative, nan_ok=True)

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from flexunet.network import export, model
-from flexunet.tools import export_model
+from flexunet.tools.export_model import __main__ as export_model
 
 
 def started(*arguments: str) -> subprocess.CompletedProcess:
@@ -21,7 +21,7 @@ def started(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_the_formats_of_the_flag_are_those_that_can_be_written():
-  assert set(export_model._FORMATS_KNOWN) == set(export.FORMATS)
+  assert set(export_model.FORMATS_KNOWN) == set(export.FORMATS)
 
 
 def save_small_model(path):
@@ -77,13 +77,17 @@ def test_a_model_file_becomes_a_folder_that_tells_its_checks(tmp_path):
         (["--model=/no/such/m.keras"], "does not exist"),
         (["--model=m.keras", "--image_size=x"], "--image_size must be"),
         (["--model=m.keras", "--formats="], "--formats must name"),
+        (["--model={model}", "--output=labels"], "--output=labels needs --run_dir"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_one(arguments, said, tmp_path):
-  done = started(f"--output_dir={tmp_path / 'out'}", *arguments)
+  there = tmp_path / "there.keras"
+  there.touch()
+  words = [word.format(model=there) for word in arguments]
+  done = started(f"--output_dir={tmp_path / 'out'}", *words)
   assert done.returncode == 1
   assert said in done.stderr and done.stderr.startswith("error: ")
-  assert list(tmp_path.iterdir()) == []
+  assert list(tmp_path.iterdir()) == [there]
 
 
 @pytest.mark.slow
