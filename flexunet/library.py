@@ -450,6 +450,7 @@ def cross_validate(
     parallel: int = 0,
     resume: bool = False,
     tolerances_mm: Sequence[float] = DEFAULT_TOLERANCES_MM,
+    evaluate_test: bool = False,
     **settings: Any,
 ) -> CrossValidation:
   """Trains a run without each fold of a dataset, scores it on that fold and pools all subjects.
@@ -462,6 +463,7 @@ def cross_validate(
     parallel: Folds at a time, which share the machine; 0: one per GPU, or one without.
     resume: Continues what is in the folder exactly as if it had not stopped.
     tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
+    evaluate_test: Also scores the mean of all networks on the test split ("ensemble_test").
     **settings: As in `plan`.
 
   Raises:
@@ -470,8 +472,9 @@ def cross_validate(
   given = settings_of(settings)
   parts = {name: getattr(given, name) for name in _PARTS}
   job = cross_validation.check(
-      parts, run_dir, folds=folds, parallel=parallel, resume=resume, tolerances_mm=tolerances_mm
-  )
+      parts, run_dir, folds=folds, parallel=parallel, resume=resume, tolerances_mm=tolerances_mm,
+      evaluate_test=evaluate_test,
+  )  # fmt: skip
   figures = cross_validation.run(job)
   runs = [load(job.folder.path / name) for name in job.plan.runs]
   return CrossValidation(job.folder.path, runs, figures)
