@@ -133,7 +133,7 @@ def _data(
 
 def _scores(evaluated: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
   if not evaluated:
-    return ["Not evaluated yet: `flexunet evaluate --run_dir=RUN --splits=test`."]
+    return ["Not evaluated yet: `flexunet evaluate --run_dir=RUN --split=test`."]
   parts = []
   for split, entry in evaluated.items():
     known = [
