@@ -65,25 +65,24 @@ def _text(found: Comparison) -> str:
     parts.append("No setting differs.")
   parts += [f"warning: {line}" for line in found.warnings]
   for score in found.score_names:
-    rows = [(score, "first", "second", "difference", "95 %", "p", "Holm", "won, lost, tied")]
-    rows += [_row(one) for one in found.results if one.score == score]
-    parts.append(progress.table(rows))
-  return "\n\n".join(["\n".join(found.notes) if part is None else part for part in (*parts, None)])
+    own = [one for one in found.results if one.score == score]
+    for first, second in dict.fromkeys((one.first, one.second) for one in own):
+      rows = [(score, first, second, "difference", "95 %", "Holm p", "won lost tied")]
+      rows += [_row(one) for one in own if (one.first, one.second) == (first, second)]
+      parts.append(progress.table(rows))
+  return "\n\n".join([*parts, *found.notes])
 
 
 def _row(one: PairedResult) -> tuple[str, ...]:
-  between = "-" if one.interval is None else (
-      f"{one.interval['low']:+.3f} {one.interval['high']:+.3f}"
-  )
+  between = "-"
+  if one.interval is not None:
+    between = f"{one.interval['low']:+.3f} {one.interval['high']:+.3f}"
   return (
-      f"{one.class_name}: {one.first}, {one.second}", f"{one.mean_first:.3f}",
-      f"{one.mean_second:.3f}", f"{one.difference:+.3f}", between, _p(one.p), _p(one.p_holm),
+      one.class_name, f"{one.mean_first:.3f}", f"{one.mean_second:.3f}",
+      f"{one.difference:+.3f}", between,
+      "-" if math.isnan(one.p_holm) else f"{one.p_holm:.3g}",
       f"{one.wins} {one.losses} {one.ties}",
   )  # fmt: skip
-
-
-def _p(value: float) -> str:
-  return "-" if math.isnan(value) else f"{value:.3g}"
 
 
 def run() -> None:
