@@ -22,6 +22,14 @@ _TESTS = {
 }  # fmt: skip
 
 
+_SURFACE_DICE = "surface_dice_"
+_TITLES = {
+    "dice": "Dice", "lesion_f1": "Lesion F1", "hd95_mm": "HD95 (mm)", "hd95_px": "HD95 (pixels)",
+    "hd95_2d_mm": "HD95 in slices (mm)", "hd95_2d_px": "HD95 in slices (pixels)",
+    "volume_error_ml": "Volume error (ml)",
+}  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Comparison:
   """Runs compared on the volumes that all of them have scored.
@@ -135,8 +143,8 @@ def _notes(
   subjects = len({subject for subject, _ in common})
   lines = [
       "Differences are second minus first, over the volumes in which both runs have the score; a"
-      " subject is won where the second run is better. Distances and volume_error_ml (its size):"
-      " less is better.",
+      " subject is won where the second run is better. Of distances and errors of volume"
+      " (their size) less is better.",
       _TESTS[test] + " Holm: corrected for all classes and pairs of the score.",
       "95 %: interval of the difference over new subjects, Student's t by subject, corrected for"
       f" skewness; none with fewer than {summary.MIN_SUBJECTS} subjects or where all differ alike.",
@@ -153,6 +161,15 @@ def _notes(
           f" {progress.count(one.one_sided, 'volume')} left out, where only one of the two has it."
       )
   return lines
+
+
+def title_of(score: str) -> str:
+  """Returns the name of a score in words, with its unit."""
+  if score.startswith(_SURFACE_DICE):
+    tolerance = score.removeprefix(_SURFACE_DICE)
+    flat = tolerance.startswith("2d_")
+    return f"Surface Dice at {tolerance.removeprefix('2d_')}" + (", in slices" if flat else "")
+  return _TITLES.get(score, score)
 
 
 def shown(value: Any) -> str:

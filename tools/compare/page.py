@@ -85,12 +85,11 @@ class PairedChart(charts.Chart):
 def render(found: Comparison) -> str:
   """Returns the page of a comparison as text; it needs no other file."""
   subjects = progress.count(found.subjects, "subject")
-  which = f"split {found.split}"
   return html_parts.document(
       kind="Comparison",
       heading=" · ".join(found.names),
       lead=f"{subjects}, {progress.count(found.volumes, 'volume')} that every run has scored;"
-      f" {which}.",
+      f" split {found.split}.",
       top=_tiles(found) + _warnings(found.warnings),
       sections=[
           ("settings", "Settings that differ", _settings(found)),
@@ -139,10 +138,11 @@ def _settings(found: Comparison) -> str:
 
 def _score(found: Comparison, score: str) -> str:
   rows = [_row(one) for one in found.results if one.score == score]
-  headers = ["class", "first", "second", "mean of first", "mean of second", "difference", "95 %",
-             "p", "Holm p", "won / lost / tied", "subjects"]  # fmt: skip
+  headers = ["class", "runs", "means", "difference", "95 %", "p", "Holm p", "won, lost, tied",
+             "subjects"]  # fmt: skip
   less = " (less is better)" if paired.lower_is_better(score) else ""
-  return f"<h3>{text(score)}{less}</h3>" + html_parts.table(headers, rows, texts=(0, 1, 2))
+  title = text(comparison.title_of(score))
+  return f"<h3>{title}{less}</h3>" + html_parts.table(headers, rows, texts=(0, 1))
 
 
 def _row(one: PairedResult) -> list[str]:
@@ -150,9 +150,9 @@ def _row(one: PairedResult) -> list[str]:
   if one.interval is not None:
     between = f"{_signed(one.interval['low'])} to {_signed(one.interval['high'])}"
   return [
-      html_parts.words(one.class_name), text(one.first), text(one.second),
-      number(one.mean_first), number(one.mean_second), _signed(one.difference), between,
-      _p(one.p), _p(one.p_holm), f"{one.wins} / {one.losses} / {one.ties}", number(one.subjects),
+      html_parts.words(one.class_name), f"{text(one.first)} → {text(one.second)}",
+      f"{number(one.mean_first)} → {number(one.mean_second)}", _signed(one.difference), between,
+      _p(one.p), _p(one.p_holm), f"{one.wins}, {one.losses}, {one.ties}", number(one.subjects),
   ]  # fmt: skip
 
 
@@ -171,7 +171,7 @@ def _charts(found: Comparison) -> str:
   for score in found.score_names:
     for name in found.class_names:
       drawn.append(PairedChart(
-          title=f"{name.replace('_', ' ')}: {score}", runs=found.names, y_label=score,
+          title=f"{name.replace('_', ' ')}: {comparison.title_of(score)}", runs=found.names,
           subjects=found.subject_means(name, score),
           less_is_better=paired.lower_is_better(score),
       ))  # fmt: skip

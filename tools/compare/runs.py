@@ -255,6 +255,7 @@ def warnings(runs: Sequence[ScoredRun], common: set[_Volume]) -> list[str]:
   for run in runs:
     if missing := sorted({subject for subject, _ in run.volumes - common}):
       lines.append(
-          f"Left out, scored in {run.name} alone or not in every run: {', '.join(missing)}."
+          f"{run.name} was also scored on subjects that another run lacks, left out here:"
+          f" {', '.join(missing)}."
       )
   return lines
