@@ -168,7 +168,8 @@ def title_of(score: str) -> str:
   if score.startswith(_SURFACE_DICE):
     tolerance = score.removeprefix(_SURFACE_DICE)
     flat = tolerance.startswith("2d_")
-    return f"Surface Dice at {tolerance.removeprefix('2d_')}" + (", in slices" if flat else "")
+    millimetres = tolerance.removeprefix("2d_").removesuffix("mm")
+    return f"Surface Dice at {millimetres} mm" + (", in slices" if flat else "")
   return _TITLES.get(score, score)
 
 
