@@ -153,7 +153,7 @@ class Standalone(tf.Module):
       spacing_mm = others.pop(0) if around.pixel_sizes is not None else None
       return {self.output_name: self._answer(image, window, spacing_mm)}
 
-    return tf.function(answer, input_signature=self.signature(batch_size))
+    return tf.function(answer, input_signature=self.signature(batch_size), autograph=False)
 
   def _answer(
       self, image: tf.Tensor, window: tf.Tensor | None, spacing_mm: tf.Tensor | None
