@@ -9,7 +9,6 @@ the class ids. Exports compare it with `Predictor`, which stays the definition.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -143,8 +142,8 @@ class Standalone(tf.Module):
       specs.append(tf.TensorSpec((2,), self._real, "spacing_mm"))
     return specs
 
-  def function(self, batch_size: int | None = None) -> Callable[..., dict[str, tf.Tensor]]:
-    """Returns the graph, which takes the inputs of `signature` and gives {name: output}."""
+  def function(self, batch_size: int | None = None) -> Any:
+    """Returns the `tf.function` that takes the inputs of `signature` and gives {name: output}."""
     around = self._around
 
     def answer(*given: tf.Tensor) -> dict[str, tf.Tensor]:

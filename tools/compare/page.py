@@ -105,7 +105,7 @@ def render(found: Comparison) -> str:
 
 def _tiles(found: Comparison) -> str:
   """Returns the mean Dice of each class and pair at a glance."""
-  tiles = []
+  tiles: list[str] = []
   for one in found.results:
     if one.score == "dice" and len(tiles) < _MOST_CHARTED:
       verdict = f"Holm p {_p(one.p_holm)}" if not math.isnan(one.p_holm) else "no test"

@@ -18,7 +18,7 @@ from flexunet.network import architecture
 
 _SCORES = (
     ("dice", "Dice"), ("hd95_mm", "HD95 (mm)"), ("assd_mm", "ASSD (mm)"),
-    ("volume_error_relative", "volume error"), ("lesion_f1", "lesion F1"),
+    ("volume_error_relative", "relative volume error"), ("lesion_f1", "lesion F1"),
 )  # fmt: skip
 _USE = """\
 For research: outlining {classes} on scans like those of its training, by people who look at the
