@@ -48,6 +48,11 @@ class RunFolder:
     return self.path / "model.keras"
 
   @property
+  def calibration_json(self) -> pathlib.Path:
+    """What the run has learnt from subjects that were held out (`run_calibration`)."""
+    return self.path / "calibration.json"
+
+  @property
   def history_csv(self) -> pathlib.Path:
     """One row per epoch."""
     return self.path / "history.csv"

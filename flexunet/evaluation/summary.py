@@ -45,7 +45,7 @@ PUBLISHED_RULE = (
     " probabilities, and the sums over height, width and class, background included."
 )
 # The form of an entry in metrics.json; raised whenever its keys change their meaning.
-FORM = 3
+FORM = 4
 LEVEL = 0.95
 MIN_SUBJECTS = 5
 MIN_EFFECTIVE = 3.0

@@ -19,7 +19,7 @@ from flexunet.core import files, progress
 from flexunet.core.errors import InputError
 from flexunet.imaging import pictures, scan_files
 from flexunet.pipelines import pixel_size
-from flexunet.prediction import scans
+from flexunet.prediction import scans, views
 from flexunet.prediction.outputs import Outputs
 from flexunet.prediction.predictor import Predictor, predict_scan, to_label
 from flexunet.prediction.scans import Scan
@@ -201,12 +201,7 @@ def _predict_volume(
       probabilities=outputs.probabilities, components=scan.components,
   )  # fmt: skip
   scan.label_path(outputs.folder).parent.mkdir(parents=True, exist_ok=True)
-  if outputs.overlay:
-    palette = overlay.display_palette(facts.label_scheme.palette)
-    height, width = found.slices.spacing_mm
-    aspect = height / width if width > 0 else 1.0  # Not known where the file states no spacing.
-    sheet = overlay.volume_sheet(found.slices.pixels, found.label_slices, palette, aspect=aspect)
-    _write_png(scan, outputs, "_overlay.png", sheet)
+  views.write_volume(scan, outputs, found, facts.recipe.plan, facts.label_scheme)
   if found.probability is not None:
     _write_probabilities(scan, outputs, found.probability, run_config)
   scan_files.write_label_like(
@@ -227,9 +222,7 @@ def _predict_image(
   label = to_label(probability)
   scheme = run_config.dataset_facts.label_scheme
   scan.label_path(outputs.folder).parent.mkdir(parents=True, exist_ok=True)
-  if outputs.overlay:
-    blended = overlay.blend(image, label, overlay.display_palette(scheme.palette))
-    _write_png(scan, outputs, "_overlay.png", blended)
+  views.write_image(scan, outputs, image, label, scheme)
   if outputs.color_masks:
     _write_png(scan, outputs, "_color.png", scheme.colorize(label))
   if outputs.probabilities:

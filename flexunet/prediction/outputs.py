@@ -10,6 +10,7 @@ from flexunet.core import progress
 from flexunet.core.errors import InputError
 from flexunet.imaging import nifti
 from flexunet.prediction.scans import Scan
+from flexunet.reporting import animation
 
 _TWIN = {".hdr": ".img", ".img": ".hdr"}
 
@@ -21,6 +22,9 @@ class Outputs:
   Attributes:
     folder: Where all is written.
     overlay, color_masks, probabilities: What is written beside the label.
+    animation: A film of the slices of a volume: "none", "gif" or "mp4".
+    animation_fps: Slices a second of the film.
+    overlay_slices: A folder <stem>_slices with an overlay of each slice of a volume.
     overwrite: Older files are replaced.
     skip_existing: A scan whose label is there is not predicted again. The label is written last, so
       what lies there without one is of a run that was cut short, and is replaced.
@@ -30,12 +34,16 @@ class Outputs:
   overlay: bool = True
   color_masks: bool = False
   probabilities: bool = False
+  animation: str = "none"
+  animation_fps: int = 10
+  overlay_slices: bool = False
   overwrite: bool = False
   skip_existing: bool = False
 
   def __post_init__(self):
     if self.overwrite and self.skip_existing:
       raise InputError("--overwrite replaces what --skip_existing keeps. Pass one of the two.")
+    animation.check(self.animation)
 
   def divide(self, scans: Sequence[Scan]) -> tuple[list[Scan], list[Scan]]:
     """Returns the scans to predict, and those to skip since their label is there."""
@@ -77,9 +85,12 @@ class Outputs:
 
   def _all(self, scan: Scan) -> list[pathlib.Path]:
     """Returns all that is written for a scan, the label first."""
+    is_volume = scan.kind == "volume"
     endings = [
         ("_overlay.png", self.overlay),
-        ("_color.png", self.color_masks and scan.kind == "image"),
+        (f"_overlay.{self.animation}", self.animation != "none" and is_volume),
+        ("_slices", self.overlay_slices and is_volume),
+        ("_color.png", self.color_masks and not is_volume),
         ("_probability.npz", self.probabilities),
     ]
     return self._labels(scan) + [scan.output(self.folder, end) for end, asked in endings if asked]

@@ -256,6 +256,7 @@ class VolumePrediction:
     label_slices: Class ids of these slices, uint8 [row, column, slice].
     spacing_mm: (row, column) spacing of the slices as the run cuts them; NaN where unknown.
     scaling: As in `NetworkInput`.
+    oriented: Whether the scan states its orientation: only then are its sides known.
     remarks: Warnings about the scan, one line each.
   """
 
@@ -265,6 +266,7 @@ class VolumePrediction:
   label_slices: np.ndarray
   spacing_mm: tuple[float, float]
   scaling: tuple[float, float]
+  oriented: bool = False
   remarks: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -313,6 +315,7 @@ def predict_volume(
       label_slices=label,
       spacing_mm=cut.slices.spacing_mm,
       scaling=given.scaling,
+      oriented=stored.oriented,
   )
 
 

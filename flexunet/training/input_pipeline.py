@@ -284,11 +284,12 @@ def drawn_pixel_shares(table: RecordTable, epoch_order: order.EpochOrder) -> np.
 
 def preview_slices(
     run_config: config.RunConfig, opened: TrainingData, count: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
   """Returns validation slices of different subjects, those with most foreground first.
 
   Returns:
-    (images uint8 [n, h, w, C], labels uint8 [n, h, w]) of at most `count` slices.
+    (images uint8 [n, h, w, C], labels uint8 [n, h, w], positions in their volumes) of at most
+    `count` slices; no positions where the dataset has none.
   """
   table = opened.validation
   amount = table.pixels[:, 1:].sum(axis=1) if table.pixels is not None else np.zeros(len(table))
@@ -303,7 +304,8 @@ def preview_slices(
   loader = batches.open_loader(opened.source, table.take(rows), example_spec(run_config))
   batch = next(iter(batches.evaluation_batches(loader, len(rows))))
   labels = run_config.dataset_facts.label_scheme.without_ignored(batch["label"].numpy())
-  return batch["image"].numpy(), labels
+  positions = [int(index) for index in table.slice_index[rows]]
+  return batch["image"].numpy(), labels, positions if min(positions, default=-1) >= 0 else []
 
 
 @dataclasses.dataclass(frozen=True)

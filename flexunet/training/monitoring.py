@@ -27,8 +27,9 @@ import tensorflow as tf
 from flexunet import config, run_folder
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
+from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.network import probabilities
-from flexunet.reporting import charts, overlay, training_section
+from flexunet.reporting import charts, overlay, sheets, training_section
 from flexunet.training import callbacks
 
 # Constants above this size lose their values in the graph: weights would make it as large as the
@@ -152,9 +153,10 @@ class Previews(keras.callbacks.Callback):
       run: run_folder.RunFolder,
       images: np.ndarray,
       labels: np.ndarray,
-      palette: np.ndarray,
+      scheme: LabelScheme,
       network: keras.Model | None = None,
       shown_channel: int | None = None,
+      slice_index: Sequence[int] = (),
   ):
     """Takes the slices, which are few.
 
@@ -162,15 +164,17 @@ class Previews(keras.callbacks.Callback):
       run: Where the sheets go.
       images: uint8 [N, h, w, channels].
       labels: Class ids, uint8 [N, h, w].
-      palette: Colours of the classes, uint8 [classes, 3].
+      scheme: Names and colours of the classes.
       network: Predicts; the one in training by default.
       shown_channel: Which channel is drawn; None: the mean of all.
+      slice_index: Position of each slice in its volume; empty where unknown.
     """
     super().__init__()
     self._run = run
     self._shown_channel = shown_channel
     self._images, self._labels = images, labels
-    self._palette = overlay.display_palette(palette)
+    self._view = sheets.View.of_scheme(scheme)
+    self._slice_index = slice_index
     self._network = network
 
   def on_epoch_end(self, epoch, logs=None):
@@ -179,12 +183,25 @@ class Previews(keras.callbacks.Callback):
       return
     predicted = predict_labels(self._network or self.model, self._images)
     tiles = []
-    for image, truth, guess in zip(self._images, self._labels, predicted):
-      grey = overlay.grey_of(image, self._shown_channel)
-      drawn = [overlay.blend(grey, label, self._palette) for label in (truth, guess)]
-      tiles += [overlay.to_rgb(grey), *drawn]
-    sheet = overlay.contact_sheet(tiles, columns=6 if len(tiles) > 3 else 3, tile_size=256)
+    for place, slices in enumerate(zip(self._images, self._labels, predicted, strict=True)):
+      tiles += self._tiles(*slices, place)
+    sheet = sheets.contact_sheet(
+        tiles, columns=6 if len(tiles) > 3 else 3, tile_size=256, legend=self._view.legend
+    )
     files.write_bytes(self._run.preview_png(epoch), overlay.encode_png(sheet))
+
+  def _tiles(
+      self, image: np.ndarray, truth: np.ndarray, guess: np.ndarray, place: int
+  ) -> list[sheets.Tile]:
+    """Returns a slice alone, and with its true and its predicted label."""
+    grey = overlay.grey_of(image, self._shown_channel)
+    drawn = [(truth, "truth"), (guess, "prediction")]
+    number = f"slice {self._slice_index[place]}" if len(self._slice_index) else "image"
+    return [
+        sheets.Tile(overlay.to_rgb(grey), number),
+        *(sheets.slice_tile(grey, label, self._view, size=256, caption=what)
+          for label, what in drawn),
+    ]  # fmt: skip
 
 
 def predict_labels(model: keras.Model, images: np.ndarray) -> np.ndarray:

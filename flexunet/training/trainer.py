@@ -483,12 +483,15 @@ def _views(
   settings = run_config.training
   views: list[keras.callbacks.Callback] = []
   if settings.previews:
-    images, labels = input_pipeline.preview_slices(run_config, setup.data, settings.previews)
-    palette = run_config.dataset_facts.label_scheme.palette
+    images, labels, slice_index = input_pipeline.preview_slices(
+        run_config, setup.data, settings.previews
+    )
+    scheme = run_config.dataset_facts.label_scheme
     views.append(
         monitoring.Previews(
-            run, images, labels, palette, setup.kept, shown_channel=run_config.shown_channel
+            run, images, labels, scheme, setup.kept,
+            shown_channel=run_config.shown_channel, slice_index=slice_index,
         )
-    )
+    )  # fmt: skip
   views.append(monitoring.TensorBoardLog(run, graph=settings.tensorboard_graph))
   return views

@@ -11,7 +11,7 @@ from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.datasets.built_dataset import BuiltDataset
 from flexunet.reporting import charts as drawing
-from flexunet.reporting import html_parts, overlay
+from flexunet.reporting import colors, html_parts, overlay
 from flexunet.tools.dataset_report import charts, statistics
 from flexunet.tools.dataset_report.statistics import Statistics
 
@@ -176,8 +176,8 @@ def _sheet(name: str, sheet: np.ndarray, dataset: BuiltDataset) -> str:
   title = html_parts.text(_title(name))
   if name in dataset.scheme.names:
     # The colour as drawn: dull palette colours are replaced on the sheet.
-    colors = overlay.display_palette(dataset.scheme.palette)
-    title = html_parts.swatch(colors[dataset.scheme.names.index(name)]) + title
+    shown = colors.display_palette(dataset.scheme.palette)
+    title = html_parts.swatch(shown[dataset.scheme.names.index(name)]) + title
   image = html_parts.image(sheet, f"Slices: {name}")
   return f'<h3>{title}</h3><div class="scroll sheet">{image}</div>'
 
