@@ -21,9 +21,9 @@ CLEAR_DISTANCE = 25.0
 # Found by a search for eight colours on grey that are farthest apart for the three readers.
 _STAND_INS = (
     (255, 146, 73),
+    (182, 0, 146),
     (146, 219, 255),
     (219, 255, 0),
-    (182, 0, 146),
     (146, 255, 182),
     (146, 109, 255),
     (182, 36, 36),

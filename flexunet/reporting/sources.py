@@ -16,6 +16,9 @@ from flexunet.datasets.built_dataset import INFO_NAME
 from flexunet.reporting import html_parts as page
 
 _CROISSANT_NAME = "croissant.json"
+# The part of a dataset's README on its licence, and the points in it.
+_SECTION = re.compile(r"^## Source and licence\n(.*?)(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+_POINT = re.compile(r"^- ", re.MULTILINE)
 _ENTRY = re.compile(r"@\w+\s*\{(.*?)\n\}", re.DOTALL)
 _FIELD = re.compile(r"^\s*(\w+)\s*=\s*[{\"](.*?)[}\"],?\s*$", re.MULTILINE)
 
@@ -56,11 +59,21 @@ def of_folder(folder: pathlib.Path) -> DataSource:
 
 
 def of_package(dataset: str) -> DataSource:
-  """Returns what our description of a dataset cites; nothing for a dataset of others."""
+  """Returns what our description of a dataset says; nothing for a dataset of others."""
   if dataset not in catalog.NAMES:
     return DataSource()
-  bib = importlib.resources.files(f"flexunet.datasets.{dataset}").joinpath("CITATIONS.bib")
-  return DataSource(citation=bib.read_text("utf-8").strip())
+  folder = importlib.resources.files(f"flexunet.datasets.{dataset}")
+  readme = _SECTION.search(folder.joinpath("README.md").read_text("utf-8"))
+  points = _POINT.split(readme[1])[1:] if readme else []
+  return DataSource(
+      licenses=tuple(re.sub(r"[`*]|\s*\n\s*", _plain, point).strip() for point in points),
+      citation=folder.joinpath("CITATIONS.bib").read_text("utf-8").strip(),
+  )
+
+
+def _plain(mark: re.Match[str]) -> str:
+  """Returns what stands instead of a mark of Markdown, or of the end of a line."""
+  return " " if "\n" in mark[0] else ""
 
 
 def section(source: DataSource) -> str:
@@ -70,7 +83,7 @@ def section(source: DataSource) -> str:
   unknown = '<span class="soft">not stated by the dataset: ask its publisher</span>'
   licenses = "<br>".join(map(page.text, source.licenses)) or unknown
   cited = "<br>".join(map(page.text, references(source.citation)))
-  entries = [("Licence of the data", licenses)]
+  entries = [("Source and licence", licenses)]
   if cited:
     entries.append(("Please cite", cited))
   if source.homes:

@@ -320,7 +320,7 @@ def test_absent_and_missed_classes_are_named_before_the_figures(tmp_path):
 
 def test_licence_and_citation_of_the_dataset_are_on_the_page(tmp_path):
   run = run_samples.evaluated_run(tmp_path / "run")
-  assert "Licence of the data" not in report.render(run)
+  assert "Source and licence" not in report.render(run)
   folder = tmp_path / "data/blobs/slices/1.0.0"
   folder.mkdir(parents=True)
   run_samples.write_json(folder / "dataset_info.json", {"citation": "overruled"})
@@ -342,6 +342,7 @@ def test_licence_and_citation_of_the_dataset_are_on_the_page(tmp_path):
 def test_a_dataset_that_has_moved_is_cited_by_our_description_of_it():
   ours = sources.of_package("hippocampus_t1w")
   assert "Jafari-Khouzani et al. (2011)" in sources.section(ours)
+  assert "Free for research and education" in sources.section(ours)
   assert not sources.of_package("of_others") and sources.section(sources.DataSource()) == ""
 
 
