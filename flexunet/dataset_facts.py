@@ -28,6 +28,8 @@ class DatasetFacts:
     spacing_mm: Median (row, column) spacing of the training slices; None where unknown.
     isotropic_mm: Spacing the volumes were resampled to when the dataset was built; None: not.
     pixel_sizes: Those of the network's input in training; None where unknown.
+    input_scale: Median factors (row, column) by which training slices were scaled to the network's
+      input; None: they were not, or it is not known.
     in_plane_mm: (row, column) spacing the slices were brought to when the dataset was built; None:
       as scanned.
     other_intensities: How the intensities of each channel after the first become 8 bits.
@@ -44,6 +46,7 @@ class DatasetFacts:
   spacing_mm: tuple[float, float] | None = None
   isotropic_mm: float | None = None
   pixel_sizes: PixelSizes | None = None
+  input_scale: tuple[float, float] | None = None
   channel_names: tuple[str, ...] = ()
   in_plane_mm: tuple[float, float] | None = None
   resample_channels: bool = False
@@ -70,6 +73,7 @@ class DatasetFacts:
       raise InputError(f"dataset_facts must be names with their values. Got: {values!r:.99}.")
     names = [field.name for field in dataclasses.fields(cls)]
     refuse_unknown(values, names, "dataset_facts in config.json")
+    values = {**_LATER, **values}
     if missing := [name for name in names if name not in values]:
       raise InputError(f"dataset_facts in config.json must hold {names}. Missing: {missing}.")
     plain = from_mapping(_PlainFacts, {name: values[name] for name in _PLAIN_FACTS})
@@ -94,6 +98,7 @@ class _PlainFacts(Checked):
   fingerprint: str | None
   spacing_mm: tuple[float, float] | None
   isotropic_mm: float | None
+  input_scale: tuple[float, float] | None
   channel_names: tuple[str, ...]
   in_plane_mm: tuple[float, float] | None
   resample_channels: bool
@@ -103,6 +108,12 @@ class _PlainFacts(Checked):
     for number in (*(self.spacing_mm or ()), *(self.in_plane_mm or ()), self.isotropic_mm):
       if number is not None and not number > 0:
         raise InputError(f"A spacing in dataset_facts must be above 0 mm. Got: {number}.")
+    if self.input_scale is not None and not min(self.input_scale) > 0:
+      raise InputError(
+          f"input_scale in dataset_facts must be above 0. Got: {list(self.input_scale)}."
+      )
 
 
+# Not in the config of runs that were trained before there were tiles.
+_LATER = {"input_scale": None}
 _PLAIN_FACTS = [field.name for field in dataclasses.fields(_PlainFacts)]

@@ -15,6 +15,9 @@ from typing import Any
 from flexunet import run_folder
 from flexunet.core import command_line, files, flags, progress
 from flexunet.pipelines import dataset_source
+from flexunet.prediction import test_time, tiles
+
+_PASSES = "Tiles and views"
 
 _PROGRAM = flags.Program(__doc__, first=("run_dir", "split", "data_dir", "json"))
 _RUN_DIR = _PROGRAM.string("run_dir", None, "Folder of the run.", required=True)
@@ -32,13 +35,15 @@ _TOLERANCES = _PROGRAM.list(
     "Distances in mm up to which two surfaces agree: one surface Dice each, as in 1,2,3.",
 )  # fmt: skip
 _BATCH_SIZE = _PROGRAM.integer("batch_size", 8, "Slices per step.", lower_bound=1)
-_TTA = _PROGRAM.boolean("tta", False, "Averages over mirrored slices; doubles the time.")
+_VIEWS = _PROGRAM.fields(test_time.ViewOptions, _PASSES)
+_TILES = _PROGRAM.fields(tiles.TileOptions, _PASSES)
 
 
 def main(argv: Sequence[str]) -> None:
   command_line.no_words(argv)
   run = run_folder.RunFolder.open(_RUN_DIR.value)
   run.check_trained()
+  views, cuts = flags.read(test_time.ViewOptions, _VIEWS), flags.read(tiles.TileOptions, _TILES)
   files.check_writable(run.evaluation, "--run_dir")
   files.check_unlocked(run.evaluation, "--run_dir")
   # SciPy: --help does without.
@@ -60,7 +65,8 @@ def main(argv: Sequence[str]) -> None:
       allow_other_data=_ALLOW_OTHER_DATA.value,
       tolerances_mm=tolerances_mm,
       batch_size=_BATCH_SIZE.value,
-      mirror=_TTA.value,
+      views=views,
+      tiles=cuts,
   )
   for split, entry in figures.items():
     print(json.dumps(_summary(split, entry)) if _JSON.value else scores_text(split, entry))

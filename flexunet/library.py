@@ -31,12 +31,15 @@ from flexunet.pipelines.resizing import Resizing
 from flexunet.prediction import files as prediction_files
 from flexunet.prediction import predictor as predictors
 from flexunet.prediction import scans
+from flexunet.prediction.test_time import ViewOptions
+from flexunet.prediction.tiles import TileOptions
 from flexunet.training import input_pipeline, trainer
 
 _KEYS = (
     "image_key", "label_key", "label_values", "subject_key", "volume_key", "slice_key",
     "spacing_key",
 )  # fmt: skip
+_PASSES = ("tile", "overlap", "tta", "tta_scales")
 _PARTS = {
     "model": config.ModelConfig,
     "data": config.DataConfig,
@@ -158,15 +161,26 @@ class Run:
     """The kept network: [B, h, w, channels] in 0..255 -> [B, h, w, classes] probabilities."""
     return predictors.load_model(self.folder)
 
-  def predictor(self, *, tta: bool = False, batch_size: int = 8) -> predictors.Predictor:
-    """Returns what predicts slices at their own size, with their probabilities."""
-    return predictors.Predictor(self.model, self.config, batch_size=batch_size, mirror=tta)
+  def predictor(self, *, batch_size: int = 8, **passes: Any) -> predictors.Predictor:
+    """Returns what predicts slices at their own size, with their probabilities.
+
+    Args:
+      batch_size: Slices per step.
+      **passes: tile, overlap, tta and tta_scales, as in `predict`.
+    """
+    views, cuts = _options_of(passes)
+    return predictors.Predictor(
+        self.model, self.config, batch_size=batch_size, views=views, tiles=cuts
+    )
 
   def predict(
       self,
       scan: str | os.PathLike | np.ndarray | Sequence[str | os.PathLike],
       *,
-      tta: bool = False,
+      tile: str | int | Sequence[int] = "auto",
+      overlap: int | None = None,
+      tta: str | Sequence[str] = "none",
+      tta_scales: Sequence[float] | None = None,
       batch_size: int = 8,
   ) -> np.ndarray:
     """Segments a scan.
@@ -177,13 +191,20 @@ class Run:
         uint8 [slices, H, W], all slices of a volume. Of several channels: a file for each, in the
         order of the dataset, a NIfTI file that holds them in its fourth axis, or an array with a
         last axis of channels.
-      tta: Averages over mirrored slices, where the run allows mirroring.
+      tile: Size of overlapping tiles, 512 or (512, 384) (height, width); "auto": where a whole
+        slice would take too much memory; "none": never.
+      overlap: Pixels by which tiles overlap; None: 64, at most half a tile.
+      tta: Test-time augmentation: "none", or kinds of views to average over: "mirror",
+        "rotations", "scales", several of them, or "all" that the run allows.
+      tta_scales: Scales besides 1; None: 0.8 and 1.25.
       batch_size: Slices per step.
 
     Returns:
       Class ids, uint8: [i, j, k] on the voxel grid of the volume, or in the shape of the array.
     """
-    segmenter = self.predictor(tta=tta, batch_size=batch_size)
+    segmenter = self.predictor(
+        batch_size=batch_size, tile=tile, overlap=overlap, tta=tta, tta_scales=tta_scales
+    )
     channels = len(self.config.dataset_facts.channel_names)
     if not isinstance(scan, np.ndarray):
       named = [scan] if isinstance(scan, (str, os.PathLike)) else scan
@@ -215,27 +236,27 @@ class Run:
       input_path: str | os.PathLike,
       output_dir: str | os.PathLike,
       *,
-      tta: bool = False,
       batch_size: int = 8,
       output_format: str = "same",
       series: str = "",
-      **outputs: bool,
+      **options: Any,
   ) -> prediction_files.Outcome:
     """Segments a scan or a folder of scans into files, as `flexunet predict` does.
 
     Args:
       input_path: Scan, or folder of scans.
       output_dir: Where labels are written.
-      tta, batch_size: As in `predict`.
+      batch_size: As in `predict`.
       output_format: Of the labels of volumes: "same", "nifti" or "dicom_seg".
       series: Chooses DICOM series by number or by the end of their UID; "" takes all.
-      **outputs: overlay, color_masks, probabilities, overwrite, skip_existing, as in
-        `prediction.outputs.Outputs`.
+      **options: tile, overlap, tta and tta_scales, as in `predict`; overlay, color_masks,
+        probabilities, overwrite, skip_existing, as in `prediction.outputs.Outputs`.
     """
-    wanted = prediction_files.Outputs(folder=pathlib.Path(output_dir).expanduser(), **outputs)
+    segmenter = self.predictor(batch_size=batch_size, **_taken(options, _PASSES))
+    wanted = prediction_files.Outputs(folder=pathlib.Path(output_dir).expanduser(), **options)
     return prediction_files.predict_path(
         pathlib.Path(input_path).expanduser(),
-        self.predictor(tta=tta, batch_size=batch_size),
+        segmenter,
         self.config,
         wanted,
         output_format=output_format,
@@ -250,13 +271,27 @@ class Run:
     Args:
       splits: Names of splits.
       **options: As in `evaluation.evaluate.evaluate`: data_dir, allow_other_data, tolerances_mm,
-        batch_size, mirror, show_progress.
+        batch_size, show_progress; and tile, overlap, tta and tta_scales, as in `predict`.
 
     Returns:
       Split -> its entry in `metrics.json`.
     """
     names = [splits] if isinstance(splits, str) else list(splits)
-    return evaluate.evaluate(self.folder, names, **options)
+    views, cuts = _options_of(_taken(options, _PASSES))
+    return evaluate.evaluate(self.folder, names, views=views, tiles=cuts, **options)
+
+
+def _taken(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+  """Removes the entries of these names, and returns them."""
+  return {name: options.pop(name) for name in names if name in options}
+
+
+def _options_of(passes: Mapping[str, Any]) -> tuple[ViewOptions, TileOptions]:
+  """Returns what the settings of `_PASSES` ask for; another name is an InputError."""
+  config_fields.refuse_unknown(passes, list(_PASSES), "prediction")
+  views = {name: passes[name] for name in ("tta", "tta_scales") if name in passes}
+  cuts = {name: passes[name] for name in ("tile", "overlap") if name in passes}
+  return ViewOptions.of(**views), TileOptions.of(**cuts)
 
 
 def open_dataset(

@@ -13,6 +13,12 @@ predict it. So the root of an MSD, nnU-Net or BIDS set can be given as it is. Th
 
 A volume whose pixels are of another size than in training is brought to that size for the network;
 its label lies on its own grid.
+
+A slice that is larger than the network's input is predicted whole, at its own resolution, as far as
+the memory goes, and in overlapping tiles beyond (--tile). Tiles are blended into each other; the
+answer is that of the whole slice except near their seams. A run that scales its images
+(--resize_mode=fit or stretch) has nothing to cut in a scaled slice: with --tile=512 it takes slices
+without a known pixel size at their own resolution instead.
 """
 
 from __future__ import annotations
@@ -27,8 +33,10 @@ from flexunet import run_folder
 from flexunet.core import command_line, flags, progress
 from flexunet.core import files as core_files
 from flexunet.imaging import scan_files
-from flexunet.prediction import scans
+from flexunet.prediction import scans, test_time, tiles
 from flexunet.prediction.outputs import Outputs
+
+_PASSES = "Tiles and views"
 
 _PROGRAM = flags.Program(__doc__, first=("run_dir", "input", "output_dir", "json"))
 _RUN_DIR = _PROGRAM.string("run_dir", None, "Folder of the run.", required=True)
@@ -82,7 +90,8 @@ _OUTPUT_FORMAT = _PROGRAM.enum(
 _SERIES = _PROGRAM.string(
     "series", "", "Predicts only DICOM series of this number, or with this end of their UID."
 )
-_TTA = _PROGRAM.boolean("tta", False, "Averages over mirrored slices; doubles the time.")
+_VIEWS = _PROGRAM.fields(test_time.ViewOptions, _PASSES)
+_TILES = _PROGRAM.fields(tiles.TileOptions, _PASSES)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -90,6 +99,7 @@ def main(argv: Sequence[str]) -> None:
   run = run_folder.RunFolder.open(_RUN_DIR.value)
   run.check_trained()
   run_config = run.read_config()
+  views, cuts = flags.read(test_time.ViewOptions, _VIEWS), flags.read(tiles.TileOptions, _TILES)
   source = pathlib.Path(_INPUT.value).expanduser()
   target = pathlib.Path(_OUTPUT_DIR.value).expanduser()
   outputs = _outputs(target)
@@ -111,7 +121,7 @@ def main(argv: Sequence[str]) -> None:
   from flexunet.prediction.predictor import Predictor, load_model
 
   predictor = Predictor(
-      load_model(run), run_config, batch_size=_BATCH_SIZE.value, mirror=_TTA.value
+      load_model(run), run_config, batch_size=_BATCH_SIZE.value, views=views, tiles=cuts
   )
   outcome = files.predict_all(found.scans, predictor, run_config, outputs)
   for line in outcome.warnings:
@@ -119,7 +129,7 @@ def main(argv: Sequence[str]) -> None:
   failures = [*found.problems, *outcome.failures]
   for line in failures:
     progress.say(f"error: {line}")
-  for line in outcome.resampled:
+  for line in (*outcome.resampled, *predictor.pass_lines()):
     progress.say(line)
   counts = {
       "predicted": outcome.predicted,

@@ -70,6 +70,21 @@ def decide(
   return Laterality(mirroring=not reason or bool(requested), reason=reason)
 
 
+def against_rotation(decided: Laterality, plane: str | None) -> str:
+  """Returns what speaks against predicting slices that are turned by 90 degrees; "": nothing.
+
+  A half turn of an axial or coronal slice is no mirror image, but it puts the left of the body
+  where its right was: a network that knows sides by their place in the image names them wrongly,
+  and the label comes back on the wrong side. A quarter turn leaves it no side to go by. In sagittal
+  slices left and right lie along the normal, which such a turn leaves alone.
+
+  Args:
+    decided: The run's decision on mirror images.
+    plane: Plane of its slices; None where it is not known.
+  """
+  return "" if decided.mirroring or plane == "sagittal" else decided.reason
+
+
 def decide_for(
     source: DatasetSource,
     table: RecordTable,

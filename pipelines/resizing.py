@@ -46,66 +46,94 @@ class Resizing:
 
   def apply_image(self, image: tf.Tensor) -> tf.Tensor:
     """uint8 [N, H, W, C] -> uint8 [N, h, w, C]."""
-    inner, _ = self._inner(tf.shape(image)[-3:-1])
-    if self._scales:
-      # Cubic keeps more of the edges of a coarse scan; modes stay as networks were trained on them.
-      method = "bilinear" if self.inner_hw is None else "bicubic"
-      smooth = tf.image.resize(_batched(image), inner, method=method, antialias=True)
-      image = tf.cast(tf.clip_by_value(tf.round(smooth), 0.0, 255.0), tf.uint8)
-    else:
-      image = _batched(image)
-    return self._bordered(image, inner)
+    inner = self._inner(tf.shape(image)[-3:-1])
+    out = frame_image(image, inner, tf.constant(self.image_size, tf.int32), self.method)
+    out.set_shape([None, *self.image_size, image.shape[-1]])
+    return out
 
   def apply_label(self, label: tf.Tensor) -> tf.Tensor:
     """uint8 [N, H, W, 1] -> uint8 [N, h, w, 1]; the border is background."""
-    inner, _ = self._inner(tf.shape(label)[-3:-1])
+    inner = self._inner(tf.shape(label)[-3:-1])
     label = _batched(label)
-    if self._scales:
+    if self.method is not None:
       label = tf.image.resize(label, inner, method="nearest")
-    return self._bordered(label, inner)
+    out = _bordered(label, inner, tf.constant(self.image_size, tf.int32))
+    out.set_shape([None, *self.image_size, label.shape[-1]])
+    return out
 
   def invert(self, probability: tf.Tensor, native_hw: tuple[int, int]) -> tf.Tensor:
     """float32 [N, h, w, C] -> float32 [N, H, W, C]: the border cut off, scaled back bilinearly."""
-    inner, (top, left) = self._inner(tf.constant(native_hw, tf.int32))
-    inside = probability[:, top : top + inner[0], left : left + inner[1], :]
-    if not self._scales:
-      return inside
-    return tf.image.resize(inside, native_hw, method="bilinear")
+    native = tf.constant(native_hw, tf.int32)
+    inner = self._inner(native)
+    frame = tf.constant(self.image_size, tf.int32)
+    return unframe_probability(probability, inner, frame, native, self.method)
 
   def inner_size(self, native_hw: tuple[int, int]) -> tuple[int, int]:
     """Returns (height, width) of an image inside of `image_size`, without its border."""
-    height, width = self._inner(tf.constant(native_hw, tf.int32))[0].numpy()
+    height, width = self._inner(tf.constant(native_hw, tf.int32)).numpy()
     return int(height), int(width)
 
   @property
-  def _scales(self) -> bool:
-    return self.mode != "pad" or self.inner_hw is not None
-
-  def _inner(self, native_hw: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
-    """Returns (size of the image inside the frame int32 [2], (top, left) of its border)."""
-    frame = tf.constant(self.image_size, tf.int32)
+  def method(self) -> str | None:
+    """How images are interpolated; None where their pixels stay as they are."""
     if self.inner_hw is not None:
-      inner = tf.constant(self.inner_hw, tf.int32)
-    elif self.mode == "pad":
-      inner = native_hw
-    elif self.mode == "stretch":
-      inner = frame
-    else:
-      scale = tf.reduce_min(tf.cast(frame, tf.float64) / tf.cast(native_hw, tf.float64))
-      rounded = tf.cast(tf.round(tf.cast(native_hw, tf.float64) * scale), tf.int32)
-      inner = tf.clip_by_value(rounded, 1, frame)
-    border = (frame - inner) // 2
-    return inner, (border[0], border[1])
+      # Cubic keeps more of the edges of a coarse scan; modes stay as networks were trained on them.
+      return "bicubic"
+    return None if self.mode == "pad" else "bilinear"
 
-  def _bordered(self, pixels: tf.Tensor, inner: tf.Tensor) -> tf.Tensor:
-    """[N, h', w', C] -> [N, h, w, C] with a border of 0."""
+  def _inner(self, native_hw: tf.Tensor) -> tf.Tensor:
+    """Returns the size of the image inside the frame, int32 [2]."""
+    if self.inner_hw is not None:
+      return tf.constant(self.inner_hw, tf.int32)
+    if self.mode == "pad":
+      return native_hw
     frame = tf.constant(self.image_size, tf.int32)
-    before = (frame - inner) // 2
-    after = frame - inner - before
-    paddings = tf.stack([[0, 0], [before[0], after[0]], [before[1], after[1]], [0, 0]])
-    out = tf.pad(pixels, paddings)
-    out.set_shape([None, *self.image_size, pixels.shape[-1]])
-    return out
+    if self.mode == "stretch":
+      return frame
+    scale = tf.reduce_min(tf.cast(frame, tf.float64) / tf.cast(native_hw, tf.float64))
+    rounded = tf.cast(tf.round(tf.cast(native_hw, tf.float64) * scale), tf.int32)
+    return tf.clip_by_value(rounded, 1, frame)
+
+
+def frame_image(
+    image: tf.Tensor, inner_hw: tf.Tensor, frame_hw: tf.Tensor, method: str | None
+) -> tf.Tensor:
+  """uint8 [N, H, W, C] -> uint8 [N, h, w, C]: scaled, and a border of 0 around it.
+
+  All sizes may change from call to call of one graph.
+
+  Args:
+    image: Images of one size.
+    inner_hw: int32 [2], the size of the image inside the frame.
+    frame_hw: int32 [2], that of the frame.
+    method: As `Resizing.method`.
+  """
+  image = _batched(image)
+  if method is not None:
+    smooth = tf.image.resize(image, inner_hw, method=method, antialias=True)
+    image = tf.cast(tf.clip_by_value(tf.round(smooth), 0.0, 255.0), tf.uint8)
+  return _bordered(image, inner_hw, frame_hw)
+
+
+def unframe_probability(
+    probability: tf.Tensor,
+    inner_hw: tf.Tensor,
+    frame_hw: tf.Tensor,
+    native_hw: tf.Tensor,
+    method: str | None,
+) -> tf.Tensor:
+  """float32 [N, h, w, C] -> float32 [N, H, W, C]: the inverse of `frame_image`, bilinear."""
+  top, left = tf.unstack((frame_hw - inner_hw) // 2)
+  inside = probability[:, top : top + inner_hw[0], left : left + inner_hw[1], :]
+  return inside if method is None else tf.image.resize(inside, native_hw, method="bilinear")
+
+
+def _bordered(pixels: tf.Tensor, inner_hw: tf.Tensor, frame_hw: tf.Tensor) -> tf.Tensor:
+  """[N, h', w', C] -> [N, h, w, C] with a border of 0."""
+  before = (frame_hw - inner_hw) // 2
+  after = frame_hw - inner_hw - before
+  paddings = tf.stack([[0, 0], [before[0], after[0]], [before[1], after[1]], [0, 0]])
+  return tf.pad(pixels, paddings)
 
 
 def _batched(pixels: tf.Tensor) -> tf.Tensor:

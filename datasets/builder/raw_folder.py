@@ -96,6 +96,7 @@ class Findings:
     problems: One line each; a single one prevents the build.
     release: Which of several published forms the folder holds; "" where there is one only.
     choices: Subject -> what was found and chosen with its reason, for the user and the report.
+    series: Chooses DICOM series by number or by the end of their UID; "" takes all.
     details: Whatever else the dataset's `decide` needs.
   """
 
@@ -106,6 +107,7 @@ class Findings:
     self.warnings: list[str] = []
     self.problems: list[str] = []
     self.release = ""
+    self.series = ""
     self.choices: dict[str, str] = {}
     self.details: Any = None
 
@@ -355,7 +357,7 @@ def _series_by_stem(
   """
   if not files:
     return {}
-  listing = scan_files.gather(files, labels=True)
+  listing = scan_files.gather(files, findings.series, labels=True)
   for path, reason in listing.not_read.items():
     findings.leave_out(path, reason)
   if not name or not listing.scans:
@@ -365,7 +367,8 @@ def _series_by_stem(
     shown = ", ".join(scan.stem for scan in listing.scans[:5])
     findings.problem(
         f"{findings.relative(folder)}: holds {len(listing.scans)} DICOM scans ({shown}); keep the"
-        " one that belongs to the label."
+        " one that belongs to the label, or choose it by --series=NUMBER where the dataset has that"
+        " option."
     )
   return {name: listing.scans[0].path}
 

@@ -8,6 +8,7 @@ folds in `splits_final.json`.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import pathlib
@@ -42,7 +43,10 @@ def find(folder: pathlib.Path, findings: Findings) -> Layout | None:
         " They do not."
     )
   findings.leave_out(path, "read: it names the classes")
+  regions = _regions(about)
   names, ignore_id = _classes(about, path)
+  if regions:
+    findings.choices["regions"] = _about_regions(regions, names)
   scans = pairs.scans_of(found, findings, channels)
   scans = [_with_fold(scan, _folds(folder, findings)) for scan in scans]
   modalities = {_modality(name) for name in _modalities(about).values()}
@@ -87,12 +91,47 @@ def _modality(name: str) -> str:
   return "ct" if name.strip().lower() in ("ct", "cect", "ncct", "cta") else "mri"
 
 
+def _regions(about: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+  """Returns {name: ids} of the classes of nnU-Net that are regions, lists of ids that overlap."""
+  labels = about.get("labels")
+  stated = labels.items() if isinstance(labels, Mapping) else ()
+  return {
+      str(name): tuple(ids) for name, ids in stated
+      if isinstance(ids, list) and ids and all(type(one) is int and one > 0 for one in ids)
+  }  # fmt: skip
+
+
+def _without_regions(
+    labels: Mapping[str, Any], regions: Mapping[str, tuple[int, ...]]
+) -> dict[str, Any]:
+  """Returns the classes with an id each: an id has the name of the smallest region that holds it.
+
+  Where several ids would have one name, the id stands behind it.
+  """
+  plain = {name: value for name, value in labels.items() if name not in regions}
+  known = {value for value in plain.values() if isinstance(value, int)}
+  smallest: dict[int, str] = {}
+  for name in sorted(regions, key=lambda name: -len(regions[name])):
+    smallest.update(dict.fromkeys(set(regions[name]) - known, name))
+  shared = collections.Counter(smallest.values())
+  for number, name in sorted(smallest.items()):
+    plain[name if shared[name] == 1 else f"{name}_{number}"] = number
+  return plain
+
+
+def _about_regions(regions: Mapping[str, tuple[int, ...]], names: Mapping[int, str]) -> str:
+  """Returns what became of regions, for the user and the report."""
+  found = ", ".join(f"{name} = {'+'.join(map(str, ids))}" for name, ids in regions.items())
+  now = ", ".join(f"{number} {name}" for number, name in sorted(names.items()))
+  return f"{found} overlap; a voxel has one class here, so classes are the ids: {now}"
+
+
 def _classes(about: Mapping[str, Any], path: pathlib.Path) -> tuple[dict[int, str], int | None]:
   """Returns {id: name} without the ignore label of nnU-Net, and the id of that."""
   labels = about.get("labels") or {}
   if not isinstance(labels, Mapping):
     raise InputError(f"{path}: labels must be an object of names and ids. Got: {str(labels)[:80]}.")
-  names = raw_scans.names_of_ids(labels, path)
+  names = raw_scans.names_of_ids(_without_regions(labels, _regions(about)), path)
   ignored = [number for number, name in names.items() if name.lower() == _IGNORE]
   counted = {number: name for number, name in names.items() if number not in ignored}
   return counted, ignored[0] if ignored else None

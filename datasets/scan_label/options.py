@@ -48,6 +48,11 @@ class ScanLabelOptions(VolumeOptions):
   resample_channels: bool = knob(
       False, "Resample channels on other grids onto the first one of their case."
   )
+  series: str = knob(
+      "",
+      "Builds only DICOM series of this number, or with this end of their UID, where a folder holds"
+      " several.",
+  )
   modality: str | None = knob(
       None,
       "mri: intensities by percentiles of each volume; ct: by one window for all, chosen from"

@@ -108,6 +108,7 @@ class Builder(volume_builder.VolumeBuilder):
 
   def find_cases(self, findings: Findings) -> None:
     """Looks through `findings.root`; reads headers only."""
+    findings.series = self.options.series
     layout = self._find_layout(findings)
     if layout is None:
       return
@@ -184,6 +185,7 @@ class Builder(volume_builder.VolumeBuilder):
       if (wanted is None and explained) or (wanted is not None and wanted not in kinds):
         continue
       own = Findings(findings.root)
+      own.series = findings.series
       if (layout := look(own)) is not None:
         found.append((folder, layout, own))
     return found
@@ -345,6 +347,7 @@ def _the_only(
   findings.left_out |= noted.left_out
   findings.problems += noted.problems
   findings.warnings += noted.warnings
+  findings.choices |= noted.choices
   return layout
 
 

@@ -25,6 +25,8 @@ from flexunet.pipelines import dataset_source, readers
 from flexunet.pipelines.dataset_source import DatasetSource, open_dataset
 from flexunet.pipelines.record_table import RecordTable
 from flexunet.prediction.predictor import Predictor, load_model
+from flexunet.prediction.test_time import ONE_VIEW, ViewOptions
+from flexunet.prediction.tiles import WHERE_NEEDED, TileOptions
 from flexunet.reporting import report
 
 
@@ -36,7 +38,8 @@ def evaluate(
     allow_other_data: bool = False,
     tolerances_mm: Sequence[float | str] = DEFAULT_TOLERANCES_MM,
     batch_size: int = 8,
-    mirror: bool = False,
+    views: ViewOptions = ONE_VIEW,
+    tiles: TileOptions = WHERE_NEEDED,
     show_progress: bool = True,
 ) -> dict[str, Any]:
   """Scores splits and writes metrics.json, cases.csv, examples and the report.
@@ -51,7 +54,8 @@ def evaluate(
     allow_other_data: Accepts records that differ from those of the training.
     tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
     batch_size: Slices per step.
-    mirror: Averages over mirrored slices.
+    views: Test-time augmentation.
+    tiles: Which slices are predicted in tiles.
     show_progress: Draws a bar on standard error.
 
   Returns:
@@ -65,26 +69,23 @@ def evaluate(
   tolerances = checked_tolerances(tolerances_mm)
   source = open_run_dataset(run_config, data_dir)
   check_data(source, run_config, splits, allow_other_data)
-  predictor = Predictor(load_model(run), run_config, batch_size=batch_size, mirror=mirror)
-  about = {**_provenance(source, run), "surface_tolerances_mm": tolerances, "mirrored": mirror}
+  predictor = Predictor(
+      load_model(run), run_config, batch_size=batch_size, views=views, tiles=tiles
+  )
+  about = {**_provenance(source, run), "surface_tolerances_mm": tolerances}
   seen, unsaid = _seen(run, source, run_config)
   written = {}
   with files.locked(run.evaluation, "--run_dir"):
     for split, table in _tables(source, run_config, splits).items():
       scores = score_split(
-          source,
-          table,
-          predictor,
-          run_config.dataset_facts.label_scheme.names,
-          split=split,
-          keys=(source.keys.image, source.keys.label),
-          tolerances_mm=tolerances,
-          show_progress=show_progress,
-          shown_channel=run_config.shown_channel,
-      )
+          source, table, predictor, run_config.dataset_facts.label_scheme.names, split=split,
+          keys=(source.keys.image, source.keys.label), tolerances_mm=tolerances,
+          show_progress=show_progress, shown_channel=run_config.shown_channel,
+      )  # fmt: skip
       known = seen_subjects.overlap(table.subject, source.name, seen)
       scores.warnings += [*known.warnings(), *unsaid]
-      written[split] = _figures(split, scores, {**known.to_json(), **about})
+      passes = {"passes": predictor.pass_lines()}
+      written[split] = _figures(split, scores, {**known.to_json(), **about, **passes})
       _write_split(run, split, written[split], scores)
     report.write_report(run)
   return written

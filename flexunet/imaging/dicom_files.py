@@ -346,7 +346,7 @@ def _require_decoder(file: DicomFile, pixels_module: Any) -> None:
   if decoder is None or not decoder.is_available:
     raise InputError(
         f"{file.path}: its pixels are compressed as {uid.name}, for which no decoder is installed."
-        " Install pylibjpeg[all], or decompress the series by gdcmconv --raw."
+        " Decompress the series by gdcmconv --raw."
     )
 
 

@@ -112,3 +112,26 @@ def class_ids(probability: Any, numbers: Any = np) -> Any:
   if probability.shape[-1] == 1:
     return numbers.where(probability[..., 0] > 0.5, 1, 0)
   return numbers.argmax(probability, axis=-1)
+
+
+def tempered(probability: Any, temperature: float, numbers: Any = np) -> Any:
+  """Returns softmax(log p / T) over the last axis, of probabilities [..., classes].
+
+  A temperature above 1 brings them closer to each other, one below 1 further apart; the order of
+  the classes stays. At 1 they are returned as they are.
+
+  Args:
+    probability: Sum to 1 over the last axis, two classes or more; arrays, or tensors.
+    temperature: Above 0.
+    numbers: What computes with them: NumPy, `keras.ops`, or `tf.experimental.numpy`.
+
+  Raises:
+    ValueError: The temperature is not above 0.
+  """
+  if not temperature > 0:
+    raise ValueError(f"A temperature must be above 0. Got: {temperature}.")
+  if temperature == 1.0:
+    return probability
+  logits = numbers.log(numbers.maximum(probability, _SMALLEST_PROBABILITY)) / temperature
+  powers = numbers.exp(logits - numbers.max(logits, axis=-1, keepdims=True))
+  return powers / numbers.sum(powers, axis=-1, keepdims=True)

@@ -23,12 +23,14 @@ from flexunet.imaging import channel_grid, intensity, scan_files, slice_recipe, 
 from flexunet.imaging.slice_recipe import SliceRecipe, StoredChannel
 from flexunet.imaging.slicing import Slices
 from flexunet.imaging.volume import Volume
-from flexunet.network import model as network
 from flexunet.network import weights
 from flexunet.network.probabilities import class_ids
 from flexunet.pipelines import foreground_crop, pixel_size, readers
-from flexunet.pipelines.laterality import Laterality
 from flexunet.pipelines.resizing import Resizing
+from flexunet.prediction import compiled_step, test_time
+from flexunet.prediction import tiles as tiling
+from flexunet.prediction.compiled_step import SliceBatch
+from flexunet.training import devices
 
 _UNKNOWN_MM = (float("nan"), float("nan"))
 
@@ -76,34 +78,45 @@ class Predictor:
       run_config: config.RunConfig,
       *,
       batch_size: int = 8,
-      mirror: bool = False,
+      views: test_time.ViewOptions = test_time.ONE_VIEW,
+      tiles: tiling.TileOptions = tiling.WHERE_NEEDED,
+      temperature: float = 1.0,
   ):
     """Prepares prediction.
 
     Args:
-      model: `keras.Model`, [B, h, w, channels] in 0..255 -> [B, h, w, classes] probabilities.
+      model: `keras.Model`, or a function of tensors, [B, h, w, channels] in 0..255 -> probabilities
+        [B, h, w, classes].
       run_config: Config of the run that trained it.
       batch_size: Slices per step.
-      mirror: Averages the answer with that for the mirrored slice; twice the time.
+      views: Test-time augmentation.
+      tiles: Which slices are predicted in tiles.
+      temperature: Divides the logarithms of the probabilities, as `probabilities.tempered`.
 
     Raises:
-      InputError: `mirror` where the run decided against mirror images.
+      InputError: Views by which labels could change sides, or an overlap of tiles that is too
+        large for the network.
     """
     if batch_size < 1:
       raise InputError(f"--batch_size must be at least 1. Got: {batch_size}.")
-    if mirror:
-      _require_mirroring(run_config.laterality)
     if run_config.model.image_size is None:
       raise InputError("config.json must hold model.image_size. Got: null.")
-    self._model = model
-    self._any_size_model: Any = None
     self._batch_size = batch_size
-    self._mirror = mirror
-    self._channels = run_config.model.image_channels
+    plan = run_config.dataset_facts.slice_plan
+    self._views = views.views(run_config.laterality, plan.plane if plan else None)
+    self._tiler = tiling.Tiler(run_config.model, tiles, devices.memory_left())
     self._context = run_config.data.context_slices
     self._pixel_sizes = run_config.dataset_facts.pixel_sizes
+    self._input_scale = run_config.dataset_facts.input_scale or (1.0, 1.0)
     self._crops = run_config.data.crop_foreground
     self._resizing = Resizing(run_config.model.image_size, run_config.data.resize_mode)
+    self._step = compiled_step.CompiledStep(
+        model,
+        run_config.model.image_size,
+        channels=run_config.model.image_channels,
+        views=self._views,
+        temperature=temperature,
+    )
     self.num_classes = max(2, run_config.model.num_classes)
 
   def probabilities(
@@ -152,7 +165,7 @@ class Predictor:
     start, resizings = 0, given.resizings
     kinds = [(np.shape(one)[:2], how) for one, how in zip(given.slices, resizings, strict=True)]
     while start < len(kinds):
-      most = self._largest_batch(resizings[start])
+      most = self._largest_batch(resizings[start].image_size)
       stop = start + 1
       while stop < len(kinds) and stop < start + most and kinds[stop] == kinds[start]:
         stop += 1
@@ -183,66 +196,101 @@ class Predictor:
   ) -> Resizing:
     """Returns how a slice comes to the network, whose frame grows where the slice is too large."""
     trained = self._resizing
-    inner = self._trained_size(native_hw)
+    inner = scaled = self._trained_size(native_hw)
     factors = self._scaling(native_hw, spacing_mm)
-    scaled = inner
-    if pixel_size.believed(factors):
-      height, width = (
-          max(1, round(edge * factor)) for edge, factor in zip(inner, factors, strict=True)
-      )
-      scaled = (height, width)
+    if self._keeps_resolution(spacing_mm):
+      scaled = _scaled(native_hw, self._input_scale)
+    elif pixel_size.believed(factors):
+      scaled = _scaled(inner, factors)
     frame = (max(trained.image_size[0], scaled[0]), max(trained.image_size[1], scaled[1]))
+    if frame != trained.image_size and scaled == native_hw:
+      return Resizing(frame, "pad")
     if scaled != inner:
       return Resizing(frame, trained.mode, inner_hw=scaled)
     return trained if frame == trained.image_size else Resizing(frame, trained.mode)
 
-  def _largest_batch(self, resizing: Resizing) -> int:
-    """Returns the slices of a step: fewer where the frame has grown, for the memory they need."""
-    trained, grown = math.prod(self._resizing.image_size), math.prod(resizing.image_size)
-    return max(1, self._batch_size * trained // grown)
+  def _keeps_resolution(self, spacing_mm: Sequence[float]) -> bool:
+    """Returns whether slices are scaled as those of the training were, instead of to its frame.
+
+    So with tiles of a given size, where no pixel size says how large things are.
+    """
+    known = self._pixel_sizes is not None and bool(np.isfinite(spacing_mm).all())
+    return self._tiler.has_size and not known and self._resizing.mode != "pad"
+
+  def _largest_batch(self, frame_hw: tuple[int, int]) -> int:
+    """Returns the frames of a step: fewer where they have grown, for the memory they need."""
+    trained = math.prod(self._resizing.image_size)
+    return max(1, min(self._batch_size, self._batch_size * trained // math.prod(frame_hw)))
+
+  def pass_lines(self) -> list[str]:
+    """Returns how slices have been predicted so far, where not whole and once, one line each."""
+    lines = self._tiler.lines()
+    if len(self._views) > 1:
+      lines.append(f"each slice {len(self._views)} times: {', '.join(map(str, self._views))}")
+    return [f"Predicted {line}" for line in lines]
 
   def _batch(
       self, slices: Sequence[np.ndarray], positions: range, resizing: Resizing
   ) -> Iterator[np.ndarray]:
     """Yields float32 [H, W, classes] for neighbouring slices of one size."""
-    inputs = self._inputs(slices, positions, resizing)
-    # Filled up to a power of two: a network is traced for a few sizes, not for each rest.
-    rows = min(1 << (len(inputs) - 1).bit_length(), self._largest_batch(resizing))
-    batch = np.zeros((rows, *inputs.shape[1:]), np.uint8)
-    batch[: len(inputs)] = inputs
-    answers = self._answers(batch, resizing)[: len(inputs)]
-    native_hw = np.shape(slices[positions[0]])[:2]
-    yield from np.asarray(resizing.invert(answers, native_hw))
+    # Filled up to a power of two: a device sees few sizes of batches, not each rest.
+    count = _up_to_power(len(positions), self._largest_batch(resizing.image_size))
+    batch = self._given(slices, positions, resizing, count)
+    if self._is_whole(resizing.image_size):
+      answers = self._step(batch)
+    else:
+      frames = self._step.frames(batch)[: len(positions)]
+      answers = test_time.mean_answer(self._in_tiles, tf.constant(frames), self._views)
+      answers = self._step.restored(answers, batch)
+    yield from answers[: len(positions)]
 
-  def _inputs(
-      self, slices: Sequence[np.ndarray], positions: range, resizing: Resizing
-  ) -> np.ndarray:
-    """Returns uint8 [N, h, w, channels] for the network: slices, or each with its neighbours."""
-    reach = self._context
+  def _is_whole(self, frame_hw: tuple[int, int]) -> bool:
+    """Returns whether all views of a frame go through the network at once, in one graph."""
+    return self._tiler.tiling(frame_hw) is None and all(view.scale == 1 for view in self._views)
+
+  def _given(
+      self, slices: Sequence[np.ndarray], positions: range, resizing: Resizing, count: int
+  ) -> SliceBatch:
+    """Returns `count` inputs for slices of one size, each alone or with those beside it."""
+    height, width = np.shape(slices[positions[0]])[:2]
+    reach, native_hw = self._context, (height, width)
     if not reach:
-      return _resized([slices[position] for position in positions], resizing, self._channels)
+      own = [slices[position] for position in positions]
+      return SliceBatch(compiled_step.filled(count, own), resizing, native_hw)
     # Beyond the ends of a volume the outermost slice stands in for its missing neighbour.
     first, last = max(0, positions[0] - reach), min(len(slices) - 1, positions[-1] + reach)
-    seen = _resized([slices[position] for position in range(first, last + 1)], resizing, 1)
     steps = np.arange(-reach, reach + 1)
-    rows = np.clip(np.array(positions)[:, None] + steps, 0, len(slices) - 1) - first
-    # [N, neighbours, h, w] -> [N, h, w, neighbours].
-    return np.moveaxis(seen[..., 0][rows], 1, -1)
+    rows = np.zeros((count, len(steps)), np.int32)
+    rows[: len(positions)] = (
+        np.clip(np.array(positions)[:, None] + steps, 0, len(slices) - 1) - first
+    )
+    seen = [slices[position] for position in range(first, last + 1)]
+    if len({np.shape(one) for one in seen}) == 1:
+      return SliceBatch(compiled_step.filled(len(seen), seen), resizing, native_hw, rows)
+    # Neighbours of other sizes come to the frame one by one.
+    framed = [
+        resizing.apply_image(readers.to_channels(tf.constant(compiled_step.filled(1, [one])), 1))
+        for one in seen
+    ]
+    return SliceBatch(np.concatenate(framed), resizing, native_hw, rows, framed=True)
 
-  def _answers(self, batch: np.ndarray, resizing: Resizing) -> np.ndarray:
-    """Returns float32 [B, h, w, classes] for uint8 [B, h, w, channels]."""
-    trained = self._model
-    if resizing.image_size != self._resizing.image_size:
-      if self._any_size_model is None:
-        self._any_size_model = network.accept_any_size(trained)
-      trained = self._any_size_model
-    answers = _first_output(trained.predict_on_batch(batch))
-    if self._mirror:
-      mirrored = _first_output(trained.predict_on_batch(batch[:, :, ::-1]))
-      answers = (answers + mirrored[:, :, ::-1]) / 2
-    if answers.shape[-1] == 1:  # Sigmoid: the share of the only foreground class.
-      answers = np.concatenate([1 - answers, answers], axis=-1)
-    return answers
+  def _in_tiles(self, images: tf.Tensor) -> np.ndarray:
+    """Returns float32 [N, h, w, classes] for uint8 [N, h, w, channels] of any height and width."""
+    frames = images.numpy()
+    cut = self._tiler.tiling(frames.shape[1:3])
+    if cut is None:
+      return self._answers(frames)
+    return tiling.answer(self._answers, frames, cut, self._largest_batch(cut.tile_hw))
+
+  def _answers(self, frames: np.ndarray) -> np.ndarray:
+    """Returns float32 [N, h, w, classes] for uint8 [N, h, w, channels] of any height and width."""
+    most = self._largest_batch(frames.shape[1:3])
+    parts = []
+    for start in range(0, len(frames), most):
+      part = frames[start : start + most]
+      given = compiled_step.filled(_up_to_power(len(part), most), part)
+      parts.append(self._step.probability(given)[: len(part)])
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -363,31 +411,18 @@ def predict_scan(
   return dataclasses.replace(found, remarks=remarks)
 
 
-def _resized(
-    slices: Sequence[np.ndarray], resizing: Resizing, channels: int
-) -> np.ndarray:
-  """Returns slices, [H, W] or [H, W, C] each, as uint8 [N, h, w, channels]."""
-  if len({np.shape(pixels) for pixels in slices}) > 1:  # Neighbours of other sizes.
-    return np.concatenate([_resized([pixels], resizing, channels) for pixels in slices])
-  stacked = np.stack(slices)
-  images = tf.constant(stacked[..., None] if stacked.ndim == 3 else stacked)
-  return resizing.apply_image(readers.to_channels(images, channels)).numpy()
-
-
-def _first_output(answers: Any) -> np.ndarray:
-  """Returns the main output; a network with deep supervision gives a list, that one first."""
-  return np.asarray(answers[0] if isinstance(answers, list) else answers, np.float32)
-
-
 def to_label(probability: np.ndarray) -> np.ndarray:
   """Returns the class of each pixel, uint8 [H, W], of [H, W, classes]; see `class_ids`."""
   return class_ids(probability).astype(np.uint8)
 
 
-def _require_mirroring(decided: Laterality) -> None:
-  """Refuses to average over mirror images where the run decided against them."""
-  if not decided.mirroring:
-    raise InputError(
-        f"--tta averages over mirrored slices, which the run rules out: {decided.reason}. Leave out"
-        " --tta."
-    )
+def _scaled(size_hw: tuple[int, int], factors: Sequence[float]) -> tuple[int, int]:
+  height, width = (
+      max(1, round(edge * factor)) for edge, factor in zip(size_hw, factors, strict=True)
+  )
+  return height, width
+
+
+def _up_to_power(count: int, most: int) -> int:
+  """Returns the next power of two, at most `most`."""
+  return min(1 << (count - 1).bit_length(), most)

@@ -261,6 +261,5 @@ def figure_definitions(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
       ("dice_coef_multiclass", summary.PUBLISHED_RULE),
       (page.DASH, "Not defined."),
   ]
-  if figures["evaluated"].get("mirrored"):
-    entries.append(("Mirroring", "Probabilities are averaged with those of the mirrored slice."))
+  entries += [("Prediction", f"{line}.") for line in figures["evaluated"].get("passes", ())]
   return page.definitions([(page.text(term), page.text(what)) for term, what in entries])

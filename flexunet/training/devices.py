@@ -121,13 +121,28 @@ def free_memory() -> int | None:
 
   Call it before anything runs on a GPU: TensorFlow takes all of its memory at once.
   """
-  return _free_gpu_memory() if has_gpu() else machine.free_main_memory()
+  return _gpu_memory("free") if has_gpu() else machine.free_main_memory()
 
 
-def _free_gpu_memory() -> int | None:
+def memory_left() -> int | None:
+  """Returns the bytes that a program can still use that runs on its device; None: unknown.
+
+  Of a GPU, all of whose memory TensorFlow has taken, those that no tensor holds.
+  """
+  if not has_gpu():
+    return machine.free_main_memory()
+  if keras.config.backend() != "tensorflow":
+    return _gpu_memory("free")
+  total = _gpu_memory("total")
+  held = tf.config.experimental.get_memory_info("GPU:0")["current"]
+  return None if total is None else max(0, total - held)
+
+
+def _gpu_memory(kind: str) -> int | None:
+  """Returns the "free" or "total" memory of the GPUs in bytes, the least of several."""
   try:
     text = subprocess.run(
-        ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"],
+        ["nvidia-smi", f"--query-gpu=memory.{kind}", "--format=csv,noheader,nounits"],
         check=True, capture_output=True, text=True, timeout=20,
     ).stdout  # fmt: skip
     return min(int(line) for line in text.split()) * 2**20

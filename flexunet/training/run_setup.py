@@ -74,13 +74,13 @@ def complete(
       plan.training, cache=plan.data.cache, augmented=plan.augmentation.enabled
   )
   _warn_of_memory(plan.model, settings, machine_facts["memory_bytes"])
-  sizes = _pixel_sizes(plan, opened.train.take(rows), spacing_mm)
+  scales = _input_scales(plan, opened.train.take(rows))
   completed = config.RunConfig(
       model=plan.model,
       data=plan.data,
       training=settings,
       augmentation=plan.augmentation,
-      dataset_facts=dataclasses.replace(facts, pixel_sizes=sizes),
+      dataset_facts=dataclasses.replace(facts, **_pixel_facts(scales, spacing_mm)),
       laterality=mirroring,
       reasons={**plan.reasons, **reasons},
   )
@@ -137,26 +137,42 @@ def _dataset_facts(
   )
 
 
-def _pixel_sizes(
-    plan: planning.Plan, table: RecordTable, spacing_mm: np.ndarray
-) -> PixelSizes | None:
-  """Returns the pixel sizes of the planned input; None where spacing or slice size is unknown.
+def _input_scales(plan: planning.Plan, table: RecordTable) -> np.ndarray | None:
+  """Returns the factors (row, column) by which slices are scaled to the planned input, [N, 2].
 
   Args:
     plan: Complete.
     table: Some training slices.
-    spacing_mm: Their (row, column) spacing, [N, 2]; NaN where unknown.
+
+  Returns:
+    None where the size of a slice that is to be scaled is unknown.
   """
   if plan.model.image_size is None:
     raise ValueError("A complete plan has an image_size.")
   resizing = Resizing(plan.model.image_size, plan.data.resize_mode)
   if resizing.mode == "pad":
-    return PixelSizes.of_slices(spacing_mm)
+    return np.ones((len(table), 2))
   native = np.stack([table.height, table.width], axis=1)
   if not (native > 0).all():
     return None
   inner = np.array([resizing.inner_size((height, width)) for height, width in native.tolist()])
-  return PixelSizes.of_slices(spacing_mm * native / inner.reshape(-1, 2))
+  return inner.reshape(-1, 2) / native
+
+
+def _pixel_facts(scales: np.ndarray | None, spacing_mm: np.ndarray) -> dict[str, Any]:
+  """Returns what the run remembers of the pixels of its input, by the names of `DatasetFacts`.
+
+  Args:
+    scales: Of some training slices; see `_input_scales`.
+    spacing_mm: Their (row, column) spacing, [N, 2]; NaN where unknown.
+  """
+  if scales is None:
+    return {"pixel_sizes": None, "input_scale": None}
+  row, column = np.median(scales, axis=0) if len(scales) else (1.0, 1.0)
+  return {
+      "pixel_sizes": PixelSizes.of_slices(spacing_mm / scales),
+      "input_scale": None if row == column == 1 else (float(row), float(column)),
+  }
 
 
 def _machine_facts(free_device_bytes: int | None) -> dict[str, Any]:

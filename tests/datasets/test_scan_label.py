@@ -192,9 +192,29 @@ def test_nnunet_strips_the_channel_and_keeps_its_folds(tmp_path):
   }  # fmt: skip
 
 
-def test_regions_of_nnunet_are_refused(tmp_path):
-  scan_folders.nnunet(tmp_path / "raw", labels={"background": 0, "whole": [1, 2], "core": 2})
-  assert "'whole' is a region of the ids [1, 2]" in refusal(tmp_path / "raw", tmp_path)
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [({"background": 0, "whole": [1, 2], "core": [2]}, ["background", "whole", "core"]),
+     ({"background": 0, "whole": [1, 2], "core": 2}, ["background", "whole", "core"]),
+     ({"background": 0, "whole": [1, 2]}, ["background", "whole_1", "whole_2"])],
+)  # fmt: skip
+def test_regions_of_nnunet_become_one_class_per_id_and_that_is_said(labels, names, tmp_path):
+  scan_folders.nnunet(tmp_path / "raw", labels=labels)
+  builder = builder_of(tmp_path)
+  findings = builder.inspect_source(tmp_path / "raw")
+  builder.set_source("", np.dtype(np.int16), builder.decide(findings))
+  assert builder.label_scheme().names == names
+  assert findings.choices["regions"].startswith("whole = 1+2")
+  assert f"classes are the ids: 0 background, 1 {names[1]}, 2 {names[2]}" in (
+      findings.choices["regions"]
+  )
+
+
+def test_regions_in_a_file_of_classes_are_refused(tmp_path):
+  scan_folders.pairs(tmp_path / "raw")
+  (tmp_path / "classes.json").write_text(json.dumps({"whole": [1, 2]}))
+  line = refusal(tmp_path / "raw", tmp_path, classes=str(tmp_path / "classes.json"))
+  assert "'whole' is a region of the ids [1, 2]" in line
 
 
 def test_bids_keeps_the_sessions_of_a_person_together(tmp_path):

@@ -22,9 +22,9 @@ def label_of(case):
   return (numbers(case) // 301).astype(np.uint8)
 
 
-def slices_of(root, tmp_path):
+def slices_of(root, tmp_path, **options):
   """Returns {case: (images, labels)}, and the names of the classes."""
-  builder = catalog.builder("scan_label", tmp_path / "out", options={})
+  builder = catalog.builder("scan_label", tmp_path / "out", options=options)
   findings = builder.inspect_source(root)
   builder.set_source("", np.dtype(np.int16), builder.decide(findings))
   cut = {}
@@ -92,6 +92,20 @@ def test_labels_of_dicom_may_be_nifti_and_a_report_among_the_slices_is_left_out(
   assert names == ["background", "class_1", "class_2"]
   findings = catalog.builder("scan_label", tmp_path / "out", options={}).inspect_source(root)
   assert findings.left_out == {"images/case0/report.dcm": "a DICOM report"}
+
+
+@pytest.mark.needs_extra("dicom")
+def test_one_of_two_series_in_the_folder_of_a_case_is_chosen(tmp_path):
+  root = write_dicom(tmp_path / "raw", ".nii.gz")
+  expected, _ = slices_of(root, tmp_path)
+  write_series(root / "images" / "case1", numbers(9), series="1.2.3", number=8, names="S{}.dcm")
+  chosen, _ = slices_of(root, tmp_path, series="4")
+  for name, (images, labels) in expected.items():
+    np.testing.assert_array_equal(chosen[name][0], images)
+    np.testing.assert_array_equal(chosen[name][1], labels)
+  builder = catalog.builder("scan_label", tmp_path / "out", options={"series": "4"})
+  reasons = builder.inspect_source(root).left_out.values()
+  assert sum("not chosen" in why for why in reasons) == numbers(9).shape[2]
 
 
 @pytest.mark.needs_extra("dicom")

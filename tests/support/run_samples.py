@@ -5,6 +5,7 @@ import dataclasses
 import json
 
 import numpy as np
+import tensorflow as tf
 
 from flexunet import config, run_folder
 from flexunet.core import files
@@ -30,7 +31,9 @@ def published(**changes) -> architecture.ModelConfig:
   return dataclasses.replace(architecture.PUBLISHED, **changes)
 
 
-def run_config(image_size=(32, 32), resize_mode="pad", **model) -> config.RunConfig:
+def run_config(
+    image_size=(32, 32), resize_mode="pad", context_slices=0, **model
+) -> config.RunConfig:
   """Returns a config of the smallest useful run, with three classes."""
   knobs = {
       "image_channels": 1,
@@ -48,6 +51,7 @@ def run_config(image_size=(32, 32), resize_mode="pad", **model) -> config.RunCon
           dataset="blobs",
           data_dir="/secret/place",
           resize_mode=resize_mode,
+          context_slices=context_slices,
           foreground_fraction=0.5,
       ),
       training=config.TrainingConfig(batch_size=4, epochs=3, learning_rate=1e-3, loss="dice"),
@@ -160,7 +164,24 @@ def with_facts(run_config: config.RunConfig, **facts) -> config.RunConfig:
   return dataclasses.replace(run_config, dataset_facts=replaced)
 
 
-class BrightnessNetwork:
+class NumpyNetwork:
+  """Stands in for a trained network of any size: `predict_on_batch` answers, in NumPy."""
+
+  num_classes = 3
+
+  def __call__(self, images: tf.Tensor) -> tf.Tensor:
+    answer = tf.numpy_function(self._answer, [images], tf.float32)
+    answer.set_shape([*images.shape[:3], self.num_classes])
+    return answer
+
+  def _answer(self, batch: np.ndarray) -> np.ndarray:
+    return np.asarray(self.predict_on_batch(batch), np.float32)
+
+  def predict_on_batch(self, batch: np.ndarray) -> np.ndarray:
+    raise NotImplementedError
+
+
+class BrightnessNetwork(NumpyNetwork):
   """Stands in for a trained network: below 60 background, below 180 class 1, above it class 2.
 
   Answers with certainty 0.8, so that probabilities are no labels. Counts its batches by shape.

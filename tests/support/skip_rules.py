@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import configparser
 import functools
-import importlib.util
+import importlib.metadata
 import os
 import pathlib
 import re
@@ -30,8 +30,17 @@ def missing_packages(extra: str) -> tuple[str, ...]:
   setup = configparser.ConfigParser()
   setup.read(_CHECKOUT / "setup.cfg", encoding="utf-8")
   requirements = setup["options.extras_require"][extra].split("\n")
-  packages = [re.split(r"[^\w-]", line, maxsplit=1)[0] for line in requirements if line]
-  return tuple(name for name in packages if importlib.util.find_spec(name) is None)
+  stated = [line for line in requirements if line and not line.startswith("#")]
+  packages = [re.split(r"[^\w-]", line, maxsplit=1)[0] for line in stated]
+  return tuple(name for name in packages if not _is_installed(name))
+
+
+def _is_installed(package: str) -> bool:
+  try:
+    importlib.metadata.distribution(package)
+  except importlib.metadata.PackageNotFoundError:
+    return False
+  return True
 
 
 def pytest_collection_modifyitems(config, items):

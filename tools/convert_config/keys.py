@@ -115,9 +115,12 @@ _SLICES = noted(
 _OPACITY = noted("overlays have outlines and a fill of fixed opacity; --nooverlay leaves them out")
 _INPUT = noted("after training: flexunet predict --run_dir=RUN --input={value} --output_dir=OUT")
 _OUTPUT = noted("after training: flexunet predict --run_dir=RUN --input=IN --output_dir={value}")
-_TILES = noted(
-    "no tiles: the network takes whole slices, so that none has seams; --image_size and"
-    " --resize_mode=pad keep the resolution of large images"
+_TILES = (
+    "after training: flexunet predict --run_dir=RUN --input=IN --output_dir=OUT --{flag}={value}"
+)
+_TILE = noted(_TILES.replace("{flag}", "tile"))
+_OVERLAP = noted(
+    f"{_TILES.replace('{flag}', 'overlap')}, with --tile; tiles are blended where they overlap"
 )
 _VERBOSE = noted("--verbosity=1 shows more")
 
@@ -194,7 +197,10 @@ KEYS: dict[str, dict[str, Reader]] = {
         "reducer_patience": whole("reduce_lr_patience"),
         "epoch_change_infer": held("previewed", checked_switch),
         "epoch_change_infer_dir": _PREVIEWS,
-        "epoch_change_tiled_infer": noted("previews show whole slices"),
+        "epoch_change_tiled_infer": noted(
+            "previews show whole slices; those that are larger than --image_size are predicted in"
+            " tiles (--resize_mode=pad)"
+        ),
         "epoch_change_tiled_infer_dir": _PREVIEWS,
         "epoch_changeinfer": noted("a former name of epoch_change_infer"),
         "epoch_changeinfer_dir": _PREVIEWS,
@@ -217,8 +223,8 @@ KEYS: dict[str, dict[str, Reader]] = {
     "tiledinfer": {
         "images_dir": _INPUT,
         "output_dir": _OUTPUT,
-        "split_size": _TILES,
-        "overlapping": _TILES,
+        "split_size": _TILE,
+        "overlapping": _OVERLAP,
     },
     "infer3d": {
         "images_dir": _INPUT,

@@ -8,9 +8,9 @@ import run_samples
 
 from flexunet import run_folder
 from flexunet.core.errors import InputError
-from flexunet.pipelines.laterality import Laterality
-from flexunet.pipelines.resizing import Resizing
+from flexunet.prediction import compiled_step
 from flexunet.prediction.predictor import Predictor, load_model, to_label
+from flexunet.prediction.test_time import ViewOptions
 
 # Grey values of the three classes, as `BrightnessNetwork` tells them apart.
 GREYS = np.array([10, 120, 240], np.uint8)
@@ -38,12 +38,8 @@ def test_padded_slices_come_back_pixel_by_pixel():
 
 
 def test_slices_larger_than_a_padding_network_are_not_refused():
-  class AnySize(run_samples.BrightnessNetwork):
-    pass
-
-  network = AnySize()
+  network = run_samples.BrightnessNetwork()
   chosen = predictor(network, image_size=(16, 16), resize_mode="pad")
-  chosen._any_size_model = network  # What `accept_any_size` makes of a real model.
   truth = checkered(20, 12, 3)
   assert np.array_equal(np.stack(chosen.labels(GREYS[truth])), truth)
   assert network.shapes == [(4, 20, 16, 1)]  # Grown where needed, filled up to a power of two.
@@ -111,7 +107,6 @@ def test_a_scaling_network_sees_pixels_of_its_training_whatever_the_field_of_vie
   # be squeezed into the same frame at 4 mm; it needs 64 x 64 pixels.
   network = Measuring()
   chosen = Predictor(network, trained_at(2.0, image_size=(32, 32), resize_mode="fit"))
-  chosen._any_size_model = network  # What `accept_any_size` makes of a real model.
   pixels = np.full((128, 128), 120, np.uint8)
   assert (chosen.labels([pixels], (0.5, 0.5))[0] == 1).all()
   assert network.seen_hw == (32, 32)
@@ -122,7 +117,6 @@ def test_a_scaling_network_sees_pixels_of_its_training_whatever_the_field_of_vie
 def test_a_larger_frame_gets_fewer_slices_in_a_step():
   network = run_samples.BrightnessNetwork()
   chosen = Predictor(network, trained_at(1.0, image_size=(32, 32)), batch_size=8)
-  chosen._any_size_model = network
   assert len(chosen.labels(np.full((8, 32, 32), 120, np.uint8), (2.0, 2.0))) == 8
   # Four times the pixels: a quarter of the batch.
   assert network.shapes == [(2, 64, 64, 1)] * 4
@@ -150,7 +144,9 @@ def test_a_grey_slice_fills_all_channels_of_the_network():
 
 
 def test_one_sigmoid_output_becomes_two_classes():
-  class Sigmoid:
+  class Sigmoid(run_samples.NumpyNetwork):
+    num_classes = 1
+
     def predict_on_batch(self, batch):
       return np.asarray(batch, np.float32) / 255
 
@@ -161,17 +157,8 @@ def test_one_sigmoid_output_becomes_two_classes():
   assert to_label(probability).tolist() == [[0, 0], [1, 1]]
 
 
-def test_deep_supervision_gives_its_main_output():
-  class Two(run_samples.BrightnessNetwork):
-    def predict_on_batch(self, batch):
-      return [super().predict_on_batch(batch), None]
-
-  truth = checkered(8, 8, 1)
-  assert np.array_equal(predictor(Two()).labels(GREYS[truth])[0], truth[0])
-
-
 def test_mirroring_averages_with_the_mirrored_answer():
-  class LeftBlind:
+  class LeftBlind(run_samples.NumpyNetwork):
     """Sees nothing in the left half of its input."""
 
     def predict_on_batch(self, batch):
@@ -180,19 +167,9 @@ def test_mirroring_averages_with_the_mirrored_answer():
       return answer
 
   image = np.full((32, 32), 120, np.uint8)
-  (probability,) = predictor(LeftBlind(), mirror=True).probabilities([image])
+  (probability,) = predictor(LeftBlind(), views=ViewOptions.of("mirror")).probabilities([image])
   # Each side is seen by one of the two answers: (0.1 + 1) / 2 and (0.8 + 0) / 2.
   assert np.allclose(probability[..., 0], 0.55) and np.allclose(probability[..., 1], 0.4)
-
-
-def test_mirroring_is_refused_where_the_run_decided_against_it():
-  run_config = run_samples.run_config()
-  reason = "the class names tell left from right"
-  sided = dataclasses.replace(run_config, laterality=Laterality(False, reason))
-  with pytest.raises(InputError, match=f"rules out: {reason}"):
-    Predictor(None, sided, mirror=True)
-  assert Predictor(None, sided).num_classes == 3
-
 
 
 def test_neighbours_become_channels_and_ends_repeat():
@@ -202,32 +179,43 @@ def test_neighbours_become_channels_and_ends_repeat():
       return super().predict_on_batch(batch[..., 1:2])
 
   network = Middle()
-  chosen = predictor(network)
-  chosen._context = 1
+  chosen = Predictor(network, run_samples.run_config(image_channels=3, context_slices=1))
   slices = np.stack([np.full((32, 32), grey, np.uint8) for grey in GREYS])
   assert [label[0, 0] for label in chosen.labels(slices)] == [0, 1, 2]
   assert network.batch[:3, 0, 0].tolist() == [[10, 10, 120], [10, 120, 240], [120, 240, 240]]
 
 
 @pytest.mark.parametrize("context", [0, 1])
-def test_a_batch_is_resized_in_one_call(monkeypatch, context):
-  calls = []
-  resize = Resizing.apply_image
+def test_scans_of_many_sizes_are_traced_once(monkeypatch, context):
+  traced = []
+  bring = compiled_step.frame_image
   monkeypatch.setattr(
-      Resizing, "apply_image",
-      lambda self, image: calls.append(int(image.shape[0])) or resize(self, image),
-  )  # fmt: skip
+      compiled_step, "frame_image", lambda *given: traced.append(given) or bring(*given)
+  )
 
   class Middle(run_samples.BrightnessNetwork):
     def predict_on_batch(self, batch):
       return super().predict_on_batch(batch[..., context : context + 1])
 
-  truth = checkered(20, 24, 6)
-  chosen = predictor(Middle(), batch_size=4)
-  chosen._context = context
-  assert np.array_equal(np.stack(chosen.labels(GREYS[truth])), truth)
-  # Four slices and two; with neighbours, one more where there is one.
-  assert calls == [4 + context, 2 + context]
+  chosen = Predictor(
+      Middle(), run_samples.run_config(image_channels=1 + 2 * context, context_slices=context),
+      batch_size=4,
+  )  # fmt: skip
+  for height, width, count in ((20, 24, 6), (12, 31, 1), (32, 32, 3)):
+    truth = checkered(height, width, count)
+    assert np.array_equal(np.stack(chosen.labels(GREYS[truth])), truth)
+  assert len(traced) == 1
+  for edge in (40, 50):  # Frames that grow share a graph too.
+    truth = checkered(edge, 20, 2)
+    assert np.array_equal(np.stack(chosen.labels(GREYS[truth])), truth)
+  assert len(traced) == 2
+
+
+def test_a_temperature_flattens_the_answer():
+  (probability,) = predictor(temperature=2.0).probabilities([np.full((4, 4), 120, np.uint8)])
+  # Square roots of 0.1, 0.8, 0.1, brought to a sum of 1.
+  expected = np.sqrt([0.1, 0.8, 0.1]) / np.sqrt([0.1, 0.8, 0.1]).sum()
+  assert np.allclose(probability, expected, atol=1e-6)
 
 
 def test_a_run_without_a_model_says_so(tmp_path):

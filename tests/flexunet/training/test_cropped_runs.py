@@ -68,7 +68,9 @@ def test_scaled_slices_come_back_to_their_place(mode):
 
 
 def test_outside_the_box_a_sigmoid_says_background():
-  class Sigmoid:
+  class Sigmoid(run_samples.NumpyNetwork):
+    num_classes = 1
+
     def predict_on_batch(self, batch):
       return np.full((*batch.shape[:3], 1), 0.75, np.float32)
 
