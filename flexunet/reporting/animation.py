@@ -79,10 +79,11 @@ def _mp4(frames: Iterator[np.ndarray], frames_per_second: int) -> bytes:
       writer.send(None)
       for frame in itertools.chain([first], frames):
         writer.send(np.ascontiguousarray(np.pad(frame, ((0, down), (0, right), (0, 0)))))
+      writer.close()
+      return path.read_bytes()
     except OSError as error:  # It names files of its own and repeats its log, over many lines.
       raise InputError(
           "--animation=mp4: the encoder of the extra `animation` stopped. Try --animation=gif."
       ) from error
     finally:
       writer.close()
-    return path.read_bytes()

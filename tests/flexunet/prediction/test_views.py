@@ -164,7 +164,7 @@ def test_an_mp4_holds_all_slices_in_their_order(tmp_path, shape):
 def test_an_encoder_that_fails_is_one_line(monkeypatch):
   import imageio_ffmpeg
 
-  monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: "/bin/false")
+  monkeypatch.setattr(imageio_ffmpeg._io, "get_ffmpeg_exe", lambda: "/bin/false")
   with pytest.raises(InputError, match="the encoder of the extra"):
     animation.encode((np.zeros((600, 600, 3), np.uint8) for _ in range(20)), "mp4", 5)
 
