@@ -43,7 +43,7 @@ def write_volume(
     files.write_bytes(scan.output(outputs.folder, "_overlay.png"), overlay.encode_png(sheet))
   if outputs.animation != "none":
     frames = sheets.slice_images(pixels, label, view, size=_LONGEST)
-    film = animation.encode(frames, outputs.animation, outputs.animation_fps)
+    film = animation.encode(frames, outputs.animation, outputs.animation_fps, view.palette)
     files.write_bytes(scan.output(outputs.folder, f"_overlay.{outputs.animation}"), film)
   if outputs.overlay_slices:
     _write_slices(scan.output(outputs.folder, "_slices"), pixels, label, view)

@@ -13,9 +13,10 @@ import numpy as np
 from PIL import Image
 
 from flexunet.core.errors import InputError
+from flexunet.reporting import overlay
 
 KINDS = ("none", "gif", "mp4")
-_COLORS = 128  # Of a GIF: 64 of grey slices would show steps.
+_MOST_COLORS = 256  # Of a GIF.
 
 
 def check(kind: str) -> None:
@@ -27,23 +28,33 @@ def check(kind: str) -> None:
     )
 
 
-def encode(frames: Iterable[np.ndarray], kind: str, frames_per_second: int) -> bytes:
+def encode(
+    frames: Iterable[np.ndarray], kind: str, frames_per_second: int, palette: np.ndarray
+) -> bytes:
   """Returns a film as the bytes of its file; one frame is in memory at a time, and the film.
 
   Args:
     frames: uint8 [H, W, 3] each, all of one size; at least one.
     kind: "gif" or "mp4".
     frames_per_second: 1 to 50.
+    palette: Colours of the classes, uint8 [classes, 3], background first; a GIF keeps them.
 
   Raises:
     InputError: The extra for it is not installed, or the encoder failed.
   """
-  return (_mp4 if kind == "mp4" else _gif)(iter(frames), frames_per_second)
+  if kind == "mp4":
+    return _mp4(iter(frames), frames_per_second)
+  return _gif(iter(frames), frames_per_second, palette)
 
 
-def _gif(frames: Iterator[np.ndarray], frames_per_second: int) -> bytes:
+def _gif(frames: Iterator[np.ndarray], frames_per_second: int, palette: np.ndarray) -> bytes:
   buffer = io.BytesIO()
-  images = (Image.fromarray(frame).quantize(_COLORS, dither=Image.Dither.NONE) for frame in frames)
+  # One list of colours for all: lists made of each frame flicker, and lose the legend's.
+  listed = Image.new("P", (1, 1))
+  listed.putpalette(_gif_colors(palette).tobytes())
+  images = (
+      Image.fromarray(frame).quantize(palette=listed, dither=Image.Dither.NONE) for frame in frames
+  )
   first = next(images)
   # A GIF counts hundredths of a second.
   duration_ms = 10 * round(100 / frames_per_second)
@@ -52,6 +63,18 @@ def _gif(frames: Iterator[np.ndarray], frames_per_second: int) -> bytes:
       optimize=False, disposal=2,
   )  # fmt: skip
   return buffer.getvalue()
+
+
+def _gif_colors(palette: np.ndarray) -> np.ndarray:
+  """Returns the colours of a GIF, uint8 [n, 3]: the classes', greys, and greys tinted by each."""
+  colors = palette[1:].astype(np.float64)
+  # Half of the room for greys, the other half for tints.
+  greys = np.linspace(0, 255, (_MOST_COLORS - len(colors)) // (2 if len(colors) else 1))
+  room = _MOST_COLORS - len(colors) - len(greys)
+  levels = np.linspace(0, 255, room // len(colors) if len(colors) else 0)
+  tints = [grey + overlay.TINT * (color - grey) for color in colors for grey in levels]
+  parts = [colors, np.repeat(greys[:, None], 3, axis=1), np.array(tints).reshape(-1, 3)]
+  return np.round(np.concatenate(parts)).astype(np.uint8)
 
 
 def _mp4(frames: Iterator[np.ndarray], frames_per_second: int) -> bytes:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+TINT = 0.2  # Share of a class's colour inside a region.
+
 
 def contour(label: np.ndarray) -> np.ndarray:
   """Returns bool [H, W]: foreground pixels with a 4-neighbour of another class."""
@@ -56,7 +58,7 @@ def blend(
     label: np.ndarray,
     palette: np.ndarray,
     *,
-    opacity: float = 0.2,
+    opacity: float = TINT,
     width: int = 1,
 ) -> np.ndarray:
   """Returns uint8 [H, W, 3]: `image`, each class tinted and outlined in its colour.

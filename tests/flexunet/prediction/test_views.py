@@ -16,6 +16,7 @@ from flexunet.prediction.predictor import Predictor
 from flexunet.reporting import animation, sheets
 
 SLICES = 5
+RED = np.array([[0, 0, 0], [255, 0, 0]], np.uint8)
 
 
 @pytest.fixture
@@ -131,15 +132,26 @@ def test_mp4_without_its_extra_is_refused_in_one_line_before_anything_is_read(mo
   assert "\n" not in str(refused.value)
 
 
+def test_a_gif_keeps_the_colours_of_all_classes_and_greys():
+  palette = np.array([[0, 0, 0], *[[255 - 20 * k, 30 * k, 9 * k] for k in range(8)]], np.uint8)
+  frame = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=-1).repeat(20, axis=0)
+  for k, color in enumerate(palette[1:]):
+    frame[10:, 12 * k : 12 * k + 12] = color
+  film = Image.open(io.BytesIO(animation.encode(iter([frame]), "gif", 10, palette)))
+  shown = np.asarray(film.convert("RGB")).astype(int)
+  assert np.abs(shown[:10] - frame[:10]).max() <= 4
+  assert np.array_equal(shown[10:, :96], frame[10:, :96])
+
+
 def test_films_hold_one_frame_in_memory():
   made = []
 
   def frames():
     for number in range(40):
       made.append(number)
-      yield np.full((8, 8, 3), number, np.uint8)
+      yield np.full((8, 8, 3), 6 * number, np.uint8)
 
-  data = animation.encode(frames(), "gif", 10)
+  data = animation.encode(frames(), "gif", 10, RED)
   assert made == list(range(40)) and Image.open(io.BytesIO(data)).n_frames == 40
 
 
@@ -150,7 +162,7 @@ def test_an_mp4_holds_all_slices_in_their_order(tmp_path, shape):
 
   greys = (10, 90, 170, 250)
   frames = (np.full((*shape, 3), grey, np.uint8) for grey in greys)
-  (tmp_path / "film.mp4").write_bytes(animation.encode(frames, "mp4", 5))
+  (tmp_path / "film.mp4").write_bytes(animation.encode(frames, "mp4", 5, RED))
   reader = imageio_ffmpeg.read_frames(str(tmp_path / "film.mp4"))
   about = next(reader)
   width, height = about["size"]
@@ -166,7 +178,7 @@ def test_an_encoder_that_fails_is_one_line(monkeypatch):
 
   monkeypatch.setattr(imageio_ffmpeg._io, "get_ffmpeg_exe", lambda: "/bin/false")
   with pytest.raises(InputError, match="the encoder of the extra"):
-    animation.encode((np.zeros((600, 600, 3), np.uint8) for _ in range(20)), "mp4", 5)
+    animation.encode((np.zeros((600, 600, 3), np.uint8) for _ in range(20)), "mp4", 5, RED)
 
 
 @pytest.mark.needs_extra("animation")
