@@ -19,6 +19,7 @@ _CROISSANT_NAME = "croissant.json"
 # The part of a dataset's README on its licence, and the points in it.
 _SECTION = re.compile(r"^## Source and licence\n(.*?)(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 _POINT = re.compile(r"^- ", re.MULTILINE)
+_CREATIVE_COMMONS = re.compile(r"^https?://creativecommons\.org/licenses/([a-z-]+)/(\d\.\d)")
 _ENTRY = re.compile(r"@\w+\s*\{(.*?)\n\}", re.DOTALL)
 _FIELD = re.compile(r"^\s*(\w+)\s*=\s*[{\"](.*?)[}\"],?\s*$", re.MULTILINE)
 
@@ -81,9 +82,9 @@ def section(source: DataSource) -> str:
   if not source:
     return ""
   unknown = '<span class="soft">not stated by the dataset: ask its publisher</span>'
-  licenses = "<br>".join(map(page.text, source.licenses)) or unknown
+  licenses = "<br>".join(page.text(_in_words(one)) for one in source.licenses) or unknown
   cited = "<br>".join(map(page.text, references(source.citation)))
-  entries = [("Source and licence", licenses)]
+  entries = [("Licence", licenses)]
   if cited:
     entries.append(("Please cite", cited))
   if source.homes:
@@ -92,6 +93,13 @@ def section(source: DataSource) -> str:
   if source.citation:
     bibtex = f"<details><summary>BibTeX</summary><pre>{page.text(source.citation)}</pre></details>"
   return page.definitions(entries) + bibtex
+
+
+def _in_words(license: str) -> str:
+  """Returns a licence with its usual name, where it is an address of Creative Commons."""
+  if known := _CREATIVE_COMMONS.search(license):
+    return f"CC {known[1].upper()} {known[2]}: {license}"
+  return license
 
 
 def references(bibtex: str) -> list[str]:

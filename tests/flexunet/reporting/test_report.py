@@ -320,7 +320,7 @@ def test_absent_and_missed_classes_are_named_before_the_figures(tmp_path):
 
 def test_licence_and_citation_of_the_dataset_are_on_the_page(tmp_path):
   run = run_samples.evaluated_run(tmp_path / "run")
-  assert "Source and licence" not in report.render(run)
+  assert "<dt>Licence</dt>" not in report.render(run)
   folder = tmp_path / "data/blobs/slices/1.0.0"
   folder.mkdir(parents=True)
   run_samples.write_json(folder / "dataset_info.json", {"citation": "overruled"})
@@ -352,6 +352,9 @@ def test_metadata_of_a_foreign_dataset_state_its_terms(tmp_path):
       "location": {"urls": ["https://example.org"]},
   })  # fmt: skip
   found = sources.of_folder(tmp_path)
+  assert "CC BY 4.0: https://creativecommons.org/licenses/by/4.0/" in sources.section(
+      sources.DataSource(("https://creativecommons.org/licenses/by/4.0/",))
+  )
   assert found == sources.DataSource(("CC0",), "", ("https://example.org",))
   (tmp_path / "dataset_info.json").write_text("[1, {")
   assert not sources.of_folder(tmp_path)
