@@ -11,8 +11,8 @@ from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.reporting import colors, overlay
 from flexunet.reporting import html_parts as page
 
-# Of the drawings over a slice, in pixels: an outline is 2 of them wide.
-_LONGEST, _OUTLINE = 640, 2
+# Drawings over a slice, in pixels: shown a third as large, an outline is a pixel wide.
+_LONGEST, _OUTLINE = 640, 3
 _ERRORS = np.array([(0, 0, 0), colors.MISSED, colors.FALSE, colors.WRONG_CLASS], np.uint8)
 _ERROR_NAMES = ("missed (false negative)", "false (false positive)", "another class")
 

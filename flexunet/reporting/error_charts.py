@@ -29,7 +29,7 @@ class StepChart(charts.Chart):
 
   series: Sequence[charts.Values]
   edges: charts.Numbers
-  y_range: tuple[float, float] = (0.0, 1.0)
+  y_range: tuple[float, float] = (0.0, 1.03)  # A line at 1 is seen whole.
 
   @property
   def empty(self) -> bool:

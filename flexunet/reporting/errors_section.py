@@ -47,9 +47,9 @@ def _positions(slice_errors: Mapping[str, Any] | None, plan: SlicePlan | None) -
   """Returns the charts of errors by slice position."""
   if not slice_errors:
     return ""
-  entries = {"All classes": slice_errors["all_classes"]}
-  if len(slice_errors["per_class"]) > 1:
-    entries |= {name.replace("_", " "): one for name, one in slice_errors["per_class"].items()}
+  entries = {name.replace("_", " "): one for name, one in slice_errors["per_class"].items()}
+  if len(entries) > 1:
+    entries = {"All classes": slice_errors["all_classes"], **entries}
   edges = [*slice_errors["low"], slice_errors["high"][-1]]
   drawn = [charts.svg(_position_chart(title, one, edges, plan)) for title, one in entries.items()]
   if not any(drawn):
