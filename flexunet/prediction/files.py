@@ -201,7 +201,7 @@ def _predict_volume(
       probabilities=outputs.probabilities, components=scan.components,
   )  # fmt: skip
   scan.label_path(outputs.folder).parent.mkdir(parents=True, exist_ok=True)
-  views.write_volume(scan, outputs, found, facts.recipe.plan, facts.label_scheme)
+  views.write_volume(scan, outputs, found, facts.slice_plan, facts.label_scheme)
   if found.probability is not None:
     _write_probabilities(scan, outputs, found.probability, run_config)
   scan_files.write_label_like(

@@ -20,7 +20,11 @@ _LONGEST = 512  # Of a slice of a film or of its own, in pixels.
 
 
 def write_volume(
-    scan: Scan, outputs: Outputs, found: VolumePrediction, plan: SlicePlan, scheme: LabelScheme
+    scan: Scan,
+    outputs: Outputs,
+    found: VolumePrediction,
+    plan: SlicePlan | None,
+    scheme: LabelScheme,
 ) -> None:
   """Writes what was asked for of a volume, each file or folder in one step.
 
@@ -28,14 +32,14 @@ def write_volume(
     scan: The scan.
     outputs: What is asked for.
     found: Its prediction.
-    plan: How it was cut.
+    plan: How it was cut; None where the run does not say.
     scheme: Names and colours of the classes.
   """
   height, width = found.slices.spacing_mm
   view = sheets.View.of_scheme(
       scheme,
       aspect=height / width if width > 0 else 1.0,  # Not known where no spacing is stated.
-      axes=plan.display_axes if found.oriented else "",
+      axes=plan.display_axes if plan and found.oriented else "",
   )
   pixels, label = found.slices.pixels, found.label_slices
   if outputs.overlay:

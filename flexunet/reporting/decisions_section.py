@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping
 from typing import Any
@@ -30,7 +31,8 @@ def decisions_section(learnt: Mapping[str, Any], model_sha256: str | None) -> st
 def _learnt_on(origin: Mapping[str, Any], model_sha256: str | None) -> str:
   subjects = page.count(len(origin["subjects"]), origin.get("counted_by") or "subject")
   other = ""
-  if model_sha256 and origin["model_sha256"] != model_sha256:
+  known = origin["model_sha256"]  # Of a cross-validation those of its folds.
+  if model_sha256 and isinstance(known, str) and known != model_sha256:
     other = " <b>It was learnt with another model.keras: calibrate again.</b>"
   return (
       f"<p>Learnt after training from {subjects} of {page.text(origin['split'])}"
@@ -104,11 +106,21 @@ def _margins(found: Mapping[str, Any] | None) -> str:
 
 
 def _volumes(found: Mapping[str, Any] | None) -> str:
-  """Returns from how many subjects intervals of volumes come."""
+  """Returns between which multiples of the predicted volume the true one lay."""
   if not found:
     return ""
-  rows = [
-      [page.words(name), page.number(len(entry["log_ratios"]))]
-      for name, entry in found["classes"].items()
-  ]
-  return "<h3>Intervals of volumes</h3>" + page.table(["Class", "Subjects"], rows)
+  rows = []
+  for name, entry in found["classes"].items():
+    ratios = [math.exp(one) for pair in entry["log_ratios"] for one in pair if one is not None]
+    rows.append([
+        page.words(name),
+        page.number(len(entry["log_ratios"])),
+        page.interval({"low": min(ratios), "high": max(ratios)}, 2) if ratios else page.DASH,
+    ])
+  return (
+      "<h3>Intervals of volumes</h3>"
+      + page.table(["Class", "Subjects", "True over predicted volume"], rows)
+      + '<p class="note">The smallest and the largest ratio of these subjects. <code>flexunet'
+      " predict --volume_interval=LEVEL</code> takes the interval for the share of subjects that is"
+      " asked for.</p>"
+  )

@@ -6,6 +6,7 @@ import hashlib
 import html.parser
 import io
 import json
+import math
 import re
 
 import pytest
@@ -290,6 +291,8 @@ def test_what_was_learnt_from_validation_has_a_section(tmp_path):
       "clean_up": {"lesion <b>": {"min_ml": 0.1}},
       "conformal": {"unit": "mm", "geometry": "3d", "classes": {
           "grey_matter": {"margins": [1.0, 2.5, None], "subjects": ["a", "b", "c"]}}},
+      "volume_interval": {"classes": {
+          "grey_matter": {"log_ratios": [[math.log(0.5), 0.0], [0.0, math.log(1.25)]]}}},
   }  # fmt: skip
   assert "Learnt from validation" not in report.render(run)
   run_samples.write_json(run.calibration_json, learnt)
@@ -299,6 +302,7 @@ def test_what_was_learnt_from_validation_has_a_section(tmp_path):
   assert "lesion &lt;b&gt;" in text and "0.125" in text
   # Median 1.75 and largest 2.5 of those known; one subject was missed.
   assert "<td class=\"number\">1.75</td><td class=\"number\">2.50</td>" in text
+  assert "0.50 to 1.25" in text
   assert "calibration.json" in Links(text).targets
   run.model_keras.write_bytes(b"another model")
   assert "learnt with another model.keras" in report.render(run)
