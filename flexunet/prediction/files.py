@@ -7,10 +7,12 @@ trained on images is refused: the run does not know how to cut it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +21,10 @@ from flexunet.core import files, progress
 from flexunet.core.errors import InputError
 from flexunet.imaging import pictures, scan_files
 from flexunet.pipelines import pixel_size
-from flexunet.prediction import scans, views
+from flexunet.prediction import overlap, scans, views
+from flexunet.prediction import predictor as predictors
 from flexunet.prediction.outputs import Outputs
-from flexunet.prediction.predictor import Predictor, predict_scan, to_label
+from flexunet.prediction.predictor import Predictor, ScanVolume, SliceAnswers, VolumePrediction
 from flexunet.prediction.scans import Scan
 from flexunet.reporting import overlay
 
@@ -102,6 +105,9 @@ def predict_all(
 ) -> Outcome:
   """Predicts each scan; a file that cannot be read or written does not lose the others.
 
+  While the network is at a scan, a thread reads the next one and another writes the last: one scan
+  ahead and one behind at most, whatever their number.
+
   Raises:
     InputError: Another program writes into the output folder.
   """
@@ -119,18 +125,26 @@ def _predict_locked(
   failures: list[str] = []
   notes: list[VolumeNote] = []
   wanted, existing = outputs.divide(wanted)
-  bar = progress.bar(wanted, unit="scan", disable=not show_progress)
-  for scan in bar:
+  bar = progress.bar(total=len(wanted), unit="scan", disable=not show_progress)
+
+  def answer(scan: Scan, given: ScanVolume | np.ndarray) -> Any:
     bar.set_postfix_str(scan.stem)
-    try:
-      if (note := predict_one(scan, predictor, run_config, outputs)) is not None:
-        notes.append(note)
-    except InputError as error:
-      failures.append(str(error))
-    except OSError as error:  # A full disk, a folder without permission.
-      failures.append(f"{scan.path}: {error.strerror or error} ({error.filename}).")
-    except MemoryError:
-      failures.append(f"{scan.path}: too large for this machine's memory.")
+    return _answer(given, predictor, outputs)
+
+  results = overlap.in_turns(
+      wanted,
+      lambda scan: _read(scan, run_config, outputs),
+      answer,
+      lambda scan, answered: _write(scan, answered, run_config, outputs),
+  )
+  with bar, contextlib.closing(results):
+    for scan, result in results:
+      found = _outcome(scan, result)
+      bar.update()
+      if isinstance(found, VolumeNote):
+        notes.append(found)
+      elif isinstance(found, str):
+        failures.append(found)
   return Outcome(
       predicted=len(wanted) - len(failures),
       failures=failures,
@@ -141,6 +155,20 @@ def _predict_locked(
       existing=len(existing),
       resampled=[note.line for note in notes if note.changed and note.believed],
   )
+
+
+def _outcome(
+    scan: Scan, result: Callable[[], VolumeNote | None]
+) -> VolumeNote | str | None:
+  """Returns what is to be said of a scan; a line where it failed."""
+  try:
+    return result()
+  except InputError as error:
+    return str(error)
+  except OSError as error:  # A full disk, a folder without permission.
+    return f"{scan.path}: {error.strerror or error} ({error.filename})."
+  except MemoryError:
+    return f"{scan.path}: too large for this machine's memory."
 
 
 def predict_path(
@@ -185,43 +213,73 @@ def predict_one(
   Raises:
     InputError: The file is bad, of the wrong kind, or an output exists already.
   """
+  answered = _answer(_read(scan, run_config, outputs), predictor, outputs)
+  return _write(scan, answered, run_config, outputs)
+
+
+def _read(
+    scan: Scan, run_config: config.RunConfig, outputs: Outputs
+) -> ScanVolume | np.ndarray:
+  """Returns a volume, cut into slices, or the pixels of an image."""
   outputs.refuse_existing(scan)
   if scan.kind == "image":
-    _predict_image(scan, predictor, run_config, outputs)
-    return None
-  return _predict_volume(scan, predictor, run_config, outputs)
+    pixels = _read_image(scan, run_config)
+    return _stacked(pixels, scan) if scan.others else pixels
+  volume = predictors.read_scan(run_config, scan.path, scan.others, scan.components)
+  _ = volume.cut  # Kept by the volume: work that needs no network.
+  return volume
 
 
-def _predict_volume(
-    scan: Scan, predictor: Predictor, run_config: config.RunConfig, outputs: Outputs
-) -> VolumeNote:
-  facts = run_config.dataset_facts
-  found = predict_scan(
-      predictor, run_config, scan.path, scan.others,
-      probabilities=outputs.probabilities, components=scan.components,
-  )  # fmt: skip
+def _answer(
+    given: ScanVolume | np.ndarray, predictor: Predictor, outputs: Outputs
+) -> tuple[ScanVolume, SliceAnswers] | tuple[np.ndarray, np.ndarray]:
+  """Returns what was given, and what the network makes of it."""
+  if isinstance(given, np.ndarray):
+    return given, next(predictor.probabilities([given]))
+  return given, predictors.answer_slices(predictor, given, probabilities=outputs.probabilities)
+
+
+def _write(
+    scan: Scan,
+    answered: tuple[ScanVolume, SliceAnswers] | tuple[np.ndarray, np.ndarray],
+    run_config: config.RunConfig,
+    outputs: Outputs,
+) -> VolumeNote | None:
+  """Writes the files of a scan, the label last."""
+  outputs.refuse_existing(scan)  # Another scan may have written one of that name meanwhile.
   scan.label_path(outputs.folder).parent.mkdir(parents=True, exist_ok=True)
-  views.write_volume(scan, outputs, found, facts.slice_plan, facts.label_scheme)
+  given, found = answered
+  if isinstance(given, ScanVolume) and isinstance(found, SliceAnswers):
+    restored = predictors.restore_volume(given, found)
+    _write_volume(scan, restored, run_config, outputs)
+    return VolumeNote(scan.path, restored.spacing_mm, restored.scaling, restored.remarks)
+  _write_image(scan, np.asarray(given), np.asarray(found), run_config, outputs)
+  return None
+
+
+def _write_volume(
+    scan: Scan, found: VolumePrediction, run_config: config.RunConfig, outputs: Outputs
+) -> None:
+  scheme = run_config.dataset_facts.label_scheme
+  views.write_volume(scan, outputs, found, run_config.dataset_facts.slice_plan, scheme)
   if found.probability is not None:
     _write_probabilities(scan, outputs, found.probability, run_config)
   scan_files.write_label_like(
-      scan.path, found.label, scan.label_path(outputs.folder), facts.label_scheme.names,
+      scan.path, found.label, scan.label_path(outputs.folder), scheme.names,
       next(iter(scan.components), None),
   )  # fmt: skip
-  return VolumeNote(scan.path, found.spacing_mm, found.scaling, found.remarks)
 
 
-def _predict_image(
-    scan: Scan, predictor: Predictor, run_config: config.RunConfig, outputs: Outputs
+def _write_image(
+    scan: Scan,
+    pixels: np.ndarray,
+    probability: np.ndarray,
+    run_config: config.RunConfig,
+    outputs: Outputs,
 ) -> None:
-  pixels = _read_image(scan, run_config)
-  if scan.others:
-    pixels = _stacked(pixels, scan)
   image = pixels if pixels.ndim == 2 else overlay.grey_of(pixels, run_config.shown_channel)
-  probability = next(predictor.probabilities([pixels]))
-  label = to_label(probability)
+  label = predictors.to_label(probability)
   scheme = run_config.dataset_facts.label_scheme
-  scan.label_path(outputs.folder).parent.mkdir(parents=True, exist_ok=True)
   views.write_image(scan, outputs, image, label, scheme)
   if outputs.color_masks:
     _write_png(scan, outputs, "_color.png", scheme.colorize(label))

@@ -7,6 +7,7 @@ ids; probabilities are float32 [H, W, classes] at the slice's own resolution.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -20,13 +21,13 @@ import tensorflow as tf
 from flexunet import config, run_folder
 from flexunet.core.errors import InputError
 from flexunet.imaging import channel_grid, intensity, scan_files, slice_recipe, volume_bytes
-from flexunet.imaging.slice_recipe import SliceRecipe, StoredChannel
+from flexunet.imaging.slice_recipe import CutVolume, SliceRecipe, StoredChannel
 from flexunet.imaging.slicing import Slices
 from flexunet.imaging.volume import Volume
 from flexunet.network import weights
 from flexunet.network.probabilities import class_ids
-from flexunet.pipelines import foreground_crop, pixel_size, readers
-from flexunet.pipelines.resizing import Resizing
+from flexunet.pipelines import foreground_crop, pixel_size
+from flexunet.pipelines.resizing import Resizing, to_channels
 from flexunet.prediction import compiled_step, test_time
 from flexunet.prediction import tiles as tiling
 from flexunet.prediction.compiled_step import SliceBatch
@@ -269,7 +270,7 @@ class Predictor:
       return SliceBatch(compiled_step.filled(len(seen), seen), resizing, native_hw, rows)
     # Neighbours of other sizes come to the frame one by one.
     framed = [
-        resizing.apply_image(readers.to_channels(tf.constant(compiled_step.filled(1, [one])), 1))
+        resizing.apply_image(to_channels(tf.constant(compiled_step.filled(1, [one])), 1))
         for one in seen
     ]
     return SliceBatch(np.concatenate(framed), resizing, native_hw, rows, framed=True)
@@ -318,52 +319,121 @@ class VolumePrediction:
   remarks: list[str] = dataclasses.field(default_factory=list)
 
 
-def predict_volume(
-    predictor: Predictor,
-    recipe: SliceRecipe,
-    stored: Volume,
-    slope: float = 1.0,
-    inter: float = 0.0,
-    *,
-    probabilities: bool = False,
-    name: str = "",
-    others: Sequence[StoredChannel] = (),
-    shown_channel: int | None = None,
-) -> VolumePrediction:
-  """Cuts a volume as in training, segments its slices, and puts the labels back on its grid.
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScanVolume:
+  """A scan that has been read.
+
+  Attributes:
+    channels: Its channels as stored, on one grid, the first being the scan itself.
+    recipe: How the training set was cut.
+    name: Names the scan in errors.
+    shown_channel: Which channel is shown to people; None: the first.
+    remarks: Warnings about the scan, one line each.
+  """
+
+  channels: Sequence[StoredChannel]
+  recipe: SliceRecipe
+  name: str = ""
+  shown_channel: int | None = None
+  remarks: list[str] = dataclasses.field(default_factory=list)
+
+  @property
+  def stored(self) -> Volume:
+    """The voxels of the first channel."""
+    return self.channels[0].stored
+
+  @functools.cached_property
+  def cut(self) -> CutVolume:
+    """The slices, cut as in training; InputError where the scan cannot be."""
+    first, *others = self.channels
+    return self.recipe.cut(
+        first.stored, first.slope, first.inter, name=self.name, others=others
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SliceAnswers:
+  """What a network makes of the slices of a scan.
+
+  Attributes:
+    label: Class ids, uint8 [row, column, slice].
+    probability: float16 [row, column, slice, classes]; None where it was not asked for.
+    scaling: As in `NetworkInput`.
+  """
+
+  label: np.ndarray
+  probability: np.ndarray | None
+  scaling: tuple[float, float]
+
+
+def read_scan(
+    run_config: config.RunConfig,
+    path: str | os.PathLike,
+    others: Sequence[str | os.PathLike] = (),
+    components: Sequence[int] = (),
+) -> ScanVolume:
+  """Reads a scan for a run; arguments and errors as `predict_scan`."""
+  facts = run_config.dataset_facts
+  if facts.recipe is None:
+    raise InputError(
+        f"{path}: the run was trained on images ({facts.name}) and does not know how to cut a"
+        " volume into slices. Give it images, or a run trained on volumes."
+    )
+  stacked = [StoredChannel(*one) for one in scan_files.read_channels(path, components)]
+  further, _ = channel_grid.read_others(stacked[0].stored, path, others, facts.resample_channels)
+  channels = [*stacked, *further]
+  names = [volume_bytes.component_name(path, one) for one in components or (None,)]
+  return ScanVolume(
+      channels=channels,
+      recipe=facts.recipe,
+      name=pathlib.Path(path).name,
+      shown_channel=run_config.shown_channel,
+      remarks=[
+          line
+          for file, one in zip((*names, *others), channels, strict=True)
+          for line in intensity.unknown_voxels(one.stored.voxels, file)
+      ],
+  )
+
+
+def answer_slices(
+    predictor: Predictor, scan: ScanVolume, *, probabilities: bool = False
+) -> SliceAnswers:
+  """Segments the slices of a scan: all that needs the network.
 
   Args:
     predictor: The network.
-    recipe: How the training set was cut.
-    stored: The numbers as the file stores them.
-    slope, inter: Intensity is stored * slope + inter.
+    scan: As it was read.
     probabilities: Also keeps the probability of each class, 2 bytes per voxel and class.
-    name: Names the scan in errors.
-    others: Its further channels, on the same grid; see `channel_grid`.
-    shown_channel: Which of them the `slices` of the answer are; None: the first.
   """
-  cut = recipe.cut(stored, slope, inter, name=name, others=others)
-  seen = cut.slices.pixels
-  label = np.empty(seen.shape, np.uint8)
-  kept = np.empty((*seen.shape, predictor.num_classes), np.float16) if probabilities else None
-  given = predictor.prepare(list(cut.images()), cut.slices.spacing_mm)
+  slices = scan.cut.slices
+  label = np.empty(slices.pixels.shape, np.uint8)
+  kept = np.empty((*label.shape, predictor.num_classes), np.float16) if probabilities else None
+  given = predictor.prepare(list(scan.cut.images()), slices.spacing_mm)
   for index, probability in enumerate(predictor.answer(given)):
     label[..., index] = to_label(probability)
     if kept is not None:
       kept[..., index, :] = probability
-  label = slice_recipe.to_grid(label, cut.native.pixels.shape)
+  return SliceAnswers(label, kept, given.scaling)
+
+
+def restore_volume(scan: ScanVolume, found: SliceAnswers) -> VolumePrediction:
+  """Puts the labels of slices back on the grid of their scan."""
+  cut, recipe = scan.cut, scan.recipe
+  label = slice_recipe.to_grid(found.label, cut.native.pixels.shape)
   restored = None
-  if kept is not None:
-    channels = [recipe.restore(kept[..., n], stored) for n in range(predictor.num_classes)]
-    restored = np.stack(channels, axis=-1)
+  if found.probability is not None:
+    channels = np.moveaxis(found.probability, -1, 0)
+    restored = np.stack([recipe.restore(one, scan.stored) for one in channels], axis=-1)
   return VolumePrediction(
-      label=recipe.restore(label, stored),
+      label=recipe.restore(label, scan.stored),
       probability=restored,
-      slices=cut.shown(shown_channel),
+      slices=cut.shown(scan.shown_channel),
       label_slices=label,
       spacing_mm=cut.slices.spacing_mm,
-      scaling=given.scaling,
-      oriented=stored.oriented,
+      scaling=found.scaling,
+      remarks=scan.remarks,
+      oriented=scan.stored.oriented,
   )
 
 
@@ -376,14 +446,14 @@ def predict_scan(
     probabilities: bool = False,
     components: Sequence[int] = (),
 ) -> VolumePrediction:
-  """Reads a scan and segments it; see `predict_volume`.
+  """Reads a scan, segments its slices as in training, and puts the labels back on its grid.
 
   Args:
     predictor: The network.
     run_config: Of the run that trained it.
     path: The scan; its first channel.
     others: Files of its further channels, in the order of the dataset.
-    probabilities: Also keeps the probability of each class.
+    probabilities: Also keeps the probability of each class, 2 bytes per voxel and class.
     components: Volumes along the fourth axis of `path` that are the channels, in the order of the
       dataset; () where each channel is a file.
 
@@ -391,24 +461,8 @@ def predict_scan(
     InputError: A file cannot be read, channels are missing or lie on other grids, or the run was
       trained on images.
   """
-  facts = run_config.dataset_facts
-  if facts.recipe is None:
-    raise InputError(
-        f"{path}: the run was trained on images ({facts.name}) and does not know how to cut a"
-        " volume into slices. Give it images, or a run trained on volumes."
-    )
-  (stored, slope, inter), *stacked = scan_files.read_channels(path, components)
-  channels, _ = channel_grid.read_others(stored, path, others, facts.resample_channels)
-  channels[:0] = [StoredChannel(*one) for one in stacked]
-  found = predict_volume(
-      predictor, facts.recipe, stored, slope, inter,
-      probabilities=probabilities, name=pathlib.Path(path).name, others=channels,
-      shown_channel=run_config.shown_channel,
-  )  # fmt: skip
-  names = [volume_bytes.component_name(path, one) for one in components or (None,)]
-  read = zip((*names, *others), (stored, *(channel.stored for channel in channels)), strict=True)
-  remarks = [line for file, one in read for line in intensity.unknown_voxels(one.voxels, file)]
-  return dataclasses.replace(found, remarks=remarks)
+  scan = read_scan(run_config, path, others, components)
+  return restore_volume(scan, answer_slices(predictor, scan, probabilities=probabilities))
 
 
 def to_label(probability: np.ndarray) -> np.ndarray:

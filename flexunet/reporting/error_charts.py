@@ -14,6 +14,7 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
 
 _DASHED = (0, (4, 3))
+_LABEL_SHARE = 0.1  # Height of a text as a share of the axis, about.
 _AXIS_COLOR = "#8a8f98"  # As of the axes of all charts.
 
 
@@ -79,24 +80,33 @@ class AgreementChart(charts.Chart):
   def plot(self, axis: Axes) -> None:
     """Draws a dot per pair, and the three lines with their values."""
     axis.axhline(0, color=_AXIS_COLOR, linewidth=0.8)
-    for value, name, dashes in (
-        (self.high, "upper limit", _DASHED), (self.bias, "bias", "-"),
-        (self.low, "lower limit", _DASHED),
-    ):  # fmt: skip
+    ends = [self.low, self.high, 0.0, *np.asarray(self.difference, float)]
+    span = max(ends) - min(ends) or 1.0
+    lines = [(self.high, "upper limit", _DASHED), (self.bias, "bias", "-"),
+             (self.low, "lower limit", _DASHED)]  # fmt: skip
+    # Side by side the three texts would cover each other: the table names them too.
+    crowded = min(self.high - self.bias, self.bias - self.low) < _LABEL_SHARE * span
+    for value, name, dashes in lines:
       axis.axhline(value, color="#222222", linewidth=1.2, linestyle=dashes)
-      axis.annotate(
-          f"{name} {value:+.3g}", (1, value), (-2, 3), ha="right", va="bottom",
-          xycoords=("axes fraction", "data"), textcoords="offset points",
-      )  # fmt: skip
+      if not crowded:
+        _label(axis, f"{name} {value:+.3g}", value)
+    if crowded:
+      _label(axis, f"bias {self.bias:+.3g}, limits {self.low:+.3g} to {self.high:+.3g}", self.high)
     axis.scatter(
         self.mean, self.difference, 34, color=self.color, alpha=0.85, edgecolors="#333333",
         linewidths=0.6, zorder=3,
     )  # fmt: skip
-    ends = [self.low, self.high, 0.0, *np.asarray(self.difference, float)]
-    room = 0.18 * (max(ends) - min(ends)) or 1.0
-    axis.set_ylim(min(ends) - room, max(ends) + room)
+    axis.set_ylim(min(ends) - 0.18 * span, max(ends) + 0.18 * span)
     axis.margins(x=0.12)
     axis.grid(axis="y")
+
+
+def _label(axis: Axes, text: str, height: float) -> None:
+  """Writes above a line, at the right end of the chart."""
+  axis.annotate(
+      text, (1, height), (-2, 3), ha="right", va="bottom", xycoords=("axes fraction", "data"),
+      textcoords="offset points",
+  )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
