@@ -63,6 +63,24 @@ _INPUT = _PROGRAM.string("input", None, "Scan, or folder of scans.", required=Tr
 _OUTPUT_DIR = _PROGRAM.string("output_dir", None, "Where labels are written.", required=True)
 _JSON = _PROGRAM.boolean("json", False, "Prints the counts as one JSON object.")
 _OVERLAY = _PROGRAM.boolean("overlay", True, "Also writes <stem>_overlay.png to look at.")
+_ANIMATION = _PROGRAM.enum(
+    "animation",
+    "none",
+    {
+        "none": "no film",
+        "gif": "GIF, which every browser shows",
+        "mp4": "MP4 (H.264), smaller; needs the extra `animation`",
+    },
+    "Also writes the slices of a volume, labels drawn in, as a film <stem>_overlay.gif or .mp4.",
+)
+_ANIMATION_FPS = _PROGRAM.integer(
+    "animation_fps", 10, "Slices a second of --animation.", lower_bound=1, upper_bound=50
+)
+_OVERLAY_SLICES = _PROGRAM.boolean(
+    "overlay_slices",
+    False,
+    "Also writes a folder <stem>_slices with an image of each slice of a volume, labels drawn in.",
+)
 _COLOR_MASKS = _PROGRAM.boolean(
     "color_masks", False, "Also writes <stem>_color.png for images, in the dataset's colours."
 )
@@ -229,6 +247,9 @@ def _outputs(target: pathlib.Path) -> Outputs:
   return Outputs(
       folder=target,
       overlay=_OVERLAY.value,
+      animation=_ANIMATION.value,
+      animation_fps=_ANIMATION_FPS.value,
+      overlay_slices=_OVERLAY_SLICES.value,
       color_masks=_COLOR_MASKS.value,
       probabilities=_PROBABILITIES.value,
       uncertainty=_UNCERTAINTY.value,

@@ -19,6 +19,7 @@ from flexunet.evaluation.calibration import CalibrationFigures
 from flexunet.evaluation.confusion import ConfusionMatrix
 from flexunet.evaluation.labelled_volumes import LabelledVolume, read_volumes
 from flexunet.evaluation.published_figures import PublishedFigures
+from flexunet.evaluation.slice_errors import SliceErrors
 from flexunet.evaluation.split_contents import SplitContents
 from flexunet.evaluation.volume_scores import score_volume
 from flexunet.imaging.clean_up import CleanUp
@@ -26,7 +27,6 @@ from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.record_table import RecordTable
 from flexunet.prediction.ensemble import Ensemble
 from flexunet.prediction.predictor import Predictor, to_label
-from flexunet.reporting import overlay
 
 
 class VoxelObserver(Protocol):
@@ -66,7 +66,7 @@ class SplitScores:
   Attributes:
     rows: One a volume and foreground class: the columns of `cases.csv` without `split`.
     examples: The best and worst volumes.
-    voxel_figures: Key in `metrics.json` -> the figures of an observer of voxels or labels.
+    voxel_figures: Key in `metrics.json` -> the figures of an observer of voxels, labels or slices.
     counts: subjects, volumes, slices, volumes_with_2d_distances, volumes_without_spacing,
       volumes_without_some_slices, volumes_on_resampled_grid.
     volumes_cleaned_up: Whose labels the clean-up changed.
@@ -116,6 +116,7 @@ def score_split(
   watching = list(observers.values())
   calibration = CalibrationFigures(class_names)
   of_labels = {key: new(class_names) for key, new in LABEL_OBSERVERS.items()}
+  positions = SliceErrors(class_names)
   seen, cleaned_up = SplitContents(source), 0
   with progress.bar(
       total=len(table), desc=split, unit="slice", disable=not show_progress
@@ -129,13 +130,15 @@ def score_split(
       own = score_volume(volume, predictions, class_names, tolerances_mm, lesion_overlap)
       rows += own
       seen.add(volume, is_native=shown.keeps_native_labels)
-      keeper.offer(_example(volume, predictions, own, shown_channel))
+      keeper.offer(examples.example_of(volume, predictions, own, shown_channel))
+      positions.add(volume, predictions)
   return SplitScores(
       rows=rows,
       examples=keeper.chosen(),
       voxel_figures={
           **{key: one.figures() for key, one in {**observers, **of_labels}.items()},
           "calibration": calibration.figures(),
+          "slice_errors": positions.figures(),
       },
       counts=seen.counts(),
       volumes_cleaned_up=cleaned_up,
@@ -225,30 +228,3 @@ def _check_ids(volume: LabelledVolume, label: np.ndarray, num_classes: int) -> N
         f"Volume {volume.volume!r}: label ids must lie in 0..{num_classes - 1}, the classes of the"
         f" run. Got: {label.max()}. Build the dataset again, or evaluate the run on its own data."
     )
-
-
-def _example(
-    volume: LabelledVolume,
-    predictions: Sequence[np.ndarray],
-    rows: Sequence[dict[str, Any]],
-    shown_channel: int | None,
-) -> examples.Example:
-  """Returns the slice with most true foreground; with most predicted, where there is none."""
-  areas = [np.count_nonzero(label) for label in volume.labels]
-  if not any(areas):
-    areas = [np.count_nonzero(label) for label in predictions]
-  shown = int(np.argmax(areas))
-  dice = {row["class"]: row["dice"] for row in rows}
-  defined = [value for value in dice.values() if not np.isnan(value)]
-  height, width = volume.spacing_mm
-  return examples.Example(
-      image=overlay.grey_of(volume.images[shown], shown_channel),
-      truth=volume.labels[shown],
-      prediction=predictions[shown],
-      subject=volume.subject,
-      volume=volume.volume,
-      slice_index=volume.slice_index[shown],
-      foreground_dice=float(np.mean(defined)) if defined else float("nan"),
-      dice={name: None if np.isnan(value) else value for name, value in dice.items()},
-      aspect=height / width if np.isfinite([height, width]).all() and width > 0 else 1.0,
-  )

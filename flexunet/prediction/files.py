@@ -21,7 +21,7 @@ from flexunet.core import files, progress
 from flexunet.core.errors import InputError
 from flexunet.imaging import pictures, scan_files
 from flexunet.pipelines import pixel_size
-from flexunet.prediction import overlap, scans, uncertainty
+from flexunet.prediction import overlap, scans, uncertainty, views
 from flexunet.prediction import predictor as predictors
 from flexunet.prediction.ensemble import Ensemble
 from flexunet.prediction.outputs import UNCERTAINTY_ENDINGS, Outputs
@@ -287,12 +287,7 @@ def _write_volume(
     scan: Scan, found: VolumePrediction, run_config: config.RunConfig, outputs: Outputs
 ) -> None:
   scheme = run_config.dataset_facts.label_scheme
-  if outputs.overlay:
-    palette = overlay.display_palette(scheme.palette)
-    height, width = found.slices.spacing_mm
-    aspect = height / width if width > 0 else 1.0  # Not known where the file states no spacing.
-    sheet = overlay.volume_sheet(found.slices.pixels, found.label_slices, palette, aspect=aspect)
-    _write_png(scan, outputs, "_overlay.png", sheet)
+  views.write_volume(scan, outputs, found, run_config.dataset_facts.slice_plan, scheme)
   if found.probability is not None:
     _write_probabilities(scan, outputs, found.probability, run_config)
   scan_files.write_label_like(
@@ -311,9 +306,7 @@ def _write_image(
   image = pixels if pixels.ndim == 2 else overlay.grey_of(pixels, run_config.shown_channel)
   label = found.label
   scheme = run_config.dataset_facts.label_scheme
-  if outputs.overlay:
-    blended = overlay.blend(image, label, overlay.display_palette(scheme.palette))
-    _write_png(scan, outputs, "_overlay.png", blended)
+  views.write_image(scan, outputs, image, label, scheme)
   if outputs.color_masks:
     _write_png(scan, outputs, "_color.png", scheme.colorize(label))
   if outputs.probabilities and found.probability is not None:

@@ -11,6 +11,7 @@ from flexunet.core import progress
 from flexunet.core.errors import InputError, unknown_name
 from flexunet.imaging import nifti
 from flexunet.prediction.scans import Scan
+from flexunet.reporting import animation
 
 if TYPE_CHECKING:  # SciPy: --help does without.
   from flexunet.prediction.error_bounds import ErrorBounds
@@ -33,6 +34,9 @@ class Outputs:
     overlay, color_masks, probabilities: What is written beside the label.
     uncertainty: Which map too, one of `UNCERTAINTY_KINDS`.
     bounds: Which margins and volume intervals too.
+    animation: A film of the slices of a volume: "none", "gif" or "mp4".
+    animation_fps: Slices a second of the film.
+    overlay_slices: A folder <stem>_slices with an overlay of each slice of a volume.
     overwrite: Older files are replaced.
     skip_existing: A scan whose label is there is not predicted again. The label is written last, so
       what lies there without one is of a run that was cut short, and is replaced.
@@ -44,6 +48,9 @@ class Outputs:
   probabilities: bool = False
   uncertainty: str = "none"
   bounds: ErrorBounds | None = None
+  animation: str = "none"
+  animation_fps: int = 10
+  overlay_slices: bool = False
   overwrite: bool = False
   skip_existing: bool = False
 
@@ -52,6 +59,7 @@ class Outputs:
       raise InputError("--overwrite replaces what --skip_existing keeps. Pass one of the two.")
     if self.uncertainty not in UNCERTAINTY_KINDS:
       raise unknown_name("kind of uncertainty", self.uncertainty, UNCERTAINTY_KINDS)
+    animation.check(self.animation)
 
   def divide(self, scans: Sequence[Scan]) -> tuple[list[Scan], list[Scan]]:
     """Returns the scans to predict, and those to skip since their label is there."""
@@ -93,13 +101,15 @@ class Outputs:
 
   def _all(self, scan: Scan) -> list[pathlib.Path]:
     """Returns all that is written for a scan, the label first."""
-    is_image = scan.kind == "image"
+    is_volume = scan.kind == "volume"
     endings = [
         ("_overlay.png", self.overlay),
-        ("_color.png", self.color_masks and is_image),
+        (f"_overlay.{self.animation}", self.animation != "none" and is_volume),
+        ("_slices", self.overlay_slices and is_volume),
+        ("_color.png", self.color_masks and not is_volume),
         ("_probability.npz", self.probabilities),
         (UNCERTAINTY_ENDINGS[scan.kind], self.uncertainty != "none"),
     ]
-    ending = ".png" if is_image else scan.label_suffix or scan.suffix
+    ending = scan.label_suffix or scan.suffix if is_volume else ".png"
     endings += [(one, True) for one in (self.bounds.endings(ending) if self.bounds else ())]
     return self._labels(scan) + [scan.output(self.folder, end) for end, asked in endings if asked]

@@ -323,6 +323,7 @@ class VolumePrediction:
     label_slices: Class ids of these slices, uint8 [row, column, slice].
     spacing_mm: (row, column) spacing of the slices as the run cuts them; NaN where unknown.
     scaling: As in `NetworkInput`.
+    oriented: Whether the scan states its orientation: only then are its sides known.
     remarks: Warnings about the scan, one line each.
   """
 
@@ -332,6 +333,7 @@ class VolumePrediction:
   label_slices: np.ndarray
   spacing_mm: tuple[float, float]
   scaling: tuple[float, float]
+  oriented: bool = False
   remarks: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -457,6 +459,7 @@ def restore_volume(scan: ScanVolume, found: SliceAnswers) -> VolumePrediction:
       spacing_mm=cut.slices.spacing_mm,
       scaling=found.scaling,
       remarks=scan.remarks,
+      oriented=scan.stored.oriented,
   )
 
 

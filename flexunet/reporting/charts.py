@@ -28,12 +28,19 @@ Numbers = Sequence[float] | np.ndarray  # A NumPy array is no Sequence.
 
 # Okabe and Ito, dark enough for lines on white.
 LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+QUIET_COLOR = "#c6d3dd"  # Of bars that are the whole of which others are a part.
 _DASHES = ("-", "--", ":")  # A second and a third round of the colours.
 _AXIS, _GRID, _TEXT, _TITLE = "#8a8f98", "#e6e8eb", "#444a52", "#1c2126"
-_WIDTH, _MARGIN = 460, 5
+_WIDTH, _MARGIN = 360, 5  # The width of a phone: text keeps its size there.
 _LETTER = 7  # Width of a letter, about.
 _UNITS_PER_INCH = 72  # Of Matplotlib's SVG: with as many dots per inch a point is a unit.
 _IMAGE_SCALE = 1.5
+# What a page may colour by its theme: each is drawn as a variable of the page's style.
+_THEMED = {
+    **{color.lower(): f"--line-{index}" for index, color in enumerate(LINE_COLORS)},
+    _AXIS: "--chart-axis", _GRID: "--chart-grid", _TEXT: "--chart-text", _TITLE: "--chart-title",
+    "#222222": "--chart-median", "#333333": "--chart-edge", QUIET_COLOR: "--bar",
+}  # fmt: skip
 _SIZES_LABELLED = 6  # More labels would cover each other.
 _TAG_WITH_NAME = re.compile(r'(<[\w:]+[^>]*?) id="([^"]+)"')
 _STYLE = {
@@ -476,6 +483,11 @@ def _inline(text: str, chart: Chart) -> str:
   used = set(re.findall(r"#([\w.-]+)", body))
   body = _TAG_WITH_NAME.sub(
       lambda found: found[0] if found[2] in used else found[1], body
+  )
+  body = re.sub(
+      r"(?<=: )#[0-9a-f]{6}",
+      lambda found: f"var({_THEMED[found[0]]}, {found[0]})" if found[0] in _THEMED else found[0],
+      body,
   )
   body = re.sub(r">\s+<", "><", body.replace("'DejaVu Sans'", "system-ui, sans-serif"))
   start = (

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import importlib.resources
 import math
+import pathlib
 import string
+import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -37,8 +40,13 @@ def document(
     footer: Last lines.
   """
   shown = [section for section in sections if section[2]]
-  template = importlib.resources.files("flexunet.reporting").joinpath("page.html")
-  return string.Template(template.read_text(encoding="utf-8")).substitute(
+  script = _part("page.js")
+  return string.Template(_part("page.html")).substitute(
+      style=_part("page.css"),
+      dark=_part("page_dark.css"),
+      script=script,
+      # The page's policy runs this script and no other.
+      script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
       kind=text(kind),
       title=text(f"{kind}: {heading}"),
       # A dataset's name breaks at its slashes on a narrow screen.
@@ -53,6 +61,11 @@ def document(
       ),
       footer=text(footer),
   )
+
+
+def _part(name: str) -> str:
+  """Returns a file of the page that lies beside this module."""
+  return importlib.resources.files("flexunet.reporting").joinpath(name).read_text("utf-8")
 
 
 def text(value: Any) -> str:
@@ -100,7 +113,11 @@ def interval(ends: Mapping[str, float] | None, digits: int = 3) -> str:
 
 
 def table(
-    headers: Sequence[str], rows: Sequence[Sequence[str]], *, texts: Sequence[int] = (0,)
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    texts: Sequence[int] = (0,),
+    sortable: bool = True,
 ) -> str:
   """Returns a table whose cells are HTML.
 
@@ -108,6 +125,7 @@ def table(
     headers: One per column.
     rows: Cells, one per column.
     texts: Positions of the columns that hold words; the others hold numbers.
+    sortable: A click on a heading sorts several rows, where scripts are allowed.
   """
 
   def cells(values: Sequence[str], tag: str) -> str:
@@ -117,8 +135,9 @@ def table(
     )
 
   body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
+  kind = ' class="sortable"' if sortable and len(rows) > 1 else ""
   return (
-      f'<div class="scroll"><table><thead><tr>{cells(headers, "th")}</tr></thead>'
+      f'<div class="scroll"><table{kind}><thead><tr>{cells(headers, "th")}</tr></thead>'
       f"<tbody>{body}</tbody></table></div>"
   )
 
@@ -145,5 +164,51 @@ def class_name(name: str, rgb: Iterable[int]) -> str:
 
 def image(pixels: np.ndarray, description: str) -> str:
   """Returns an <img> that holds a uint8 image, [H, W] or [H, W, 3], as PNG."""
-  data = base64.b64encode(overlay.encode_png(pixels)).decode("ascii")
-  return f'<img alt="{text(description)}" src="data:image/png;base64,{data}">'
+  return _image(overlay.encode_png(pixels), description)
+
+
+def layer(ids: np.ndarray, palette: np.ndarray, kind: str) -> str:
+  """Returns an <img> to lie over another one: ids [H, W] in their colours, 0 transparent.
+
+  Args:
+    ids: uint8 [H, W], below len(palette).
+    palette: uint8 [classes, 3].
+    kind: Class of the element, by which the page shows and hides it.
+  """
+  return _image(overlay.encode_layer(ids, palette), "", f"layer {kind}")
+
+
+def _image(png: bytes, description: str, kind: str = "") -> str:
+  data = base64.b64encode(png).decode("ascii")
+  named = f' class="{kind}"' if kind else ""
+  return f'<img{named} alt="{text(description)}" src="data:image/png;base64,{data}">'
+
+
+def chart(svg: str) -> str:
+  """Returns a chart in a box that keeps its text readable; nothing for no chart."""
+  return f'<div class="chart">{svg}</div>' if svg else ""
+
+
+def chart_grid(svgs: Iterable[str]) -> str:
+  """Returns charts side by side where there is room; nothing where none is drawn."""
+  shown = "".join(chart(svg) for svg in svgs)
+  return f'<div class="charts">{shown}</div>' if shown else ""
+
+
+def file_links(folder: pathlib.Path, files: Mapping[pathlib.Path, str]) -> str:
+  """Returns links to the files beside a page that are there; nothing where none is.
+
+  Args:
+    folder: Where the page lies.
+    files: Each below it, with what is in it.
+  """
+  there = [(path.relative_to(folder), what) for path, what in files.items() if path.is_file()]
+  if not there:
+    return ""
+  entries = [
+      (f'<a href="{text(urllib.parse.quote(path.as_posix()))}">{text(path.as_posix())}</a>',
+       text(what))
+      for path, what in there
+  ]  # fmt: skip
+  note = "The links work while this page lies in its folder."
+  return definitions(entries) + f'<p class="note">{note}</p>'

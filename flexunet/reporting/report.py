@@ -7,7 +7,6 @@ subject pseudonyms and slices of the data, but no path of the machine.
 from __future__ import annotations
 
 import json
-import math
 import os
 import pathlib
 from collections.abc import Mapping
@@ -16,10 +15,19 @@ from typing import Any
 from flexunet import config, run_folder, seen_subjects
 from flexunet.core import files
 from flexunet.core.errors import InputError
+from flexunet.datasets import built_dataset
 from flexunet.ensemble_folder import EnsembleFolder, RunSet
 from flexunet.evaluation import examples, summary
+from flexunet.reporting import (
+  cases_section,
+  caveats,
+  decisions_section,
+  errors_section,
+  results_section,
+  sources,
+  training_section,
+)
 from flexunet.reporting import html_parts as page
-from flexunet.reporting import results_section, training_section
 
 _SOURCES = "manifest.json, history.csv, evaluation/metrics.json and evaluation/cases.csv"
 
@@ -68,9 +76,9 @@ def _page(run: run_folder.RunFolder) -> str:
     model_sha256 = files.sha256_of(run.model_keras)
   headline = next(iter(evaluations), None)
   top = results_section.tiles(headline, evaluations[headline]) if headline else ""
-  top += results_section.caveat_box(
-      results_section.caveats(evaluations, run_config, model_sha256)
-      + results_section.left_out(set(stored) - set(evaluations))
+  top += caveats.caveat_box(
+      caveats.caveats(evaluations, run_config, model_sha256)
+      + caveats.left_out(set(stored) - set(evaluations))
       + _label_warnings(manifest)
   )
   return page.document(
@@ -80,11 +88,14 @@ def _page(run: run_folder.RunFolder) -> str:
       top=top,
       sections=[
           *_result_sections(run, run_config, evaluations),
+          ("decisions", "Learnt from validation",
+           decisions_section.decisions_section(_read_json(run.calibration_json), model_sha256)),
           *(_ensemble_sections(runs) if runs
             else _run_sections(run, run_config, evaluations, manifest)),
           ("definitions", "What the figures mean", results_section.figure_definitions(evaluations)),
           ("provenance", "Provenance",
            training_section.provenance_section(manifest, model_sha256)),
+          ("files", "Files", page.file_links(run.path, _files(run))),
       ],
       footer=(
           "Written by FlexUNet from the files of the run folder. For research; not a medical"
@@ -164,7 +175,10 @@ def _result_sections(
     sections += [
         (f"results-{split}", _results_title(split, run_config.data),
          results_section.split_section(figures, own, scheme)),
-        (f"cases-{split}", f"Cases of {split}", results_section.case_section(shown, scheme)),
+        (f"cases-{split}", f"Where it fails: cases of {split}",
+         cases_section.cases_section(shown, scheme)),
+        (f"errors-{split}", f"Where it fails: errors on {split}",
+         errors_section.errors_section(figures, own, scheme, run_config.dataset_facts.slice_plan)),
     ]  # fmt: skip
   return sections
 
@@ -191,10 +205,33 @@ def _run_sections(
   )
   return [
       ("data", "Data",
-       training_section.data_section(as_stored, counts, scheme, _held_out(manifest))),
+       training_section.data_section(as_stored, counts, scheme, _held_out(manifest))
+       + sources.section(_data_source(run_config))),
       ("curves", "Training", curves),
       ("settings", "Settings and reasons", training_section.settings_section(run_config)),
-  ]
+  ]  # fmt: skip
+
+
+def _data_source(run_config: config.RunConfig) -> sources.DataSource:
+  """Returns licence and citation of the run's dataset: of its folder, if it is there."""
+  try:
+    found = sources.of_folder(built_dataset.locate(*run_config.dataset_in(None)))
+  except InputError:  # It has moved since the training.
+    found = sources.DataSource()
+  return found or sources.of_package(run_config.dataset_facts.name.split("/")[0])
+
+
+def _files(run: run_folder.RunFolder) -> dict[pathlib.Path, str]:
+  """Returns the files of a run that a reader of its report may open, and what is in each."""
+  return {
+      run.metrics_json: "scores of each split",
+      run.cases_csv: "scores of each volume and class",
+      run.calibration_json: "what was learnt from the validation subjects",
+      run.history_csv: "a row per epoch of the training",
+      run.curves_png: "the same as charts",
+      run.config_json: "all settings",
+      run.manifest_json: "versions, hashes and subjects",
+  }
 
 
 def read_history(run: run_folder.RunFolder) -> list[dict[str, float]]:
@@ -208,11 +245,15 @@ def read_history(run: run_folder.RunFolder) -> list[dict[str, float]]:
 
 
 def read_cases(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the rows of `cases.csv` with `dice` as a float; an absent file has no rows."""
+  """Returns the rows of `cases.csv`, scores and volumes in ml as floats; an absent file has none.
+
+  What is not defined, or in no column, is NaN.
+  """
   if not path.is_file():
     return []
+  numbers = ("dice", "reference_ml", "predicted_ml")
   return [
-      {**row, "dice": _number(row["dice"], path) if row["dice"] else math.nan}
+      {**row, **{name: _number(row.get(name) or "nan", path) for name in numbers}}
       for row in files.read_table(path, ["split", "subject", "volume", "class", "dice"])
   ]
 

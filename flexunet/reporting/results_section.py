@@ -1,19 +1,15 @@
-"""The report's part on results: tiles, caveats, tables, distributions, cases, definitions."""
+"""The report's part on results: tiles, tables, distributions, definitions."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from flexunet import config
 from flexunet.evaluation import summary
-from flexunet.evaluation.examples import Example
 from flexunet.imaging.label_scheme import LabelScheme
-from flexunet.reporting import charts, overlay
+from flexunet.reporting import charts, colors
 from flexunet.reporting import html_parts as page
 
 _HD95 = (
@@ -85,7 +81,6 @@ _PRESENCE = {
     "false_alarm": "absent, predicted",
     "both_empty": "absent, not predicted",
 }
-_FEW_SUBJECTS = 10
 _SUBJECTS_SHOWN = 60
 
 
@@ -137,104 +132,6 @@ def tiles(split: str, figures: Mapping[str, Any]) -> str:
   ) + "</div>"
 
 
-def caveats(
-    evaluations: Mapping[str, Mapping[str, Any]],
-    run_config: config.RunConfig,
-    model_sha256: str | None,
-) -> list[str]:
-  """Returns what a reader must know before trusting the figures, one sentence (HTML) each.
-
-  Args:
-    evaluations: Split -> its entry in `metrics.json`.
-    run_config: What the run is.
-    model_sha256: Hash of the run's present model, None where there is none.
-  """
-  if not evaluations:
-    unseen = (
-        "Nothing has been evaluated yet; the curves below are of training and validation. Run"
-        " <code>flexunet-evaluate</code> on a split that training has not seen."
-    )
-    return [unseen]
-  found = []
-  for split, figures in evaluations.items():
-    evaluated = figures["evaluated"]
-    sentences = _people_caveats(split, evaluated, run_config.data)
-    sentences += _volume_caveats(figures)
-    sentences += [page.text(warning) for warning in evaluated["warnings"]]
-    if evaluated["fingerprint"] != run_config.dataset_facts.fingerprint:
-      sentences.append("evaluated on other records than the run was trained on.")
-    if model_sha256 and evaluated["model_sha256"] != model_sha256:
-      sentences.append("evaluated with an earlier checkpoint of this run. Evaluate again.")
-    found += [f"<b>{page.text(split)}</b>: {sentence}" for sentence in sentences]
-  return found
-
-
-def left_out(splits: Collection[str]) -> list[str]:
-  """Returns a sentence (HTML) for each split whose stored scores cannot be shown."""
-  return [
-      f"<b>{page.text(split)}</b>: its scores were written by another version of FlexUNet and are"
-      " not shown. Evaluate again."
-      for split in sorted(splits)
-  ]
-
-
-def _people_caveats(
-    split: str, evaluated: Mapping[str, Any], data: config.DataConfig
-) -> list[str]:
-  """Returns what limits the figures as a statement about new people."""
-  subjects = page.count(evaluated["subjects"], "subject")
-  sentences = []
-  if evaluated["subjects"] < _FEW_SUBJECTS:
-    sentences.append(
-        f"only {subjects}. The figures may be quite different for other people; no interval shows a"
-        " failure that none of these few has."
-    )
-  if evaluated["subjects_also_trained_on"] is None:  # No names: what is left are those of splits.
-    if split == data.validation_split:
-      sentences.append("it chose the best checkpoint, so its figures are optimistic.")
-    if split == data.train_split:
-      sentences.append("the network was trained on it. Its figures say nothing about new people.")
-    sentences.append(
-        "its subjects have no names: whether the network was trained on them is not known."
-    )
-  return sentences
-
-
-def _volume_caveats(figures: Mapping[str, Any]) -> list[str]:
-  """Returns which volumes have no Dice or no distances."""
-  evaluated, empty = figures["evaluated"], figures["foreground_dice"]["n_empty"]
-  volumes = page.count(evaluated["volumes"], "volume")
-  sentences = []
-  if empty:
-    sentences.append(
-        f"{empty} of {volumes} empty in truth and prediction: no Dice, not part of its means."
-    )
-  if flat := evaluated["volumes_with_2d_distances"]:
-    missed, false_alarms = (
-        sum(entry[f"slices_{kind}"] for entry in figures["per_class"].values())
-        for kind in ("missed", "false_alarm")
-    )
-    sentences.append(
-        f"{flat} of {volumes} with gaps between slices, or with a single slice: surfaces are"
-        " compared within slices, in figures of their own. There a class was missed in a slice"
-        f" {page.count(missed, 'time')}, and found in a slice without it"
-        f" {page.count(false_alarms, 'time')}; a volume with such a slice has no distance."
-    )
-  if unknown := evaluated.get("volumes_without_spacing"):
-    sentences.append(
-        f"{unknown} of {volumes} without a known spacing: no distances in millimetres."
-    )
-  return sentences
-
-
-def caveat_box(sentences: Sequence[str]) -> str:
-  """Returns the sentences in a box of their own, as HTML; nothing where there are none."""
-  if not sentences:
-    return ""
-  items = "".join(f"<li>{sentence}</li>" for sentence in sentences)
-  return f'<div class="caveats"><h3>Before you trust the figures</h3><ul>{items}</ul></div>'
-
-
 def split_section(
     figures: Mapping[str, Any], cases: Sequence[Mapping[str, Any]], scheme: LabelScheme
 ) -> str:
@@ -245,7 +142,7 @@ def split_section(
     cases: Its rows of `cases.csv`, with `dice` as a float, NaN where there is none.
     scheme: Names and colours of the classes.
   """
-  palette = dict(zip(scheme.names, overlay.display_palette(scheme.palette), strict=True))
+  palette = dict(zip(scheme.names, colors.display_palette(scheme.palette), strict=True))
   per_class = figures["per_class"]
   named = {name: page.class_name(name, palette[name]) for name in per_class}
   return (
@@ -319,9 +216,9 @@ def _distribution(cases: Sequence[Mapping[str, Any]], colors: Mapping[str, str])
   if not chart:
     return ""
   return (
-      f'<figure class="strip">{chart}<figcaption class="note">One dot per volume; the box spans the'
-      " quartiles, line and number are the median. Dots are shifted up and down only to keep them"
-      " apart.</figcaption></figure>"
+      f'<figure class="strip">{page.chart(chart)}<figcaption class="note">One dot per volume; the'
+      " box spans the quartiles, line and number are the median. Dots are shifted up and down only"
+      " to keep them apart.</figcaption></figure>"
   )
 
 
@@ -369,62 +266,6 @@ def _published(published: Mapping[str, Any]) -> str:
       f"<p>dice_coef_multiclass <b>{coefficient}</b>, pixel accuracy <b>{accuracy}</b>."
       ' <span class="soft">Both count the background, which fills most of a slice. They are close'
       " to 1 even where structures are missed, and are not the Dice above.</span></p>"
-  )
-
-
-def case_section(examples: Sequence[Example], scheme: LabelScheme) -> str:
-  """Returns the examples as HTML, worst first; nothing where there are none.
-
-  Args:
-    examples: Slices, each on the side "worst" or "best".
-    scheme: Names and colours of the classes.
-  """
-  if not examples:
-    return ""
-  palette = overlay.display_palette(scheme.palette)
-  legend = " ".join(
-      page.class_name(name, palette[index]) for index, name in enumerate(scheme.names) if index
-  )
-  parts = [f'<div class="legend">{legend}</div>']
-  only = "The only case" if len(examples) == 1 else "Best cases"
-  for side, title in (("worst", "Worst cases"), ("best", only)):
-    if chosen := [example for example in examples if example.side == side]:
-      parts.append(f"<h3>{title}</h3>")
-      parts += [_case(example, palette) for example in chosen]
-  parts.append(
-      '<p class="note">Each volume is shown by the slice with most true foreground; the Dice is'
-      " that of the whole volume. A frame in the first image marks what the others enlarge.</p>"
-  )
-  return "".join(parts)
-
-
-def _case(example: Example, palette: np.ndarray) -> str:
-  box = overlay.crop_box([example.truth, example.prediction])
-  crop = example.image[box]
-  panels = [
-      ("image", crop),
-      ("truth", overlay.blend(crop, example.truth[box], palette)),
-      ("prediction", overlay.blend(crop, example.prediction[box], palette)),
-  ]
-  if crop.shape != example.image.shape:
-    panels.insert(0, ("slice", overlay.frame(example.image, box)))
-  figures = "".join(
-      f'<figure><div class="frame">'
-      f"{page.image(overlay.stretch(pixels, example.aspect), name)}</div>"
-      f"<figcaption>{name}</figcaption></figure>"
-      for name, pixels in panels
-  )
-  per_class = ", ".join(
-      f"{page.words(name)} {page.number(dice)}"
-      for name, dice in example.dice.items()
-      if dice is not None
-  )
-  detail = f"<span>{per_class}</span>" if len(example.dice) > 1 else ""
-  return (
-      f'<div class="case"><header><b>{page.text(example.subject)}</b>'
-      f'<span class="dice">Dice <b>{page.number(example.foreground_dice)}</b></span>{detail}'
-      f'<span class="soft">volume {page.text(example.volume)}, slice {example.slice_index}</span>'
-      f'</header><div class="panels of{len(panels)}">{figures}</div></div>'
   )
 
 

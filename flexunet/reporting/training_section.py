@@ -10,7 +10,7 @@ from typing import Any
 
 from flexunet import config
 from flexunet.imaging.label_scheme import LabelScheme
-from flexunet.reporting import charts, overlay
+from flexunet.reporting import charts, colors
 from flexunet.reporting import html_parts as page
 
 # Where files lie on one machine helps no reader, and may be private.
@@ -70,7 +70,7 @@ def _fold_note(data: Mapping[str, Any], held_out: Sequence[str]) -> str:
 
 
 def _classes(scheme: LabelScheme) -> str:
-  shown = overlay.display_palette(scheme.palette)
+  shown = colors.display_palette(scheme.palette)
   items = "".join(
       f'<span class="item">{page.swatch(shown[index]) if index else ""}{index}:'
       f" {page.words(name)}</span> "
@@ -134,7 +134,7 @@ def curves_section(
   drawn = [charts.svg(chart) for chart in history_charts(history, kept)]
   return (
       f'<p class="note">{page.text(" ".join(sentences))}</p>'
-      f'<div class="charts">{"".join(f"<div>{chart}</div>" for chart in drawn if chart)}</div>'
+      f"{page.chart_grid(drawn)}"
   )
 
 

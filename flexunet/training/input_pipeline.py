@@ -318,14 +318,29 @@ def drawn_pixel_shares(table: RecordTable, epoch_order: order.EpochOrder) -> np.
   return mixed / mixed.sum()
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class PreviewSlice:
+  """A validation slice that is drawn after each validation.
+
+  Attributes:
+    image: uint8 [h, w, channels].
+    label: Class ids, uint8 [h, w].
+    slice_index: Its position in the volume; below 0 where that is not known.
+  """
+
+  image: np.ndarray
+  label: np.ndarray
+  slice_index: int
+
+
 def preview_slices(
     run_config: config.RunConfig, opened: TrainingData, count: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
+) -> list[PreviewSlice]:
   """Returns validation slices of different subjects, those with most foreground first.
 
   Returns:
-    (image uint8 [h, w, C], label uint8 [h, w]) of at most `count` slices, of the size of the
-    network's input; whole and larger where training takes them in tiles.
+    At most `count`, of the size of the network's input; whole and larger where training takes them
+    in tiles.
   """
   table = _whole_slices(opened)
   amount = table.pixels[:, 1:].sum(axis=1) if table.pixels is not None else np.zeros(len(table))
@@ -353,7 +368,7 @@ def preview_slices(
     example = batches.open_loader(opened.source, table, own)(tf.constant(row, tf.int64))
     image = readers.to_channels(example["image"], spec.image_channels)
     label = run_config.dataset_facts.label_scheme.without_ignored(example["label"].numpy())
-    found.append((image.numpy(), label))
+    found.append(PreviewSlice(image.numpy(), label, int(table.slice_index[row])))
   return found
 
 

@@ -26,12 +26,13 @@ import tensorflow as tf
 from flexunet import config, run_folder
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
+from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.network import probabilities
 from flexunet.network.model import accept_any_size
 from flexunet.pipelines.feature_keys import FeatureFlags
 from flexunet.prediction import tiles
 from flexunet.prediction.tiles import Tiler
-from flexunet.reporting import charts, event_files, mlflow_store, overlay, training_section
+from flexunet.reporting import charts, event_files, mlflow_store, overlay, sheets, training_section
 from flexunet.training import callbacks, input_pipeline
 
 # Constants above this size lose their values in the graph: weights would make it as large as the
@@ -168,8 +169,8 @@ class Previews(keras.callbacks.Callback):
   def __init__(
       self,
       run: run_folder.RunFolder,
-      slices: Sequence[tuple[np.ndarray, np.ndarray]],
-      palette: np.ndarray,
+      slices: Sequence[input_pipeline.PreviewSlice],
+      scheme: LabelScheme,
       network: keras.Model | None = None,
       shown_channel: int | None = None,
       tiler: Tiler | None = None,
@@ -178,8 +179,8 @@ class Previews(keras.callbacks.Callback):
 
     Args:
       run: Where the sheets go.
-      slices: (image uint8 [h, w, channels], class ids uint8 [h, w]) each.
-      palette: Colours of the classes, uint8 [classes, 3].
+      slices: The slices.
+      scheme: Names and colours of the classes.
       network: Predicts; the one in training by default.
       shown_channel: Which channel is drawn; None: the mean of all.
       tiler: Cuts slices larger than the network's input; None: there are none.
@@ -189,27 +190,37 @@ class Previews(keras.callbacks.Callback):
     self._shown_channel = shown_channel
     self._slices, self._tiler = slices, tiler
     self._any_size: keras.Model | None = None
-    self._palette = overlay.display_palette(palette)
+    self._view = sheets.View.of_scheme(scheme)
     self._network = network
 
   def on_epoch_end(self, epoch, logs=None):
     # The first epoch too: a wrong label shows at once.
     if epoch and callbacks.MONITOR not in (logs or {}):
       return
-    images = [image for image, _ in self._slices]
     network = self._network or self.model
     if self._tiler is not None and self._any_size is None:
       self._any_size = accept_any_size(network)
+    images = [one.image for one in self._slices]
     predicted = predict_labels(self._any_size or network, images, self._tiler)
-    drawings = []
-    for (image, truth), guess in zip(self._slices, predicted, strict=True):
-      grey = overlay.grey_of(image, self._shown_channel)
-      drawn = [overlay.blend(grey, label, self._palette) for label in (truth, guess)]
-      drawings += [overlay.to_rgb(grey), *drawn]
-    sheet = overlay.contact_sheet(
-        drawings, columns=6 if len(drawings) > 3 else 3, tile_size=256
+    drawn = []
+    for one, guess in zip(self._slices, predicted, strict=True):
+      drawn += self._tiles(one, guess)
+    sheet = sheets.contact_sheet(
+        drawn, columns=6 if len(drawn) > 3 else 3, tile_size=256, legend=self._view.legend
     )
     files.write_bytes(self._run.preview_png(epoch), overlay.encode_png(sheet))
+
+  def _tiles(
+      self, one: input_pipeline.PreviewSlice, guess: np.ndarray
+  ) -> list[sheets.Tile]:
+    """Returns a slice alone, and with its true and its predicted label."""
+    grey = overlay.grey_of(one.image, self._shown_channel)
+    number = f"slice {one.slice_index}" if one.slice_index >= 0 else "image"
+    return [
+        sheets.Tile(overlay.to_rgb(grey), number),
+        *(sheets.slice_tile(grey, label, self._view, size=256, caption=what)
+          for label, what in ((one.label, "truth"), (guess, "prediction"))),
+    ]  # fmt: skip
 
 
 def predict_labels(
@@ -254,9 +265,9 @@ def previews(
     options = tiles.TileOptions.of(run_config.model.image_size or "auto")
     tiler = tiles.Tiler(run_config.model, options, None)
   slices = input_pipeline.preview_slices(run_config, data, number)
-  palette = run_config.dataset_facts.label_scheme.palette
+  scheme = run_config.dataset_facts.label_scheme
   channel = run_config.shown_channel
-  return [Previews(run, slices, palette, network, shown_channel=channel, tiler=tiler)]
+  return [Previews(run, slices, scheme, network, shown_channel=channel, tiler=tiler)]
 
 
 def final_line(rows: Sequence[dict[str, Any]]) -> str:

@@ -132,7 +132,7 @@ def evaluated_run(path, subjects: int = 4, first: int = 0) -> run_folder.RunFold
 
 
 def _example(rows: list[dict], generator: np.random.Generator) -> examples.Example:
-  """Returns a grey disc with a lesion in it, found one pixel off."""
+  """Returns two slices of a grey disc with a lesion in it, found some pixels off."""
   y, x = np.mgrid[:160, :120]
   head = (y - 80) ** 2 / 4900 + (x - 60) ** 2 / 2900 < 1
   image = (head * 120 + generator.integers(0, 40, head.shape)).astype(np.uint8)
@@ -141,13 +141,21 @@ def _example(rows: list[dict], generator: np.random.Generator) -> examples.Examp
   truth[70:76, 58:75] = 2
   dice = {entry["class"]: entry["dice"] for entry in rows}
   key = (rows[0]["subject"], rows[0]["volume"])
+  shown = [
+      examples.ExampleSlice(
+          image=image,
+          truth=truth,
+          prediction=np.roll(truth, (shift, 1), (0, 1)),
+          slice_index=17 + shift,
+          most_truth=shift == 2,
+          most_error=shift == 3,
+      )
+      for shift in (2, 3)
+  ]
   return examples.Example(
-      image=image,
-      truth=truth,
-      prediction=np.roll(truth, (2, 1), (0, 1)),
+      slices=tuple(shown),
       subject=rows[0]["subject"],
       volume=rows[0]["volume"],
-      slice_index=17,
       foreground_dice=summary.foreground_dice(rows)[key],
       dice={name: None if value != value else value for name, value in dice.items()},
       aspect=1.2,

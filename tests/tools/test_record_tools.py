@@ -23,7 +23,7 @@ from flexunet.datasets import built_dataset, catalog
 from flexunet.datasets.builder import tfrecord
 from flexunet.pipelines import dataset_source
 from flexunet.tools import export_images, verify_records
-from flexunet.tools.dataset_report import charts, page, statistics
+from flexunet.tools.dataset_report import charts, page, statistics, subjects
 from flexunet.tools.phantom import layouts
 
 SIZES = {
@@ -478,6 +478,35 @@ def test_the_verify_command_ends_with_0_or_with_1_and_the_record(copy, tmp_path)
   done = run_tool("verify_records", copy)
   assert done.returncode == 1
   assert f"{path.name}: record {rows[-1]['record']} ({rows[-1]['key']}) is missing." in done.stderr
+
+
+def test_the_report_says_who_is_in_the_dataset_and_under_which_terms(slices):
+  dataset = built_dataset.find_one(slices)
+  page.write_report(dataset, slices / "dataset_report.html")
+  text = (slices / "dataset_report.html").read_text()
+  (slices / "dataset_report.html").unlink()
+  (slices / "dataset_report.png").unlink()
+  for subject in {row["subject"] for row in dataset.rows}:
+    assert f"<td>{subject}</td>" in text
+  assert "No subject stands in two splits" in text and "Each record is one slice" in text
+  assert "Research and education" in text and "Jafari-Khouzani et al. (2011)" in text
+  links = set(re.findall(r'href="([^#"][^"]*)"', text))
+  assert {"records.csv", "splits.json", "build_report.json"} <= links
+  assert all((slices / name).is_file() for name in links)
+
+
+def test_a_report_that_lies_elsewhere_has_no_links_to_files(slices, tmp_path):
+  page.write_report(built_dataset.find_one(slices), tmp_path / "a.html")
+  assert not re.findall(r'href="[^#"]', (tmp_path / "a.html").read_text())
+
+
+def test_a_subject_in_two_splits_is_counted(slices):
+  dataset = built_dataset.find_one(slices)
+  assert subjects.in_several_splits(dataset) == []
+  first = dataset.rows[0]
+  other = "test" if first["split"] != "test" else "train"
+  rows = [*dataset.rows, {**first, "split": other}]
+  assert subjects.in_several_splits(dataclasses.replace(dataset, rows=rows)) == [first["subject"]]
 
 
 @pytest.mark.slow

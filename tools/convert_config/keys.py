@@ -104,11 +104,15 @@ _PREVIEWS = noted("previews lie in RUN/previews")
 _COPIES = noted("flexunet augment_offline --output_dir=OUT writes augmented copies, training none")
 _RECIPE = "a run remembers how its volumes were cut, and predicts every scan that way:"
 _VIDEO = noted(
-    "no film is written; predict draws all slices on one sheet, and flexunet export_images writes"
-    " images that ffmpeg joins"
+    "after training: flexunet predict --animation=mp4 (extra `animation`) or --animation=gif writes"
+    " <stem>_overlay.mp4 or .gif beside the label, of overlays; here {value}"
+)
+_VIDEO_FPS = noted("after training: flexunet predict --animation=mp4 --animation_fps={value}")
+_SLICES = noted(
+    "--overlay of flexunet predict, a sheet per scan, is on by default; --overlay_slices writes an"
+    " image per slice"
 )
 _OPACITY = noted("overlays have outlines and a fill of fixed opacity; --nooverlay leaves them out")
-_OVERLAY = noted("--overlay of flexunet predict is on by default; --nooverlay turns it off")
 _INPUT = noted("after training: flexunet predict --run_dir=RUN --input={value} --output_dir=OUT")
 _OUTPUT = noted("after training: flexunet predict --run_dir=RUN --input=IN --output_dir={value}")
 _TILES = (
@@ -225,7 +229,7 @@ KEYS: dict[str, dict[str, Reader]] = {
     "infer3d": {
         "images_dir": _INPUT,
         "output_dir": _OUTPUT,
-        "mask_overlay": _OVERLAY,
+        "mask_overlay": _SLICES,
         "overlay_alpha": _OPACITY,
         "overlay_beta": _OPACITY,
         "overlay_gamma": _OPACITY,
@@ -235,7 +239,7 @@ KEYS: dict[str, dict[str, Reader]] = {
         "slice_shape_order": noted(f"{_RECIPE} along the plane of flexunet build --plane"),
         "video_dir": _VIDEO,
         "video_fileformat": _VIDEO,
-        "video_fps": _VIDEO,
+        "video_fps": _VIDEO_FPS,
         "video_type": _VIDEO,
     },
     "image": {"color_order": noted("colour images are read as RGB; grey ones have no order")},

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from flexunet.datasets.built_dataset import BuiltDataset
-from flexunet.reporting import charts, html_parts, overlay
+from flexunet.reporting import charts, colors, html_parts, overlay, sheets
 from flexunet.tools.dataset_report import statistics
 from flexunet.tools.dataset_report.statistics import Sample, Statistics
 
 _TILE = 200
 _TITLE_HEIGHT = 36
-_MANY, _SOME = "#c6d3dd", charts.LINE_COLORS[0]
+_MANY, _SOME = charts.QUIET_COLOR, charts.LINE_COLORS[0]
 _BACKGROUND = "#777777"
 _LEAST_PERCENT = 1e-3  # Lower end of the logarithmic axes.
 
@@ -35,7 +36,7 @@ def charts_of(dataset: BuiltDataset, figures: Statistics) -> list[charts.Chart]:
 
 
 def _class_colors(dataset: BuiltDataset) -> list[str]:
-  palette = overlay.display_palette(dataset.scheme.palette)
+  palette = colors.display_palette(dataset.scheme.palette)
   return [_BACKGROUND, *(html_parts.color(rgb) for rgb in palette[1:])]
 
 
@@ -154,20 +155,29 @@ def contact_sheet(dataset: BuiltDataset, samples: Sequence[Sample]) -> np.ndarra
 
   The sheet is uint8 [H, W, 3].
   """
-  palette = overlay.display_palette(dataset.scheme.palette)
+  view = sheets.View.of_scheme(dataset.scheme)
   plain, painted = [], []
   for sample in samples:
     grey = sample.image
     if grey.ndim == 3:
       grey = grey.mean(axis=-1).astype(np.uint8)
-    plain.append(overlay.stretch(overlay.to_rgb(grey), sample.aspect))
-    painted.append(overlay.stretch(overlay.blend(grey, sample.label, palette), sample.aspect))
-  blank = [np.full((8, 8, 3), 16, np.uint8)] * (statistics.SHEET_COLUMNS - len(plain))
+    of_sample = dataclasses.replace(view, aspect=sample.aspect)
+    number = sample.row["slice_index"]
+    plain.append(
+        sheets.Tile(
+            overlay.stretch(overlay.to_rgb(grey), sample.aspect),
+            f"slice {number}" if number and int(number) >= 0 else "",
+        )
+    )
+    painted.append(sheets.slice_tile(grey, sample.label, of_sample, size=_TILE))
+  blank = [sheets.Tile(np.full((8, 8, 3), 16, np.uint8))]
+  blank *= statistics.SHEET_COLUMNS - len(plain)
   labelled = any(sample.label.any() for sample in samples)
-  return overlay.contact_sheet(
+  return sheets.contact_sheet(
       [*plain, *blank, *painted, *blank] if labelled else [*plain, *blank],
       columns=statistics.SHEET_COLUMNS,
       tile_size=_TILE,
+      legend=view.legend if labelled else (),
   )
 
 

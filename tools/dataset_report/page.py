@@ -11,8 +11,8 @@ from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.datasets.built_dataset import BuiltDataset
 from flexunet.reporting import charts as drawing
-from flexunet.reporting import html_parts, overlay
-from flexunet.tools.dataset_report import charts, statistics
+from flexunet.reporting import colors, html_parts, overlay, sources
+from flexunet.tools.dataset_report import charts, statistics, subjects
 from flexunet.tools.dataset_report.statistics import Statistics
 
 _LINES_SHOWN = 200
@@ -46,7 +46,7 @@ def write_report(
   })
   # The page last: where it is, both are.
   files.write_bytes(output.with_suffix(".png"), overlay.encode_png(image))
-  files.write_bytes(output, _page(dataset, figures, drawn, sheets).encode("utf-8"))
+  files.write_bytes(output, _page(dataset, figures, drawn, sheets, output).encode("utf-8"))
 
 
 def _page(
@@ -54,8 +54,8 @@ def _page(
     figures: Statistics,
     drawn: list[drawing.Chart],
     sheets: dict[str, np.ndarray],
+    output: pathlib.Path,
 ) -> str:
-  shapes = "".join(f"<div>{text}</div>" for chart in drawn if (text := drawing.svg(chart)))
   note = (
       "The slices with most of each class, of different subjects; below them the same with the"
       " label drawn in."
@@ -65,14 +65,17 @@ def _page(
       kind="Dataset report",
       heading=dataset.name,
       lead=_lead(dataset),
-      top=_facts(dataset) + _warnings(dataset),
+      top=_in_words(dataset) + _facts(dataset) + _warnings(dataset),
       sections=[
+          ("source", "Source and licence", sources.section(sources.of_folder(dataset.path))),
           ("splits", "Splits and classes", _split_table(dataset) + _class_table(dataset, figures)),
+          ("subjects", "Subjects", subjects.section(dataset)),
           ("charts", "Balance, intensity, size",
-           f'<div class="charts">{shapes}</div>{_size_note(figures)}'),
+           html_parts.chart_grid(map(drawing.svg, drawn)) + _size_note(figures)),
           ("slices", "Contact sheets", f'<p class="note">{note}</p>{contact_sheets}'),
-          ("source", "Source files",
+          ("raw", "Source files",
            _mask_values(dataset) + _left_out(dataset) + _volume_facts(dataset)),
+          ("files", "Files", _files(dataset, output)),
       ],
       footer="Written by FlexUNet from the built dataset; it holds slices of the data.",
   )  # fmt: skip
@@ -83,6 +86,63 @@ def _lead(dataset: BuiltDataset) -> str:
   volumes = len({row["volume"] for row in dataset.rows})
   counts = ((subjects, "subject"), (volumes, "volume"), (len(dataset.rows), "record"))
   return ", ".join(html_parts.count(*entry) for entry in counts) + "."
+
+
+def _in_words(dataset: BuiltDataset) -> str:
+  """Returns what the dataset is, in sentences."""
+  scheme, labelled = dataset.scheme, [name for name in dataset.splits if name != "unlabeled"]
+  classes = ", ".join(html_parts.words(name) for name in scheme.names[1:])
+  parts = [
+      f"Each record is {_record(dataset)} with a label of {classes} and {scheme.names[0]}."
+  ]
+  if len(labelled) > 1:
+    shares = ", ".join(
+        f"{html_parts.text(name)} {dataset.splits[name]['num_subjects']:,}" for name in labelled
+    )
+    parts.append(f"The labelled subjects are divided into {shares}.")
+  shared = subjects.in_several_splits(dataset)
+  parts.append(
+      f"{html_parts.count(len(shared), 'subject')} stand in several splits, where the publisher put"
+      " them." if shared else "No subject stands in two splits."
+  )  # fmt: skip
+  if "unlabeled" in dataset.splits:
+    count = html_parts.count(dataset.splits["unlabeled"]["num_volumes"], "volume")
+    parts.append(f"{count} without labels can be predicted, not scored.")
+  counts = np.array([[int(row[f"pixels_{name}"]) for name in scheme.names] for row in dataset.rows
+                     if row["split"] != "unlabeled"], np.int64).reshape(-1, scheme.num_classes)
+  if (total := counts.sum()) and len(counts):
+    parts.append(
+        f"{100 * counts[:, 1:].sum() / total:.2g} % of the labelled pixels are foreground;"
+        f" {100 * (counts[:, 1:].sum(axis=1) > 0).mean():.0f} % of the records have some."
+    )
+  absent = [html_parts.words(name) for name, count in
+            zip(scheme.names[1:], counts.sum(axis=0)[1:], strict=True) if not count]
+  if absent:
+    parts.append(f"<b>Absent from all labels: {', '.join(absent)}.</b>")
+  return f'<p class="words">{" ".join(parts)}</p>'
+
+
+def _record(dataset: BuiltDataset) -> str:
+  """Returns what a record is: a slice or a volume, of one channel or several."""
+  channels = len(dataset.channel_names)
+  several = f" of {channels} channels" if channels > 1 else ""
+  whole = all(not row["slice_index"] for row in dataset.rows)
+  return ("a whole volume" if whole else "one slice") + several
+
+
+def _files(dataset: BuiltDataset, output: pathlib.Path) -> str:
+  """Returns links to the tables beside the shards; nothing where the page lies elsewhere."""
+  if output.resolve().parent != dataset.path.resolve():
+    return ""
+  what = {
+      "build_report.json": "counts, left-out files, hashes of the shards",
+      "records.csv": "a row per record",
+      "splits.json": "split, fold and reason of each subject",
+      "croissant.json": "the dataset in the format of MLCommons",
+      "checksums.json": "hashes of these files",
+  }
+  folder = output.parent
+  return html_parts.file_links(folder, {folder / name: text for name, text in what.items()})
 
 
 def _facts(dataset: BuiltDataset) -> str:
@@ -131,6 +191,7 @@ def _class_table(dataset: BuiltDataset, figures: Statistics) -> str:
   totals = {n: max(sum(dataset.splits[n]["pixels"].values()), 1) for n in splits}
   records = {name: sum(int(row[f"pixels_{name}"]) > 0 for row in dataset.rows
                        if row["split"] != "unlabeled") for name in scheme.names}  # fmt: skip
+  shown = colors.display_palette(scheme.palette)
   rows = []
   for index, label_class in enumerate(scheme.classes):
     name = label_class.name
@@ -138,12 +199,13 @@ def _class_table(dataset: BuiltDataset, figures: Statistics) -> str:
     mean = float(counts @ np.arange(256) / counts.sum()) if counts.sum() else float("nan")
     shares = [dataset.splits[split]["pixels"][name] / totals[split] for split in splits]
     rows.append([
-        str(index), html_parts.class_name(name, label_class.color),
-        ",&nbsp;".join(map(str, label_class.color)), html_parts.number(records[name]),
+        str(index), html_parts.class_name(name, shown[index]) if index else html_parts.words(name),
+        html_parts.swatch(label_class.color) + ",&nbsp;".join(map(str, label_class.color)),
+        html_parts.number(records[name]),
         *(f"{100 * share:.3f} %" for share in shares), html_parts.number(mean, 1),
     ])  # fmt: skip
   shares = [f"Pixels, {split}" for split in splits]
-  headers = ["Id", "Class", "Colour", "Records", *shares, "Mean intensity"]
+  headers = ["Id", "Class, as drawn here", "Colour of masks", "Records", *shares, "Mean intensity"]
   return html_parts.table(headers, rows, texts=(1, 2))
 
 
@@ -176,8 +238,8 @@ def _sheet(name: str, sheet: np.ndarray, dataset: BuiltDataset) -> str:
   title = html_parts.text(_title(name))
   if name in dataset.scheme.names:
     # The colour as drawn: dull palette colours are replaced on the sheet.
-    colors = overlay.display_palette(dataset.scheme.palette)
-    title = html_parts.swatch(colors[dataset.scheme.names.index(name)]) + title
+    shown = colors.display_palette(dataset.scheme.palette)
+    title = html_parts.swatch(shown[dataset.scheme.names.index(name)]) + title
   image = html_parts.image(sheet, f"Slices: {name}")
   return f'<h3>{title}</h3><div class="scroll sheet">{image}</div>'
 

@@ -14,7 +14,7 @@ from flexunet.core.errors import InputError
 from flexunet.imaging import nifti
 from flexunet.prediction import files, scans
 from flexunet.prediction.predictor import Predictor
-from flexunet.reporting import overlay
+from flexunet.reporting import sheets
 
 GREYS = np.array([10, 120, 240])
 VOXELS = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
@@ -160,9 +160,12 @@ def test_a_picture_gives_class_ids_an_overlay_and_on_wish_colours(tmp_path):
   predict(tmp_path / "a.png", tmp_path / "out", overlay=True, color_masks=True)
   label = Image.open(tmp_path / "out" / "a_label.png")
   assert label.mode == "L" and np.array_equal(np.asarray(label), truth)
-  shown = overlay.display_palette(np.array([entry["color"] for entry in run_samples.CLASSES]))
-  blended = overlay.blend(GREYS[truth].astype(np.uint8), truth, shown.astype(np.uint8))
-  assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "a_overlay.png")), blended)
+  view = sheets.View.of_scheme(run_samples.SCHEME)
+  tile = sheets.slice_tile(GREYS[truth].astype(np.uint8), truth, view, size=512)
+  drawn = np.asarray(Image.open(tmp_path / "out" / "a_overlay.png"))
+  height, width = tile.image.shape[:2]
+  assert np.array_equal(drawn[6 : 6 + height, 6 : 6 + width], tile.image)
+  assert all((drawn[6 + height :] == color).all(axis=-1).any() for color in view.palette[1:])
   colors = np.array([entry["color"] for entry in run_samples.CLASSES])
   assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "a_color.png")), colors[truth])
 

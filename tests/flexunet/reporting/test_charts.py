@@ -20,14 +20,20 @@ def line_chart(*ys, title="Loss", **options) -> charts.LineChart:
   return charts.LineChart(title=title, lines=lines, **options)
 
 
+def themed(color: str) -> str:
+  """Returns a pattern of a colour that the page may replace by that of its theme."""
+  return rf"(?:var\(--[\w-]+, )?{color}"
+
+
 def paths_of(svg: str, color: str) -> list[str]:
   """Returns the outlines of the lines in a colour."""
-  found = re.findall(rf'<path d="([^"]+)"[^>]*style="fill: none; stroke: {color}', svg)
+  found = re.findall(rf'<path d="([^"]+)"[^>]*style="fill: none; stroke: {themed(color)}', svg)
   return [path for path in found if "L" in path]
 
 
 def dots_of(svg: str, color: str) -> list[tuple[float, float]]:
-  found = re.findall(rf'<use xlink:href="#\w+" x="([\d.]+)" y="([\d.]+)"[^>]*fill: {color}', svg)
+  start = r'<use xlink:href="#\w+" x="([\d.]+)" y="([\d.]+)"[^>]*fill: '
+  found = re.findall(start + themed(color), svg)
   return [(float(x), float(y)) for x, y in found]
 
 
@@ -83,7 +89,7 @@ def test_more_lines_than_colours_differ_by_their_dashes():
   svg = charts.svg(line_chart(*[[float(n), n + 1.0] for n in range(8)]))
   # The first and the eighth line, each with its entry of the legend.
   assert len(paths_of(svg, _BLUE)) == 2
-  assert len(re.findall(rf"stroke-dasharray[^\"]*; stroke: {_BLUE}", svg)) == 2
+  assert len(re.findall(rf"stroke-dasharray[^\"]*; stroke: {themed(_BLUE)}", svg)) == 2
 
 
 def test_charts_of_nothing_are_empty():
@@ -156,7 +162,7 @@ def test_charts_on_one_page_do_not_share_names():
 
 def test_images_stand_in_a_grid():
   chart = line_chart([1.0, 2.0])
-  width, height = round(460 * 1.5), round(chart.height * 1.5)
+  width, height = round(360 * 1.5), round(chart.height * 1.5)
   image = charts.image([chart, line_chart([math.nan]), chart, chart], columns=2)
   # Three charts have something to show: two in the first row, one in the second.
   assert image.dtype == np.uint8 and image.shape == (2 * height, 2 * width, 3)

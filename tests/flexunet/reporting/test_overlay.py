@@ -27,23 +27,34 @@ def test_blend_refuses_a_label_of_another_shape():
     overlay.blend(np.zeros((4, 5), np.uint8), np.zeros((5, 4), np.uint8), RED)
 
 
+def test_an_outline_is_as_wide_as_asked_for_and_keeps_the_class():
+  label = np.zeros((9, 9), np.uint8)
+  label[1:8, 1:8] = 2
+  for width in (1, 2):
+    ring = overlay.outline(label, width)
+    inner = 7 - 2 * width
+    assert np.count_nonzero(ring) == 49 - inner**2 and set(ring[ring > 0]) == {2}
+  # Two classes that touch keep their edges apart.
+  label[1:8, 4:8] = 1
+  assert overlay.outline(label, 1)[4, 3:5].tolist() == [2, 1]
+
+
+def test_errors_are_missed_false_or_of_another_class():
+  truth, found = np.array([[0, 1, 1, 1, 0]]), np.array([[0, 0, 1, 2, 2]])
+  assert overlay.errors(truth, found).tolist() == [[0, 1, 0, 3, 2]]
+
+
+def test_a_layer_is_transparent_where_there_is_no_class():
+  ids = np.array([[0, 1], [2, 0]], np.uint8)
+  palette = np.array([[9, 9, 9], [255, 0, 0], [0, 0, 255]], np.uint8)
+  shown = Image.open(io.BytesIO(overlay.encode_layer(ids, palette))).convert("RGBA")
+  assert np.asarray(shown)[..., 3].tolist() == [[0, 255], [255, 0]]
+  assert np.asarray(shown)[0, 1].tolist() == [255, 0, 0, 255]
+
+
 def test_contour_separates_two_touching_classes():
   label = np.repeat(np.array([[1, 1, 1, 2, 2, 2]], np.uint8), 3, axis=0)
   assert overlay.contour(label).tolist() == [[False, False, True, True, False, False]] * 3
-
-
-def test_grey_class_colours_are_replaced_by_different_hues():
-  palette = np.array([[0, 0, 0], [255, 255, 255], [128, 128, 128], [0, 255, 0]], np.uint8)
-  shown = overlay.display_palette(palette)
-  assert tuple(shown[3]) == (0, 255, 0)
-  assert np.ptp(shown[1:].astype(int), axis=1).min() > 80  # Each has a hue.
-  assert len({tuple(color) for color in shown[1:]}) == 3
-
-
-def test_display_palette_does_not_change_its_argument():
-  palette = np.array([[0, 0, 0], [128, 128, 128]], np.uint8)
-  overlay.display_palette(palette)
-  assert tuple(palette[1]) == (128, 128, 128)
 
 
 def test_crop_box_is_a_square_inside_the_slice_around_all_foreground():
@@ -71,34 +82,6 @@ def test_a_frame_in_a_large_picture_is_wide_enough_to_be_seen_small():
 
 def test_crop_box_without_foreground_is_the_whole_slice():
   assert overlay.crop_box([np.zeros((7, 9), np.uint8)]) == (slice(0, 7), slice(0, 9))
-
-
-def test_richest_slices_come_in_order_and_apart():
-  label = np.zeros((4, 4, 9), np.uint8)
-  for k, area in {2: 3, 3: 4, 4: 3, 7: 1}.items():
-    label[0, :area, k] = 1
-  assert overlay.richest_slices(label, 2) == [3, 7]
-  assert overlay.richest_slices(label, 4) == [2, 3, 4, 7]  # Neighbours, when nothing else is left.
-
-
-def test_richest_slices_without_foreground_are_spread():
-  assert overlay.richest_slices(np.zeros((2, 2, 11), np.uint8), 3) == [2, 5, 8]
-
-
-def test_contact_sheet_keeps_the_aspect_of_its_tiles():
-  wide = np.full((10, 40, 3), 255, np.uint8)
-  sheet = overlay.contact_sheet([wide, wide, wide], columns=2, tile_size=40, gap=2)
-  assert sheet.shape == (2 * 42 + 2, 2 * 42 + 2, 3)
-  white_rows = (sheet[:42, :42] > 250).all(axis=-1).any(axis=1).sum()
-  assert 8 <= white_rows <= 12  # 10 of 40 rows are white, the rest of the square is ground.
-
-
-def test_volume_sheet_stretches_slices_to_square_pixels():
-  pixels = np.full((10, 20, 3), 255, np.uint8)
-  label = np.zeros_like(pixels)
-  sheet = overlay.volume_sheet(pixels, label, RED, aspect=2.0, max_tiles=1)
-  # 10 rows of 2 mm are as high as 20 columns of 1 mm are wide.
-  assert (sheet > 250).all(axis=-1).sum() == pytest.approx(320 * 320, rel=0.02)
 
 
 def test_stretch_ignores_an_unknown_aspect():
