@@ -34,7 +34,7 @@ from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.resizing import Resizing
 from flexunet.prediction import files as prediction_files
-from flexunet.prediction import opening, scans
+from flexunet.prediction import opening, scan_volumes, scans
 from flexunet.prediction import predictor as predictors
 from flexunet.prediction.ensemble import Ensemble
 from flexunet.prediction.opening import PredictionOptions
@@ -206,18 +206,24 @@ class Segmenter(abc.ABC):
         batch_size=batch_size, tile=tile, overlap=overlap, tta=tta, tta_scales=tta_scales,
         calibrated=calibrated, clean_up=clean_up,
     )  # fmt: skip
-    channels = len(self.config.dataset_facts.channel_names)
-    if not isinstance(scan, np.ndarray):
-      named = [scan] if isinstance(scan, (str, os.PathLike)) else scan
-      path, *others = (pathlib.Path(one).expanduser() for one in named)
-      if path.is_dir() or scan_files.is_scan(path):
-        path, *others = (scan_files.resolve(one) for one in (path, *others))
-        names = self.config.dataset_facts.channel_names
-        components = () if others else scans.components_of(path, names)
-        return predictors.predict_scan(
-            segmenter, self.config, path, others, components=components
-        ).label
+    if isinstance(scan, np.ndarray):
+      return self._label_of_array(segmenter, scan)
+    named = [scan] if isinstance(scan, (str, os.PathLike)) else scan
+    path, *others = (pathlib.Path(one).expanduser() for one in named)
+    if not path.is_dir() and not scan_files.is_scan(path):
       return segmenter.clean_up.apply(segmenter.labels([pictures.read_gray(path)])[0])
+    path, *others = (scan_files.resolve(one) for one in (path, *others))
+    names = self.config.dataset_facts.channel_names
+    components = () if others else scans.components_of(path, names)
+    return scan_volumes.predict_scan(
+        segmenter, self.config, path, others, components=components
+    ).label
+
+  def _label_of_array(
+      self, segmenter: predictors.Predictor | Ensemble, scan: np.ndarray
+  ) -> np.ndarray:
+    """Returns the class ids of a slice, or of all slices of a volume; as `predict`."""
+    channels = len(self.config.dataset_facts.channel_names)
     last = (channels,) if channels > 1 else ()
     of_slice = scan.ndim == 2 + len(last)
     if scan.dtype != np.uint8 or not (of_slice or scan.ndim == 3 + len(last)) or (

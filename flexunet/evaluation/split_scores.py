@@ -7,7 +7,7 @@ what is scored, after the clean-up; both add an entry of their own to `metrics.j
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -83,6 +83,28 @@ class SplitScores:
   warnings: list[str]
 
 
+class _Observers:
+  """All that look on while the volumes of a split are scored."""
+
+  def __init__(self, class_names: Sequence[str]):
+    count = len(class_names)
+    self.of_voxels = {key: new(count) for key, new in VOXEL_OBSERVERS.items()}
+    self.calibration = CalibrationFigures(class_names)
+    self._of_labels = {key: new(class_names) for key, new in LABEL_OBSERVERS.items()}
+    self._positions = SliceErrors(class_names)
+
+  def show(self, volume: LabelledVolume, predictions: Sequence[np.ndarray]) -> None:
+    """Shows the labels of a volume, cleaned up, to those who look at labels."""
+    _show_labels(volume, predictions, list(self._of_labels.values()))
+    self._positions.add(volume, predictions)
+
+  def figures(self) -> dict[str, dict[str, Any]]:
+    """Returns key in `metrics.json` -> figures."""
+    named = {**self.of_voxels, **self._of_labels}
+    named |= {"calibration": self.calibration, "slice_errors": self._positions}
+    return {key: one.figures() for key, one in named.items()}
+
+
 def score_split(
     source: DatasetSource,
     table: RecordTable,
@@ -112,34 +134,25 @@ def score_split(
   """
   rows: list[dict[str, Any]] = []
   keeper = examples.ExampleKeeper()
-  observers = {key: new(len(class_names)) for key, new in VOXEL_OBSERVERS.items()}
-  watching = list(observers.values())
-  calibration = CalibrationFigures(class_names)
-  of_labels = {key: new(class_names) for key, new in LABEL_OBSERVERS.items()}
-  positions = SliceErrors(class_names)
+  observers = _Observers(class_names)
   seen, cleaned_up = SplitContents(source), 0
   with progress.bar(
       total=len(table), desc=split, unit="slice", disable=not show_progress
   ) as bar:
     for shown in read_volumes(source, table, keys):
       volume = shown.on_native_grid()
-      predictions = _predicted(shown, volume, predictor, watching, calibration, bar)
+      predictions = _predicted(shown, volume, predictor, observers, bar)
       predictions, changed = _cleaned_up(volume, predictions, predictor.clean_up)
       cleaned_up += changed
-      _show_labels(volume, predictions, list(of_labels.values()))
+      observers.show(volume, predictions)
       own = score_volume(volume, predictions, class_names, tolerances_mm, lesion_overlap)
       rows += own
       seen.add(volume, is_native=shown.keeps_native_labels)
       keeper.offer(examples.example_of(volume, predictions, own, shown_channel))
-      positions.add(volume, predictions)
   return SplitScores(
       rows=rows,
       examples=keeper.chosen(),
-      voxel_figures={
-          **{key: one.figures() for key, one in {**observers, **of_labels}.items()},
-          "calibration": calibration.figures(),
-          "slice_errors": positions.figures(),
-      },
+      voxel_figures=observers.figures(),
       counts=seen.counts(),
       volumes_cleaned_up=cleaned_up,
       class_names=list(class_names[1:]),
@@ -151,8 +164,7 @@ def _predicted(
     shown: LabelledVolume,
     volume: LabelledVolume,
     predictor: Predictor | Ensemble,
-    observers: Sequence[VoxelObserver],
-    calibration: CalibrationFigures,
+    observers: _Observers,
     bar: Any,
 ) -> list[np.ndarray]:
   """Returns the labels of a volume as the network gives them, on the scan's own grid.
@@ -161,8 +173,7 @@ def _predicted(
     shown: As the network sees it.
     volume: On the scan's own grid.
     predictor: The network.
-    observers: See the voxels of each slice that count.
-    calibration: Sees each slice whole, and what counts of it.
+    observers: See each slice.
     bar: Counts the slices.
   """
   predictions: list[np.ndarray] = []
@@ -173,8 +184,8 @@ def _predicted(
       index = len(predictions)
       _check_ids(volume, volume.labels[index], probability.shape[-1])
       counted = ~volume.ignored[index] if volume.ignored else None
-      calibration.add(volume.labels[index], probability, counted)
-      predictions.append(_judged(volume, index, probability, observers))
+      observers.calibration.add(volume.labels[index], probability, counted)
+      predictions.append(_judged(volume, index, probability, observers.of_voxels.values()))
     bar.update()
   return predictions
 
@@ -183,7 +194,7 @@ def _judged(
     volume: LabelledVolume,
     index: int,
     probability: np.ndarray,
-    observers: Sequence[VoxelObserver],
+    observers: Iterable[VoxelObserver],
 ) -> np.ndarray:
   """Returns the predicted label of a slice; what is not counted is background, as in the truth."""
   label, predicted = volume.labels[index], to_label(probability)

@@ -21,11 +21,12 @@ from flexunet.core import files, progress
 from flexunet.core.errors import InputError
 from flexunet.imaging import pictures, scan_files
 from flexunet.pipelines import pixel_size
-from flexunet.prediction import overlap, scans, uncertainty, views
+from flexunet.prediction import overlap, scan_volumes, scans, uncertainty, views
 from flexunet.prediction import predictor as predictors
 from flexunet.prediction.ensemble import Ensemble
 from flexunet.prediction.outputs import UNCERTAINTY_ENDINGS, Outputs
-from flexunet.prediction.predictor import Predictor, ScanVolume, SliceAnswers, VolumePrediction
+from flexunet.prediction.predictor import Predictor
+from flexunet.prediction.scan_volumes import ScanVolume, SliceAnswers, VolumePrediction
 from flexunet.prediction.scans import Scan
 from flexunet.reporting import overlay
 
@@ -226,7 +227,7 @@ def _read(
   if scan.kind == "image":
     pixels = _read_image(scan, run_config)
     return _stacked(pixels, scan) if scan.others else pixels
-  volume = predictors.read_scan(run_config, scan.path, scan.others, scan.components)
+  volume = scan_volumes.read_scan(run_config, scan.path, scan.others, scan.components)
   _ = volume.cut  # Kept by the volume: work that needs no network.
   return volume
 
@@ -255,7 +256,7 @@ def _answer(
     label = predictor.clean_up.apply(predictors.to_label(probability))
     found = SliceAnswers(label, probability, (1.0, 1.0), predictor.clean_up)
   else:
-    found = predictors.answer_slices(asked, given, probabilities=outputs.probabilities)
+    found = scan_volumes.answer_slices(asked, given, probabilities=outputs.probabilities)
   return _Answered(given, found, None if asked is predictor else asked.taken())
 
 
@@ -270,7 +271,7 @@ def _write(
   scan.label_path(outputs.folder).parent.mkdir(parents=True, exist_ok=True)
   given, found = answered.given, answered.found
   if isinstance(given, ScanVolume):
-    restored = predictors.restore_volume(given, found)
+    restored = scan_volumes.restore_volume(given, found)
     if answered.doubt is not None:
       uncertainty.write_volume(scan, answered.doubt, given.recipe, outputs.folder)
     if outputs.bounds:

@@ -12,7 +12,7 @@ from flexunet.core import files
 from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.imaging.slicing import SlicePlan
 from flexunet.prediction.outputs import Outputs
-from flexunet.prediction.predictor import VolumePrediction
+from flexunet.prediction.scan_volumes import VolumePrediction
 from flexunet.prediction.scans import Scan
 from flexunet.reporting import animation, overlay, sheets
 

@@ -18,7 +18,7 @@ from flexunet.pipelines import readers
 from flexunet.pipelines.dataset_source import open_dataset
 from flexunet.prediction import files as prediction_files
 from flexunet.prediction import predictor as predictors
-from flexunet.prediction import scans
+from flexunet.prediction import scan_volumes, scans
 from flexunet.prediction.outputs import Outputs
 from flexunet.reporting import overlay
 
@@ -118,7 +118,7 @@ def test_a_scan_is_predicted_from_a_file_for_each_channel(data_dir, raw):
   run = setup(data_dir)
   paths = sorted(raw.rglob("case_1000_000?.nii.gz"))
   predictor = predictors.Predictor(run.network, run.config)
-  found = predictors.predict_scan(predictor, run.config, paths[0], paths[1:])
+  found = scan_volumes.predict_scan(predictor, run.config, paths[0], paths[1:])
   assert found.label.shape == scan_folders.SHAPE
   source = open_dataset("scan_label/slices", data_dir)
   for split in source.splits:
@@ -128,7 +128,7 @@ def test_a_scan_is_predicted_from_a_file_for_each_channel(data_dir, raw):
             np.stack(predictor.labels(volume.images), axis=-1), found.label_slices
         )
   with pytest.raises(InputError, match="must have 2 channels. Got: 1"):
-    predictors.predict_scan(predictor, run.config, paths[0])
+    scan_volumes.predict_scan(predictor, run.config, paths[0])
 
 
 def test_a_folder_of_numbered_channels_gives_one_label_a_case(data_dir, raw, tmp_path):
@@ -146,7 +146,7 @@ def test_a_folder_of_numbered_channels_gives_one_label_a_case(data_dir, raw, tmp
   labels = sorted((tmp_path / "out").rglob("*_label.nii.gz"))
   assert len(labels) == 2
   paths = sorted(raw.rglob("case_1000_000?.nii.gz"))
-  whole = predictors.predict_scan(predictor, run.config, paths[0], paths[1:])
+  whole = scan_volumes.predict_scan(predictor, run.config, paths[0], paths[1:])
   np.testing.assert_array_equal(np.asanyarray(nib.load(labels[0]).dataobj), whole.label)
 
 
@@ -181,7 +181,7 @@ def test_channels_of_one_file_are_predicted_as_a_file_each(data_dir, raw, tmp_pa
   direct = labels_of(run, folder / "case_1000.nii.gz", tmp_path / "direct")
   paths = sorted(raw.rglob("case_1000_000?.nii.gz"))
   predictor = predictors.Predictor(run.network, run.config)
-  wanted = predictors.predict_scan(predictor, run.config, paths[0], paths[1:]).label
+  wanted = scan_volumes.predict_scan(predictor, run.config, paths[0], paths[1:]).label
   for label in (found["case_1000_label.nii.gz"], direct["case_1000_label.nii.gz"]):
     assert label.shape == scan_folders.SHAPE and label.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(label.affine, nib.load(paths[0]).affine)
@@ -198,7 +198,7 @@ def test_a_file_of_other_channels_than_the_run_is_refused(data_dir, raw, tmp_pat
   found = scans.find(tmp_path / "one", tmp_path / "out", volumes_first=True)
   assert found.scans[0].components == ()  # A run of one channel takes it for a series,
   with pytest.raises(InputError, match="Split the series"):  # which reading refuses.
-    predictors.predict_scan(
+    scan_volumes.predict_scan(
         predictors.Predictor(run.network, run.config), run.config, found.scans[0].path
     )
 

@@ -15,6 +15,7 @@ from flexunet.imaging.slicing import SlicePlan
 from flexunet.imaging.volume import Volume
 from flexunet.network.probabilities import class_ids
 from flexunet.prediction import predictor as predictors
+from flexunet.prediction import scan_volumes
 from flexunet.prediction.ensemble import Ensemble, Member, cut_of, fits_memory
 
 NONE = IntensityWindow("none")
@@ -215,9 +216,9 @@ def scan_of(codes, voxels):
 
 
 def predicted(both, recipe, scan):
-  read = predictors.ScanVolume([StoredChannel(scan)], recipe)
-  return predictors.restore_volume(
-      read, predictors.answer_slices(both, read, probabilities=True)
+  read = scan_volumes.ScanVolume([StoredChannel(scan)], recipe)
+  return scan_volumes.restore_volume(
+      read, scan_volumes.answer_slices(both, read, probabilities=True)
   )
 
 

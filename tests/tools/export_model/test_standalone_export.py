@@ -17,7 +17,7 @@ from flexunet import run_folder
 from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.network import model
-from flexunet.prediction import predictor
+from flexunet.prediction import predictor, scan_volumes
 from flexunet.tools.export_model import check, folder
 
 
@@ -95,7 +95,7 @@ def test_the_example_gives_the_labels_of_prediction(oriented, tmp_path):
       check=True,
   )  # fmt: skip
   found = np.asarray(nib.load(tmp_path / "label.nii.gz").dataobj)
-  expected = predictor.predict_scan(
+  expected = scan_volumes.predict_scan(
       predictor.Predictor(predictor.load_model(run), run.read_config()),
       run.read_config(), tmp_path / "scan.nii.gz",
   )  # fmt: skip
