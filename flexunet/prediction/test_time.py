@@ -177,7 +177,8 @@ def mean_answer(
 
 @functools.cache
 def _tensorflow() -> types.ModuleType:
-  """Returns TensorFlow: flags and help are answered before it is loaded."""
+  """Returns TensorFlow, when frames are there."""
+  # Flags and help are answered before it is loaded.
   import tensorflow
 
   return tensorflow
