@@ -181,7 +181,7 @@ def mean_answer(
 
 @functools.cache
 def _tensorflow() -> types.ModuleType:
-  """Returns TensorFlow."""
+  """Returns TensorFlow, when frames are there."""
   # Flags and help are answered before it is loaded.
   import tensorflow
 
