@@ -17,9 +17,9 @@ its label lies on its own grid.
 
 A slice that is larger than the network's input is predicted whole, at its own resolution, as far as
 the memory goes, and in overlapping tiles beyond (--tile). Tiles are blended into each other; the
-answer is that of the whole slice except near their seams. A run that scales its images
-(--resize_mode=fit or stretch) has nothing to cut in a scaled slice: with --tile=512 it takes slices
-without a known pixel size at their own resolution instead.
+answer is that of the whole slice except near their seams. A run that scales its images to its input
+(--resize_mode=fit or stretch) leaves nothing to cut: with --tile=512 a slice without a known pixel
+size is scaled as much as the training slices were, and no further.
 
 --uncertainty also writes how uncertain each voxel is; --margin and --volume_interval what the
 calibration of the run (flexunet calibrate) says of the error of the label. Margins hold for

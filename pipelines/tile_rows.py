@@ -44,7 +44,8 @@ def cut_rows(
   if boxes is None:
     edges = np.stack([table.height, table.width], axis=-1)
     boxes = np.concatenate([np.zeros_like(edges), edges], axis=-1)
-  rows, parts = [], []
+  rows: list[int] = []
+  parts: list[list[int]] = []
   for row, box in enumerate(boxes.tolist()):
     tiles = _tiles_of(box, size_hw) if large[row] else [box]
     rows += [row] * len(tiles)

@@ -41,7 +41,7 @@ class ViewOptions(Checked):
       " where a label could change sides by them.",
       choices=_KINDS,
   )
-  tta_scales: tuple[str, ...] = knob(
+  tta_scales: tuple[str, ...] | None = knob(
       None, "Scales of --tta=scales besides 1.", unset="0.8,1.25"
   )
 
@@ -181,8 +181,8 @@ def mean_answer(
 
 @functools.cache
 def _tensorflow() -> types.ModuleType:
-  """Returns TensorFlow, when frames are there."""
-  # Flags and help are answered before it is loaded.
+  """Returns TensorFlow, which mirrors, turns and scales tensors, in a graph too."""
+  # Heavy: flags and help are answered before it is loaded.
   import tensorflow
 
   return tensorflow

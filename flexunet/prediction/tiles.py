@@ -48,7 +48,7 @@ class TileOptions(Checked):
       " width). 'auto' does so where the whole slice would take more than 2 GB, or a quarter of the"
       " free memory, in the largest tiles that do not, and says so; 'none' never does.",
   )
-  overlap: int = knob(
+  overlap: int | None = knob(
       None,
       "Pixels by which neighbouring tiles overlap at least.",
       minimum=0,

@@ -75,7 +75,8 @@ def leave_out_corrupt(
   allowed = run_config.data.skip_corrupt
   if not allowed:
     return opened, []
-  kept, left_out = {}, []
+  kept: dict[str, RecordTable] = {}
+  left_out: list[str] = []
   for name, table in (("train", opened.train), ("validation", opened.validation)):
     rows = _corrupt_rows(run_config, opened, table)
     # Tiles of a record count as one.
