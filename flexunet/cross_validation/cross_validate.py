@@ -13,16 +13,15 @@ from flexunet.core import files, progress
 from flexunet.core.errors import InputError
 from flexunet.cross_validation import page, pooling, processes
 from flexunet.cross_validation.folder import (
-    CrossValidationFolder,
-    Plan,
-    given_settings,
-    stored_settings,
+  CrossValidationFolder,
+  Plan,
+  given_settings,
+  stored_settings,
 )
 from flexunet.datasets import built_dataset
 from flexunet.evaluation.scores import DEFAULT_TOLERANCES_MM, checked_tolerances
 from flexunet.pipelines import dataset_source
 from flexunet.reporting import report
-
 
 _TEST = "test"
 
