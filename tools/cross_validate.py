@@ -86,6 +86,8 @@ def main(argv: Sequence[str]) -> None:
     print(evaluate.scores_text("test, by the mean of all networks", figures["ensemble_test"]))
   quoted = shlex.quote(str(job.folder.path))
   print(f"\nReport  {job.folder.report_html}\nCases   {job.folder.cases_csv}")
+  if "ensemble_test" in figures:
+    print(f"Test    {job.folder.path / 'ensemble.html'}")
   print(f"Next    flexunet predict --run_dir={quoted} --input=SCANS --output_dir=OUT")
 
 

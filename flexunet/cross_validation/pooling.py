@@ -16,7 +16,7 @@ from flexunet.evaluation import summary
 from flexunet.reporting import report, training_section
 
 Row = dict[str, Any]
-_TEXTS = ("subject", "volume", "class", "status", "distances")
+_TEXTS = ("subject", "volume", "class", "status", "distances")  # And `distances_px`.
 _COUNTS = ("subjects", "volumes", "slices")  # And all that begin with "volumes_".
 # Of one fold alone.
 _OWN = ("split", "warnings", "dataset_splits", "subjects_also_trained_on",
@@ -48,7 +48,7 @@ def read_rows(run: run_folder.RunFolder, split: str) -> list[Row]:
   """Returns the rows of `cases.csv` of one split as `summary` takes them, with NaN for no value."""
   return [
       {
-          name: text if name in _TEXTS else _number(text, name, run)
+          name: text if name in (*_TEXTS, "distances_px") else _number(text, name, run)
           for name, text in row.items() if name != "split"
       }
       for row in files.read_table(run.cases_csv, ["split", *_TEXTS])

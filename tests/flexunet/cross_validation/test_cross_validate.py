@@ -12,7 +12,7 @@ import pytest
 import run_samples
 
 import flexunet
-from flexunet import config, seen_subjects
+from flexunet import config, ensemble_folder, seen_subjects
 from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.cross_validation import cross_validate, processes
@@ -61,10 +61,16 @@ class Runner:
 
 
 def make_up(task, stage):
-  made = run_samples.evaluated_run(task.folder.parent / "made_up", first=10 * task.fold)
+  made = run_samples.evaluated_run(task.folder.parent / "made_up", first=10 * max(0, task.fold))
   made.model_keras.write_bytes(f"network of fold {task.fold}".encode())
   digest = files.sha256_of(made.model_keras)
   metrics = files.read_json(made.metrics_json)
+  if stage == "ensemble":
+    metrics["test"]["evaluated"]["model_sha256"] = ensemble_folder.open_runs(task.folder).digest()
+    files.write_json(made.metrics_json, metrics)
+    shutil.copytree(made.evaluation, task.folder / "evaluation")
+    shutil.rmtree(made.path)
+    return
   metrics["validation"] = metrics.pop("test")
   metrics["validation"]["evaluated"] |= {"model_sha256": digest, "counted_by": "subject"}
   files.write_json(made.metrics_json, metrics)
@@ -144,6 +150,18 @@ def test_a_changed_config_of_a_finished_fold_is_refused(monkeypatch, data_dir, t
   run.write_text(run.read_text().replace('"seed": 1', '"seeds": 1'))
   with pytest.raises(InputError, match="fold_1/config.json must be as the run wrote it"):
     start(monkeypatch, data_dir, tmp_path / "cv", Runner(), resume=True)
+
+
+def test_the_ensemble_of_the_folds_is_scored_once_on_the_test_split(
+    monkeypatch, data_dir, tmp_path
+):
+  first, again = Runner(), Runner()
+  figures = start(monkeypatch, data_dir, tmp_path / "cv", first, evaluate_test=True)
+  assert first.ran[-1] == (-1, "ensemble") and len(first.ran) == 7
+  assert figures["ensemble_test"]["evaluated"]["split"] == "test"
+  figures = start(monkeypatch, data_dir, tmp_path / "cv", again, resume=True, evaluate_test=True)
+  assert not again.ran and "ensemble_test" in figures
+  assert "ensemble_test" not in files.read_json(tmp_path / "cv" / "cross_validation.json")
 
 
 @pytest.mark.parametrize(
