@@ -37,6 +37,7 @@ from flexunet.imaging import slice_recipe
 from flexunet.imaging.clean_up import CleanUp
 from flexunet.imaging.slice_recipe import CutVolume, SliceRecipe, StoredChannel
 from flexunet.imaging.slicing import SlicePlan
+from flexunet.imaging.volume import Volume
 from flexunet.network.probabilities import class_ids
 from flexunet.run_folder import RunFolder
 
@@ -433,3 +434,49 @@ def fuse_volume(
       for place in np.flatnonzero(through == index):
         on_slices[:, :, place] += weight * probability[np.ix_(rows, columns)]
   return total, scaling or (1.0, 1.0)
+
+
+class CutScan(Protocol):
+  """What fusing asks of a scan that was read: `predictor.ScanVolume`."""
+
+  @property
+  def channels(self) -> Sequence[StoredChannel]:
+    """Its channels as stored, on one grid."""
+
+  @property
+  def recipe(self) -> SliceRecipe:
+    """How it was cut."""
+
+  @property
+  def name(self) -> str:
+    """Names it in errors."""
+
+  @property
+  def stored(self) -> Volume:
+    """The voxels of the first channel."""
+
+  @property
+  def cut(self) -> CutVolume:
+    """The slices, cut by the recipe."""
+
+
+def fuse_slices(
+    ensemble: Ensemble, scan: CutScan, probabilities: bool
+) -> tuple[np.ndarray, np.ndarray | None, tuple[float, float]]:
+  """Returns what networks that cut a scan in several ways make of it, as slices on its own grid.
+
+  Args:
+    ensemble: Its networks' recipes may differ in all.
+    scan: As it was read; its recipe decides the plane of the answer.
+    probabilities: Also keeps the probability of each class.
+
+  Returns:
+    Class ids uint8 [row, column, slice]; float16 [row, column, slice, classes] or None; scaling as
+    in `NetworkInput`.
+  """
+  total, scaling = fuse_volume(ensemble, scan.channels, {scan.recipe: scan.cut}, scan.name)
+  seen = scan.recipe.plan.view(total, scan.stored)
+  label = np.empty(seen.shape[:3], np.uint8)
+  for index in range(seen.shape[2]):
+    label[..., index] = class_ids(seen[:, :, index])
+  return label, seen.astype(np.float16) if probabilities else None, scaling

@@ -22,7 +22,7 @@ from flexunet.imaging.clean_up import CleanUp
 from flexunet.imaging.slice_recipe import CutVolume, SliceRecipe, StoredChannel
 from flexunet.imaging.slicing import Slices
 from flexunet.imaging.volume import Volume
-from flexunet.prediction.ensemble import Ensemble, fuse_volume
+from flexunet.prediction.ensemble import Ensemble, fuse_slices
 from flexunet.prediction.predictor import Predictor, to_label
 
 
@@ -142,7 +142,7 @@ def answer_slices(
     probabilities: Also keeps the probability of each class, 2 bytes per voxel and class.
   """
   if isinstance(predictor, Ensemble) and not predictor.shares_cut(scan.recipe):
-    return _fused(predictor, scan, probabilities)
+    return SliceAnswers(*fuse_slices(predictor, scan, probabilities), predictor.clean_up)
   slices = scan.cut.slices
   label = np.empty(slices.pixels.shape, np.uint8)
   kept = np.empty((*label.shape, predictor.num_classes), np.float16) if probabilities else None
@@ -175,19 +175,6 @@ def restore_volume(scan: ScanVolume, found: SliceAnswers) -> VolumePrediction:
       remarks=scan.remarks,
       oriented=scan.stored.oriented,
   )
-
-
-def _fused(
-    predictor: Ensemble, scan: ScanVolume, probabilities: bool
-) -> SliceAnswers:
-  """Returns what networks that cut a scan in several ways make of it, on its own grid."""
-  total, scaling = fuse_volume(predictor, scan.channels, {scan.recipe: scan.cut}, scan.name)
-  seen = scan.recipe.plan.view(total, scan.stored)
-  label = np.empty(seen.shape[:3], np.uint8)
-  for index in range(seen.shape[2]):
-    label[..., index] = to_label(seen[:, :, index])
-  kept = seen.astype(np.float16) if probabilities else None
-  return SliceAnswers(label, kept, scaling, predictor.clean_up)
 
 
 def predict_scan(
