@@ -28,6 +28,9 @@ COMMANDS = {
     "export": (
         "flexunet.tools.export_model.__main__", "a run as SavedModel, ONNX, LiteRT or weights"
     ),
+    "compare": (
+        "flexunet.tools.compare.__main__", "runs on the same subjects: paired differences and tests"
+    ),
     "verify": ("flexunet.tools.verify_records", "read every record against the build report"),
     "report": ("flexunet.tools.dataset_report.__main__", "an HTML page about a built dataset"),
     "inspect": ("flexunet.tools.inspect_model", "layers, parameters and memory of a network"),

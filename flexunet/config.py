@@ -26,7 +26,7 @@ from flexunet.pipelines.laterality import Laterality
 # May change when a run is resumed: how long it lasts, where the data lie, what is shown and kept.
 MAY_CHANGE = (
     "epochs", "max_minutes", "dataset", "data_dir", "cache", "cache_dir", "previews",
-    "shown_channel", "tensorboard_graph", "checkpoint_steps", "keep_checkpoints",
+    "shown_channel", "tensorboard_graph", "log_to", "checkpoint_steps", "keep_checkpoints",
 )  # fmt: skip
 
 # Headings of the help, under which flags stand together.
@@ -60,8 +60,9 @@ class DataConfig(FeatureFlags):
   )
   resize_mode: str = knob(
       None,
-      "How images are brought to --image_size: 'pad' keeps the resolution and adds a border, 'fit'"
-      " scales at equal aspect and adds a border, 'stretch' scales each axis (as published).",
+      "How images are brought to --image_size: 'pad' keeps the resolution and adds a border (larger"
+      " slices are trained on in tiles of a given --image_size), 'fit' scales at equal aspect and"
+      " adds a border, 'stretch' scales each axis (as published).",
       choices=("pad", "fit", "stretch"),
   )
   crop_foreground: bool = knob(
@@ -252,6 +253,14 @@ class TrainingConfig(Checked):
   )
   tensorboard_graph: bool = knob(
       False, "Also writes the graph of the network into RUN/tensorboard (TensorFlow only).",
+      group=_OUTPUT,
+  )
+  log_to: tuple[str, ...] = knob(
+      (),
+      "Where a run is followed beside RUN/tensorboard: 'mlflow' writes settings, the figures of"
+      " each epoch, report and config into the store that MLFLOW_TRACKING_URI names, by default"
+      " the folder mlruns beside RUN (needs the extra mlflow).",
+      choices=("mlflow",),
       group=_OUTPUT,
   )
   seed: int = knob(

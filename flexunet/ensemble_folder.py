@@ -113,6 +113,11 @@ class RunSet:
         return names
     return [run.path.name for run in self.runs]
 
+  @property
+  def weighed_on(self) -> frozenset[str]:
+    """Subjects on whom the weights were learnt."""
+    return frozenset((self.learnt_on or {}).get("subjects", ()))
+
   def weighted(self, weights: Sequence[float], kind: str, learnt_on: Any = None) -> RunSet:
     """Returns the runs with other weights, scaled to the sum 1."""
     return dataclasses.replace(self, weights=_convex(weights), kind=kind, learnt_on=learnt_on)

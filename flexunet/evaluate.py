@@ -131,7 +131,7 @@ def main(argv: Sequence[str]) -> None:
       "options": opening.PredictionOptions(
           batch_size=_BATCH_SIZE.value, views=views, tiles=cuts, calibrated=_CALIBRATED.value,
           clean_up=_CLEAN_UP.value,
-      ),  # fmt: skip
+      ),
   }
   if isinstance(run, RunSet):
     folder: RunFolder = ensemble_folder.output_folder(run, _OUTPUT_DIR.value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,7 +46,7 @@ _KEYS = (
     "image_key", "label_key", "label_values", "subject_key", "volume_key", "slice_key",
     "spacing_key",
 )  # fmt: skip
-_PASSES = ("tile", "overlap", "tta", "tta_scales", "calibrated")
+_PASSES = ("tile", "overlap", "tta", "tta_scales", "calibrated", "clean_up")
 _PARTS = {
     "model": config.ModelConfig,
     "data": config.DataConfig,
@@ -155,9 +156,11 @@ class Segmenter(abc.ABC):
   ) -> predictors.Predictor | Ensemble:
     """Returns what predicts slices at their own size, with their probabilities.
 
+    Probabilities are scaled as the calibration of each run says, where it has one.
+
     Args:
       batch_size: Slices per step.
-      **passes: tile, overlap, tta, tta_scales and calibrated, as in `predict`.
+      **passes: tile, overlap, tta, tta_scales, calibrated and clean_up, as in `predict`.
     """
 
   @property
@@ -174,6 +177,7 @@ class Segmenter(abc.ABC):
       tta: str | Sequence[str] = "none",
       tta_scales: Sequence[float] | None = None,
       calibrated: bool = True,
+      clean_up: bool = True,
       batch_size: int = 8,
   ) -> np.ndarray:
     """Segments a scan.
@@ -191,6 +195,8 @@ class Segmenter(abc.ABC):
         "rotations", "scales", several of them, or "all" that the run allows.
       tta_scales: Scales besides 1; None: 0.8 and 1.25.
       calibrated: Scales probabilities as the calibration of the run says, where it has one.
+      clean_up: Cleans the label up as it says. Sizes in ml are of files alone: an array has no
+        spacing.
       batch_size: Slices per step.
 
     Returns:
@@ -198,7 +204,7 @@ class Segmenter(abc.ABC):
     """
     segmenter = self.predictor(
         batch_size=batch_size, tile=tile, overlap=overlap, tta=tta, tta_scales=tta_scales,
-        calibrated=calibrated,
+        calibrated=calibrated, clean_up=clean_up,
     )  # fmt: skip
     channels = len(self.config.dataset_facts.channel_names)
     if not isinstance(scan, np.ndarray):
@@ -211,7 +217,7 @@ class Segmenter(abc.ABC):
         return predictors.predict_scan(
             segmenter, self.config, path, others, components=components
         ).label
-      return segmenter.labels([pictures.read_gray(path)])[0]
+      return segmenter.clean_up.apply(segmenter.labels([pictures.read_gray(path)])[0])
     last = (channels,) if channels > 1 else ()
     of_slice = scan.ndim == 2 + len(last)
     if scan.dtype != np.uint8 or not (of_slice or scan.ndim == 3 + len(last)) or (
@@ -224,7 +230,10 @@ class Segmenter(abc.ABC):
           " as in training."
       )
     labels = segmenter.labels([scan] if of_slice else list(scan))
-    return labels[0] if of_slice else np.stack(labels)
+    if of_slice:
+      return segmenter.clean_up.apply(labels[0])
+    volume = segmenter.clean_up.apply(np.stack(labels, axis=-1), (math.nan,) * 3)
+    return np.moveaxis(volume, -1, 0)
 
   def predict_files(
       self,
@@ -244,7 +253,7 @@ class Segmenter(abc.ABC):
       batch_size: As in `predict`.
       output_format: Of the labels of volumes: "same", "nifti" or "dicom_seg".
       series: Chooses DICOM series by number or by the end of their UID; "" takes all.
-      **options: tile, overlap, tta, tta_scales and calibrated, as in `predict`; overlay,
+      **options: tile, overlap, tta, tta_scales, calibrated and clean_up, as in `predict`; overlay,
         color_masks, probabilities, overwrite, skip_existing, as in `prediction.outputs.Outputs`.
     """
     segmenter = self.predictor(batch_size=batch_size, **_taken(options, _PASSES))
@@ -294,8 +303,8 @@ class Run(Segmenter):
     Args:
       splits: Names of splits.
       **options: As in `evaluation.evaluate.evaluate`: data_dir, allow_other_data, tolerances_mm,
-        show_progress; and batch_size, tile, overlap, tta, tta_scales and calibrated, as in
-        `predict`.
+        lesions, lesion_overlap, show_progress; and batch_size, tile, overlap, tta, tta_scales,
+        calibrated and clean_up, as in `predict`.
 
     Returns:
       Split -> its entry in `metrics.json`.
@@ -320,6 +329,7 @@ def _options_of(passes: Mapping[str, Any], batch_size: int = 8) -> PredictionOpt
       views=ViewOptions.of(**views),
       tiles=TileOptions.of(**cuts),
       calibrated=bool(passes.get("calibrated", True)),
+      clean_up=bool(passes.get("clean_up", True)),
   )
 
 
@@ -440,6 +450,7 @@ def cross_validate(
     parallel: int = 0,
     resume: bool = False,
     tolerances_mm: Sequence[float] = DEFAULT_TOLERANCES_MM,
+    evaluate_test: bool = False,
     **settings: Any,
 ) -> CrossValidation:
   """Trains a run without each fold of a dataset, scores it on that fold and pools all subjects.
@@ -452,6 +463,7 @@ def cross_validate(
     parallel: Folds at a time, which share the machine; 0: one per GPU, or one without.
     resume: Continues what is in the folder exactly as if it had not stopped.
     tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
+    evaluate_test: Also scores the mean of all networks on the test split ("ensemble_test").
     **settings: As in `plan`.
 
   Raises:
@@ -460,8 +472,9 @@ def cross_validate(
   given = settings_of(settings)
   parts = {name: getattr(given, name) for name in _PARTS}
   job = cross_validation.check(
-      parts, run_dir, folds=folds, parallel=parallel, resume=resume, tolerances_mm=tolerances_mm
-  )
+      parts, run_dir, folds=folds, parallel=parallel, resume=resume, tolerances_mm=tolerances_mm,
+      evaluate_test=evaluate_test,
+  )  # fmt: skip
   figures = cross_validation.run(job)
   runs = [load(job.folder.path / name) for name in job.plan.runs]
   return CrossValidation(job.folder.path, runs, figures)

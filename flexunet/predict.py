@@ -149,6 +149,9 @@ def main(argv: Sequence[str]) -> None:
   from flexunet.prediction import files
 
   predictor = _predictor(run, run_config, views, cuts)
+  if predictor.clean_up:
+    said = "; ".join(predictor.clean_up.sentences())
+    progress.say(f"Clean-up: {said}. --noclean_up leaves it out.")
   outcome = files.predict_all(found.scans, predictor, run_config, outputs)
   for line in [*without, *outcome.warnings]:
     progress.say(f"warning: {line}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flexunet import run_folder
@@ -17,6 +17,7 @@ from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.ensemble_folder import RunSet
 from flexunet.evaluation.conformal import Margins, VolumeRatios
+from flexunet.imaging.clean_up import CleanUp
 
 # The form of the file; raised whenever its keys change their meaning.
 FORM = 1
@@ -96,7 +97,7 @@ def read(run: run_folder.RunFolder) -> RunCalibration | None:
   path = run.calibration_json
   if not path.is_file():
     return None
-  found = parsed(path)
+  found = _parsed(path)
   sha256 = found.learnt_on["model_sha256"]
   if sha256 not in run.model_hashes():
     raise InputError(
@@ -121,7 +122,7 @@ def read_folds(
   path = run_folder.RunFolder(folder).calibration_json
   if not path.is_file():
     return None
-  found = parsed(path)
+  found = _parsed(path)
   sha256 = found.learnt_on["model_sha256"]
   if not isinstance(sha256, dict) or set(sha256) != set(members) or any(
       sha256[name] not in run.model_hashes() for name, run in members.items()
@@ -143,6 +144,24 @@ def read_named(named: run_folder.RunFolder | RunSet) -> RunCalibration | None:
   return read_folds(named.folder, {run.path.name: run for run in named.runs})
 
 
+def clean_up_of(
+    named: run_folder.RunFolder | RunSet, class_names: Sequence[str]
+) -> CleanUp:
+  """Returns the clean-up that --run_dir has learnt; one that changes nothing where there is none.
+
+  Args:
+    named: A run, or several; those that are named one by one have no clean-up in common.
+    class_names: Of the run, background first.
+
+  Raises:
+    InputError: As of `read_named`.
+  """
+  found = read_named(named)
+  if found is None or found.clean_up is None:
+    return CleanUp()
+  return CleanUp.from_json(found.clean_up, class_names)
+
+
 def temperature_of(run: run_folder.RunFolder) -> float:
   """Returns the temperature of a run; 1.0 where it was not calibrated. Errors as of `read`."""
   found = read(run)
@@ -152,8 +171,7 @@ def temperature_of(run: run_folder.RunFolder) -> float:
 _AGAIN = "Run flexunet calibrate again, or pass --nocalibrated."
 
 
-def parsed(path: pathlib.Path) -> RunCalibration:
-  """Returns the content of a file, whatever network it belongs to; InputError where damaged."""
+def _parsed(path: pathlib.Path) -> RunCalibration:
   try:
     return RunCalibration.from_json(files.read_json(path))
   except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -22,10 +22,9 @@ from flexunet.pipelines.readers import (
   ExampleSpec,
   Loader,
   VolumeSliceLoader,
-  to_channels,
 )
 from flexunet.pipelines.record_table import RecordTable
-from flexunet.pipelines.resizing import Resizing
+from flexunet.pipelines.resizing import Resizing, to_channels
 
 _BATCHES_AHEAD = 2
 _STEPS_AT_ONCE = 64  # Steps ordered per call; few enough that a start costs no time.

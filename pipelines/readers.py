@@ -23,7 +23,7 @@ from flexunet.imaging.slice_recipe import SliceRecipe
 from flexunet.pipelines import foreground_crop, tf_data
 from flexunet.pipelines.dataset_source import DatasetSource, check_fold
 from flexunet.pipelines.record_table import DecodedSlice, RecordTable, concatenate
-from flexunet.pipelines.resizing import Resizing
+from flexunet.pipelines.resizing import Resizing, to_channels
 
 _MEMORY_SHARE = 0.5
 # row int64 -> {"image": uint8 [H, W, C], "label": uint8 [H, W, 1]} at native resolution
@@ -247,20 +247,6 @@ def neighbour_rows(table: RecordTable, reach: int) -> np.ndarray:
     for offset in range(-reach, reach + 1):
       out[rows, offset + reach] = one_of[np.clip(own + offset, 0, len(one_of) - 1)]
   return out.astype(np.int64)
-
-
-def to_channels(image: tf.Tensor, channels: int) -> tf.Tensor:
-  """[..., C] -> [..., channels]: equal stays, grey is repeated, colour becomes grey first."""
-  have = image.shape[-1]
-  if have == channels:
-    return image
-  if have == 3:
-    image = tf.image.rgb_to_grayscale(image)
-  elif have != 1:
-    raise InputError(
-        f"--image_channels must be the channels of the dataset's images, {have}. Got: {channels}."
-    )
-  return tf.repeat(image, channels, axis=-1) if channels > 1 else image
 
 
 def slice_table(source: DatasetSource, split: str) -> RecordTable:

@@ -95,6 +95,20 @@ class Resizing:
     return tf.clip_by_value(rounded, 1, frame)
 
 
+def to_channels(image: tf.Tensor, channels: int) -> tf.Tensor:
+  """[..., C] -> [..., channels]: equal stays, grey is repeated, colour becomes grey first."""
+  have = image.shape[-1]
+  if have == channels:
+    return image
+  if have == 3:
+    image = tf.image.rgb_to_grayscale(image)
+  elif have != 1:
+    raise InputError(
+        f"--image_channels must be the channels of the dataset's images, {have}. Got: {channels}."
+    )
+  return tf.repeat(image, channels, axis=-1) if channels > 1 else image
+
+
 def frame_image(
     image: tf.Tensor, inner_hw: tf.Tensor, frame_hw: tf.Tensor, method: str | None
 ) -> tf.Tensor:

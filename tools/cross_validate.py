@@ -47,6 +47,11 @@ _TOLERANCES = _PROGRAM.list(
     "surface_tolerance_mm", ["1"],
     "Distances in mm up to which two surfaces agree: one surface Dice each, as in 1,2,3.",
 )  # fmt: skip
+_EVALUATE_TEST = _PROGRAM.boolean(
+    "evaluate_test",
+    False,
+    "Also scores the mean of all networks on the test split, into CV/ensemble.html.",
+)
 _JSON = _PROGRAM.boolean("json", False, "Prints one JSON object instead of tables.")
 _TRAINER = train.TrainerFlags(_PROGRAM, skip=["fold"])
 
@@ -65,6 +70,7 @@ def main(argv: Sequence[str]) -> None:
       parallel=_PARALLEL.value,
       resume=_RESUME.value,
       tolerances_mm=_TOLERANCES.value,
+      evaluate_test=_EVALUATE_TEST.value,
   )
   try:
     figures = cross_validate.run(job)
@@ -76,6 +82,8 @@ def main(argv: Sequence[str]) -> None:
     return
   print(folds_text(figures))
   print(evaluate.scores_text("all folds", figures["pooled"]))
+  if "ensemble_test" in figures:
+    print(evaluate.scores_text("test, by the mean of all networks", figures["ensemble_test"]))
   quoted = shlex.quote(str(job.folder.path))
   print(f"\nReport  {job.folder.report_html}\nCases   {job.folder.cases_csv}")
   print(f"Next    flexunet predict --run_dir={quoted} --input=SCANS --output_dir=OUT")
@@ -83,6 +91,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _summary(figures: Mapping[str, Any]) -> dict[str, Any]:
   pooled = figures["pooled"]
+  test = figures.get("ensemble_test", {}).get("foreground_dice")
   return {
       "folds": figures["folds"],
       "subjects": pooled["evaluated"]["subjects"],
@@ -92,6 +101,7 @@ def _summary(figures: Mapping[str, Any]) -> dict[str, Any]:
       "dice": {name: scores["dice"]["mean"] for name, scores in pooled["per_class"].items()},
       "dice_of_folds": [one["foreground_dice"]["mean"] for one in figures["per_fold"]],
       "sd_between_folds": figures["between_folds"]["sd"],
+      "test_foreground_dice_of_ensemble": test["mean"] if test else None,
       "warnings": pooled["evaluated"]["warnings"],
   }
 

@@ -8,12 +8,16 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from absl import logging
 
 from flexunet.core import flags
 from flexunet.core.errors import InputError
 
+# Keras imports them where they are installed, to take their data, to wrap networks for scikit-learn
+# and to draw galleries; no program needs that, and they are a third of the start of TensorFlow.
+_WRAPPED_BY_KERAS = ("sklearn", "pandas", "matplotlib.pyplot")
 _CLOSED_PIPE = 141  # As a shell reports a program that SIGPIPE has ended.
 
 
@@ -100,13 +104,26 @@ def load_tensorflow() -> None:
   """
   if "tensorflow" in sys.modules:
     return
-  with noise_aside() as lines:
+  with noise_aside() as lines, _left_out(_WRAPPED_BY_KERAS):
     # Programs load it when the flags are known to be right, and --help not at all.
     import tensorflow as tf
 
     tf.config.list_physical_devices()
   if os.path.exists("/dev/nvidiactl"):
     sys.stderr.writelines(f"{line}\n" for line in lines if line.startswith("E"))
+
+
+@contextlib.contextmanager
+def _left_out(names: Sequence[str]) -> Iterator[None]:
+  """Lets what is imported in the block find that these modules are not installed."""
+  modules: dict[str, Any] = sys.modules
+  absent = [name for name in names if name not in modules]
+  modules.update(dict.fromkeys(absent))  # An import that finds None fails as if there were none.
+  try:
+    yield
+  finally:
+    for name in absent:
+      del modules[name]
 
 
 def _is_worth_showing(record: standard_logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""What the machine has for this process: processors and memory, all of them or a share."""
+"""Memory and processors: what this process holds, and may use, all of them or a share."""
 
 from __future__ import annotations
 
@@ -37,9 +37,18 @@ def peak_mib() -> float:
   On Linux the figure of `getrusage` is never below what the process that started this one held, so
   that a small child of a large program would look large.
   """
+  return _status_mib("VmHWM")
+
+
+def resident_mib() -> float:
+  """Returns the MiB that this program holds now; where that is unknown, the most it has held."""
+  return _status_mib("VmRSS")
+
+
+def _status_mib(field: str) -> float:
   status = pathlib.Path("/proc/self/status")
   if status.is_file():
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    line = next(line for line in status.read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) / 1024
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flexunet import config, run_folder
+from flexunet import config, ensemble_folder, run_folder
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
 from flexunet.cross_validation import page, pooling, processes
@@ -24,6 +24,9 @@ from flexunet.pipelines import dataset_source
 from flexunet.reporting import report
 
 
+_TEST = "test"
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
   """What a command asks for, checked as far as small files allow.
@@ -35,6 +38,7 @@ class Job:
     data: Which dataset.
     places: Environment of each fold that runs at a time.
     tolerances_mm: Of the surface Dice.
+    evaluate_test: Whether the mean of all networks is scored on the test split.
   """
 
   folder: CrossValidationFolder
@@ -43,6 +47,7 @@ class Job:
   data: config.DataConfig
   places: list[dict[str, str]]
   tolerances_mm: tuple[float, ...]
+  evaluate_test: bool
 
 
 def check(
@@ -53,6 +58,7 @@ def check(
     parallel: int = 0,
     resume: bool = False,
     tolerances_mm: Sequence[float | str] = DEFAULT_TOLERANCES_MM,
+    evaluate_test: bool = False,
 ) -> Job:
   """Refuses what folders and small files alone show to be wrong, loading no library.
 
@@ -63,6 +69,7 @@ def check(
     parallel: Folds at a time; 0: one per GPU, or one on a machine without.
     resume: Continues what is in the folder; starts where there is nothing yet.
     tolerances_mm: Distances up to which two surfaces agree, one surface Dice each.
+    evaluate_test: Also scores the mean of all networks on the test split.
 
   Raises:
     InputError: One of them, or the dataset, is not as it must be.
@@ -80,6 +87,8 @@ def check(
     run_folder.network_file(parts["training"].init_from, "--init_from")
   given = given_settings([parts[name] for name in ("model", "data", "training", "augmentation")])
   plan = _plan(folder, data, given, folds)
+  if evaluate_test:
+    dataset_source.check_folder(data.dataset, data.data_dir, [_TEST])
   if before is not None:
     plan = before.continued_by(plan)
   return Job(
@@ -89,6 +98,7 @@ def check(
       data=data,
       places=processes.environments(parallel, len(plan.folds), processes.visible_gpus()),
       tolerances_mm=checked_tolerances(tolerances_mm),
+      evaluate_test=evaluate_test,
   )
 
 
@@ -126,7 +136,7 @@ def run(job: Job) -> dict[str, Any]:
   """Trains and scores what is not yet, and writes the results of all folds.
 
   Returns:
-    `cross_validation.json`.
+    `cross_validation.json`, and "ensemble_test" where the ensemble was to be scored.
 
   Raises:
     processes.Stopped: A signal came; everything is saved.
@@ -142,7 +152,33 @@ def run(job: Job) -> dict[str, Any]:
         raise _failed(problems, len(keeper.plan.folds))
     else:
       progress.say("All folds are trained and scored already.")
-    return _write_results(job, keeper.plan)
+    results = _write_results(job, keeper.plan)
+  if job.evaluate_test:  # It locks the folder itself.
+    results["ensemble_test"] = _evaluate_ensemble(job)
+  return results
+
+
+def _evaluate_ensemble(job: Job) -> dict[str, Any]:
+  """Returns the entry of the test split in the `metrics.json` of the ensemble of all folds."""
+  runs = ensemble_folder.open_runs(job.folder.path)
+  folder = ensemble_folder.EnsembleFolder(job.folder.path)
+  tolerances = list(job.tolerances_mm)
+  digest = runs.digest() if isinstance(runs, ensemble_folder.RunSet) else ""
+  if not pooling.is_scored(folder, _TEST, digest, tolerances):
+    message = {
+        "stage": "ensemble",
+        "run_dir": os.fspath(job.folder.path),
+        "settings": {},
+        "data_dir": job.data.data_dir,
+        "split": _TEST,
+        "tolerances_mm": tolerances,
+    }
+    log = job.folder.path / "ensemble_log.txt"
+    task = processes.FoldTask(fold=-1, folder=job.folder.path, log=log, stages=(message,))
+    problems = processes.FoldRunner([{}], lambda *_: None).run([task])
+    if problems:
+      raise InputError(f"The ensemble of all folds was not scored: {problems[-1]}")
+  return files.read_json(folder.metrics_json)[_TEST]
 
 
 class _PlanKeeper:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pathlib
 import signal
 import sys
 import threading
@@ -29,8 +30,8 @@ class Task:
   """What one process is to do.
 
   Attributes:
-    stage: "train" or "score".
-    run_dir: The run folder of the fold.
+    stage: "train", "score", or "ensemble" to score the mean of all folds.
+    run_dir: The run folder of the fold; for the ensemble the folder of the folds.
     settings: Those that were given, with the fold, by name.
     data_dir: Where the dataset lies.
     split: The split whose name the held-out subjects go by.
@@ -71,9 +72,18 @@ def main(argv: Sequence[str]) -> None:
   progress.say("Loading TensorFlow ...")
   command_line.load_tensorflow()
   # Heavy, and after the machine has been divided.
-  from flexunet import library
+  from flexunet import ensemble_folder, library
+  from flexunet.evaluation import evaluate_ensemble
   from flexunet.training import checkpointing, trainer
 
+  if task.stage == "ensemble":
+    runs = ensemble_folder.open_runs(pathlib.Path(task.run_dir))
+    if not isinstance(runs, ensemble_folder.RunSet):
+      raise TypeError(f"{task.run_dir} must hold a cross-validation.")
+    evaluate_ensemble.evaluate_ensemble(
+        runs, [task.split], data_dir=task.data_dir, tolerances_mm=task.tolerances_mm
+    )
+    return
   if task.stage == "score":
     run = run_folder.RunFolder.open(task.run_dir)
     library.Run(run, run.read_config()).evaluate(

@@ -35,7 +35,7 @@ def render(
   configs = [folder.run(fold).read_config() for fold in plan.folds]
   scheme = configs[0].dataset_facts.label_scheme
   pooled, per_fold = results["pooled"], results["per_fold"]
-  name = f"all {len(per_fold)} folds"
+  name = page.count(len(per_fold), "fold")
   subjects = page.count(pooled["evaluated"]["subjects"], "subject")
   return page.document(
       kind="FlexUNet cross-validation",

@@ -17,10 +17,10 @@ from flexunet.reporting import report, training_section
 
 Row = dict[str, Any]
 _TEXTS = ("subject", "volume", "class", "status", "distances")
-_COUNTS = (
-    "subjects", "volumes", "slices", "volumes_with_2d_distances", "volumes_without_spacing",
-    "volumes_without_some_slices", "volumes_on_resampled_grid",
-)  # fmt: skip
+_COUNTS = ("subjects", "volumes", "slices")  # And all that begin with "volumes_".
+# Of one fold alone.
+_OWN = ("split", "warnings", "dataset_splits", "subjects_also_trained_on",
+        "subjects_also_validated_on", "model_sha256")  # fmt: skip
 
 
 def is_scored(
@@ -35,9 +35,10 @@ def is_scored(
     tolerances_mm: Of the surface Dice.
   """
   entry = files.read_json(run.metrics_json).get(split) if run.metrics_json.is_file() else None
+  if entry is None or not summary.is_current(entry):
+    return False
   return (
-      summary.is_current(entry)
-      and entry["evaluated"]["model_sha256"] == digest
+      entry["evaluated"]["model_sha256"] == digest
       and entry["evaluated"]["surface_tolerances_mm"] == list(tolerances_mm)
       and run.cases_csv.is_file()
   )
@@ -90,7 +91,13 @@ def pool(folder: CrossValidationFolder, plan: Plan) -> tuple[dict[str, Any], lis
     per_fold.append(_fold_entry(fold, run, entry, plan))
   _check_disjoint(per_fold)
   class_names = list(entries[0]["per_class"])
-  figures = summary.summarize(rows, class_names, _averaged(entries[0], rows))
+  # A fold whose volumes all have a spacing has no column of distances in pixels.
+  columns = list(dict.fromkeys(name for row in rows for name in row))
+  rows = [{name: row.get(name, math.nan) for name in columns} for row in rows]
+  figures = summary.summarize(rows, class_names, _averaged(entries, columns))
+  figures["rules"] = {**entries[0]["rules"], **figures["rules"]}
+  if all("confusion" in entry for entry in entries):
+    figures["confusion"] = _confusion([entry["confusion"] for entry in entries])
   chosen = plan.given.get("save_best", True)
   figures["evaluated"] = _evaluated(entries, per_fold, chosen)
   means = [one["foreground_dice"]["mean"] for one in per_fold]
@@ -99,13 +106,23 @@ def pool(folder: CrossValidationFolder, plan: Plan) -> tuple[dict[str, Any], lis
   return summary.strict(results), rows
 
 
-def _averaged(entry: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
+def _averaged(entries: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[str]:
   """Returns the scores that an evaluation averages: columns of the table with statistics."""
-  scores = next(iter(entry["per_class"].values()))
-  return [
-      name for name, value in scores.items()
-      if isinstance(value, Mapping) and "mean" in value and name in rows[0]
-  ]  # fmt: skip
+  found: dict[str, None] = {}
+  for entry in entries:
+    for name, value in next(iter(entry["per_class"].values())).items():
+      if isinstance(value, Mapping) and "mean" in value and name in columns:
+        found[name] = None
+  return list(found)
+
+
+def _confusion(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """Returns the confusion of all folds: rows are the truth, columns the prediction."""
+  pixels = [
+      [sum(cells) for cells in zip(*rows, strict=True)]
+      for rows in zip(*(entry["pixels"] for entry in entries), strict=True)
+  ]
+  return {**entries[0], "pixels": pixels}
 
 
 def _fold_entry(
@@ -152,11 +169,16 @@ def _evaluated(
     chosen: Whether the held-out subjects chose the epoch whose weights are kept.
   """
   parts = [entry["evaluated"] for entry in entries]
-  kept = ("dataset", "counted_by", "fingerprint", "surface_tolerances_mm", "mirrored")
+  first = parts[0]
+  counts = [name for name in first if name in _COUNTS or name.startswith("volumes_")]
+  same = [
+      name for name in first
+      if name not in (*counts, *_OWN) and all(part.get(name) == first[name] for part in parts)
+  ]  # fmt: skip
   trained_on = [name for part in parts for name in part["subjects_also_trained_on"] or []]
   return {
-      **{name: parts[0][name] for name in kept if name in parts[0]},
-      **{name: sum(part[name] for part in parts) for name in _COUNTS},
+      **{name: first[name] for name in same},
+      **{name: sum(part[name] for part in parts) for name in counts},
       "subjects_also_trained_on": trained_on,
       "subjects_also_validated_on": sorted(name for one in per_fold for name in one["subjects"]),
       "warnings": _warnings(parts, per_fold, chosen),

@@ -13,6 +13,7 @@ import os
 import pathlib
 import queue
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ _PROGRAM = (
     "from flexunet.cross_validation import fold_program; fold_program.run()"
 )
 _LOOK_S = 0.5
+_BETWEEN = "  |  "
 # How long the processes of a command that was killed may need to save and end.
 _PATIENCE_S = 60.0
 _GPU_LINE = re.compile(r"^GPU (\d+): ")
@@ -52,7 +54,7 @@ class FoldTask:
   """What is to be done for one fold.
 
   Attributes:
-    fold: Its number.
+    fold: Its number; -1: the ensemble of all.
     folder: Its run folder, which need not exist.
     log: Where its processes' lines go.
     stages: The tasks of its processes as JSON (`fold_program.Task`, without the place), in order.
@@ -62,6 +64,16 @@ class FoldTask:
   folder: pathlib.Path
   log: pathlib.Path
   stages: tuple[Mapping[str, Any], ...]
+
+  @property
+  def name(self) -> str:
+    """How messages call it."""
+    return name_of(self.fold)
+
+
+def name_of(fold: int) -> str:
+  """Returns how messages call a fold, or the ensemble of all (-1)."""
+  return f"fold {fold}" if fold >= 0 else "ensemble"
 
 
 def visible_gpus() -> list[str]:
@@ -167,8 +179,12 @@ class FoldRunner:
 
   def _show(self, view: Any, total: int) -> None:
     with self._lock:
-      running = [f"fold {fold}: {line}" for fold, line in sorted(self._status.items())]
-    view.set_description_str("  |  ".join([f"{self._done}/{total} folds", *running]), refresh=False)
+      status = sorted(self._status.items())
+    texts = [f"{self._done}/{total} folds", *(f"{name_of(fold)}: {line}" for fold, line in status)]
+    if sys.stderr.isatty():  # Each has an equal part of the line, which must not be wrapped.
+      room = (shutil.get_terminal_size().columns - len(texts[0]) - 1) // max(1, len(status))
+      texts[1:] = [text[: max(0, room - len(_BETWEEN))] for text in texts[1:]]
+    view.set_description_str(_BETWEEN.join(texts), refresh=False)
     view.update()
 
   def _work(self, place: int) -> None:
@@ -202,7 +218,7 @@ class FoldRunner:
       self._done += 1
       if problem:
         self._problems[task.fold] = problem
-        progress.say(f"fold {task.fold} has failed: {problem} Its log: {task.log}")
+        progress.say(f"{task.name} has failed: {problem} Its log: {task.log}")
 
   def _run_stage(self, task: FoldTask, stage: Mapping[str, Any], place: int) -> str:
     """Returns what went wrong in one process; "" where nothing did."""

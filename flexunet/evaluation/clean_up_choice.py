@@ -3,8 +3,9 @@
 Candidates are listed in `candidates`, from mild to strong. Each is judged alone, by what it changes
 for each subject: the Dice of the class and, where classes are lesions, the mean of the changes of
 Dice and of lesion F1. Truth and prediction both empty count as 1 here, so that removing a false
-alarm is a gain. Of the removals (largest component, small components) the one with the greatest
-mean gain is taken, holes are decided apart. A candidate must
+alarm is a gain. Of the removals (largest component, small components) the mildest is taken whose
+mean gain is at most `LARGEST_LOSS` below the greatest, for a new subject may have small structures
+that none here has; holes are decided apart. A candidate must
 - have a mean gain of at least `LEAST_GAIN`, and of more than its standard error;
 - be a loss for at most `MOST_LOSING` of the subjects;
 - leave the mean Dice of the class and that of all classes, and the lesion F1, at most
@@ -40,7 +41,8 @@ RULE = (
     f"Adopted where the mean over subjects of the change of Dice (lesions: of Dice and lesion F1)"
     f" is at least {LEAST_GAIN} and above its standard error, also for subjects that the choice did"
     f" not see, at most {MOST_LOSING:.0%} of the subjects lose, and neither mean Dice nor lesion"
-    f" F1 falls by more than {LARGEST_LOSS}; from {MIN_SUBJECTS} subjects on."
+    f" F1 falls by more than {LARGEST_LOSS}; from {MIN_SUBJECTS} subjects on. Of removals the"
+    f" mildest that gains at most {LARGEST_LOSS} less than the best."
 )
 _LOSS = 1e-4  # What counts as a loss of one subject: less is a matter of single voxels.
 
@@ -235,7 +237,9 @@ class _Gains:
         & ((gains < -_LOSS).mean(axis=1) <= MOST_LOSING)
         & (changes.mean(axis=1) >= -LARGEST_LOSS).all(axis=1)
     )
-    return int(np.argmax(np.where(passes, means, -np.inf))) if passes.any() else None
+    if not passes.any():
+      return None
+    return int(np.argmax(passes & (means >= means[passes].max() - LARGEST_LOSS)))
 
   def _gain_of_left_out(self, changes: np.ndarray, subject: int) -> float:
     """Returns what the choice of the other subjects brings to one."""

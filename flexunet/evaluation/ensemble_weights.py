@@ -47,7 +47,7 @@ class BrierSums:
     self.products += volume.products / max(1, foreground)
     self.volumes += 1
 
-  def brier(self, weights: Sequence[float]) -> float:
+  def brier(self, weights: Sequence[float] | np.ndarray) -> float:
     """Returns the Brier score of the weighted mean, per true foreground voxel, mean of volumes."""
     own = np.asarray(weights, np.float64)
     return float(own @ self.products @ own / max(1, self.volumes))

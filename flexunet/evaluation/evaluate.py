@@ -48,6 +48,7 @@ class Candidate:
     seen: Whom it has seen.
     unsaid: What is not known of that, one sentence each.
     about: What its entries in `metrics.json` say under "evaluated".
+    weighed_on: Subjects on whom the weights of an ensemble were learnt.
   """
 
   folder: run_folder.RunFolder
@@ -56,6 +57,18 @@ class Candidate:
   seen: list[seen_subjects.SubjectsSeen]
   unsaid: list[str]
   about: dict[str, Any]
+  weighed_on: frozenset[str] = frozenset()
+
+  def warnings(self, known: seen_subjects.Overlap) -> list[str]:
+    """Returns what it has seen of the subjects of a split, one sentence each."""
+    found = [*known.warnings(), *self.unsaid]
+    if shared := known.subjects & self.weighed_on:
+      subjects = progress.count(len(known.subjects), "subject")
+      found.append(
+          f"the weights of the runs were learnt on {len(shared)} of its {subjects}, so its figures"
+          " are optimistic."
+      )
+    return found
 
 
 def evaluate(
@@ -140,7 +153,7 @@ def write_scores(
           shown_channel=run_config.shown_channel,
       )
       known = seen_subjects.overlap(table.subject, source.name, candidate.seen)
-      scores.warnings += [*known.warnings(), *candidate.unsaid]
+      scores.warnings += candidate.warnings(known)
       asked = {
           "passes": candidate.predictor.pass_lines(),
           "clean_up": _clean_up_entry(candidate.predictor.clean_up),

@@ -70,21 +70,22 @@ def evaluate_ensemble(
   _check_data(runs, configs, source, splits, allow_other_data)
   tables = _whole_tables(runs, configs, source, splits)
   seen, unsaid = _seen(runs, configs, source)
-
   if learns:
     split = configs[0].data.validation_split
     (table,) = _whole_tables(runs, configs, source, [split]).values()
     table = _unseen(runs, source, table, seen)
     runs = _learnt(runs, options, source, table, split, show_progress)
+  scales = [options.temperature(run) for run in runs.runs]
   about = {
       **evaluate.provenance(source, runs.digest(), _common_fold(configs).data),
       "surface_tolerances_mm": tolerances,
-      "temperature": [options.temperature(run) for run in runs.runs],
+      # One number, where there is one; each run has its own.
+      "temperature": scales[0] if len(set(scales)) == 1 else None,
       "lesion_overlap": evaluate.overlap_of(lesions, lesion_overlap, source),
-      "ensemble": _about(runs),
+      "ensemble": {**_about(runs), "temperatures": scales},
   }
-  ensemble = opening.open_runs(runs, options)
-  candidate = evaluate.Candidate(folder, configs[0], ensemble, seen, unsaid, about)
+  network = opening.open_runs(runs, options)
+  candidate = evaluate.Candidate(folder, configs[0], network, seen, unsaid, about, runs.weighed_on)
   with files.locked(folder.path, "--output_dir"):
     runs.write(folder)
   return evaluate.write_scores(candidate, source, tables, show_progress=show_progress)

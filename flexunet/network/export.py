@@ -175,7 +175,7 @@ def _write_saved_model(twin: keras.Model, path: pathlib.Path, batch_size: int | 
 
 
 def write_graph(
-    name: str, function: Callable[..., Any], module: tf.Module, folder: pathlib.Path
+    name: str, function: Any, module: tf.Module, folder: pathlib.Path
 ) -> pathlib.Path:
   """Writes a function of TensorFlow in one of the formats `GRAPH_FORMATS` and returns its place.
 

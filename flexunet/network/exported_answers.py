@@ -76,7 +76,7 @@ def main(format_name: str, path: str, questions: str, answers: str) -> None:
     for key in arrays.files:
       number, name = key.split("/")
       given.setdefault(number, {})[name] = arrays[key]
-  found = {}
+  found: dict[str, Any] = {}
   for number, inputs in given.items():
     image = inputs["image"]
     steps = [

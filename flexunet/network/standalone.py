@@ -9,7 +9,6 @@ the class ids. Exports compare it with `Predictor`, which stays the definition.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -39,7 +38,7 @@ class Surroundings:
       are 8-bit already, as records hold them.
     channels: Of a scan; 1 where a slice is seen with its neighbours.
     context_slices: Neighbours on either side of a slice, which go in as further channels of it.
-    temperature: Divides the logarithms of the probabilities.
+    temperature: Divides the logarithms of the probabilities, last of all; class ids stay.
     probabilities: Whether these come out, instead of class ids.
     native_size: (height, width) of the slices, where it is fixed; None: any.
   """
@@ -143,8 +142,8 @@ class Standalone(tf.Module):
       specs.append(tf.TensorSpec((2,), self._real, "spacing_mm"))
     return specs
 
-  def function(self, batch_size: int | None = None) -> Callable[..., dict[str, tf.Tensor]]:
-    """Returns the graph, which takes the inputs of `signature` and gives {name: output}."""
+  def function(self, batch_size: int | None = None) -> Any:
+    """Returns the `tf.function` that takes the inputs of `signature` and gives {name: output}."""
     around = self._around
 
     def answer(*given: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -153,7 +152,7 @@ class Standalone(tf.Module):
       spacing_mm = others.pop(0) if around.pixel_sizes is not None else None
       return {self.output_name: self._answer(image, window, spacing_mm)}
 
-    return tf.function(answer, input_signature=self.signature(batch_size))
+    return tf.function(answer, input_signature=self.signature(batch_size), autograph=False)
 
   def _answer(
       self, image: tf.Tensor, window: tf.Tensor | None, spacing_mm: tf.Tensor | None
@@ -170,14 +169,16 @@ class Standalone(tf.Module):
     pixels = tf.pad(pixels, [[0, 0], [before[0], after[0]], [before[1], after[1]], [0, 0]])
     if not self._around.any_frame:
       pixels = tf.ensure_shape(pixels, [None, *self._around.image_size, pixels.shape[-1]])
-    answers = self._tempered(self._network(pixels, training=False))
+    answers = self._network(pixels, training=False)
+    if answers.shape[-1] == 1:  # Sigmoid: the share of the only foreground class.
+      answers = tf.concat([1 - answers, answers], axis=-1)
     (top, left), (height, width) = tf.unstack(before), tf.unstack(inner)
     inside = answers[:, top : top + height, left : left + width, :]
     if self._scales:
       inside = _enlarged(_enlarged(inside, 2, native_hw[1]), 1, native_hw[0])
     if self._around.probabilities:
-      return inside
-    return tf.cast(tf.argmax(inside, axis=-1, output_type=tf.int32), tf.uint8)
+      return self._tempered(inside)
+    return tf.cast(_class_ids(inside), tf.uint8)
 
   @property
   def _scales(self) -> bool:
@@ -232,13 +233,13 @@ class Standalone(tf.Module):
     return scaled, tf.reduce_any(scaled != inner)
 
   def _tempered(self, answers: tf.Tensor) -> tf.Tensor:
-    """Returns probabilities of every class, background included, softened by the temperature."""
-    if answers.shape[-1] == 1:
-      answers = tf.concat([1 - answers, answers], axis=-1)
+    """Returns probabilities scaled by the temperature, which changes the class of no pixel."""
     if self._around.temperature == 1.0:
       return answers
     logarithms = tf.math.log(tf.maximum(answers, _SMALLEST_PROBABILITY))
-    return tf.nn.softmax(logarithms / self._around.temperature)
+    scaled = tf.nn.softmax(logarithms / self._around.temperature)
+    same = tf.equal(_class_ids(scaled), _class_ids(answers))
+    return tf.where(same[..., None], scaled, answers)
 
 
 def of_network(
@@ -255,6 +256,11 @@ def of_network(
         f" {keras.backend.backend()}. Set KERAS_BACKEND=tensorflow, or pass --output=network."
     )
   return Standalone(export.float32_twin(network), around, real)
+
+
+def _class_ids(probability: tf.Tensor) -> tf.Tensor:
+  """Returns class ids int32 [...] of probabilities [..., classes], two classes or more."""
+  return tf.argmax(probability, axis=-1, output_type=tf.int32)
 
 
 def _scaled(

@@ -17,8 +17,12 @@ import tensorflow as tf
 
 from flexunet.network import inference
 from flexunet.network.probabilities import tempered
-from flexunet.pipelines import readers
-from flexunet.pipelines.resizing import Resizing, frame_image, unframe_probability
+from flexunet.pipelines.resizing import (
+    Resizing,
+    frame_image,
+    to_channels,
+    unframe_probability,
+)
 from flexunet.prediction import test_time
 
 
@@ -171,7 +175,7 @@ class CompiledStep:
     _, inner, frame = sizes
     images = slices
     if not trace.framed:
-      brought = readers.to_channels(slices, 1 if trace.neighbours else self._channels)
+      brought = to_channels(slices, 1 if trace.neighbours else self._channels)
       images = frame_image(brought, inner, frame, trace.method)
     if trace.neighbours:
       # [B, neighbours, h, w] -> [B, h, w, neighbours].

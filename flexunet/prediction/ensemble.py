@@ -40,6 +40,8 @@ from flexunet.imaging.slicing import SlicePlan
 from flexunet.network.probabilities import class_ids
 from flexunet.run_folder import RunFolder
 
+# [N, H, W, ...], or a list of N slices, whose sizes may then differ.
+SliceList = Sequence[np.ndarray] | np.ndarray
 _UNKNOWN_MM = (float("nan"), float("nan"))
 _MEMORY_SHARE = 0.25
 
@@ -47,7 +49,7 @@ _MEMORY_SHARE = 0.25
 class SlicePredictor(Protocol):
   """What an ensemble asks of the network of a run: `predictor.Predictor`."""
 
-  def prepare(self, slices: Sequence[np.ndarray], spacing_mm: Sequence[float]) -> Any:
+  def prepare(self, slices: Any, spacing_mm: Sequence[float]) -> Any:
     """Decides how the slices of one volume come to the network; the answer knows `scaling`."""
 
   def answer(self, given: Any) -> Iterator[np.ndarray]:
@@ -105,7 +107,7 @@ class EnsembleInput:
     scaling: As in `NetworkInput`, of the first network.
   """
 
-  slices: dict[SlicePlan | None, Sequence[np.ndarray]]
+  slices: dict[SlicePlan | None, SliceList]
   spacing_mm: dict[SlicePlan | None, tuple[float, ...]]
   frames: list[tuple[int, int]]
   scaling: tuple[float, float]
@@ -181,19 +183,19 @@ class Ensemble:
       self._predictor(member)
 
   def probabilities(
-      self, slices: Sequence[np.ndarray], spacing_mm: Sequence[float] = _UNKNOWN_MM
+      self, slices: SliceList, spacing_mm: Sequence[float] = _UNKNOWN_MM
   ) -> Iterator[np.ndarray]:
     """Yields float32 [H, W, classes] for each slice of one volume, in order; see `prepare`."""
     return self.answer(self.prepare(slices, spacing_mm))
 
   def labels(
-      self, slices: Sequence[np.ndarray], spacing_mm: Sequence[float] = _UNKNOWN_MM
+      self, slices: SliceList, spacing_mm: Sequence[float] = _UNKNOWN_MM
   ) -> list[np.ndarray]:
     """Returns the uint8 [H, W] class ids of each slice of one volume; as `probabilities`."""
     return [class_ids(one).astype(np.uint8) for one in self.probabilities(slices, spacing_mm)]
 
   def prepare(
-      self, slices: Sequence[np.ndarray], spacing_mm: Sequence[float] = _UNKNOWN_MM
+      self, slices: SliceList, spacing_mm: Sequence[float] = _UNKNOWN_MM
   ) -> EnsembleInput:
     """Turns the slices of one volume for each plane.
 
@@ -208,7 +210,7 @@ class Ensemble:
     row_mm, column_mm, slice_mm = (*spacing_mm, float("nan"))[:3]
     known = (float(row_mm), float(column_mm), float(slice_mm))
     frames = [(height, width) for height, width in (np.shape(one)[:2] for one in slices)]
-    seen: dict[SlicePlan | None, Sequence[np.ndarray]] = {first: slices}
+    seen: dict[SlicePlan | None, SliceList] = {first: slices}
     spacings: dict[SlicePlan | None, tuple[float, ...]] = {first: known}
     for member in self._members:
       plan = member.plan
@@ -225,8 +227,8 @@ class Ensemble:
             f"Runs of several planes ({first.plane}, {plan.plane}) need a whole volume. Got: a"
             " single slice."
         )
-      slices = np.asarray(slices)
-      seen[plan] = _turned(slices, first, plan)
+      slices = array = np.asarray(slices)
+      seen[plan] = _turned(array, first, plan)
       spacings[plan] = plan.turn_spacing(known, first)
     shown = self._members[0]
     given = self._predictor(shown).prepare(seen[shown.plan], spacings[shown.plan][:2])
@@ -341,7 +343,7 @@ class Ensemble:
   def _plan(self) -> SlicePlan | None:
     return self._first.plan if self._first else None
 
-  def _as_seen(self, volume: Sequence[np.ndarray], plan: SlicePlan | None) -> Sequence[np.ndarray]:
+  def _as_seen(self, volume: SliceList, plan: SlicePlan | None) -> SliceList:
     """Returns values on the slices of the first plane as slices of another; a view."""
     if plan is None or self._plan is None or plan == self._plan:
       return volume
@@ -379,7 +381,7 @@ def _turned(volume: np.ndarray, start: SlicePlan, end: SlicePlan) -> np.ndarray:
   return np.moveaxis(end.turn_slices(np.moveaxis(volume, 0, 2), start), 2, 0)
 
 
-def _blank(given: EnsembleInput, channels: int, dtype: type) -> Sequence[np.ndarray]:
+def _blank(given: EnsembleInput, channels: int, dtype: type) -> SliceList:
   """Returns zeros [H, W, channels] for each slice; of one size they are one array."""
   if len(set(given.frames)) > 1:
     return [np.zeros((*frame, channels), dtype) for frame in given.frames]

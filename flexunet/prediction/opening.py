@@ -42,12 +42,11 @@ class PredictionOptions:
     """Returns the temperature of a run; InputError where its calibration is of another network."""
     return run_calibration.temperature_of(run) if self.calibrated else 1.0
 
-  def clean_up_of(self, run: run_folder.RunFolder, class_names: Sequence[str]) -> CleanUp:
-    """Returns how labels of a run are cleaned up; errors as of `temperature`."""
-    learnt = run_calibration.read(run) if self.clean_up else None
-    return CleanUp.from_json(learnt.clean_up, class_names) if learnt and learnt.clean_up else (
-        CleanUp()
-    )
+  def clean_up_of(
+      self, named: run_folder.RunFolder | RunSet, class_names: Sequence[str]
+  ) -> CleanUp:
+    """Returns how labels are cleaned up; errors as of `run_calibration.clean_up_of`."""
+    return run_calibration.clean_up_of(named, class_names) if self.clean_up else CleanUp()
 
 
 # Slices as they come, one view, the calibration of the run.
@@ -80,10 +79,10 @@ def open_run(
 
 
 def open_runs(runs: RunSet, options: PredictionOptions) -> Ensemble:
-  """Returns what predicts with several runs together; a cross-validation has its own clean-up."""
+  """Returns what predicts with several runs together; their clean-up is what they share."""
+  names = runs.configs()[0].dataset_facts.label_scheme.names
+  cleaning = options.clean_up_of(runs, names)
+  options = dataclasses.replace(options, clean_up=False)
   ensemble = ensembles.of_runs(runs, lambda run, own: open_run(run, own, options))
-  learnt = run_calibration.read_named(runs) if options.clean_up else None
-  if learnt and learnt.clean_up:
-    names = runs.configs()[0].dataset_facts.label_scheme.names
-    ensemble.clean_up = CleanUp.from_json(learnt.clean_up, names)
+  ensemble.clean_up = cleaning
   return ensemble

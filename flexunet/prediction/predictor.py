@@ -27,8 +27,8 @@ from flexunet.imaging.slicing import Slices
 from flexunet.imaging.volume import Volume
 from flexunet.network import weights
 from flexunet.network.probabilities import class_ids
-from flexunet.pipelines import foreground_crop, pixel_size, readers
-from flexunet.pipelines.resizing import Resizing
+from flexunet.pipelines import foreground_crop, pixel_size
+from flexunet.pipelines.resizing import Resizing, to_channels
 from flexunet.prediction import compiled_step, test_time
 from flexunet.prediction import tiles as tiling
 from flexunet.prediction.compiled_step import SliceBatch
@@ -110,7 +110,11 @@ class Predictor:
       raise InputError("config.json must hold model.image_size. Got: null.")
     self._batch_size = batch_size
     plan = run_config.dataset_facts.slice_plan
-    self._views = views.views(run_config.laterality, plan.plane if plan else None)
+    shown = run_config.augmentation
+    self._trained_degrees = (shown.rotation_degrees or 0) if shown.rotation_probability else 0
+    self._views = views.views(
+        run_config.laterality, plan.plane if plan else None, self._trained_degrees
+    )
     self._tiler = tiling.Tiler(run_config.model, tiles, devices.memory_left())
     self._context = run_config.data.context_slices
     self._pixel_sizes = run_config.dataset_facts.pixel_sizes
@@ -237,6 +241,11 @@ class Predictor:
     lines = self._tiler.lines()
     if len(self._views) > 1:
       lines.append(f"each slice {len(self._views)} times: {', '.join(map(str, self._views))}")
+      if any(view.turns for view in self._views) and self._trained_degrees < 90:
+        lines[-1] += (
+            f"; training turned slices by {self._trained_degrees:g} degrees at most, so that what"
+            " the network makes of turned ones may spoil the mean"
+        )
     return [f"Predicted {line}" for line in lines]
 
   def _batch(
@@ -279,7 +288,7 @@ class Predictor:
       return SliceBatch(compiled_step.filled(len(seen), seen), resizing, native_hw, rows)
     # Neighbours of other sizes come to the frame one by one.
     framed = [
-        resizing.apply_image(readers.to_channels(tf.constant(compiled_step.filled(1, [one])), 1))
+        resizing.apply_image(to_channels(tf.constant(compiled_step.filled(1, [one])), 1))
         for one in seen
     ]
     return SliceBatch(np.concatenate(framed), resizing, native_hw, rows, framed=True)
@@ -422,7 +431,7 @@ def answer_slices(
   label = np.empty(slices.pixels.shape, np.uint8)
   kept = np.empty((*label.shape, predictor.num_classes), np.float16) if probabilities else None
   spacing_mm = (*slices.spacing_mm, slices.slice_spacing_mm)
-  given = predictor.prepare(list(scan.cut.images()), spacing_mm)
+  given: Any = predictor.prepare(list(scan.cut.images()), spacing_mm)
   for index, probability in enumerate(predictor.answer(given)):
     label[..., index] = to_label(probability)
     if kept is not None:

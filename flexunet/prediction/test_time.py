@@ -24,7 +24,8 @@ _KINDS = {
     "mirror": "also its mirror image, left to right; twice the time",
     "rotations": "also turned by 90, 180 and 270 degrees; four times the time",
     "scales": "also scaled by each of --tta_scales",
-    "all": "mirror images, rotations, both at once, and scales, as far as the run allows them",
+    "all": "mirror images and scales; rotations too, and both at once, where training turned"
+    " slices as far; as far as the run allows them",
 }
 _SMALLEST, _LARGEST = 0.5, 2.0
 
@@ -76,12 +77,15 @@ class ViewOptions(Checked):
       )
     return others
 
-  def views(self, decided: laterality.Laterality, plane: str | None) -> tuple[View, ...]:
+  def views(
+      self, decided: laterality.Laterality, plane: str | None, trained_degrees: float = 0.0
+  ) -> tuple[View, ...]:
     """Returns the views of a run, the unchanged one first.
 
     Args:
       decided: Its decision on mirror images.
       plane: Of its slices; None: unknown.
+      trained_degrees: How far its training turned slices; "all" has rotations from 90 on.
 
     Raises:
       InputError: A kind was named by which labels could change sides.
@@ -97,9 +101,9 @@ class ViewOptions(Checked):
             f"--tta={kind} is ruled out for this run: {reason}. Leave {kind} out; --tta=scales is"
             " possible."
         )
-    mirrored, turned = (
-        (kind in asked or everything) and not refused for kind, refused in refusals.items()
-    )
+    mirrored = not refusals["mirror"] and (everything or "mirror" in asked)
+    known = everything and trained_degrees >= 90
+    turned = not refusals["rotations"] and (known or "rotations" in asked)
     views = [
         View(turns, is_mirrored)
         for is_mirrored in ((False, True) if mirrored else (False,))

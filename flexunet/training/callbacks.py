@@ -208,6 +208,7 @@ class LearningRate(RunCallback):
     self.factor = 1.0
     self.best_loss = math.inf
     self.wait = 0
+    self.rate = initial  # Of the last step.
 
   def current(self) -> float:
     """Returns the learning rate of the next step."""
@@ -215,7 +216,8 @@ class LearningRate(RunCallback):
     return rate * warmup(self._clock.step, self._warmup_steps)
 
   def on_train_batch_begin(self, batch, logs=None):
-    self.model.optimizer.learning_rate.assign(self.current())
+    self.rate = self.current()
+    self.model.optimizer.learning_rate.assign(self.rate)
 
   def on_epoch_end(self, epoch, logs=None):
     loss = (logs or {}).get("val_loss")

@@ -20,12 +20,11 @@ import numpy as np
 import tensorflow as tf
 
 from flexunet import config
-from flexunet.core.errors import InputError
 from flexunet.imaging.label_scheme import IGNORED
-from flexunet.pipelines import readers
 from flexunet.pipelines.augmentation import augment
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.pipelines.cache import DeviceCache
+from flexunet.pipelines.resizing import to_channels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,7 +69,7 @@ class DeviceInput:
       image, label = augment.augment_batch(
           self.augmentation, image, label, seeds, separate_channels=self.separate_channels
       )
-    image = readers.to_channels(image, self.image_channels)
+    image = to_channels(image, self.image_channels)
     weight = tf.ones(tf.shape(label)[:1], tf.float32)
     if self.ignores:
       label, weight = without_ignored(label, weight)
@@ -107,19 +106,6 @@ class DeviceStep(keras.Model):
     if isinstance(data, dict):
       data = self.device_input(data)
     return super().train_step(data)
-
-
-def check(wants_augmentation: bool, wants_cache: bool) -> None:
-  """Raises InputError if the backend cannot augment on the device, or keep a cache there."""
-  backend = keras.config.backend()
-  if backend == "tensorflow":
-    return
-  for wanted, flag, instead in (
-      (wants_augmentation, "--augment_on=device", "--augment_on=host"),
-      (wants_cache, "--cache=device", "--cache=ram"),
-  ):
-    if wanted:
-      raise InputError(f"{flag} needs KERAS_BACKEND=tensorflow. Got: {backend}. Use {instead}.")
 
 
 def build_metrics(network: keras.Model, model: config.ModelConfig, batch_size: int) -> None:

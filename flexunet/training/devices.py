@@ -17,7 +17,6 @@ import tensorflow as tf
 from flexunet import config
 from flexunet.core import machine
 from flexunet.core.errors import InputError
-from flexunet.training import device_step
 
 _CPU_INFO = pathlib.Path("/proc/cpuinfo")
 
@@ -109,7 +108,7 @@ def _check_together(
         "--cache=device and --augment_on=host exclude each other: the slices are on the device,"
         " and so they are augmented there. Leave --augment_on out, or use --cache=ram."
     )
-  device_step.check(settings.augment_on == "device", cache == "device")
+  check_backend(settings.augment_on == "device", cache == "device")
   if settings.deterministic and wants_jit:
     raise InputError(
         "--deterministic and --jit_compile=on exclude each other: Keras turns XLA off where"
@@ -123,6 +122,19 @@ def free_memory() -> int | None:
   Call it before anything runs on a GPU: TensorFlow takes all of its memory at once.
   """
   return _gpu_memory("free") if has_gpu() else machine.free_main_memory()
+
+
+def check_backend(wants_augmentation: bool, wants_cache: bool) -> None:
+  """Raises InputError if the backend cannot augment on the device, or keep a cache there."""
+  backend = keras.config.backend()
+  if backend == "tensorflow":
+    return
+  for wanted, flag, instead in (
+      (wants_augmentation, "--augment_on=device", "--augment_on=host"),
+      (wants_cache, "--cache=device", "--cache=ram"),
+  ):
+    if wanted:
+      raise InputError(f"{flag} needs KERAS_BACKEND=tensorflow. Got: {backend}. Use {instead}.")
 
 
 def memory_left() -> int | None:

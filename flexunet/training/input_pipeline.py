@@ -252,7 +252,7 @@ def make_streams(
   # What is gathered on the device is augmented there, whatever else was chosen.
   on_device = run_config.training.augment_on == "device" or caches.on_device is not None
   if caches.on_device is not None or (augmentation and on_device):
-    device_step.check(augmentation is not None, caches.on_device is not None)
+    devices.check_backend(augmentation is not None, caches.on_device is not None)
     device_input = device_step.DeviceInput(
         run_config.model.image_channels,
         augmentation,

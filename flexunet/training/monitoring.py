@@ -4,20 +4,19 @@ In history.csv `foreground_dice` and `dice_<class>` count the pixels of all slic
 together, and so does `val_pooled_foreground_dice` those of the validation. Scores whose names begin
 with `val_` are otherwise means over the held-out volumes, as an evaluation reports them, but at the
 network's size; `val_foreground_dice` chooses the best model. TensorBoard shows every figure of
-history.csv, the previews, and the graph.
+history.csv, loss and learning rate of each step, the previews, the graph and, to compare runs, the
+settings with the scores of the kept model.
 """
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
-import os
-import pathlib
 import shutil
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -29,15 +28,21 @@ from flexunet.core import files, progress
 from flexunet.core.errors import InputError
 from flexunet.network import probabilities
 from flexunet.network.model import accept_any_size
+from flexunet.pipelines.feature_keys import FeatureFlags
 from flexunet.prediction import tiles
 from flexunet.prediction.tiles import Tiler
-from flexunet.reporting import charts, overlay, training_section
-from flexunet.training import callbacks
+from flexunet.reporting import charts, event_files, mlflow_store, overlay, training_section
+from flexunet.training import callbacks, input_pipeline
 
 # Constants above this size lose their values in the graph: weights would make it as large as the
 # model. Variables are inputs of the graph and have none.
 _LARGEST_CONSTANT = 1024
 _COLUMNS = 80
+# Settings that do not change what is learnt, or that are paths.
+_NO_HYPERPARAMETERS = (
+    *(name for name in config.MAY_CHANGE if name not in ("epochs", "max_minutes")),
+    "init_from", *(field.name for field in dataclasses.fields(FeatureFlags)),
+)  # fmt: skip
 _TILES_AT_ONCE = 4
 _SHORT = {callbacks.MONITOR: "val_dice", "foreground_dice": "dice"}
 
@@ -113,6 +118,15 @@ class History(callbacks.RunCallback):
     super().__init__()
     self._run, self._clock = run, clock
     self.rows: list[dict[str, Any]] = []
+
+  @property
+  def step(self) -> int:
+    """Training steps done."""
+    return self._clock.step
+
+  def kept_epoch(self, training: config.TrainingConfig) -> float | None:
+    """Returns the epoch whose weights are in model.keras; None where nothing was validated."""
+    return training_section.kept_epoch(self.rows, training)
 
   def on_epoch_end(self, epoch, logs=None):
     row = {
@@ -225,6 +239,26 @@ def predict_labels(
   return found
 
 
+def previews(
+    run: run_folder.RunFolder,
+    run_config: config.RunConfig,
+    data: input_pipeline.TrainingData,
+    network: keras.Model,
+) -> list[Previews]:
+  """Returns what draws previews of a run, where it is to; the network predicts."""
+  number = run_config.training.previews
+  if not number:
+    return []
+  tiler = None
+  if data.whole_validation is not None:
+    options = tiles.TileOptions.of(run_config.model.image_size or "auto")
+    tiler = tiles.Tiler(run_config.model, options, None)
+  slices = input_pipeline.preview_slices(run_config, data, number)
+  palette = run_config.dataset_facts.label_scheme.palette
+  channel = run_config.shown_channel
+  return [Previews(run, slices, palette, network, shown_channel=channel, tiler=tiler)]
+
+
 def final_line(rows: Sequence[dict[str, Any]]) -> str:
   """Returns one line of JSON with what a run of these history rows came to."""
   last = rows[-1] if rows else {}
@@ -239,7 +273,9 @@ def final_line(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def check(settings: config.TrainingConfig) -> None:
-  """Raises InputError if a graph is asked for and the backend is not TensorFlow."""
+  """Raises InputError for a graph where the backend is not TensorFlow, and a missing MLflow."""
+  if "mlflow" in settings.log_to:
+    mlflow_store.check_installed()
   if settings.tensorboard_graph and keras.config.backend() != "tensorflow":
     raise InputError(
         "--tensorboard_graph needs KERAS_BACKEND=tensorflow, whose graphs TensorBoard draws. Got:"
@@ -276,76 +312,161 @@ def _as_in_the_network(path: str, names: set[str]) -> str:
   return "/".join(parts)
 
 
-class _EventFile:
-  """Writes a file of TensorBoard events whose name does not hold that of the machine."""
-
-  def __init__(self, folder: pathlib.Path):
-    folder.mkdir(parents=True, exist_ok=True)
-    # The name that TensorFlow gives has the host in it.
-    path = folder / f"events.out.tfevents.{time.time():.0f}.{os.getpid()}.v2"
-    self._writer = tf.io.TFRecordWriter(os.fspath(path))
-    self._add(file_version="brain.Event:2")
-
-  def scalar(self, tag: str, value: float, step: int) -> None:
-    """Adds a figure."""
-    self._summary(tag, "scalars", tf.make_tensor_proto(value, tf.float32), step)
-
-  def image(self, tag: str, png: bytes, step: int) -> None:
-    """Adds an image that is encoded already."""
-    width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
-    texts = [str(width).encode(), str(height).encode(), png]
-    self._summary(tag, "images", tf.make_tensor_proto(texts), step)
-
-  def graph(self, definition: tf.compat.v1.GraphDef) -> None:
-    """Adds a graph."""
-    self._add(graph_def=definition.SerializeToString())
-
-  def flush(self) -> None:
-    """Puts all on the disk that was added."""
-    self._writer.flush()
-
-  def _summary(self, tag: str, plugin: str, tensor: tf.compat.v1.TensorProto, step: int) -> None:
-    data = tf.compat.v1.SummaryMetadata.PluginData(plugin_name=plugin)
-    value = tf.compat.v1.Summary.Value(
-        tag=tag, tensor=tensor, metadata=tf.compat.v1.SummaryMetadata(plugin_data=data)
-    )
-    self._add(summary=tf.compat.v1.Summary(value=[value]), step=step)
-
-  def _add(self, **fields: Any) -> None:
-    event = tf.compat.v1.Event(wall_time=time.time(), **fields)
-    self._writer.write(event.SerializeToString())
-
-
 class TensorBoardLog(keras.callbacks.Callback):
-  """Writes the figures of each epoch and its preview sheet; after the callbacks that make them."""
+  """Writes what TensorBoard shows; after the callbacks that make it.
 
-  def __init__(self, run: run_folder.RunFolder, *, graph: bool = False):
+  Over training steps, in two folders whose curves of one name share a chart: `train` with loss and
+  learning rate of each execution and the figures of each epoch (their loss as `epoch_loss`), and
+  `validation`. Beside them, of the run itself: hyperparameters, the scores of the kept model as
+  `best/...`, preview sheets and graph.
+  """
+
+  def __init__(
+      self,
+      run: run_folder.RunFolder,
+      run_config: config.RunConfig,
+      history: History,
+      learning_rate: callbacks.LearningRate,
+      steps_per_epoch: int,
+  ):
+    """Takes what is written and whose figures it is.
+
+    Args:
+      run: Where it goes.
+      run_config: What the run is.
+      history: Knows the epochs so far, and the step.
+      learning_rate: Knows that of the last step.
+      steps_per_epoch: Of the run.
+    """
     super().__init__()
-    self._run, self._graph = run, graph
-    self._file: _EventFile | None = None
+    self._run, self._config, self._history = run, run_config, history
+    self._learning_rate, self._steps_per_epoch = learning_rate, steps_per_epoch
+    self._graph = run_config.training.tensorboard_graph
+    self._files: dict[str, event_files.EventFile] = {}
+    self._mean: tuple[int, float] | None = None  # Steps of the epoch, and their mean loss.
 
-  def _open(self) -> _EventFile:
-    if self._file is None:
-      self._file = _EventFile(self._run.tensorboard)
-    return self._file
+  def _open(self) -> dict[str, event_files.EventFile]:
+    if not self._files:
+      folder, step = self._run.tensorboard, self._history.step
+      parts = {"run": folder, "train": folder / "train", "validation": folder / "validation"}
+      self._files = {name: event_files.EventFile(path, step) for name, path in parts.items()}
+      self._files["run"].hyperparameters(hyperparameters(self._config))
+    return self._files
 
   def on_train_begin(self, logs=None):
-    if not self._graph:
-      return
-    self._graph = False  # A run may call `fit` more than once.
-    events = self._open()
-    events.graph(graph_of(self.model))
+    events = self._open()["run"]
+    if self._graph:
+      self._graph = False  # A run may call `fit` more than once.
+      events.graph(graph_of(self.model))
     events.flush()
 
+  def on_epoch_begin(self, epoch, logs=None):
+    self._mean = None
+
+  def on_train_batch_begin(self, batch, logs=None):
+    if self._mean is None:  # Of a resumed epoch Keras shows the mean from its first step on.
+      done = self._history.step % self._steps_per_epoch
+      self._mean = (done, _running_loss(self.model) if done else 0.0)
+
+  def on_train_batch_end(self, batch, logs=None):
+    mean = (logs or {}).get("loss")
+    if mean is None or self._mean is None:
+      return
+    step = self._history.step
+    before, mean_before = self._mean
+    done = (step - 1) % self._steps_per_epoch + 1
+    self._mean = (done, float(mean))
+    loss = (done * float(mean) - before * mean_before) / max(1, done - before)
+    figures = {"loss": loss, "learning_rate": self._learning_rate.rate}
+    events = self._open()["train"]
+    events.scalars(_finite(figures), step)
+    events.flush_now_and_then()
+
   def on_epoch_end(self, epoch, logs=None):
-    events, step = self._open(), epoch + 1
-    for name, value in (logs or {}).items():
-      if math.isfinite(value):
-        group = "validation" if name.startswith("val_") else "training"
-        events.scalar(f"{group}/{name.removeprefix('val_')}", value, step)
-    rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
-    events.scalar("training/learning_rate", rate, step)
+    opened, step = self._open(), self._history.step
+    figures = _finite(logs or {})
+    trained = {name: value for name, value in figures.items() if not name.startswith("val_")}
+    if "loss" in trained:
+      trained["epoch_loss"] = trained.pop("loss")
+    validated = {
+        name.removeprefix("val_"): value for name, value in figures.items() if name not in trained
+    }
+    validated.pop("loss", None)
+    if "val_loss" in figures:
+      validated["loss"] = validated["epoch_loss"] = figures["val_loss"]
+    opened["train"].scalars(trained, step)
+    if validated:
+      opened["validation"].scalars(validated, step)
+    if validated and self._history.kept_epoch(self._config.training) == epoch + 1:
+      best = {f"best/{name}": validated[name] for name in validated if name != "epoch_loss"}
+      opened["run"].scalars(best, step)
     sheet = self._run.preview_png(epoch)
     if sheet.is_file():
-      events.image("previews", sheet.read_bytes(), step)
-    events.flush()
+      opened["run"].image("previews", sheet.read_bytes(), step)
+    for events in opened.values():
+      events.flush()
+
+
+class MlflowLog(keras.callbacks.Callback):
+  """Writes the figures of each epoch into MLflow, and at the end of the run its report."""
+
+  def __init__(self, run: run_folder.RunFolder, run_config: config.RunConfig, history: History):
+    super().__init__()
+    self._run, self._config, self._history = run, run_config, history
+    self._opened: mlflow_store.MlflowRun | None = None
+
+  def _open(self) -> mlflow_store.MlflowRun:
+    if self._opened is None:
+      name = self._config.dataset_facts.name
+      self._opened = mlflow_store.MlflowRun(self._run, name, hyperparameters(self._config))
+    return self._opened
+
+  def on_train_begin(self, logs=None):
+    self._open()
+
+  def on_epoch_end(self, epoch, logs=None):
+    self._open().add(self._history.rows)
+
+  def finish(self) -> None:
+    """Adds what is written when training has ended."""
+    run = self._run
+    self._open().add(self._history.rows)
+    self._open().finish([run.config_json, run.report_html, run.history_csv, run.curves_png])
+
+
+def mlflow_logs(
+    run: run_folder.RunFolder, run_config: config.RunConfig, history: History
+) -> list[MlflowLog]:
+  """Returns what writes into MLflow, where the run is to."""
+  wanted = "mlflow" in run_config.training.log_to
+  return [MlflowLog(run, run_config, history)] if wanted else []
+
+
+def _finite(figures: Mapping[str, Any]) -> dict[str, float]:
+  return {name: float(value) for name, value in figures.items() if math.isfinite(value)}
+
+
+def _running_loss(network: keras.Model) -> float:
+  """Returns the mean loss of the epoch so far, as the metrics of the network hold it."""
+  found = next((metric for metric in network.metrics if metric.name == "loss"), None)
+  return 0.0 if found is None else float(keras.ops.convert_to_numpy(found.result()))
+
+
+def hyperparameters(run_config: config.RunConfig) -> dict[str, bool | float | str]:
+  """Returns what distinguishes runs in a table: settings by name, without paths of the machine."""
+  values: dict[str, Any] = {"dataset": run_config.dataset_facts.name}
+  for part in (run_config.model, run_config.data, run_config.training):
+    values |= {
+        field.name: getattr(part, field.name)
+        for field in dataclasses.fields(part)
+        if field.name not in _NO_HYPERPARAMETERS and field.name not in values
+    }
+  changes = dataclasses.asdict(run_config.augmentation)
+  values |= {
+      name: value for name, value in changes.items()
+      if name == "augmentation" or (name.endswith("_probability") and value)
+  }  # fmt: skip
+  return {
+      name: "x".join(map(str, value)) if isinstance(value, (tuple, list)) else value
+      for name, value in values.items() if value is not None
+  }  # fmt: skip

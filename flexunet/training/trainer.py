@@ -20,7 +20,6 @@ from flexunet.core.errors import InputError
 from flexunet.network import weights
 from flexunet.pipelines import dataset_source, order
 from flexunet.pipelines.augmentation.config import AugmentationConfig
-from flexunet.prediction import tiles
 from flexunet.reporting import report
 from flexunet.training import (
   callbacks,
@@ -56,6 +55,7 @@ _AFTER_FIGURES = (
     monitoring.ProgressLine,
     monitoring.Previews,
     monitoring.TensorBoardLog,  # Shows the sheet of the previews.
+    monitoring.MlflowLog,
     checkpointing.Checkpointer,  # Last: it saves what all others have done.
 )
 
@@ -284,17 +284,21 @@ class Trainer:
     self._early_stop = callbacks.EarlyStop(settings.early_stopping_patience, settings.monitor)
     self._history = monitoring.History(run, self.clock)
     self._progress_line = monitoring.ProgressLine(self.clock)
+    learning_rate = _learning_rate(settings, self.clock)
+    self._mlflow = monitoring.mlflow_logs(run, run_config, self._history)
     self.steering: list[keras.callbacks.Callback] = [
         self.clock,
         diagnostics.NanGuard(self.clock, setup.epoch_order, setup.data.train),
         *([networks.WeightAverages(setup.kept)] if settings.ema_momentum else []),
         self._validation,
-        _learning_rate(settings, self.clock),
+        learning_rate,
         callbacks.BestModel(run, setup.kept, settings.monitor, settings.save_best),
         self._early_stop,
         self._history,
         self._progress_line,
-        *_views(run, run_config, setup),
+        *monitoring.previews(run, run_config, setup.data, setup.kept),
+        monitoring.TensorBoardLog(run, run_config, self._history, learning_rate, self._steps),
+        *self._mlflow,
     ]
     self._state = checkpointing.RunState(self._network, self.steering, _identity(run_config, setup))
     self._store = checkpoints.CheckpointStore(run.checkpoints, settings.keep_checkpoints)
@@ -359,6 +363,8 @@ class Trainer:
       report.write_report(self._run)
     else:
       progress.say("Nothing to do: this run has ended. Its report is report.html.")
+    for log in self._mlflow:
+      log.finish()
     return self._history.rows
 
   def resume(self) -> bool:
@@ -479,24 +485,3 @@ def _identity(run_config: config.RunConfig, setup: TrainingSetup) -> dict[str, A
       "Keras backend": keras.config.backend(),
       "devices sharing a batch": setup.replicas,
   }
-
-
-def _views(
-    run: run_folder.RunFolder, run_config: config.RunConfig, setup: TrainingSetup
-) -> list[keras.callbacks.Callback]:
-  settings = run_config.training
-  views: list[keras.callbacks.Callback] = []
-  if settings.previews:
-    slices = input_pipeline.preview_slices(run_config, setup.data, settings.previews)
-    tiler = None
-    if setup.data.whole_validation is not None:
-      options = tiles.TileOptions.of(run_config.model.image_size or "auto")
-      tiler = tiles.Tiler(run_config.model, options, None)
-    views.append(
-        monitoring.Previews(
-            run, slices, run_config.dataset_facts.label_scheme.palette, setup.kept,
-            shown_channel=run_config.shown_channel, tiler=tiler,
-        )
-    )  # fmt: skip
-  views.append(monitoring.TensorBoardLog(run, graph=settings.tensorboard_graph))
-  return views

@@ -97,6 +97,31 @@ def test_predict_writes_a_label_on_the_scan_even_larger_than_the_network(run, tm
 
 
 @pytest.mark.slow
+def test_both_programs_predict_in_tiles_and_views_and_say_so(run, tmp_path):
+  voxels = np.random.default_rng(0).integers(0, 900, (40, 70, 3)).astype(np.int16)
+  nib.save(nib.Nifti1Image(voxels, np.diag([1, 1, 4, 1])), tmp_path / "scan.nii")
+  passes = ("--tile=32,24", "--overlap=8", "--tta=mirror,scales", "--tta_scales=0.9")
+  flags = (f"--run_dir={run.path}", f"--input={tmp_path}", f"--output_dir={tmp_path / 'out'}")
+  done = start("predict", *flags, *passes)
+  assert done.returncode == 0, done.stderr
+  lines = [line for line in done.stderr.splitlines() if line.startswith("Predicted ")]
+  # Upright, rows and columns change places; the scaled view has a size of its own.
+  assert "slices of 70x40 pixels in 3 x 2 tiles of 32x24 that overlap by 8 (--tile)" in lines[0]
+  assert "slices of 63x36 pixels" in lines[1]
+  assert lines[2] == "Predicted each slice 3 times: as it is, mirrored, scale 0.9"
+  assert nib.load(tmp_path / "out" / "scan_label.nii").shape == (40, 70, 3)
+  images = [dataset_samples.blob_slice(40, 50, seed=k) for k in range(2)]
+  records = [{"image": image, "label": label, "subject": "A", "volume": "A_scan",
+              "slice_index": k} for k, (image, label) in enumerate(images)]  # fmt: skip
+  dataset_samples.write_dataset(tmp_path / "data", {"train": records[:1], "test": records})
+  own = (f"--run_dir={run.path}", "--split=test", f"--data_dir={tmp_path / 'data'}")
+  done = start("evaluate", *own, *passes, "--json")
+  assert done.returncode == 0, done.stderr
+  noted = json.loads(run.metrics_json.read_text())["test"]["evaluated"]["passes"]
+  assert any("3 x 3 tiles of 32x24" in line or "2 x 3 tiles of 32x24" in line for line in noted)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "flags", "message"),
     [
@@ -104,9 +129,13 @@ def test_predict_writes_a_label_on_the_scan_even_larger_than_the_network(run, tm
         ("predict", ("--run_dir=/nowhere", "--input=a", "--output_dir=b"), "does not exist"),
         ("predict", ("--run_dir=/nowhere", "--input=a"), "--output_dir"),
         ("evaluate", ("--run_dirr=/nowhere",), "run_dir"),
+        ("evaluate", ("--run_dir={run}", "--tile=huge"), "--tile must be auto, none, or one"),
+        ("predict", ("--run_dir={run}", "--input=a", "--output_dir=b", "--tta=mirrors"),
+         "Did you mean 'mirror'"),
+        ("predict", ("--run_dir={run}", "--input=a", "--output_dir=b", "--tta"), "tta"),
     ],
 )
-def test_bad_flags_end_in_one_line_and_exit_code_one(program, flags, message):
-  done = start(program, *flags)
+def test_bad_flags_end_in_one_line_and_exit_code_one(run, program, flags, message):
+  done = start(program, *(flag.format(run=run.path) for flag in flags))
   assert done.returncode == 1
   assert "Traceback" not in done.stderr and message in done.stdout + done.stderr

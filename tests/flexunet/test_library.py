@@ -77,9 +77,8 @@ def make_runs(tmp_path, monkeypatch, networks, **facts):
     made = run_samples.evaluated_run(tmp_path / name)
     made.write_config(run_samples.with_facts(made.read_config(), **facts))
     made.model_keras.write_bytes(name.encode())
-  monkeypatch.setattr(
-      library.predictors, "load_model", lambda folder: networks[folder.path.name]
-  )
+  for module in (library.opening, library.predictors):
+    monkeypatch.setattr(module, "load_model", lambda folder: networks[folder.path.name])
   return [tmp_path / name for name in networks]
 
 
@@ -140,3 +139,19 @@ def test_runs_on_images_are_averaged_too(tmp_path, monkeypatch):
   found = np.asarray(Image.open(tmp_path / "out" / "image_label.png"))
   assert np.array_equal(found, np.digitize(image, [60, 180]))
   assert np.array_equal(both.predict(tmp_path / "image.png"), found)
+
+
+def test_tiles_and_views_have_the_names_of_the_flags(run):
+  slices = np.full((2, 32, 80), 100, np.uint8)
+  slices[:, 5:20, 50:70] = 250
+  whole = run.predict(slices)
+  assert np.array_equal(run.predict(slices, tile=32, overlap=8, tta="mirror"), whole)
+  chosen = run.predictor(tile=(32, 16), tta=["mirror", "rotations"])
+  chosen.labels(list(slices))
+  cut, turned, views = chosen.pass_lines()
+  assert "slices of 32x80 pixels in 1 x 9 tiles of 32x16 that overlap by 8" in cut
+  assert "slices of 80x32 pixels in 3 x 3 tiles" in turned and "each slice 8 times" in views
+  with pytest.raises(InputError, match="Did you mean 'tile'"):
+    run.predictor(tiles=32)
+  with pytest.raises(InputError, match="tta must be one of"):
+    run.predict(slices, tta="mirrors")

@@ -7,7 +7,7 @@ from batch_samples import content, make_loader, make_order
 
 from flexunet.core import machine
 from flexunet.core.errors import InputError
-from flexunet.pipelines import batches, cache, readers, resizing
+from flexunet.pipelines import batches, cache, resizing
 
 MIB = 2**20
 
@@ -17,7 +17,7 @@ def batches_of(loader, cache, steps=9):
   order = make_order(loader)
   for entry in batches.step_entries(order, batches.Host(), 0, steps):
     image, label = cache(entry["row"])
-    image = readers.to_channels(image, loader.spec.image_channels)
+    image = resizing.to_channels(image, loader.spec.image_channels)
     yield {
         "image": image.numpy(), "label": label.numpy(), "record": entry["row"].numpy(),
         "valid": np.ones(len(label), bool),

@@ -8,9 +8,10 @@ none writes overlays:
   predict   what `flexunet predict` does
   slices    each volume read and cut, `model.predict` on one slice after the other, label written
 
-Prints one JSON object: volumes a minute (median over the rounds), the share of the time of
-`predict` that is spent in the network, and apart from them the seconds until the first batch is
-predicted. Nothing is kept.
+Prints one JSON object: volumes a minute (median over the rounds), seconds of a volume, the ratio of
+both ways by the clock and by the CPU time they take, the share of the time of `predict` that the
+network takes, resizing included, and the memory at its peak above what is held once the network is
+read. Apart from these the start: imports, the network, the first batch. Nothing is kept.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ import statistics
 import tempfile
 import time
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from flexunet import config, run_folder
-from flexunet.core import command_line, flags
+from flexunet.core import command_line, flags, machine
 from flexunet.core.errors import InputError
 from flexunet.imaging import scan_files
 from flexunet.prediction import scans
@@ -93,13 +94,16 @@ def measure(
     volumes: At least one.
     folder: For the labels.
   """
-  start = time.perf_counter()
+  clock = Laps()
   lib = libraries()
+  clock.lap("imports")
   model = lib.predictor.load_model(run)
+  held_mib = machine.resident_mib()
   segmenter = timed_predictor(model, run_config)
+  clock.lap("network")
   height, width = run_config.model.image_size or (0, 0)
-  segmenter.labels([np.zeros((height, width), np.uint8)])
-  start_s = time.perf_counter() - start
+  segmenter.labels([np.zeros((height, width), np.uint8)] * _BATCH_SIZE.value)
+  clock.lap("first_batch")
   outputs = Outputs(folder=folder, overlay=False, overwrite=True)
   ways: dict[str, Callable[[], object]] = {
       "predict": lambda: lib.files.predict_all(
@@ -107,47 +111,83 @@ def measure(
       ),
       "slices": lambda: slice_by_slice(volumes, model, run_config, folder),
   }
-  seconds: dict[str, list[float]] = {name: [] for name in ways}
-  shares: list[float] = []
-  for turn in range(_ROUNDS.value + 1):
-    # The order is reversed each time, so that no way always follows the other.
-    for name in list(ways)[:: 1 if turn % 2 else -1]:
-      segmenter.network_s, start = 0.0, time.perf_counter()
-      ways[name]()
-      taken = time.perf_counter() - start
-      if turn:  # The first turn compiles.
-        seconds[name].append(taken)
-        shares += [segmenter.network_s / taken] if name == "predict" else []
-  a_minute = {
-      name: 60 * len(volumes) / statistics.median(values) for name, values in seconds.items()
-  }
+  ways["predict"]()  # The first turn of each way compiles.
+  peak_mib = machine.peak_mib() - held_mib
+  ways["slices"]()
+  turns = _take_turns(ways, segmenter)
+  seconds, cpu_seconds = (
+      {name: statistics.median(values) for name, values in one.items()} for one in turns[:2]
+  )
+  a_minute = {name: 60 * len(volumes) / seconds[name] for name in ways}
   return {
       "volumes": len(volumes),
       "batch_size": _BATCH_SIZE.value,
       "image_size": list(run_config.model.image_size or ()),
-      "start_s": round(start_s, 2),
+      "start_s": {name: round(value, 2) for name, value in clock.seconds.items()},
       "volumes_a_minute": {name: round(value, 2) for name, value in a_minute.items()},
-      "share_in_network": round(statistics.median(shares), 3),
-      "predict_to_slices": round(a_minute["predict"] / a_minute["slices"], 3),
+      "seconds_of_a_volume": _rounded(seconds, len(volumes)),
+      "cpu_seconds_of_a_volume": _rounded(cpu_seconds, len(volumes)),
+      "share_in_network": round(statistics.median(turns[2]), 3),
+      "predict_to_slices": round(seconds["slices"] / seconds["predict"], 3),
+      "predict_to_slices_by_cpu": round(cpu_seconds["slices"] / cpu_seconds["predict"], 3),
+      "peak_mib_above_network": round(peak_mib),
       "seconds_of_each_turn": {
-          name: [round(value, 2) for value in values] for name, values in seconds.items()
+          name: [round(value, 2) for value in values] for name, values in turns[0].items()
       },
   }
 
 
+class Laps:
+  """Seconds between calls, by name."""
+
+  def __init__(self):
+    self.seconds: dict[str, float] = {}
+    self._last = time.perf_counter()
+
+  def lap(self, name: str) -> None:
+    """Keeps the seconds since the call before, or since the beginning."""
+    now = time.perf_counter()
+    self.seconds[name], self._last = now - self._last, now
+
+
+def _take_turns(
+    ways: dict[str, Callable[[], object]], segmenter: Any
+) -> tuple[dict[str, list[float]], dict[str, list[float]], list[float]]:
+  """Returns seconds and CPU seconds of each way and turn, and shares of time in the network."""
+  seconds: dict[str, list[float]] = {name: [] for name in ways}
+  cpu_seconds: dict[str, list[float]] = {name: [] for name in ways}
+  shares: list[float] = []
+  for turn in range(_ROUNDS.value):
+    # The order is reversed each time, so that no way always follows the other.
+    for name in list(ways)[:: 1 if turn % 2 else -1]:
+      segmenter.network_s, start, cpu = 0.0, time.perf_counter(), time.process_time()
+      ways[name]()
+      seconds[name].append(time.perf_counter() - start)
+      cpu_seconds[name].append(time.process_time() - cpu)
+      if name == "predict":
+        shares.append(segmenter.network_s / seconds[name][-1])
+  return seconds, cpu_seconds, shares
+
+
+def _rounded(seconds: dict[str, float], volumes: int) -> dict[str, float]:
+  return {name: round(value / volumes, 3) for name, value in seconds.items()}
+
+
 def timed_predictor(model: Any, run_config: config.RunConfig) -> Any:
-  """Returns a `Predictor` whose `network_s` adds up the seconds spent in the network."""
+  """Returns a `Predictor` whose `network_s` adds up the seconds until its answers are there."""
 
   base: Any = libraries().predictor.Predictor  # Known only when TensorFlow is loaded.
 
   class TimedPredictor(base):
     network_s = 0.0
 
-    def _answers(self, batch: np.ndarray, resizing: Any) -> np.ndarray:
-      start = time.perf_counter()
-      answers = super()._answers(batch, resizing)
-      self.network_s += time.perf_counter() - start
-      return answers
+    def answer(self, given: Any) -> Iterator[np.ndarray]:
+      answers = super().answer(given)
+      for _ in given.slices:
+        start = time.perf_counter()
+        one = next(answers)
+        self.network_s += time.perf_counter() - start
+        yield one
 
   return TimedPredictor(model, run_config, batch_size=_BATCH_SIZE.value)
 

@@ -30,7 +30,7 @@ def main(folder: str, target: str, *paths: str) -> None:
   geometry, reach = facts["geometry"], facts["context_slices"]
   if facts["output"] != "labels" or not geometry or geometry["resampled_to_mm"]:
     sys.exit("This example needs --output=labels of a run on volumes that were not resampled.")
-  scans = [nib.load(path) for path in paths]
+  scans: list = [nib.load(path) for path in paths]
   header, affine = scans[0].header, scans[0].affine
   oriented = header.get("qform_code", 0) > 0 or header.get("sform_code", 0) > 0
   own = turns.io_orientation(affine) if oriented else turns.axcodes2ornt(geometry["axes"])

@@ -172,7 +172,9 @@ def predicted(
   """Returns float32 [N, H, W, classes] for each question, by `Predictor`."""
   options: dict[str, Any] = {} if temperature == 1.0 else {"temperature": temperature}
   predictor = Predictor(network, run_config, **options)
-  return [np.stack(list(predictor.probabilities(one.slices, one.spacing_mm))) for one in given]
+  return [
+      np.stack(list(predictor.probabilities(list(one.slices), one.spacing_mm))) for one in given
+  ]
 
 
 def answers(
@@ -187,10 +189,11 @@ def answers(
     folder = pathlib.Path(scratch)
     # Beside the module lie others whose names other packages may have too.
     script = shutil.copy(exported_answers.__file__, folder / "exported_answers.py")
-    np.savez(folder / "questions.npz", **{
+    questions: dict[str, Any] = {
         f"{number}/{name}": array
         for number, inputs in enumerate(given) for name, array in inputs.items()
-    })  # fmt: skip
+    }  # fmt: skip
+    np.savez(folder / "questions.npz", **questions)
     done = subprocess.run(
         [sys.executable, str(script), format_name, str(path.resolve()),
          str(folder / "questions.npz"), str(folder / "answers.npz")],

@@ -77,9 +77,9 @@ def of_graph(
       "inputs": inputs,
       "outputs": [{"name": name, "dtype": kind, "shape": shape, "meaning": _MEANINGS[name]}],
       "image_size": list(around.native_size or (None, None)),
-      "temperature": around.temperature,
+      "temperature": around.temperature if around.probabilities else None,
       "inside": _inside(around),
-      "limits": _limits(run_config, around),
+      "limits": _limits(around),
   }
 
 
@@ -146,13 +146,12 @@ def _inside(around: Surroundings) -> list[str]:
       *(["scaling to the pixel size of the training"] if around.pixel_sizes else []),
       f"resizing ({around.resize_mode}) and border",
       "network in float32",
-      *([f"temperature {around.temperature:g}"] if around.temperature != 1 else []),
       "resizing to the size of the slice",
-      *([] if around.probabilities else ["class ids"]),
+      f"temperature {around.temperature:g}" if around.probabilities else "class ids",
   ]
 
 
-def _limits(run_config: config.RunConfig, around: Surroundings) -> list[str]:
+def _limits(around: Surroundings) -> list[str]:
   """Returns what prediction does and the graph does not, one sentence each."""
   lines = [
       "Clean-up of the label volume, test-time augmentation and tiles of flexunet predict are not"
@@ -165,11 +164,6 @@ def _limits(run_config: config.RunConfig, around: Surroundings) -> list[str]:
     )
   if not around.windows:
     lines.append("Slices are 8-bit, as the records of the dataset hold them.")
-  if run_config.training.precision not in (None, "float32"):
-    lines.append(
-        f"flexunet predict computes this network in {run_config.training.precision}, which changes"
-        " the class of a few pixels between two classes; same_class_as_predict counts them."
-    )
   return lines
 
 

@@ -106,7 +106,7 @@ def _alone(
     network: keras.Model, wanted: Wanted, run_config: config.RunConfig, folder: pathlib.Path
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
   """Returns the entries of graphs that stand alone, and what export.json says of them."""
-  temperature = _temperature(wanted.run)
+  temperature = _temperature(wanted)
   around = Surroundings.of_run(
       run_config, temperature=temperature, probabilities=wanted.output == "probabilities",
       native_size=wanted.size,
@@ -145,27 +145,20 @@ class _Reference:
   Attributes:
     samples: Slices.
     probabilities: Of each question, by `Predictor` in float32.
-    same_class_as_predict: Share of their pixels that get the same class in the precision in which
-      the run is predicted; None where that is float32 too.
   """
 
   samples: check.Samples
   probabilities: list[np.ndarray]
-  same_class_as_predict: float | None
 
 
 def _reference(
     network: keras.Model, run_config: config.RunConfig, around: Surroundings
 ) -> _Reference:
   given = check.samples(run_config, around)
-  answers = [
-      check.predicted(each, run_config, given.questions, around.temperature)
-      for each in (export.float32_twin(network), network)
-  ]
-  expected, own = ([check.to_label(one) for one in each] for each in answers)
-  same = np.concatenate([(a == b).ravel() for a, b in zip(expected, own, strict=True)])
-  in_float32 = run_config.training.precision in (None, "float32")
-  return _Reference(given, answers[0], None if in_float32 else float(same.mean()))
+  twin = export.float32_twin(network)
+  return _Reference(
+      given, check.predicted(twin, run_config, given.questions, around.temperature)
+  )
 
 
 def _checked(
@@ -178,23 +171,33 @@ def _checked(
   """Returns how far an exported file is from prediction."""
   inputs = [one.inputs(around, real) for one in reference.samples.questions]
   found = check.compare(check.answers(name, path, inputs), reference.probabilities, path)
-  return {
-      "checked_on": reference.samples.description,
-      **dataclasses.asdict(found),
-      "same_class_as_predict": reference.same_class_as_predict,
-  }
+  return {"checked_on": reference.samples.description, **dataclasses.asdict(found)}
 
 
-def _temperature(run: run_folder.RunFolder | None) -> float:
-  """Returns the temperature that the run has learnt; 1 where it has none."""
-  path = None if run is None else run.path / "calibration.json"
-  if path is None or not path.is_file():
-    return 1.0
+def _temperature(wanted: Wanted) -> float:
+  """Returns the temperature that the run has learnt; 1 where it has none.
+
+  Raises:
+    InputError: It was learnt with another network, or the file is damaged.
+  """
+  path = None if wanted.run is None else wanted.run.path / "calibration.json"
+  if wanted.output != "probabilities" or path is None or not path.is_file():
+    return 1.0  # It changes no class.
   values = files.read_json(path)
-  learnt = values.get("temperature", 1.0) if isinstance(values, dict) else None
-  if not isinstance(learnt, (int, float)) or not 0 < learnt < float("inf"):
-    raise InputError(f"{path} must hold a temperature above 0. Calibrate the run again.")
-  return float(learnt)
+  try:
+    learnt, sha256 = values["temperature"], values["learnt_on"]["model_sha256"]
+    temperature = 1.0 if learnt is None else float(learnt["temperature"])
+    if not 0 < temperature < float("inf"):
+      raise ValueError("the temperature must be above 0")
+  except (KeyError, TypeError, ValueError) as error:
+    raise InputError(
+        f"{path} must be as flexunet calibrate wrote it ({error}). Calibrate the run again."
+    ) from error
+  if sha256 != files.sha256_of(wanted.model_file):
+    raise InputError(
+        f"{path} was learnt with another network than {wanted.model_file}. Calibrate the run again."
+    )
+  return temperature
 
 
 def _files_below(path: pathlib.Path) -> list[pathlib.Path]:

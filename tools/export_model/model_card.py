@@ -18,7 +18,7 @@ from flexunet.network import architecture
 
 _SCORES = (
     ("dice", "Dice"), ("hd95_mm", "HD95 (mm)"), ("assd_mm", "ASSD (mm)"),
-    ("volume_error_relative", "volume error"), ("lesion_f1", "lesion F1"),
+    ("volume_error_relative", "relative volume error"), ("lesion_f1", "lesion F1"),
 )  # fmt: skip
 _USE = """\
 For research: outlining {classes} on scans like those of its training, by people who look at the
@@ -133,7 +133,7 @@ def _data(
 
 def _scores(evaluated: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
   if not evaluated:
-    return ["Not evaluated yet: `flexunet evaluate --run_dir=RUN --splits=test`."]
+    return ["Not evaluated yet: `flexunet evaluate --run_dir=RUN --split=test`."]
   parts = []
   for split, entry in evaluated.items():
     known = [

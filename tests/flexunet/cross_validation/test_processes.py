@@ -1,11 +1,13 @@
 """How folds are run: places at the machine, failures, signals, what a killed command leaves."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import types
 
 import pytest
 
@@ -136,3 +138,20 @@ def test_a_process_asks_itself_to_end_when_its_starter_has_died():
   process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
   process.stdin.close()  # As the system does for a process that has died.
   assert process.wait(timeout=60) == -signal.SIGTERM
+
+
+def test_the_view_of_several_folds_fits_the_line_of_a_terminal(monkeypatch):
+  class Terminal(io.StringIO):
+    def isatty(self):
+      return True
+
+  monkeypatch.setattr(sys, "stderr", Terminal())
+  monkeypatch.setenv("COLUMNS", "60")
+  runner = processes.FoldRunner([{}, {}], lambda *_: None)
+  runner._status = {3: "val_dice 0.873  loss 0.214  epoch 1/3  0:50 left", 1: "starting"}
+  shown = []
+  runner._show(types.SimpleNamespace(
+      set_description_str=lambda text, refresh: shown.append(text), update=lambda: None
+  ), 5)  # fmt: skip
+  assert shown == ["0/5 folds  |  fold 1: starting  |  fold 3: val_dice 0.8"]
+  assert len(shown[0]) < 60

@@ -173,6 +173,64 @@ def test_without_spacing_margins_are_pixels_within_slices():
   assert found.classes["a"].values.tolist() == [1.5]
 
 
+def specks_run(tmp_path, monkeypatch, subjects="VWXYZ"):
+  """A run whose network takes a speck of every image, four bright pixels, for the class."""
+  kinds = {"train": "T", "validation": subjects, "test": "A"}
+  splits = {split: [record for name in names for record in records(name)]
+            for split, names in kinds.items()}  # fmt: skip
+  for own in splits.values():
+    for record in own:
+      record["label"][:] = 0
+      record["label"][8:13, 8:13], record["label"][8:13, 18:23] = 1, 2
+      record["image"][:] = np.array([10, 120, 240], np.uint8)[record["label"]]
+      record["image"][0, :4] = 120
+  dataset_samples.write_dataset(tmp_path / "data", splits)
+  monkeypatch.setattr(opening, "load_model", lambda run: run_samples.BrightnessNetwork())
+  return made_run(tmp_path / "run"), tmp_path / "data"
+
+
+def test_a_clean_up_that_validation_speaks_for_is_stored_and_applied(tmp_path, monkeypatch):
+  run, data = specks_run(tmp_path, monkeypatch)
+  before = evaluate.evaluate(run, ["test"], data_dir=data, show_progress=False)["test"]
+  assert before["evaluated"]["clean_up"] is None
+  learnt = calibrate.calibrate(run, data_dir=data, show_progress=False)
+  # The speck has 4 x 4 voxels of 1 mm3, 0.016 ml; the class 4 x 25 voxels, 0.1 ml.
+  (rule,) = learnt.clean_up["rules"].values()
+  assert (rule["min_size"], rule["unit"]) == (0.03, "ml")
+  assert learnt.clean_up["rules"].keys() == {"dim"} and not learnt.clean_up["in_slices"]
+  after = evaluate.evaluate(run, ["test"], data_dir=data, show_progress=False)["test"]
+  told = after["evaluated"]["clean_up"]
+  assert told["volumes"] == 1 and told["sentences"][0].startswith("dim: ")
+  assert told["rules"] == learnt.clean_up["rules"]
+  dice = [one["per_class"]["dim"]["dice"]["mean"] for one in (before, after)]
+  assert dice[0] < 1.0 and dice[1] == 1.0
+  # 16 wrong voxels of the background, 4 per slice, are gone from the confusion matrix.
+  pixels = [one["confusion"]["pixels"][0][1] for one in (before, after)]
+  assert pixels == [16, 0]
+  undone = evaluate.evaluate(
+      run, ["test"], data_dir=data, options=PredictionOptions(clean_up=False), show_progress=False
+  )["test"]
+  assert undone["evaluated"]["clean_up"] is None
+  assert undone["per_class"]["dim"]["dice"]["mean"] == dice[0]
+
+
+def test_few_validation_subjects_choose_no_clean_up_and_say_so(tmp_path, monkeypatch):
+  run, data = specks_run(tmp_path, monkeypatch, subjects="VW")
+  learnt = calibrate.calibrate(run, data_dir=data, show_progress=False)
+  assert learnt.clean_up["rules"] == {}
+  reason = learnt.clean_up["evidence"]["classes"]["dim"]["reason"]
+  assert reason == "2 subjects, fewer than 5"
+
+
+def test_a_clean_up_of_other_classes_is_refused_in_one_line(tmp_path, monkeypatch):
+  run, data = specks_run(tmp_path, monkeypatch)
+  learnt = calibrate.calibrate(run, data_dir=data, show_progress=False)
+  other = {**learnt.clean_up, "rules": {"tumour": learnt.clean_up["rules"]["dim"]}}
+  run_calibration.write(run.path, dataclasses.replace(learnt, clean_up=other))
+  with pytest.raises(InputError, match="for the classes dim, bright"):
+    evaluate.evaluate(run, ["test"], data_dir=data, show_progress=False)
+
+
 def test_margins_are_those_after_the_clean_up_that_is_chosen():
   # In each of six subjects one speck, far from the one structure, which is found but for a voxel.
   names = ["background", "a"]

@@ -17,6 +17,7 @@ from flexunet.evaluation import evaluate, labelled_volumes, split_scores, volume
 from flexunet.imaging.clean_up import ClassRule, CleanUp
 from flexunet.pipelines import readers
 from flexunet.pipelines.dataset_source import open_dataset
+from flexunet.prediction import opening
 
 NAMES = dataset_samples.NAMES
 DATASET = "blobs/slices/1.0.0"

@@ -14,6 +14,7 @@ from flexunet import ensemble_folder, run_folder, seen_subjects
 from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.evaluation import evaluate, evaluate_ensemble
+from flexunet.prediction import opening
 from flexunet.reporting import report
 
 DATASET = "blobs/slices/1.0.0"
@@ -74,8 +75,7 @@ def make(tmp_path, data_dir, monkeypatch):
   def load(run):
     return NETWORKS[run.path.name.partition("_")[0]]()
 
-  for module in (evaluate, evaluate_ensemble):
-    monkeypatch.setattr(module, "load_model", load)
+  monkeypatch.setattr(opening, "load_model", load)
   return make_run
 
 
@@ -155,6 +155,11 @@ def test_weights_are_learnt_on_validation_kept_and_used(make, tmp_path):
   again = flexunet.load(out, weights="learnt")
   assert again.runs.weights == (0.0, 1.0)
   assert again.evaluate("test", show_progress=False) == learnt
+  validation = again.evaluate("validation", show_progress=False)["validation"]
+  assert any(
+      "weights of the runs were learnt on 1 of its 2 subjects" in line
+      for line in validation["evaluated"]["warnings"]
+  )
   # Other weights are other figures, for which the folder then stands.
   equal = flexunet.load(out).evaluate("test", weights="3,1", show_progress=False)["test"]
   assert equal["evaluated"]["model_sha256"] != learnt["test"]["evaluated"]["model_sha256"]

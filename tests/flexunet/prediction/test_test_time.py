@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from flexunet.core.errors import InputError
 from flexunet.imaging.slicing import SlicePlan
+from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.pipelines.laterality import Laterality
 from flexunet.prediction import test_time
 from flexunet.prediction.predictor import Predictor
@@ -92,7 +93,9 @@ def test_the_kinds_of_views_that_a_run_allows(tta, laterality, plane, names):
 def test_mirror_and_rotations_together_are_the_eight_views():
   found = ViewOptions.of(["mirror", "rotations"]).views(FREE, "axial")
   assert found == tuple(EXACT)
-  assert len(ViewOptions.of("all").views(FREE, None)) == 10
+  assert len(ViewOptions.of("all").views(FREE, None, trained_degrees=180)) == 10
+  # A network that has never seen turned slices gives wrong answers to them: not unasked.
+  assert len(ViewOptions.of("all").views(FREE, None, trained_degrees=15)) == 4
 
 
 @pytest.mark.parametrize(
@@ -134,6 +137,18 @@ def with_plane(plane: str, laterality: Laterality):
   made = run_samples.run_config()
   facts = dataclasses.replace(made.dataset_facts, slice_plan=SlicePlan("LAS", plane))
   return dataclasses.replace(made, dataset_facts=facts, laterality=laterality)
+
+
+def test_a_run_that_never_turned_its_slices_says_so_where_rotations_are_asked_for():
+  made = run_samples.run_config()
+  rotations = ViewOptions.of("rotations")
+  line = Predictor(None, made, views=rotations).pass_lines()[0]
+  assert "turned by 270 degrees; training turned slices by 0 degrees at most" in line
+  turning = AugmentationConfig(
+      augmentation="default", rotation_degrees=180.0, rotation_probability=0.5
+  ).resolve(mirroring=True)
+  made = dataclasses.replace(made, augmentation=turning)
+  assert "at most" not in Predictor(None, made, views=rotations).pass_lines()[0]
 
 
 def test_a_predictor_refuses_by_the_plane_of_its_run():

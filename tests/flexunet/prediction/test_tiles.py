@@ -249,3 +249,53 @@ def test_finer_pixels_than_in_training_are_scaled_first_and_then_cut():
   assert "slices of 64x60 pixels" in chosen.pass_lines()[0]
   assert np.array_equal(found[4::8], truth[4::8])
   assert {shape[1:3] for shape in network.shapes} == {(32, 32)}
+
+
+def of_images(resize_mode: str, input_scale=None):
+  """Returns the config of a run on images of unknown pixel size, scaled to 32 x 32."""
+  return run_samples.with_facts(
+      run_samples.run_config((32, 32), resize_mode), input_scale=input_scale, pixel_sizes=None
+  )
+
+
+@pytest.mark.parametrize("mode", ["fit", "stretch"])
+def test_a_run_that_scales_its_images_gives_tiles_their_own_resolution(mode):
+  # The published tiledinfer: a network of 32 x 32, an image of 100 x 45, tiles of 32.
+  truth = np.random.default_rng(1).integers(0, 3, (1, 100, 45)).astype(np.uint8)
+  network = Recording()
+  chosen = Predictor(network, of_images(mode), tiles=TileOptions.of(32, 8))
+  assert np.array_equal(chosen.labels(GREYS[truth])[0], truth[0])
+  assert {shape[1:3] for shape in network.shapes} == {(32, 32)}
+  assert "slices of 100x45 pixels in 4 x 2 tiles" in chosen.pass_lines()[0]
+  # Without tiles of a given size the image is scaled to the network's input, as in training.
+  whole = Predictor(Recording(), of_images(mode))
+  whole.labels(GREYS[truth])
+  assert whole.pass_lines() == []
+
+
+def test_tiles_of_a_run_that_scaled_its_images_have_the_scale_of_the_training():
+  truth = np.zeros((200, 120), np.uint8)
+  truth[40:120, 20:100] = 1
+  chosen = Predictor(Recording(), of_images("fit", (0.5, 0.5)), tiles=TileOptions.of(32, 8))
+  (found,) = chosen.labels([GREYS[truth]])
+  assert "slices of 100x60 pixels" in chosen.pass_lines()[0]
+  assert (found != truth).mean() < 0.01
+
+
+def test_tiles_leave_the_pixel_size_of_the_training_in_charge_where_it_is_known():
+  run_config = run_samples.with_facts(
+      run_samples.run_config((32, 32), "fit"),
+      pixel_sizes={name: [2.0, 2.0] for name in ("low_mm", "median_mm", "high_mm")},
+  )
+  chosen = Predictor(Recording(), run_config, tiles=TileOptions.of(32, 8))
+  chosen.labels([np.full((128, 128), 120, np.uint8)], (0.5, 0.5))
+  assert chosen.pass_lines() == []  # 64 x 64 mm are 32 x 32 pixels, as in training.
+  chosen.labels([np.full((128, 128), 120, np.uint8)], (1.0, 1.0))
+  assert "slices of 64x64 pixels" in chosen.pass_lines()[0]
+
+
+def test_sizes_beyond_three_are_counted():
+  cutter = tiler(64, 16)
+  for edge in (100, 110, 120, 130, 140):
+    cutter.tiling((edge, edge))
+  assert cutter.lines()[3] == "slices of 2 more sizes in tiles" and len(cutter.lines()) == 4

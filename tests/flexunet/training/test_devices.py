@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import types
 
 import keras
 import numpy as np
@@ -202,3 +203,14 @@ def test_deterministic_operations_and_xla_exclude_each_other():
     devices.complete(config.TrainingConfig(deterministic=True, jit_compile="on"))
   settings, reasons = devices.complete(config.TrainingConfig(jit_compile="on"))
   assert not settings.deterministic and "excludes" in reasons["deterministic"]
+
+
+@pytest.mark.parametrize(
+    ("visible", "free_mib"), [("1", 700), ("GPU-a", 90), ("", 90), ("0,1", 90)]
+)
+def test_free_memory_is_that_of_the_gpus_that_this_process_sees(monkeypatch, visible, free_mib):
+  lines = "0, GPU-a, 90\n1, GPU-b, 700\n"
+  done = types.SimpleNamespace(stdout=lines)
+  monkeypatch.setattr(devices.subprocess, "run", lambda *_, **__: done)
+  monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+  assert devices._free_gpu_memory() == free_mib * 2**20

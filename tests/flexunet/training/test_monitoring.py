@@ -12,17 +12,36 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.plugins.hparams import metadata as hparams_metadata
 
 from flexunet import config, run_folder
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
-from flexunet.reporting import overlay
+from flexunet.reporting import event_files, overlay
 from flexunet.training import callbacks, monitoring, trainer
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
   return flagged.write_dataset(tmp_path_factory.mktemp("data"))
+
+
+def accumulated(folder):
+  """Returns the events of a folder as TensorBoard reads them."""
+  return event_accumulator.EventAccumulator(
+      str(folder), size_guidance={event_accumulator.TENSORS: 0}
+  ).Reload()
+
+
+def figures(folder):
+  """Returns tag -> [(step, value), ...] of the figures in a folder, to six digits."""
+  found = accumulated(folder)
+  return {
+      tag: [(one.step, round(float(tf.make_ndarray(one.tensor_proto)), 6))
+            for one in found.Tensors(tag)]
+      for tag in found.Tags()["tensors"]
+      if found.SummaryMetadata(tag).plugin_data.plugin_name == "scalars"
+  }  # fmt: skip
 
 
 def graphs(folder):
@@ -90,21 +109,19 @@ def test_event_files_hold_figures_and_sheets_and_not_the_name_of_the_machine(
   sheet = np.zeros((3, 5, 3), np.uint8)
   sheet[1, 2] = 200
   files.write_bytes(run.preview_png(0), overlay.encode_png(sheet))
+  log._history._clock.step = 6
   log.on_epoch_end(0, {"loss": 0.5, "val_loss": 0.25, "nothing": float("nan")})
-  (file,) = run.tensorboard.iterdir()
-  assert socket.gethostname() not in file.name and "tfevents" in file.name
-  found = event_accumulator.EventAccumulator(
-      str(run.tensorboard), size_guidance={event_accumulator.TENSORS: 0}
-  ).Reload()
-  values = {tag: found.Tensors(tag)[0] for tag in found.Tags()["tensors"]}
-  assert set(values) == {"training/loss", "validation/loss", "training/learning_rate", "previews"}
-  assert tf.make_ndarray(values["training/loss"].tensor_proto) == 0.5
-  assert {value.step for value in values.values()} == {1}
-  width, height, png = tf.make_ndarray(values["previews"].tensor_proto)
-  assert (int(width), int(height)) == (5, 3)
+  for file in run.tensorboard.rglob("events*"):
+    assert socket.gethostname() not in file.name and "tfevents" in file.name
+  trained, validated = (figures(run.tensorboard / name) for name in ("train", "validation"))
+  assert trained == {"epoch_loss": [(6, 0.5)]}
+  assert validated == {"loss": [(6, 0.25)], "epoch_loss": [(6, 0.25)]}
+  found = accumulated(run.tensorboard)
+  (value,) = found.Tensors("previews")
+  width, height, png = tf.make_ndarray(value.tensor_proto)
+  assert (value.step, int(width), int(height)) == (6, 5, 3)
   np.testing.assert_array_equal(tf.io.decode_png(png).numpy(), sheet)
-  plugins = {tag: found.SummaryMetadata(tag).plugin_data.plugin_name for tag in values}
-  assert plugins["training/loss"] == "scalars" and plugins["previews"] == "images"
+  assert found.SummaryMetadata("previews").plugin_data.plugin_name == "images"
 
 
 def test_another_backend_is_refused(monkeypatch):
@@ -211,3 +228,155 @@ def test_a_log_file_holds_whole_lines(monkeypatch):
   assert "\r" not in log.getvalue()
   lines = log.getvalue().splitlines()
   assert "Something to know." in lines and "val_dice -  loss 0.214  epoch 1/1  0:08 left" in lines
+
+
+def trained_steps(monkeypatch, data_dir, path, *given):
+  """Trains a run and returns it with the loss of each of its steps, from the metrics of Keras."""
+  steps = []
+  watch = monitoring.TensorBoardLog.on_train_batch_end
+
+  def noting(self, batch, logs=None):
+    watch(self, batch, logs)
+    steps.append(self._mean)
+
+  monkeypatch.setattr(monitoring.TensorBoardLog, "on_train_batch_end", noting)
+  made = flagged.setup(data_dir, *given)
+  run, _ = trainer.fit(made.config, path, made.data)
+  return run, steps
+
+
+def test_training_and_validation_share_charts_over_steps_and_runs_can_be_compared(
+    monkeypatch, data_dir, tmp_path
+):
+  run, means = trained_steps(monkeypatch, data_dir, tmp_path / "run", "--learning_rate=0.01")
+  trained, validated = (figures(run.tensorboard / name) for name in ("train", "validation"))
+  # Two epochs of three batches of four of the twelve slices.
+  assert [step for step, _ in trained["loss"]] == [1, 2, 3, 4, 5, 6]
+  losses = [loss for _, loss in trained["loss"]]
+  # The mean of an epoch's steps is what Keras shows at its end.
+  for place, epoch in enumerate(trained["epoch_loss"]):
+    assert epoch[0] == 3 * place + 3
+    assert np.mean(losses[3 * place : 3 * place + 3]) == pytest.approx(epoch[1], abs=1e-5)
+  assert [count for count, _ in means] == [1, 2, 3, 1, 2, 3]
+  assert [step for step, _ in trained["learning_rate"]] == [1, 2, 3, 4, 5, 6]
+  assert {"loss", "epoch_loss", "foreground_dice", "dice_bright"} <= set(trained) & set(validated)
+  best = figures(run.tensorboard)
+  rows = [row for row in files.read_table(run.history_csv) if row["val_foreground_dice"]]
+  assert best["best/foreground_dice"][-1][1] == pytest.approx(
+      max(float(row["val_foreground_dice"]) for row in rows), abs=1e-5
+  )
+  stored = accumulated(run.tensorboard).SummaryMetadata("_hparams_/session_start_info")
+  started = hparams_metadata.parse_session_start_info_plugin_data(stored.plugin_data.content)
+  values = {name: next(iter(value.ListFields()))[1] for name, value in started.hparams.items()}
+  assert values["learning_rate"] == 0.01 and values["optimizer"] == "adamw"
+  assert values["image_size"].count("x") == 1 and values["dataset"] == "blobs/slices/1.0.0"
+  assert not {"data_dir", "cache_dir", "init_from"} & set(values)
+  whole = b"".join(path.read_bytes() for path in run.tensorboard.rglob("events*"))
+  assert str(tmp_path).encode() not in whole
+
+
+def test_a_resumed_run_continues_its_curves_without_a_step_twice(tmp_path):
+  first = event_files.EventFile(tmp_path)
+  first.hyperparameters({"epochs": 2})
+  for step in range(1, 6):
+    first.scalars({"loss": step / 4}, step)
+  first.flush()
+  with open(next(tmp_path.iterdir()), "ab") as stream:
+    stream.write(b"half a record")  # The process was killed.
+  second = event_files.EventFile(tmp_path, step=3)
+  second.hyperparameters({"epochs": 3})
+  for step in (4, 5):
+    second.scalars({"loss": step / 2}, step)
+  second.flush()
+  expected = [(1, 0.25), (2, 0.5), (3, 0.75), (4, 2.0), (5, 2.5)]
+  assert figures(tmp_path) == {"loss": expected}
+  stored = accumulated(tmp_path).SummaryMetadata("_hparams_/session_start_info")
+  started = hparams_metadata.parse_session_start_info_plugin_data(stored.plugin_data.content)
+  assert started.hparams["epochs"].number_value == 3
+  # Begun again from the first step, nothing is left of it.
+  event_files.EventFile(tmp_path, step=0).flush()
+  assert figures(tmp_path) == {}
+
+
+def test_the_loss_of_a_step_within_a_resumed_epoch_is_its_own():
+  metric = types.SimpleNamespace(name="loss", result=lambda: np.float32(0.5))
+  history = types.SimpleNamespace(step=2)
+  settings = types.SimpleNamespace(training=config.TrainingConfig())
+  log = monitoring.TensorBoardLog(None, settings, history, types.SimpleNamespace(rate=0.1), 5)
+  log.set_model(types.SimpleNamespace(metrics=[metric]))
+  seen = []
+  log._files = {"train": types.SimpleNamespace(
+      scalars=lambda values, step: seen.append((step, values)), flush_now_and_then=lambda: None
+  )}  # fmt: skip
+  log.on_epoch_begin(0)
+  log.on_train_batch_begin(2)
+  history.step = 3
+  # The mean of three steps is 0.6, that of the two before was 0.5: the third had 1.8 - 1.0.
+  log.on_train_batch_end(2, {"loss": 0.6})
+  # Two steps at once: their mean.
+  history.step = 5
+  log.on_train_batch_end(4, {"loss": 0.8})
+  (_, one), (_, two) = seen
+  assert one["loss"] == pytest.approx(0.8) and two["loss"] == pytest.approx((4.0 - 1.8) / 2)
+
+
+@pytest.fixture
+def mlflow_store(monkeypatch, tmp_path):
+  """The folder of a store that the environment names."""
+  monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
+  return tmp_path / "store"
+
+
+def stored_runs(folder):
+  """Returns {name: (parameters, {metric: [(step, value), ...]}, files)} of a store."""
+  from mlflow.tracking import MlflowClient
+
+  client = MlflowClient(tracking_uri=folder.as_uri())
+  found = {}
+  for one in client.search_runs([each.experiment_id for each in client.search_experiments()]):
+    histories = {
+        name: [(value.step, value.value) for value in client.get_metric_history(
+            one.info.run_id, name)] for name in one.data.metrics
+    }  # fmt: skip
+    listed = {file.path for file in client.list_artifacts(one.info.run_id)}
+    found[one.info.run_name, one.info.status] = (one.data.params, histories, listed)
+  return found
+
+
+@pytest.mark.needs_extra("mlflow")
+def test_mlflow_holds_settings_figures_and_report_of_a_run_and_names_nobody(
+    data_dir, mlflow_store, tmp_path, monkeypatch
+):
+  monkeypatch.setenv("USER", "alice_example")
+  monkeypatch.setattr(socket, "gethostname", lambda: "machine_of_alice_example")
+  made = flagged.setup(data_dir, "--log_to=mlflow", "--learning_rate=0.01")
+  run, rows = trainer.fit(made.config, tmp_path / "run", made.data)
+  ((key, (params, figures_of, listed)),) = stored_runs(mlflow_store).items()
+  assert key == ("run", "FINISHED")
+  assert params["learning_rate"] == "0.01" and "data_dir" not in params
+  assert figures_of["loss"] == [(row["step"], row["loss"]) for row in rows]
+  assert listed == {"config.json", "report.html", "history.csv", "curves.png"}
+  # The same command with --resume: nothing is written twice, and there is no second run.
+  longer = flagged.setup(data_dir, "--log_to=mlflow", "--learning_rate=0.01", "--epochs=3")
+  _, rows = trainer.fit(longer.config, tmp_path / "run", longer.data, resume=True)
+  ((_, (_, figures_of, _)),) = stored_runs(mlflow_store).items()
+  assert len(rows) == 3
+  assert figures_of["loss"] == [(row["step"], row["loss"]) for row in rows]
+  texts = [path.read_bytes() for path in mlflow_store.rglob("*") if path.is_file()]
+  assert not any(b"alice_example" in text for text in texts)
+  assert (mlflow_store / "0").is_dir() and str(tmp_path) not in run.manifest_json.read_text()
+
+
+def test_without_mlflow_one_line_says_what_to_install(monkeypatch, data_dir):
+  monkeypatch.setattr(monitoring.mlflow_store.importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(InputError, match=r"--log_to=mlflow needs MLflow: pip install"):
+    flagged.setup(data_dir, "--log_to=mlflow")
+
+
+def test_the_store_lies_beside_the_run_unless_the_environment_names_one(monkeypatch, tmp_path):
+  run = run_folder.RunFolder(tmp_path / "runs" / "first")
+  monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+  address_of = monitoring.mlflow_store.address_of
+  assert address_of(run) == (tmp_path / "runs" / "mlruns").as_uri()
+  monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///m.db")
+  assert address_of(run) == "sqlite:///m.db"

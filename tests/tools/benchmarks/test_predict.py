@@ -34,7 +34,8 @@ def test_both_ways_are_timed_and_compared(tmp_path):
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   figures = json.loads(done.stdout)
-  assert figures["volumes"] == 2 and figures["start_s"] > 0
+  assert figures["volumes"] == 2 and figures["peak_mib_above_network"] > 0
+  assert list(figures["start_s"]) == ["imports", "network", "first_batch"]
   assert 0 < figures["share_in_network"] < 1
   speeds = figures["volumes_a_minute"]
   ratio = speeds["predict"] / speeds["slices"]

@@ -277,3 +277,10 @@ def test_the_list_above_is_that_of_the_published_programs():
   rows = re.findall(r"^\| (\w+) \| (\w+) \|", listing, re.MULTILINE)
   listed = {(section, key) for section, key in rows if section != "section"}
   assert {(section, key) for section, key, _ in KEYS} == listed
+
+
+def test_tiled_inference_names_the_flags_of_predict(tmp_path):
+  tiled = {"split_size": "512", "overlapping": "64"}
+  notes = "\n".join(convert(tmp_path, {"model": {}, "tiledinfer": tiled}).notes)
+  assert "flexunet predict --run_dir=RUN --input=IN --output_dir=OUT --tile=512" in notes
+  assert "--overlap=64, with --tile" in notes
