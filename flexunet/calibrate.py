@@ -110,11 +110,14 @@ def _temperature_lines(fit: Mapping[str, Any]) -> list[str]:
   rows = [("", "before", "after")]
   for name, shown in (("ece", "ECE"), ("brier", "Brier score"), ("nll", "NLL")):
     rows.append((shown, f"{fit['before'][name]:.4f}", f"{fit['after'][name]:.4f}"))
-  return [
+  lines = [
       f"temperature {fit['temperature']:.3f}, of {progress.count(fit['voxels'], 'voxel')}:"
       f" {fit['region']}",
       progress.table(rows),
   ]
+  if fit["at_bound"]:
+    lines.append("It ended at its bound: how certain the network is says little here.")
+  return lines
 
 
 def _levels_table(classes: Mapping[str, Scores], cell: Callable[[Scores, float], str]) -> str:

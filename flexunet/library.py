@@ -19,12 +19,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from flexunet import config, ensemble_folder, run_folder
+from flexunet import config, ensemble_folder, run_calibration, run_folder
 from flexunet.core import config_fields
 from flexunet.core.errors import InputError, unknown_name
 from flexunet.cross_validation import cross_validate as cross_validation
 from flexunet.ensemble_folder import RunSet
-from flexunet.evaluation import evaluate, evaluate_ensemble, labelled_volumes
+from flexunet.evaluation import calibrate, evaluate, evaluate_ensemble, labelled_volumes
 from flexunet.evaluation.labelled_volumes import LabelledVolume
 from flexunet.evaluation.scores import DEFAULT_TOLERANCES_MM
 from flexunet.imaging import pictures, scan_files
@@ -260,7 +260,8 @@ class Segmenter(abc.ABC):
       output_format: Of the labels of volumes: "same", "nifti" or "dicom_seg".
       series: Chooses DICOM series by number or by the end of their UID; "" takes all.
       **options: tile, overlap, tta, tta_scales, calibrated and clean_up, as in `predict`; overlay,
-        color_masks, probabilities, overwrite, skip_existing, as in `prediction.outputs.Outputs`.
+        color_masks, probabilities, uncertainty, bounds, overwrite, skip_existing, as in
+        `prediction.outputs.Outputs`.
     """
     segmenter = self.predictor(batch_size=batch_size, **_taken(options, _PASSES))
     wanted = prediction_files.Outputs(folder=pathlib.Path(output_dir).expanduser(), **options)
@@ -318,6 +319,10 @@ class Run(Segmenter):
     names = [splits] if isinstance(splits, str) else list(splits)
     asked = _options_of(_taken(options, _PASSES), options.pop("batch_size", 8))
     return evaluate.evaluate(self.folder, names, options=asked, **options)
+
+  def calibrate(self, **options: Any) -> run_calibration.RunCalibration:
+    """Learns from the validation split, as `flexunet calibrate` does; see `calibrate.calibrate`."""
+    return calibrate.calibrate(self.folder, **options)
 
 
 def _taken(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import math
 import os
 import pathlib
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -350,7 +350,7 @@ def _predicted(
 
 
 def _check_unseen(
-    run: run_folder.RunFolder, source: DatasetSource, subjects: Sequence[str]
+    run: run_folder.RunFolder, source: DatasetSource, subjects: Iterable[str]
 ) -> None:
   """Refuses subjects that the network was trained on."""
   seen = seen_subjects.of_run(run) or []

@@ -294,4 +294,5 @@ class TemperatureFit:
 
   def to_json(self) -> dict[str, Any]:
     """Returns its part of `calibration.json`."""
-    return {**dataclasses.asdict(self), "region": REGION}
+    at_bound = self.temperature in (LOWEST, HIGHEST)
+    return {**dataclasses.asdict(self), "at_bound": at_bound, "region": REGION}

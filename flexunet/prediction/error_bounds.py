@@ -179,7 +179,9 @@ def bounds_of(
         "--margin and --volume_interval need a calibrated run. Run flexunet calibrate --run_dir=RUN"
         " first; runs that are named one by one have none in common."
     )
-  found, lines, fields = {}, [], {}
+  found: dict[str, float] = {}
+  fields: dict[str, Any] = {}
+  lines: list[str] = []
   subjects: dict[str, int] = {}
   if margin is not None:
     own = learnt.margins

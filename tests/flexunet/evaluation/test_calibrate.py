@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import run_samples
 
-from flexunet import run_calibration, run_folder, seen_subjects
+from flexunet import library, run_calibration, run_folder, seen_subjects
 from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.evaluation import calibrate, evaluate
@@ -255,5 +255,5 @@ def test_margins_are_those_after_the_clean_up_that_is_chosen():
 
 def test_nothing_is_cleaned_where_few_subjects_speak_for_it(network, tmp_path, data_dir):
   run = made_run(tmp_path / "run")
-  learnt = calibrate.calibrate(run, data_dir=data_dir, show_progress=False)
+  learnt = library.load(run.path).calibrate(data_dir=data_dir, show_progress=False)
   assert learnt.clean_up["rules"] == {} and learnt.clean_up["evidence"]["subjects"] == 5

@@ -116,6 +116,7 @@ def test_a_fit_states_the_figures_before_and_after():
   sample.add(label, probability)
   fit = calibration.TemperatureFit.of(sample)
   assert fit.voxels == fit.voxels_seen == 5000
+  assert not fit.to_json()["at_bound"]
   assert fit.after["nll"] < fit.before["nll"] and fit.after["ece"] < fit.before["ece"] / 3
 
 
