@@ -211,8 +211,8 @@ def read(path: pathlib.Path) -> list[Example]:
 
 def _example(arrays: Mapping[str, np.ndarray], number: int, about: dict[str, Any]) -> Example:
   """Returns an example of its arrays and of what is written about it."""
-  slices = tuple(
-      ExampleSlice(**{name: arrays[f"{name}_{number}_{place}"] for name in _ARRAYS}, **values)
-      for place, values in enumerate(about["slices"])
-  )
-  return Example(**{**about, "slices": slices})
+  slices = []
+  for place, values in enumerate(about["slices"]):
+    fields: dict[str, Any] = {name: arrays[f"{name}_{number}_{place}"] for name in _ARRAYS}
+    slices.append(ExampleSlice(**fields, **values))
+  return Example(**{**about, "slices": tuple(slices)})
