@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent import futures
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ def in_turns(
     read: Callable[[_Item], _Given],
     answer: Callable[[_Item, _Given], _Answer],
     write: Callable[[_Item, _Answer], _Result],
-) -> Iterator[tuple[_Item, Callable[[], _Result]]]:
+) -> Generator[tuple[_Item, Callable[[], _Result]], None, None]:
   """Yields each item, in order, with what gives its result or raises its error.
 
   `answer` runs in the caller's thread, `read` and `write` in one thread each. No more than one item
