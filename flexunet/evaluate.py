@@ -258,7 +258,9 @@ def _surface_lines(entry: Mapping[str, Any]) -> list[str]:
 
 def _pixel_table(entry: Mapping[str, Any]) -> list[tuple[str, ...]]:
   """Returns the rows of the distances in pixels; 3-D and within slices apart."""
-  table = [("class", "", "HD95 px", "HD100 px", "ASSD px", "MASD px", "volumes", "none")]
+  table: list[tuple[str, ...]] = [
+      ("class", "", "HD95 px", "HD100 px", "ASSD px", "MASD px", "volumes", "none")
+  ]
   for name, scores in entry["per_class"].items():
     for kind, said in (("", "3-D"), ("2d_", "slices")):
       own = [scores[f"{score}_{kind}px"] for score in _DISTANCES]
@@ -270,7 +272,9 @@ def _pixel_table(entry: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def _lesion_table(entry: Mapping[str, Any]) -> list[tuple[str, ...]]:
   """Returns the rows of the scores of lesions, the heading first."""
-  table = [("class", "sensitivity", "precision", "F1", "false", "lesions", "found")]
+  table: list[tuple[str, ...]] = [
+      ("class", "sensitivity", "precision", "F1", "false", "lesions", "found")
+  ]
   for name, scores in entry["per_class"].items():
     pooled = scores["lesions_pooled"]
     table.append((
@@ -286,7 +290,9 @@ def _lesion_table(entry: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def _agreement_table(entry: Mapping[str, Any]) -> list[tuple[str, ...]]:
   """Returns the rows of the agreement of volumes, the heading first."""
-  table = [("class", "unit", "bias", "limits", "bias %", "limits %", "subjects")]
+  table: list[tuple[str, ...]] = [
+      ("class", "unit", "bias", "limits", "bias %", "limits %", "subjects")
+  ]
   for name, scores in entry["per_class"].items():
     found = scores["volume_agreement"]
     unit = found["unit"]
@@ -318,7 +324,9 @@ def _surface_table(entry: Mapping[str, Any], kind: str) -> list[tuple[str, ...]]
   """
   tolerances = [f"{tolerance:g}" for tolerance in entry["evaluated"]["surface_tolerances_mm"]]
   shares = [f"surface Dice {tolerances[0]} mm", *(f"{other} mm" for other in tolerances[1:])]
-  table = [("class", "HD95 mm", "HD100 mm", "ASSD mm", "MASD mm", "none", *shares)]
+  table: list[tuple[str, ...]] = [
+      ("class", "HD95 mm", "HD100 mm", "ASSD mm", "MASD mm", "none", *shares)
+  ]
   for name, scores in entry["per_class"].items():
     table.append((
         name,

@@ -97,7 +97,7 @@ def read(run: run_folder.RunFolder) -> RunCalibration | None:
   path = run.calibration_json
   if not path.is_file():
     return None
-  found = _parsed(path)
+  found = parsed(path)
   sha256 = found.learnt_on["model_sha256"]
   if sha256 not in run.model_hashes():
     raise InputError(
@@ -122,7 +122,7 @@ def read_folds(
   path = run_folder.RunFolder(folder).calibration_json
   if not path.is_file():
     return None
-  found = _parsed(path)
+  found = parsed(path)
   sha256 = found.learnt_on["model_sha256"]
   if not isinstance(sha256, dict) or set(sha256) != set(members) or any(
       sha256[name] not in run.model_hashes() for name, run in members.items()
@@ -171,7 +171,8 @@ def temperature_of(run: run_folder.RunFolder) -> float:
 _AGAIN = "Run flexunet calibrate again, or pass --nocalibrated."
 
 
-def _parsed(path: pathlib.Path) -> RunCalibration:
+def parsed(path: pathlib.Path) -> RunCalibration:
+  """Returns what a file holds, of whatever network; InputError where it is damaged."""
   try:
     return RunCalibration.from_json(files.read_json(path))
   except (ValueError, KeyError, TypeError, AttributeError) as error:

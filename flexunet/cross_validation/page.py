@@ -12,7 +12,7 @@ from flexunet import config
 from flexunet.cross_validation.folder import CrossValidationFolder, Plan
 from flexunet.evaluation import examples, summary
 from flexunet.imaging.label_scheme import LabelScheme
-from flexunet.reporting import charts, overlay, results_section
+from flexunet.reporting import cases_section, caveats, charts, colors, results_section
 from flexunet.reporting import html_parts as page
 
 _SUBJECTS_NAMED = 200
@@ -45,7 +45,7 @@ def render(
           f" {subjects}, each held out once."
       ),
       top=results_section.tiles(name, pooled)
-      + results_section.caveat_box(results_section.caveats({name: pooled}, configs[0], None)),
+      + caveats.caveat_box(caveats.caveats({name: pooled}, configs[0], None)),
       sections=[
           ("results", f"Results on {name}", results_section.split_section(pooled, rows, scheme)),
           ("folds", "Folds", _folds_section(plan, results, rows, scheme)),
@@ -69,7 +69,7 @@ def _folds_section(
     scheme: LabelScheme,
 ) -> str:
   """Returns a line per fold with a link to its report, and the spread between the folds."""
-  palette = dict(zip(scheme.names, overlay.display_palette(scheme.palette), strict=True))
+  palette = dict(zip(scheme.names, colors.display_palette(scheme.palette), strict=True))
   per_fold, spread = results["per_fold"], results["between_folds"]
   classes = list(per_fold[0]["dice"]) if len(per_fold[0]["dice"]) > 1 else []
   headers = ["Fold", "Held out", "Trained on", "Volumes", "Foreground Dice", "95 % interval"]
@@ -136,7 +136,7 @@ def _case_section(folder: CrossValidationFolder, plan: Plan, scheme: LabelScheme
   for fold in plan.folds:
     for example in examples.read(examples.path_of(folder.run(fold), plan.validation_split)):
       keeper.offer(example)
-  return results_section.case_section(keeper.chosen(), scheme)
+  return cases_section.cases_section(keeper.chosen(), scheme)
 
 
 def _settings_section(plan: Plan, configs: Sequence[config.RunConfig]) -> str:

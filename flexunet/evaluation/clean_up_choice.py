@@ -135,7 +135,8 @@ class _Gains:
     self._subjects[subject] = None
     spacing_mm = units[0].spacing_mm
     self._known_mm &= bool(spacing_mm) and bool(np.isfinite(spacing_mm).all())
-    before = sum(confusion_of(unit.truth, unit.predicted, self._num_classes) for unit in units)
+    each = [confusion_of(unit.truth, unit.predicted, self._num_classes) for unit in units]
+    before = np.sum(each, axis=0)
     for class_id in range(1, self._num_classes):
       lesions = self._count_lesions(units, class_id, [unit.predicted for unit in units])
       for rule, changes in self._tried(units, class_id):

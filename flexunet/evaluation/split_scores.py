@@ -100,7 +100,7 @@ class _Observers:
 
   def figures(self) -> dict[str, dict[str, Any]]:
     """Returns key in `metrics.json` -> figures."""
-    named = {**self.of_voxels, **self._of_labels}
+    named: dict[str, Any] = {**self.of_voxels, **self._of_labels}
     named |= {"calibration": self.calibration, "slice_errors": self._positions}
     return {key: one.figures() for key, one in named.items()}
 

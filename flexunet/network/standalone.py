@@ -17,12 +17,9 @@ import tensorflow as tf
 from flexunet import config
 from flexunet.core.errors import InputError
 from flexunet.imaging.intensity import IntensityWindow
-from flexunet.network import export, model
+from flexunet.network import export, model, probabilities
 from flexunet.pipelines.pixel_size import MOST_SCALING, PixelSizes
 from flexunet.pipelines.resizing import Resizing
-
-# As the floor of the logarithms in `network.probabilities`: float32 gives down to 1e-38.
-_SMALLEST_PROBABILITY = 1e-30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +174,7 @@ class Standalone(tf.Module):
     if self._scales:
       inside = _enlarged(_enlarged(inside, 2, native_hw[1]), 1, native_hw[0])
     if self._around.probabilities:
-      return self._tempered(inside)
+      return probabilities.tempered(inside, self._around.temperature, tf.experimental.numpy)
     return tf.cast(_class_ids(inside), tf.uint8)
 
   @property
@@ -231,15 +228,6 @@ class Standalone(tf.Module):
     wanted = tf.maximum(tf.cast(tf.round(edges * factor), tf.int32), 1)
     scaled = tf.where(believed, wanted, inner)
     return scaled, tf.reduce_any(scaled != inner)
-
-  def _tempered(self, answers: tf.Tensor) -> tf.Tensor:
-    """Returns probabilities scaled by the temperature, which changes the class of no pixel."""
-    if self._around.temperature == 1.0:
-      return answers
-    logarithms = tf.math.log(tf.maximum(answers, _SMALLEST_PROBABILITY))
-    scaled = tf.nn.softmax(logarithms / self._around.temperature)
-    same = tf.equal(_class_ids(scaled), _class_ids(answers))
-    return tf.where(same[..., None], scaled, answers)
 
 
 def of_network(

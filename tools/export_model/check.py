@@ -20,7 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from flexunet import config, library
+from flexunet import config, dataset_access
 from flexunet.core import progress
 from flexunet.core.errors import InputError
 from flexunet.evaluation.labelled_volumes import LabelledVolume
@@ -118,9 +118,9 @@ def usual_size(run_config: config.RunConfig) -> tuple[int, int] | None:
   return collections.Counter(sizes).most_common(1)[0][0]
 
 
-def _dataset(run_config: config.RunConfig) -> library.Dataset:
+def _dataset(run_config: config.RunConfig) -> dataset_access.Dataset:
   data = run_config.data
-  return library.Dataset(
+  return dataset_access.Dataset(
       dataset_source.open_dataset(data.dataset, data.data_dir, data.feature_keys)
   )
 

@@ -15,9 +15,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from flexunet import config, run_folder
+from flexunet import config, run_calibration, run_folder
 from flexunet.core import command_line, files
-from flexunet.core.errors import InputError
 from flexunet.network import export, standalone, weights
 from flexunet.network.standalone import Surroundings
 from flexunet.tools import examples
@@ -106,7 +105,9 @@ def _alone(
     network: keras.Model, wanted: Wanted, run_config: config.RunConfig, folder: pathlib.Path
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
   """Returns the entries of graphs that stand alone, and what export.json says of them."""
-  temperature = _temperature(wanted)
+  temperature = 1.0  # It changes no class.
+  if wanted.run is not None and wanted.output == "probabilities":
+    temperature = run_calibration.temperature_of(wanted.run)
   around = Surroundings.of_run(
       run_config, temperature=temperature, probabilities=wanted.output == "probabilities",
       native_size=wanted.size,
@@ -172,32 +173,6 @@ def _checked(
   inputs = [one.inputs(around, real) for one in reference.samples.questions]
   found = check.compare(check.answers(name, path, inputs), reference.probabilities, path)
   return {"checked_on": reference.samples.description, **dataclasses.asdict(found)}
-
-
-def _temperature(wanted: Wanted) -> float:
-  """Returns the temperature that the run has learnt; 1 where it has none.
-
-  Raises:
-    InputError: It was learnt with another network, or the file is damaged.
-  """
-  path = None if wanted.run is None else wanted.run.path / "calibration.json"
-  if wanted.output != "probabilities" or path is None or not path.is_file():
-    return 1.0  # It changes no class.
-  values = files.read_json(path)
-  try:
-    learnt, sha256 = values["temperature"], values["learnt_on"]["model_sha256"]
-    temperature = 1.0 if learnt is None else float(learnt["temperature"])
-    if not 0 < temperature < float("inf"):
-      raise ValueError("the temperature must be above 0")
-  except (KeyError, TypeError, ValueError) as error:
-    raise InputError(
-        f"{path} must be as flexunet calibrate wrote it ({error}). Calibrate the run again."
-    ) from error
-  if sha256 != files.sha256_of(wanted.model_file):
-    raise InputError(
-        f"{path} was learnt with another network than {wanted.model_file}. Calibrate the run again."
-    )
-  return temperature
 
 
 def _files_below(path: pathlib.Path) -> list[pathlib.Path]:
