@@ -146,7 +146,7 @@ def main(argv: Sequence[str]) -> None:
   run = ensemble_folder.open_for_prediction(_RUN_DIR.value, _WEIGHTS.value)
   run_config = run.configs()[0] if isinstance(run, RunSet) else run.read_config()
   views, cuts = flags.read(test_time.ViewOptions, _VIEWS), flags.read(tiles.TileOptions, _TILES)
-  bounds, without = _bounds(run, run_config)
+  bounds, without = _bounds(run, run_config, views)
   source = pathlib.Path(_INPUT.value).expanduser()
   target = pathlib.Path(_OUTPUT_DIR.value).expanduser()
   outputs = dataclasses.replace(_outputs(target), bounds=bounds)
@@ -221,9 +221,9 @@ def _predictor(
 
 
 def _bounds(
-    run: RunFolder | RunSet, run_config: config.RunConfig
+    run: RunFolder | RunSet, run_config: config.RunConfig, views: test_time.ViewOptions
 ) -> tuple[ErrorBounds | None, list[str]]:
-  """Returns the margins and intervals that are asked for, and which classes have none."""
+  """Returns the margins and intervals that are asked for, and what is to be said of them."""
   if _MARGIN.value is None and _VOLUME_INTERVAL.value is None:
     return None, []
   if not _CALIBRATED.value:
@@ -239,7 +239,10 @@ def _bounds(
         " calibration. Leave out --noclean_up."
     )
   names = run_config.dataset_facts.label_scheme.names
-  return error_bounds.bounds_of(learnt, names, _MARGIN.value, _VOLUME_INTERVAL.value)
+  bounds, said = error_bounds.bounds_of(learnt, names, _MARGIN.value, _VOLUME_INTERVAL.value)
+  if views != test_time.ONE_VIEW:
+    said = [*said, "margins and volume intervals were learnt without --tta, whose labels differ."]
+  return bounds, said
 
 
 def _outputs(target: pathlib.Path) -> Outputs:
