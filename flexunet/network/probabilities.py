@@ -137,3 +137,8 @@ def tempered(probability: Any, temperature: float, numbers: Any = np) -> Any:
   scaled = powers / numbers.sum(powers, axis=-1, keepdims=True)
   same = class_ids(scaled, numbers) == class_ids(probability, numbers)
   return numbers.where(same[..., None], scaled, probability)
+
+
+def entropy(probability: np.ndarray) -> np.ndarray:
+  """Returns the entropy in nats, float32 [...], of probabilities [..., classes]."""
+  return -(probability * np.log(np.maximum(probability, _SMALLEST_PROBABILITY))).sum(axis=-1)

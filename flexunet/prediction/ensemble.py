@@ -38,7 +38,7 @@ from flexunet.imaging.clean_up import CleanUp
 from flexunet.imaging.slice_recipe import CutVolume, SliceRecipe, StoredChannel
 from flexunet.imaging.slicing import SlicePlan
 from flexunet.imaging.volume import Volume
-from flexunet.network.probabilities import class_ids
+from flexunet.network.probabilities import class_ids, entropy
 from flexunet.run_folder import RunFolder
 
 # [N, H, W, ...], or a list of N slices, whose sizes may then differ.
@@ -391,9 +391,7 @@ def _blank(given: EnsembleInput, channels: int, dtype: type) -> SliceList:
 
 def _with_entropy(probability: np.ndarray) -> np.ndarray:
   """Returns [H, W, classes + 1]: the probabilities, and their entropy in nats."""
-  logarithms = np.log(np.maximum(probability, np.finfo(np.float32).tiny))
-  entropy = -(probability * logarithms).sum(axis=-1, keepdims=True)
-  return np.concatenate([probability, entropy], axis=-1)
+  return np.concatenate([probability, entropy(probability)[..., None]], axis=-1)
 
 
 def fuse_volume(

@@ -21,17 +21,12 @@ from flexunet.core.errors import InputError
 from flexunet.imaging import nifti, scan_files
 from flexunet.imaging.slice_recipe import SliceRecipe
 from flexunet.imaging.volume import Volume
+from flexunet.network.probabilities import entropy
 from flexunet.prediction.ensemble import Ensemble, Member
 from flexunet.prediction.outputs import UNCERTAINTY_ENDINGS
 from flexunet.prediction.scans import Scan
 
 _STEPS = 255
-
-
-def entropy(probability: np.ndarray) -> np.ndarray:
-  """Returns the entropy in nats, float32 [...], of probabilities [..., classes]."""
-  logarithms = np.log(np.maximum(probability, np.finfo(np.float32).tiny))
-  return -(probability * logarithms).sum(axis=-1)
 
 
 def in_steps(nats: np.ndarray, num_classes: int) -> np.ndarray:

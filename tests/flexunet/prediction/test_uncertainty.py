@@ -10,6 +10,7 @@ import run_samples
 from PIL import Image
 
 from flexunet.core.errors import InputError
+from flexunet.network import probabilities
 from flexunet.pipelines.laterality import Laterality
 from flexunet.prediction import files, scans, uncertainty
 from flexunet.prediction.ensemble import Ensemble, Member
@@ -49,7 +50,7 @@ def test_entropy_is_0_where_one_class_is_certain_and_1_where_all_are_as_likely()
   # -(0.9 log 0.9 + 0.1 log 0.1) / log 2 = 0.469, of 255 steps 120.
   assert recorded(Says(0.0, 1.0, 0.5, 0.9), "entropy", 4) == [0, 0, 255, 120]
   thirds = np.full((2, 3), 1 / 3, np.float32)
-  assert uncertainty.in_steps(uncertainty.entropy(thirds), 3).tolist() == [255, 255]
+  assert uncertainty.in_steps(probabilities.entropy(thirds), 3).tolist() == [255, 255]
 
 
 def test_disagreement_is_what_networks_differ_by_not_what_each_is_unsure_of():
