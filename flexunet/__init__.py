@@ -36,7 +36,7 @@ _PUBLIC = {
     "load": ("flexunet.library", "load"),
     "losses": ("flexunet.objectives.losses", None),
     "metrics": ("flexunet.objectives.metrics", None),
-    "open_dataset": ("flexunet.library", "open_dataset"),
+    "open_dataset": ("flexunet.dataset_access", "open_dataset"),
     "plan": ("flexunet.library", "plan"),
 }
 

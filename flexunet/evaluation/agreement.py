@@ -30,7 +30,7 @@ MIN_SUBJECTS = 5
 _LEVEL = 0.95
 _WIDTH = 1.96
 # From the best to the last resort: the columns of truth and prediction in each unit.
-_COLUMNS = {
+COLUMNS = {
     "ml": ("reference_ml", "predicted_ml"),
     "mm2": ("reference_mm2", "predicted_mm2"),
     "pixels": ("reference_pixels", "predicted_pixels"),
@@ -52,9 +52,9 @@ def volume_agreement(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   """
   counted = [row for row in rows if row["status"] != "both_empty"]
   units = collections.Counter(_unit(row) for row in counted)
-  unit = max(_COLUMNS, key=lambda name: units[name]) if counted else "ml"
+  unit = max(COLUMNS, key=lambda name: units[name]) if counted else "ml"
   own = [row for row in counted if _unit(row) == unit]
-  true_name, found_name = _COLUMNS[unit]
+  true_name, found_name = COLUMNS[unit]
   errors, relative = [], []
   subjects = [row["subject"] for row in own]
   for row in own:
@@ -122,7 +122,7 @@ def limits_of_agreement(errors: np.ndarray) -> dict[str, Any]:
 def _unit(row: Mapping[str, Any]) -> str:
   """Returns the best unit in which the volume of a row is known."""
   known = [
-      unit for unit, names in _COLUMNS.items() if not math.isnan(row.get(names[0], math.nan))
+      unit for unit, names in COLUMNS.items() if not math.isnan(row.get(names[0], math.nan))
   ]
   return known[0]
 

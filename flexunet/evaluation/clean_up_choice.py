@@ -224,7 +224,7 @@ class _Gains:
         adopted.append(group[place])
         entry["adopted"].append(str(group[place]))
     removed = next((rule for rule in adopted if not rule.fill_holes), ClassRule())
-    entry["reason"] = "the rule above" if adopted else "no candidate gains enough"
+    entry["reason"] = "it gains enough" if adopted else "no candidate gains enough"
     return dataclasses.replace(removed, fill_holes=fill in adopted), entry
 
   def _best(self, changes: np.ndarray) -> int | None:

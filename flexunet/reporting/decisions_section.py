@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+from flexunet.imaging.clean_up import ClassRule
 from flexunet.reporting import html_parts as page
 
 
@@ -58,25 +59,18 @@ def _temperature(found: Mapping[str, Any] | None) -> str:
 
 
 def _clean_up(found: Mapping[str, Any] | None) -> str:
-  if found is None:
+  """Returns what is done to the labels of each class, and why."""
+  if not found:
     return ""
-  return f"<h3>Clean-up of labels</h3>{_values(found) or '<p>None: nothing was better.</p>'}"
-
-
-def _values(values: Mapping[str, Any]) -> str:
-  """Returns stored values, whatever they are, as a list of terms; nested ones in words."""
-  entries = [(page.words(str(name)), _value(value)) for name, value in values.items()]
-  return page.definitions(entries) if entries else ""
-
-
-def _value(value: Any) -> str:
-  if isinstance(value, Mapping):
-    return "; ".join(f"{page.words(str(name))}: {_value(one)}" for name, one in value.items())
-  if isinstance(value, (list, tuple)):
-    return ", ".join(_value(one) for one in value) or page.DASH
-  if isinstance(value, bool):
-    return "yes" if value else "no"
-  return page.number(value)
+  reasons = found["evidence"].get("classes", {})
+  rows = [
+      [page.words(name), page.text(str(ClassRule(**found["rules"].get(name, {})))),
+       page.text(str(reasons.get(name, {}).get("reason", page.DASH)))]
+      for name in dict.fromkeys([*reasons, *found["rules"]])
+  ]  # fmt: skip
+  table = page.table(["Class", "What is done", "Why"], rows)
+  kind = "images" if found["in_slices"] else "volumes"
+  return f"<h3>Clean-up of labels</h3>{table}<p class=\"note\">Of whole {kind}.</p>"
 
 
 def _margins(found: Mapping[str, Any] | None) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from flexunet.evaluation import agreement
 from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.imaging.slicing import SlicePlan
 from flexunet.reporting import charts, colors, error_charts
@@ -124,46 +125,51 @@ def _agreement(
   shown = dict(zip(scheme.names, colors.display_palette(scheme.palette), strict=True))
   drawn, rows = [], []
   for name, entry in per_class.items():
-    agreement = entry.get("volume_agreement")
-    if not agreement or any(
-        agreement.get(key) is None for key in ("bias_ml", "low_ml", "high_ml")
-    ):
+    found = entry.get("volume_agreement") or {}
+    unit = found.get("unit", "ml")
+    bias, low, high = (found.get(f"{key}_{unit}") for key in ("bias", "low", "high"))
+    if bias is None or low is None or high is None:
       continue
-    pairs = [(row["reference_ml"], row["predicted_ml"]) for row in cases if row["class"] == name]
-    pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
+    pairs = [
+        tuple(row[column] for column in agreement.COLUMNS[unit])
+        for row in cases if row["class"] == name
+    ]  # fmt: skip
+    pairs = [pair for pair in pairs if all(map(math.isfinite, pair)) and any(pair)]
+    said = {"mm2": "mm²"}.get(unit, unit)
     drawn.append(
         charts.svg(
             error_charts.AgreementChart(
                 title=f"Volume of {name.replace('_', ' ')}",
-                x_label="mean of true and predicted, ml",
-                y_label="predicted − true, ml",
-                mean=[(true + found) / 2 for true, found in pairs],
-                difference=[found - true for true, found in pairs],
-                bias=agreement["bias_ml"],
-                low=agreement["low_ml"],
-                high=agreement["high_ml"],
+                x_label=f"mean of true and predicted, {said}",
+                y_label=f"predicted − true, {said}",
+                mean=[(true + claimed) / 2 for true, claimed in pairs],
+                difference=[claimed - true for true, claimed in pairs],
+                bias=bias,
+                low=low,
+                high=high,
                 color=page.color(shown[name]),
             )
         )
     )
-    relative = agreement.get("relative_bias")
+    relative = found.get("relative_bias")
     rows.append([
         page.class_name(name, shown[name]),
-        page.number(agreement["n"]),
-        page.number(agreement["bias_ml"], 2),
-        page.interval({"low": agreement["low_ml"], "high": agreement["high_ml"]}, 2),
+        page.number(found["n"]),
+        said,
+        page.number(bias, 2),
+        page.interval({"low": low, "high": high}, 2),
         page.DASH if relative is None else f"{100 * relative:+.1f} %",
     ])
   if not rows:
     return ""
-  headers = ["Class", "Volumes", "Bias (ml)", "Limits of agreement (ml)", "Relative bias"]
+  headers = ["Class", "Subjects", "Unit", "Bias", "Limits of agreement", "Relative bias"]
   return (
       "<h3>Agreement of volumes</h3>"
       + page.table(headers, rows)
       + page.chart_grid(drawn)
-      + '<p class="note">Predicted minus true volume of each scan (Bland and Altman 1986). The bias'
-      " is the mean difference; between the limits of agreement lie about 95 % of the differences."
-      "</p>"
+      + '<p class="note">Predicted minus true volume, a dot per scan (Bland and Altman 1986). The'
+      " bias is the mean difference of the subjects; between the limits of agreement lie about 95 %"
+      " of the differences.</p>"
   )
 
 

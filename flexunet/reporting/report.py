@@ -17,7 +17,7 @@ from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.datasets import built_dataset
 from flexunet.ensemble_folder import EnsembleFolder, RunSet
-from flexunet.evaluation import examples, summary
+from flexunet.evaluation import agreement, examples, summary
 from flexunet.reporting import (
   cases_section,
   caveats,
@@ -245,13 +245,13 @@ def read_history(run: run_folder.RunFolder) -> list[dict[str, float]]:
 
 
 def read_cases(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the rows of `cases.csv`, scores and volumes in ml as floats; an absent file has none.
+  """Returns the rows of `cases.csv`, scores and volumes as floats; an absent file has none.
 
   What is not defined, or in no column, is NaN.
   """
   if not path.is_file():
     return []
-  numbers = ("dice", "reference_ml", "predicted_ml")
+  numbers = ("dice", *(name for pair in agreement.COLUMNS.values() for name in pair))
   return [
       {**row, **{name: _number(row.get(name) or "nan", path) for name in numbers}}
       for row in files.read_table(path, ["split", "subject", "volume", "class", "dice"])

@@ -109,7 +109,7 @@ def test_checkpoints_within_an_epoch_are_taken_as_often_as_asked(data_dir, tmp_p
 
 def test_previews_are_drawn_of_so_many_slices_or_none(data_dir, tmp_path):
   built = trainer_of(data_dir, tmp_path, "--previews=3")
-  assert len(callback(built, monitoring.Previews)._images) == 3
+  assert len(callback(built, monitoring.Previews)._slices) == 3
   none = trainer_of(data_dir, tmp_path, "--previews=0")
   assert not any(isinstance(one, monitoring.Previews) for one in none.steering)
 

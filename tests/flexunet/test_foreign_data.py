@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from flexunet import config, library
+from flexunet import config, dataset_access
 from flexunet import evaluate as evaluate_program
 from flexunet.core import files
 from flexunet.core.errors import InputError
@@ -123,14 +123,14 @@ def test_neighbours_need_volumes_and_places(foreign, tmp_path):
 
 
 def test_such_a_dataset_opens_in_python_under_its_own_names(foreign):
-  opened = library.open_dataset(data_dir=foreign, label_values=(0, 1, 2))
+  opened = dataset_access.open_dataset(data_dir=foreign, label_values=(0, 1, 2))
   assert opened.class_names == ["background", "class_1", "class_2"]
   first = next(opened.volumes("train"))
   assert first.labels[0].shape == (20, 28) and first.images[0].shape == (20, 28, 3)
   batch = next(iter(opened.batches("train", image_size=32, batch_size=2, image_channels=3)))
   assert batch["image"].shape == (2, 32, 32, 3) and batch["label"].numpy().max() == 2
   with pytest.raises(InputError, match="Did you mean 'subject_key'"):
-    library.open_dataset(data_dir=foreign, subject_keys="a")
+    dataset_access.open_dataset(data_dir=foreign, subject_keys="a")
 
 
 def test_a_wrong_feature_lists_the_right_ones(foreign, tmp_path):

@@ -105,9 +105,7 @@ def _alone(
     network: keras.Model, wanted: Wanted, run_config: config.RunConfig, folder: pathlib.Path
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
   """Returns the entries of graphs that stand alone, and what export.json says of them."""
-  temperature = 1.0  # It changes no class.
-  if wanted.run is not None and wanted.output == "probabilities":
-    temperature = run_calibration.temperature_of(wanted.run)
+  temperature = _temperature(wanted)
   around = Surroundings.of_run(
       run_config, temperature=temperature, probabilities=wanted.output == "probabilities",
       native_size=wanted.size,
@@ -188,3 +186,10 @@ def _hashes(folder: pathlib.Path) -> dict[str, str]:
   return {
       path.relative_to(folder).as_posix(): files.sha256_of(path) for path in _files_below(folder)
   }
+
+
+def _temperature(wanted: Wanted) -> float:
+  """Returns the temperature that the run has learnt; 1 where it has none, or changes no answer."""
+  if wanted.run is None or wanted.output != "probabilities":
+    return 1.0
+  return run_calibration.temperature_of(wanted.run)

@@ -246,6 +246,10 @@ def test_errors_by_slice_position_are_drawn_where_they_are_known(tmp_path):
 def test_agreement_calibration_and_confusion_are_shown_where_they_are_known(tmp_path):
   run = run_samples.evaluated_run(tmp_path / "run")
   titles = ("Agreement of volumes", "Calibration of probabilities", "Which class is taken for")
+  bare = json.loads(run.metrics_json.read_text())
+  for entry in bare["test"]["per_class"].values():
+    del entry["volume_agreement"]
+  run_samples.write_json(run.metrics_json, bare)
   text = report.render(run)
   assert not any(title in text for title in titles)
   bins = [{"low": 0.0, "high": 0.5, "confidence": None, "accuracy": None, "pixels": 0},
@@ -258,7 +262,7 @@ def test_agreement_calibration_and_confusion_are_shown_where_they_are_known(tmp_
                    "temperature": 1.5},
   )  # fmt: skip
   entry = figures["test"]["per_class"]["grey_matter"]
-  entry["volume_agreement"] = {"n": 4, "bias_ml": -0.5, "sd_ml": 1.0, "low_ml": -2.46,
+  entry["volume_agreement"] = {"n": 4, "unit": "ml", "bias_ml": -0.5, "sd_ml": 1.0, "low_ml": -2.46,
                                "high_ml": 1.46, "relative_bias": -0.02}  # fmt: skip
   run_samples.write_json(run.metrics_json, figures)
   rows = run.cases_csv.read_text().splitlines()
@@ -288,7 +292,12 @@ def test_what_was_learnt_from_validation_has_a_section(tmp_path):
                     "counted_by": "subject", "model_sha256": "0" * 64},
       "temperature": {"temperature": 1.25, "before": {"ece": 0.5, "brier": 0.25, "nll": 1.0},
                       "after": {"ece": 0.125, "brier": 0.25, "nll": 0.5}},
-      "clean_up": {"lesion <b>": {"min_ml": 0.1}},
+      "clean_up": {
+          "in_slices": False,
+          "rules": {"lesion <b>": {"largest": False, "min_size": 0.1, "unit": "ml",
+                                   "fill_holes": False}},
+          "evidence": {"classes": {"lesion <b>": {"reason": "it gains enough"}}},
+      },
       "conformal": {"unit": "mm", "geometry": "3d", "classes": {
           "grey_matter": {"margins": [1.0, 2.5, None], "subjects": ["a", "b", "c"]}}},
       "volume_interval": {"classes": {
@@ -300,6 +309,7 @@ def test_what_was_learnt_from_validation_has_a_section(tmp_path):
   Links(text)
   assert "3 subjects of validation" in text and "Temperature 1.25" in text
   assert "lesion &lt;b&gt;" in text and "0.125" in text
+  assert "components below 0.1 ml are removed" in text and "it gains enough" in text
   # Median 1.75 and largest 2.5 of those known; one subject was missed.
   assert "<td class=\"number\">1.75</td><td class=\"number\">2.50</td>" in text
   assert "0.50 to 1.25" in text

@@ -213,4 +213,4 @@ def test_free_memory_is_that_of_the_gpus_that_this_process_sees(monkeypatch, vis
   done = types.SimpleNamespace(stdout=lines)
   monkeypatch.setattr(devices.subprocess, "run", lambda *_, **__: done)
   monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-  assert devices._free_gpu_memory() == free_mib * 2**20
+  assert devices._gpu_memory("free") == free_mib * 2**20

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flexunet import library
+from flexunet import dataset_access, library
 from flexunet.core.errors import InputError
 
 SETTINGS = {
@@ -90,6 +90,6 @@ def test_a_planned_input_that_is_too_small_still_names_what_to_do(data_dir):
   from flexunet.pipelines import batches, readers
   from flexunet.pipelines.resizing import Resizing
 
-  source = library.open_dataset(None, data_dir).source
+  source = dataset_access.open_dataset(None, data_dir).source
   with pytest.raises(InputError, match="45x70 pixels do not fit.*name --image_size"):
     batches.check_sizes(readers.slice_table(source, "train"), Resizing((32, 32), "pad"))
