@@ -48,7 +48,7 @@ def find(root: pathlib.Path, findings: Findings, given: str) -> Layout | None:
   scans = []
   for number, row in enumerate(rows, start=2):
     try:
-      scans.append(_scan(root, row, images, count[row["subject"]] > 1))
+      scans.append(_scan(root, row, images, count[row["subject"]] > 1, findings.series))
     except InputError as error:
       findings.problem(f"{path.name}, line {number}: {error}")
   _check_sides(path, rows)
@@ -85,12 +85,12 @@ def _read(path: pathlib.Path) -> list[dict[str, str]]:
 
 
 def _scan(
-    root: pathlib.Path, row: Mapping[str, str], images: list[str], several: bool
+    root: pathlib.Path, row: Mapping[str, str], images: list[str], several: bool, series: str
 ) -> RawScan:
   if not row["subject"]:
     raise InputError("subject is empty; name the person, by a pseudonym.")
-  channels = {column: _file(root, row[column], column) for column in images}
-  label = _file(root, row["label"], "label") if row.get("label") else None
+  channels = {column: _file(root, row[column], column, series) for column in images}
+  label = _file(root, row["label"], "label", "") if row.get("label") else None
   subject = raw_scans.plain_name(row["subject"])
   stem = raw_scans.plain_name(scan_files.stem_of(channels[images[0]]))
   return RawScan(
@@ -103,14 +103,14 @@ def _scan(
   )
 
 
-def _file(root: pathlib.Path, text: str, column: str) -> pathlib.Path:
+def _file(root: pathlib.Path, text: str, column: str, series: str) -> pathlib.Path:
   if not text:
     raise InputError(f"{column} is empty; every scan has the same channels.")
   path = root / text  # An absolute path stays what it is.
   if not path.is_relative_to(root) or ".." in path.parts:
     raise InputError(f"{column} {text} must lie in the raw folder.")
   if path.is_dir():  # Of a DICOM series.
-    return scan_files.resolve(path)
+    return scan_files.resolve(path, series)
   if not path.is_file():
     raise InputError(f"{column} {text}: there is no such file in the raw folder.")
   return path

@@ -8,11 +8,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from flexunet import run_folder, seen_subjects
 from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.cross_validation.folder import CrossValidationFolder, Plan
 from flexunet.evaluation import summary
+from flexunet.evaluation.confusion import shares_of
 from flexunet.reporting import report, training_section
 
 Row = dict[str, Any]
@@ -122,7 +125,7 @@ def _confusion(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
       [sum(cells) for cells in zip(*rows, strict=True)]
       for rows in zip(*(entry["pixels"] for entry in entries), strict=True)
   ]
-  return {**entries[0], "pixels": pixels}
+  return {**entries[0], "pixels": pixels, "shares": shares_of(np.array(pixels)).tolist()}
 
 
 def _fold_entry(

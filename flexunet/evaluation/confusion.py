@@ -36,10 +36,14 @@ class ConfusionMatrix:
 
     The row of a class without true voxels has shares NaN.
     """
-    rows = self._pixels.sum(axis=1, keepdims=True)
-    shares = np.where(rows > 0, self._pixels / np.maximum(rows, 1), np.nan)
     return {
         "classes": self._names,
         "pixels": self._pixels.tolist(),
-        "shares": shares.tolist(),
+        "shares": shares_of(self._pixels).tolist(),
     }
+
+
+def shares_of(pixels: np.ndarray) -> np.ndarray:
+  """Returns the shares of each row, float64 [classes, classes]; NaN where it has no voxels."""
+  rows = pixels.sum(axis=1, keepdims=True)
+  return np.where(rows > 0, pixels / np.maximum(rows, 1), np.nan)

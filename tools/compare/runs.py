@@ -11,6 +11,7 @@ from typing import Any
 from flexunet import run_folder
 from flexunet.core import files
 from flexunet.core.errors import InputError
+from flexunet.ensemble_folder import EnsembleFolder
 from flexunet.evaluation import scores
 
 _COLUMNS = ("split", "subject", "volume", "class", "dice")
@@ -28,7 +29,7 @@ _Volume = tuple[str, str]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ScoredRun:
-  """A run, or a cross-validation, with its scores.
+  """A run, an ensemble or a cross-validation, with its scores.
 
   Attributes:
     path: Its folder.
@@ -58,11 +59,12 @@ class ScoredRun:
 
 
 def read(paths: Sequence[pathlib.Path], split: str) -> list[ScoredRun]:
-  """Reads the scores of runs and of cross-validations.
+  """Reads the scores of runs, ensembles and cross-validations.
 
   Args:
     paths: Their folders, two at least.
-    split: Of the scores of runs; those of a cross-validation are of its held-out subjects.
+    split: Of the scores of runs and ensembles; those of a cross-validation are of its held-out
+      subjects.
 
   Raises:
     InputError: There are fewer than two, one is no such folder, one has no scores, or they have
@@ -94,7 +96,14 @@ def _names(paths: Sequence[pathlib.Path]) -> list[str]:
 
 def _read(path: pathlib.Path, name: str, split: str) -> ScoredRun:
   folds = sorted(path.glob("fold_*/config.json"))
-  if (path / "config.json").is_file() or not folds:
+  ensemble = EnsembleFolder(path)
+  if ensemble.ensemble_json.is_file() and not folds:
+    run: run_folder.RunFolder = ensemble
+    entry = _entry(run, split)
+    rows = _rows(run.cases_csv, split, run.path)
+    runs = ensemble.read()
+    settings = {**_settings(run), "ensemble.runs": len(runs.runs), "ensemble.weights": runs.kind}
+  elif (path / "config.json").is_file() or not folds:
     run = run_folder.RunFolder.open(path)
     entry = _entry(run, split)
     rows = _rows(run.cases_csv, split, run.path)

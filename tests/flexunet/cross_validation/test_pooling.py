@@ -45,6 +45,14 @@ def test_the_pooled_figures_are_those_of_all_subjects_together(tmp_path):
   ]
 
 
+def test_confusion_is_pooled_by_voxels_and_its_shares_follow():
+  entries = [{"classes": ["background", "a"], "pixels": pixels, "shares": None}
+             for pixels in ([[8, 2], [0, 0]], [[1, 9], [1, 3]])]  # fmt: skip
+  found = pooling._confusion(entries)
+  assert found["pixels"] == [[9, 11], [1, 3]]
+  assert found["shares"] == [[0.45, 0.55], [0.25, 0.75]]
+
+
 def test_each_fold_has_a_line_and_their_spread_is_that_of_its_means(tmp_path):
   folder, plan = cross_validation(tmp_path)
   results, _ = pooling.pool(folder, plan)

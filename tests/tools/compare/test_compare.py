@@ -13,6 +13,7 @@ import sys
 import pytest
 import run_samples
 
+from flexunet import ensemble_folder
 from flexunet.core.errors import InputError
 from flexunet.tools.compare import comparison, page
 
@@ -101,6 +102,21 @@ def test_a_cross_validation_is_compared_by_its_held_out_subjects(runs, tmp_path)
   assert found.names == ["first", "cv"]
   assert found.results[0].difference == pytest.approx(0.05)
   assert ("data.fold", [-1, "each once"]) in found.settings
+
+
+def test_an_ensemble_is_compared_with_its_member(runs, tmp_path):
+  folder = tmp_path / "both"
+  members = [run_samples.run_folder.RunFolder.open(path) for path in runs]
+  for member in members:
+    member.model_keras.write_bytes(b"network")
+  together = ensemble_folder.EnsembleFolder(folder)
+  together.evaluation.mkdir(parents=True)
+  ensemble_folder.RunSet(tuple(members), (0.5, 0.5)).write(together)
+  write_cases(together.cases_csv, {f"S{place}": 0.8 for place in range(7)})
+  found = comparison.compare([runs[0], folder], "test", "permutation")
+  assert found.names == ["first", "both"]
+  assert found.results[0].difference == pytest.approx(0.1)
+  assert ("ensemble.runs", [None, 2]) in found.settings
 
 
 def test_folders_of_one_name_are_called_by_more_of_their_path(tmp_path):
