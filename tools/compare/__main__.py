@@ -2,8 +2,8 @@
 
   flexunet compare RUN RUN ... [--split=test] [--output=compare.html] [--json]
 
-RUN is the folder of an evaluated run or ensemble, or of a cross-validation. Only volumes that every run has
-scored count; others are named. Differences are second minus first, by subject, with a 95 %
+RUN is the folder of an evaluated run or ensemble, or of a cross-validation. Only volumes that every
+run has scored count; others are named. Differences are second minus first, by subject, with a 95 %
 interval; p values are corrected for all classes and pairs of runs (Holm). Settings that differ
 come first.
 """
