@@ -75,13 +75,13 @@ def test_previews_of_large_slices_are_those_of_the_predictor(data_dir, tmp_path)
   opened = input_pipeline.open_data(parts.data, parts.model.image_size)
   run_config = library.trainer.complete(parts, opened)
   slices = input_pipeline.preview_slices(run_config, opened, 2)
-  assert [label.shape for _, label in slices] == [(45, 70)] * 2
+  assert [one.label.shape for one in slices] == [(45, 70)] * 2
   network = model.build_model(run_config.model)
   options = TileOptions.of(32)
   free, tiler = model.accept_any_size(network), Tiler(run_config.model, options, None)
-  found = monitoring.predict_labels(free, [image for image, _ in slices], tiler)
+  found = monitoring.predict_labels(free, [one.image for one in slices], tiler)
   expected = Predictor(network, run_config, tiles=options).labels(
-      [image[..., 0] for image, _ in slices]
+      [one.image[..., 0] for one in slices]
   )
   assert np.mean(np.stack(found) == np.stack(expected)) > 0.999  # Up to rounding at ties.
 
