@@ -168,7 +168,7 @@ def temperature_of(run: run_folder.RunFolder) -> float:
   return 1.0 if found is None else found.scale
 
 
-_AGAIN = "Run flexunet calibrate again, or pass --nocalibrated."
+_AGAIN = "Run flexunet calibrate again, or pass --nocalibrated --noclean_up."
 
 
 def parsed(path: pathlib.Path) -> RunCalibration:

@@ -207,18 +207,6 @@ def predict_path(
   )
 
 
-def predict_one(
-    scan: Scan, predictor: Predictor | Ensemble, run_config: config.RunConfig, outputs: Outputs
-) -> VolumeNote | None:
-  """Predicts one scan and writes its files, the label last; returns what is to be said of a volume.
-
-  Raises:
-    InputError: The file is bad, of the wrong kind, or an output exists already.
-  """
-  answered = _answer(_read(scan, run_config, outputs), predictor, outputs)
-  return _write(scan, answered, run_config, outputs)
-
-
 def _read(
     scan: Scan, run_config: config.RunConfig, outputs: Outputs
 ) -> ScanVolume | np.ndarray:

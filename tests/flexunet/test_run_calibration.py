@@ -9,6 +9,7 @@ from flexunet import run_calibration, run_folder
 from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.evaluation.conformal import Margins, Scores, VolumeRatios
+from flexunet.prediction.opening import PredictionOptions
 from flexunet.run_calibration import RunCalibration
 
 
@@ -70,7 +71,8 @@ def test_a_damaged_file_ends_in_one_line_that_names_it(run, part, value):
   with pytest.raises(InputError) as caught:
     run_calibration.read(run)
   text = str(caught.value)
-  assert str(run.calibration_json) in text and "\n" not in text and "--nocalibrated" in text
+  assert str(run.calibration_json) in text and "\n" not in text
+  assert "--nocalibrated --noclean_up" in text
 
 
 def test_half_a_file_is_refused(run):
@@ -91,3 +93,14 @@ def test_that_of_a_cross_validation_belongs_to_all_its_networks(tmp_path):
   run_calibration.write(tmp_path, learnt(sha256={**hashes, "fold_1": "new"}, temperature=None))
   with pytest.raises(InputError, match="other networks than those of its folds"):
     run_calibration.read_folds(tmp_path, members)
+
+
+def test_what_the_error_names_leaves_the_file_aside(run):
+  run_calibration.write(run.path, learnt(sha256="that of another network"))
+  for options in (PredictionOptions(), PredictionOptions(calibrated=False)):
+    with pytest.raises(InputError, match="another network"):
+      options.temperature(run)
+      options.clean_up_of(run, ["background", "a"])
+  aside = PredictionOptions(calibrated=False, clean_up=False)
+  assert aside.temperature(run) == 1.0
+  assert not aside.clean_up_of(run, ["background", "a"])

@@ -149,7 +149,10 @@ def test_a_dataset_of_another_spacing_is_met_on_its_grid_and_left_again(tmp_path
   run_config = make_config(isotropic_mm=2.0)
   (scan,) = scans.find(tmp_path / "a.nii", tmp_path, volumes_first=True).scans
   outputs = files.Outputs(folder=tmp_path / "out", overlay=False)
-  files.predict_one(scan, Predictor(Watching(), make_config()), run_config, outputs)
+  outcome = files.predict_all(
+      [scan], Predictor(Watching(), make_config()), run_config, outputs, show_progress=False
+  )
+  assert outcome.predicted == 1
   assert seen == [6 * 8]  # Five slices in one batch, at 2 mm.
   assert np.array_equal(nifti.read(tmp_path / "out" / "a_label.nii").voxels, truth)
 
