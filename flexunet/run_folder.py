@@ -276,9 +276,13 @@ def _with_paths(
   return run_config
 
 
-def _shape_of(network: config.ModelConfig) -> dict[str, int]:
-  """Returns what decides the shapes of the weights."""
-  first = network.stages()[0]
+def _shape_of(network: config.ModelConfig) -> dict[str, int | str]:
+  """Returns what decides the layers and the shapes of their weights."""
+  first, last = network.stages()[0], network.stages()[-1]
+  decoder: dict[str, int | str] = {}
+  if network.num_layers > 1:  # A single stage has none.
+    decoder["upsampling"] = network.upsampling
+    decoder["decoder_convolutions"] = network.decoder_convolutions
   return {
       "image_channels": network.image_channels,
       "num_classes": network.num_classes,
@@ -286,6 +290,11 @@ def _shape_of(network: config.ModelConfig) -> dict[str, int]:
       "base_filters": first.filters,
       "base_kernels": first.kernel,
       "dilation": first.dilation,
+      "stem": network.stem,
+      "block": network.block,
+      "encoder_blocks": last.encoder_blocks,
+      "max_filters": last.filters,
+      **decoder,
   }
 
 

@@ -24,7 +24,7 @@ from flexunet import run_folder
 from flexunet.core import command_line, files, flags, progress
 from flexunet.core.errors import InputError
 from flexunet.network import architecture, cost
-from flexunet.network.architecture import ModelConfig, count_parameters
+from flexunet.network.architecture import ModelConfig
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -88,7 +88,7 @@ def describe(shown: architecture.ModelConfig, batch_sizes: Sequence[int]) -> dic
   table = cost.rows(shown)
   return {
       "knobs": dataclasses.asdict(shown),
-      "parameters": architecture.count_parameters(shown),
+      "parameters": cost.count_parameters(shown),
       "multiply_adds_per_image": sum(row.multiply_adds for row in table),
       "layers": [dataclasses.asdict(row) for row in table],
       "stages": [
@@ -152,13 +152,14 @@ def draw(config: ModelConfig, path: pathlib.Path) -> None:
   if path.suffix.lower() not in _SUFFIXES:
     raise InputError(f"--output must end in {', '.join(_SUFFIXES)}. Got: {path}.")
   count = config.num_layers
-  size = (max(8.0, 2.3 * count + 3), 1.5 + 1.15 * count)
+  table = cost.rows(config)
+  encoder, decoder = _blocks(table, "encoder"), _blocks(table, "decoder")
+  # Of each stage, wide enough for the convolutions of the longest.
+  slot = max(2.4, 0.6 + 0.45 * max(map(len, encoder.values())))
+  size = (max(8.0, slot * count + 3), 1.5 + 1.15 * count)
   drawing = _matplotlib().figure.Figure(figsize=size, dpi=120)
   axes = drawing.add_axes((0.01, 0.02, 0.98, 0.9))
   axes.set_axis_off()
-  table = cost.rows(config)
-  encoder, decoder = _blocks(table, "encoder"), _blocks(table, "decoder")
-  slot = 2.4
   right_of = {}
   for stage in range(count):
     left = slot * stage
@@ -178,10 +179,9 @@ def draw(config: ModelConfig, path: pathlib.Path) -> None:
   _head(axes, config, last + 0.9)
   axes.set_xlim(-0.9, last + 2.6)
   axes.set_ylim(-_ROW_HEIGHT * (count - 1) - 0.95, 0.75)
-  fields = cost.receptive_fields(config)
   drawing.suptitle(
-      f"FlexUNet: {count} stage{'s' if count > 1 else ''}, {count_parameters(config):,} parameters,"
-      f" receptive field {fields[0].decoder} px", fontsize=12,
+      f"FlexUNet: {progress.count(count, 'stage')}, {cost.count_parameters(config):,} parameters,"
+      f" receptive field {cost.output_field(config)} px", fontsize=12,
   )  # fmt: skip
   _legend(drawing)
   _save(drawing, path)
@@ -243,13 +243,18 @@ def _head(axes: Axes, config: ModelConfig, x: float) -> None:
   kind = "sigmoid" if config.num_classes == 1 else "softmax"
   text = f"{config.num_classes} class{'es' if config.num_classes > 1 else ''}\n{kind}"
   axes.text(x + 0.2, 0, text, fontsize=8, va="center")
-  axes.text(-0.15, 0, f"image\nx{config.image_channels}", fontsize=8, ha="right", va="center")
+  image = f"image\nx{config.image_channels}"
+  if config.stem != "full":
+    image += "\n2x2 to\nchannels"
+    exit_ = "2x2 from\nchannels"
+    axes.text(x - 0.1, -0.5, exit_, fontsize=7, va="top")
+  axes.text(-0.15, 0, image, fontsize=8, ha="right", va="center")
 
 
 def _legend(drawing: Figure) -> None:
   names = {
-      "convolution": "convolution", "pool": "2x2 max-pool", "up": "2x2 transposed convolution",
-      "join": "skip, concatenated", "head": "1x1 head",
+      "convolution": "convolution", "pool": "2x2 max-pool", "up": "2x2 upsampling",
+      "join": "skip, concatenated", "head": "head",
   }  # fmt: skip
   line = _matplotlib().lines.Line2D
   handles = [

@@ -19,7 +19,23 @@ KERNEL_INITIALIZERS = (
     "he_normal", "he_uniform", "glorot_normal", "glorot_uniform", "lecun_normal", "lecun_uniform",
     "orthogonal", "truncated_normal",
 )
-# Auxiliary outputs of deep supervision: at 1/2, 1/4 and 1/8 of the size, as far as stages exist.
+STEMS = {
+    "full": "the first stage works at full size",
+    "half": "each 2x2 pixels become channels, the first stage works at half the size, and the head"
+            " answers for the four pixels: about a third of the time",
+    "half_refined": "half, and a light convolution at full size sees the image again before the"
+                    " head",
+}  # fmt: skip
+BLOCKS = {
+    "plain": "convolutions one after another",
+    "residual": "each encoder block's input is added to its output, as in nnU-Net's residual"
+                " encoder",
+}  # fmt: skip
+UPSAMPLINGS = {
+    "transpose": "a 2x2 transposed convolution",
+    "nearest": "a 1x1 convolution at the coarse size, whose pixels are repeated",
+}
+# Auxiliary outputs of deep supervision: of the stages below the first, as far as they exist.
 MAX_AUXILIARY_OUTPUTS = 3
 
 
@@ -28,11 +44,12 @@ class Stage:
   """One resolution of the network; the decoder's block mirrors the encoder's.
 
   Attributes:
-    index: 0 at full size; each stage below has half the height and width.
-    filters: Channels of both convolutions.
+    index: 0 in the first; each stage below has half the height and width.
+    filters: Channels of its convolutions.
     kernel: Edge of the square kernels, in pixels of this stage.
     dilation: Spacing of the kernel's taps.
-    dropout_rate: Between the two convolutions.
+    dropout_rate: Between two convolutions of a block.
+    encoder_blocks: Blocks of two convolutions in the encoder.
   """
 
   index: int
@@ -40,6 +57,7 @@ class Stage:
   kernel: int
   dilation: int
   dropout_rate: float
+  encoder_blocks: int = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,9 +110,25 @@ class ModelConfig(Checked):
   )
   deep_supervision: bool = knob(
       False,
-      "Trains outputs at 1/2, 1/4 and 1/8 of the size too, each half as heavy as the one before;"
+      "Trains outputs of the next stages too, up to three, each half as heavy as the one before;"
       " the saved model has the main output alone.",
   )
+  stem: str = knob("full", "Size at which the first stage works.", choices=STEMS)
+  block: str = knob("plain", "How convolutions of the encoder are joined.", choices=BLOCKS)
+  encoder_blocks: int = knob(
+      1,
+      "Most blocks of two convolutions in an encoder stage: one in the first, one more at each"
+      " stage below.",
+      minimum=1, maximum=12,
+  )
+  decoder_convolutions: int = knob(
+      2, "Convolutions in each decoder stage; nnU-Net's residual networks have 1.",
+      minimum=1, maximum=4,
+  )
+  upsampling: str = knob(
+      "transpose", "How the decoder doubles height and width.", choices=UPSAMPLINGS
+  )
+  max_filters: int = knob(0, "Most channels of a stage; 0 sets no limit.", minimum=0)
 
   def __post_init__(self):
     super().__post_init__()
@@ -102,6 +136,11 @@ class ModelConfig(Checked):
       raise InputError(
           f"base_kernels must be odd, so that a kernel has a centre pixel. Got:"
           f" {self.base_kernels}. Take {self.base_kernels - 1} or {self.base_kernels + 1}."
+      )
+    if 0 < self.max_filters < (self.base_filters or 0):
+      raise InputError(
+          f"max_filters must be 0 or at least base_filters, {self.base_filters}. Got:"
+          f" {self.max_filters}."
       )
     if self.num_layers is None:
       return
@@ -125,9 +164,14 @@ class ModelConfig(Checked):
         raise InputError(f"{field.name} must be given before a network can be built from it.")
 
   @property
+  def first_scale(self) -> int:
+    """Pixels of the input along the edge of a pixel of the first stage."""
+    return 1 if self.stem == "full" else 2
+
+  @property
   def multiple(self) -> int:
     """Height and width are padded to a multiple of this, in pixels."""
-    return 2 ** (self.num_layers - 1)
+    return self.first_scale * 2 ** (self.num_layers - 1)
 
   @property
   def padded_size(self) -> tuple[int, int] | None:
@@ -142,15 +186,22 @@ class ModelConfig(Checked):
     """How many outputs deep supervision adds."""
     return min(MAX_AUXILIARY_OUTPUTS, self.num_layers - 2) if self.deep_supervision else 0
 
+  @property
+  def exit_filters(self) -> int:
+    """Channels of the convolution at full size that refines a first stage at half the size."""
+    return max(1, self.base_filters // 2) if self.stem == "half_refined" else 0
+
   def stages(self) -> list[Stage]:
-    """Returns the stages from full size down to the bottleneck."""
+    """Returns the stages from the largest down to the bottleneck."""
+    most = self.max_filters or self.base_filters * 2**self.num_layers
     return [
         Stage(
             index=n,
-            filters=self.base_filters * 2**n,
+            filters=min(self.base_filters * 2**n, most),
             kernel=max(3, self.base_kernels - 2 * n),
             dilation=max(1, self.dilation - n),
             dropout_rate=self.dropout_rate * n,
+            encoder_blocks=min(n + 1, self.encoder_blocks),
         )
         for n in range(self.num_layers)
     ]
@@ -167,28 +218,3 @@ PUBLISHED = ModelConfig(
     dropout_rate=0.05,
     normalization="none",
 )
-
-
-def count_parameters(config: ModelConfig) -> int:
-  """Returns `model.count_params()` of the network without building it."""
-  # Scale and offset per channel, and for batch normalization the two running statistics.
-  per_normalized_channel = {"none": 0, "batch": 4}.get(config.normalization, 2)
-  stages = config.stages()
-  total = 0
-  channels = config.image_channels
-  for stage in stages:
-    total += _block(stage, channels, per_normalized_channel)
-    channels = stage.filters
-  for stage in stages[-2::-1]:
-    total += (2 * 2 * channels + 1) * stage.filters  # Transposed convolution.
-    total += _block(stage, 2 * stage.filters, per_normalized_channel)
-    channels = stage.filters
-  heads = stages[: config.num_auxiliary_outputs + 1]
-  return total + sum((stage.filters + 1) * config.num_classes for stage in heads)
-
-
-def _block(stage: Stage, channels_in: int, per_normalized_channel: int) -> int:
-  area = stage.kernel**2
-  first = (area * channels_in + 1) * stage.filters
-  second = (area * stage.filters + 1) * stage.filters
-  return first + second + 2 * per_normalized_channel * stage.filters

@@ -47,9 +47,8 @@ class InferenceNetwork:
     )
     self._steps = _steps(network, entries, self._output)
     padded = any(isinstance(layer, layers.PadToMultiple) for layer in network.layers)
-    pools = sum(isinstance(layer, keras.layers.MaxPooling2D) for layer in network.layers)
     # Such a network was made for one size that divides; others are padded and cropped around it.
-    self._pad = None if padded else layers.PadToMultiple(2**pools)
+    self._pad = None if padded else layers.PadToMultiple(layers.multiple_of(network))
 
   def __call__(self, images: tf.Tensor) -> tf.Tensor:
     """[B, h, w, channels] in 0..255 of any number type -> float32 [B, h, w, classes]."""
@@ -137,7 +136,8 @@ def _computation(layer: keras.layers.Layer) -> Callable[..., tf.Tensor]:
 
 
 def _joins(layer: keras.layers.Layer) -> bool:
-  return isinstance(layer, (keras.layers.Concatenate, layers.CropLike))
+  joining = (keras.layers.Add, keras.layers.Concatenate, layers.CropLike)
+  return isinstance(layer, joining)
 
 
 def _is_plain(layer: keras.layers.Layer) -> bool:

@@ -6,6 +6,7 @@ registered, so a saved model loads wherever `flexunet` is installed.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 
@@ -13,6 +14,7 @@ import keras
 from keras import ops
 
 from flexunet.network import architecture, replicas
+from flexunet.network.architecture import ModelConfig, Stage
 
 PACKAGE = "flexunet"
 # Group normalization takes this many groups where the channels divide by it (Wu & He,
@@ -77,6 +79,22 @@ class PadToMultiple(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package=PACKAGE)
+class SpaceToDepth(keras.layers.Layer):
+  """Makes channels of each 2 x 2 pixels: [B, h, w, C] -> [B, h / 2, w / 2, 4 C].
+
+  The pixels stand in the order of reading, each with its channels.
+  """
+
+  def call(self, images):
+    return ops.space_to_depth(images, 2)
+
+  def compute_output_shape(self, input_shape):
+    batch, height, width, channels = input_shape
+    down = [None if n is None else n // 2 for n in (height, width)]
+    return (batch, *down, None if channels is None else 4 * channels)
+
+
+@keras.saving.register_keras_serializable(package=PACKAGE)
 class CropLike(keras.layers.Layer):
   """Cuts the first tensor to the height and width of the second: the inverse of the padding."""
 
@@ -95,6 +113,12 @@ class CropLike(keras.layers.Layer):
   def compute_output_shape(self, input_shape):
     (batch, _, _, channels), (_, height, width, _) = input_shape
     return (batch, height, width, channels)
+
+
+def multiple_of(network: keras.Model) -> int:
+  """Returns what height and width must be a multiple of: see `ModelConfig.multiple`."""
+  halving = (keras.layers.MaxPooling2D, SpaceToDepth)
+  return 2 ** sum(isinstance(layer, halving) for layer in network.layers)
 
 
 def _group_normalization(groups: int, name: str) -> keras.layers.Layer:
@@ -129,48 +153,91 @@ def input_normalization_layer(kind: str, name: str) -> keras.layers.Layer:
   )
 
 
-def convolution_block(
+def encoder_stage(x: keras.KerasTensor, stage: Stage, config: ModelConfig) -> keras.KerasTensor:
+  """Applies the blocks of an encoder stage: [batch, h, w, channels] -> [batch, h, w, filters]."""
+  name = f"encoder{stage.index}"
+  for block in range(stage.encoder_blocks):
+    first, last = 2 * block, 2 * block + 1
+    before = x
+    x = convolution(x, stage, config, name, first)
+    x = _dropped(x, stage.dropout_rate, f"{name}_dropout{block or ''}")
+    if config.block == "plain":
+      x = convolution(x, stage, config, name, last)
+      continue
+    x = convolution(x, stage, config, name, last, activated=False)
+    if before.shape[-1] != stage.filters:
+      point = dataclasses.replace(stage, kernel=1, dilation=1)
+      before = convolution(before, point, config, f"{name}_shortcut", activated=False)
+    x = keras.layers.Add(name=f"{name}_add{last}")([x, before])
+    x = keras.layers.Activation(config.activation, name=f"{name}_act{last}")(x)
+  return x
+
+
+def decoder_stage(x: keras.KerasTensor, stage: Stage, config: ModelConfig) -> keras.KerasTensor:
+  """Applies a decoder stage to [up, skip]: [batch, h, w, channels] -> [batch, h, w, filters]."""
+  name = f"decoder{stage.index}"
+  for index in range(config.decoder_convolutions):
+    x = convolution(x, stage, config, name, index)
+    if index == 0 and config.decoder_convolutions > 1:
+      x = _dropped(x, stage.dropout_rate, f"{name}_dropout")
+  return x
+
+
+def convolution(
     x: keras.KerasTensor,
-    *,
-    filters: int,
-    kernel: int,
-    dilation: int,
-    dropout_rate: float,
-    normalization: str,
-    activation: str,
-    kernel_initializer: str,
+    stage: Stage,
+    config: ModelConfig,
     name: str,
+    index: int | str = "",
+    *,
+    activated: bool = True,
 ) -> keras.KerasTensor:
-  """Applies two 'same' convolutions, each normalized and activated, with dropout between them.
+  """Applies a 'same' convolution, the normalization and the activation of a network.
 
   Args:
     x: [batch, height, width, channels] of any float type.
-    filters, kernel, dilation: Channels, edge and spacing of the taps of both convolutions.
-    dropout_rate: Share dropped between them; 0 leaves the layer out.
-    normalization, activation, kernel_initializer: As in `architecture`.
-    name: Prefix of the layers' names.
+    stage: Filters, kernel and dilation.
+    config: Normalization, activation and initializer.
+    name, index: Begin and end the names of the layers.
+    activated: False leaves the activation out.
 
   Returns:
     [batch, height, width, filters].
   """
-  for index in range(2):
-    x = keras.layers.Conv2D(
-        filters,
-        kernel,
-        padding="same",
-        dilation_rate=dilation,
-        kernel_initializer=kernel_initializer,
-        activation=activation if normalization == "none" else None,
-        name=f"{name}_conv{index}",
-    )(x)
-    layer = normalization_layer(normalization, filters, f"{name}_norm{index}")
-    if layer is not None:
-      x = keras.layers.Activation(activation, name=f"{name}_act{index}")(layer(x))
-    if index == 0 and dropout_rate > 0:
-      x = keras.layers.Dropout(
-          dropout_rate, seed=_dropout_seed(), name=f"{name}_dropout"
-      )(x)
+  inside = activated and config.normalization == "none"
+  x = keras.layers.Conv2D(
+      stage.filters,
+      stage.kernel,
+      padding="same",
+      dilation_rate=stage.dilation,
+      kernel_initializer=config.kernel_initializer,
+      activation=config.activation if inside else None,
+      name=f"{name}_conv{index}",
+  )(x)
+  layer = normalization_layer(config.normalization, stage.filters, f"{name}_norm{index}")
+  if layer is not None:
+    x = layer(x)
+    if activated:
+      x = keras.layers.Activation(config.activation, name=f"{name}_act{index}")(x)
   return x
+
+
+def upsampled(
+    x: keras.KerasTensor, filters: int, config: ModelConfig, name: str
+) -> keras.KerasTensor:
+  """Doubles height and width: [batch, h, w, channels] -> [batch, 2 h, 2 w, filters]."""
+  start = config.kernel_initializer
+  if config.upsampling == "transpose":
+    return keras.layers.Conv2DTranspose(
+        filters, 2, strides=2, padding="same", kernel_initializer=start, name=name
+    )(x)
+  # At the coarse size, where it costs a quarter.
+  x = keras.layers.Conv2D(filters, 1, kernel_initializer=start, name=f"{name}_conv")(x)
+  return keras.layers.UpSampling2D(2, interpolation="nearest", name=name)(x)
+
+
+def _dropped(x: keras.KerasTensor, rate: float, name: str) -> keras.KerasTensor:
+  return keras.layers.Dropout(rate, seed=_dropout_seed(), name=name)(x) if rate > 0 else x
 
 
 def _dropout_seed() -> int | None:

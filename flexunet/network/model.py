@@ -30,11 +30,11 @@ def build_model(
   """Returns a new FlexUNet, e.g. `build_model(image_size=(256, 256), num_classes=3)`.
 
   With `image_size=None` the model takes images of any height and width. Sizes that are no
-  multiple of 2 ** (num_layers - 1) are padded and cropped back inside.
+  multiple of `ModelConfig.multiple` are padded and cropped back inside.
 
-  With `deep_supervision` the output is a list: the probabilities first, then those of the stages
-  at 1/2, 1/4, 1/8 of the size, repeated to full size so that one label serves all. Weigh their
-  losses by `deep_supervision_weights`.
+  With `deep_supervision` the output is a list: the probabilities first, then those of up to three
+  of the next stages, repeated to full size so that one label serves all. Weigh their losses by
+  `deep_supervision_weights`.
 
   A probability that float32 rounds to 0 or 1 has no gradient: train the `logits_twin`, with
   `losses.make(..., from_logits=True)`; the weights are those of this model.
@@ -44,7 +44,8 @@ def build_model(
     name: Name of the model.
     **knobs: Fields of `architecture.ModelConfig`, which describes them: image_size,
       image_channels, num_classes, base_filters, base_kernels, num_layers, dropout_rate, dilation,
-      normalization, activation, kernel_initializer, input_normalization, deep_supervision.
+      normalization, activation, kernel_initializer, input_normalization, deep_supervision, stem,
+      block, encoder_blocks, decoder_convolutions, upsampling, max_filters.
 
   Raises:
     InputError: A knob is unknown or out of range; the message says what must hold.
@@ -58,58 +59,74 @@ def build_model(
   # Zeros are appended before scaling, where zero means air, not after it, where it could be grey.
   x = layers.PadToMultiple(config.multiple, name="pad")(inputs) if pads else inputs
   x = layers.input_normalization_layer(config.input_normalization, "scale")(x)
-  decoded = _encode_and_decode(x, config)
-  heads = decoded[: config.num_auxiliary_outputs + 1]
-  outputs = [_head(features, stage, config) for stage, features in enumerate(heads)]
+  first = x if config.stem == "full" else layers.SpaceToDepth(name="stem")(x)
+  decoded = _encode_and_decode(first, config)
+  outputs = [_probabilities(_main_logits(decoded[0], x, config), 1, config)]
+  for stage, features in enumerate(decoded[1 : config.num_auxiliary_outputs + 1], 1):
+    scale = config.first_scale * 2**stage
+    logits = keras.layers.Conv2D(config.num_classes, 1, name=f"head_{scale}")(features)
+    outputs.append(_probabilities(logits, scale, config))
   if pads:
-    outputs = [
-        layers.CropLike(name=_suffixed("crop", stage))([output, inputs])
-        for stage, output in enumerate(outputs)
-    ]
+    outputs = _cropped(outputs, inputs)
   return keras.Model(inputs, outputs if config.deep_supervision else outputs[0], name=name)
 
 
 def _encode_and_decode(x, config: ModelConfig) -> list:
-  """Returns the decoder's feature maps, full size first."""
+  """Returns the decoder's feature maps, those of the first stage first."""
   stages = config.stages()
-  shared = {
-      "normalization": config.normalization,
-      "activation": config.activation,
-      "kernel_initializer": config.kernel_initializer,
-  }
   skips = []
   for stage in stages:
-    x = layers.convolution_block(
-        x, filters=stage.filters, kernel=stage.kernel, dilation=stage.dilation,
-        dropout_rate=stage.dropout_rate, name=f"encoder{stage.index}", **shared,
-    )
+    x = layers.encoder_stage(x, stage, config)
     if stage is not stages[-1]:
       skips.append(x)
       x = keras.layers.MaxPooling2D(2, name=f"pool{stage.index}")(x)
   decoded = [x]
   for stage, skip in zip(stages[-2::-1], skips[::-1], strict=True):
-    x = keras.layers.Conv2DTranspose(
-        stage.filters, 2, strides=2, padding="same",
-        kernel_initializer=config.kernel_initializer, name=f"up{stage.index}",
-    )(x)
+    x = layers.upsampled(x, stage.filters, config, f"up{stage.index}")
     x = keras.layers.Concatenate(name=f"join{stage.index}")([x, skip])
-    x = layers.convolution_block(
-        x, filters=stage.filters, kernel=stage.kernel, dilation=stage.dilation,
-        dropout_rate=stage.dropout_rate, name=f"decoder{stage.index}", **shared,
-    )
+    x = layers.decoder_stage(x, stage, config)
     decoded.append(x)
   return decoded[::-1]
 
 
-def _head(features, stage: int, config: ModelConfig):
-  """Returns the probabilities from the features of one stage, at full size, in float32."""
-  x = keras.layers.Conv2D(config.num_classes, 1, name=_suffixed("head", stage))(features)
+def _main_logits(features, scaled, config: ModelConfig):
+  """Returns the logits at full size.
+
+  Args:
+    features: Of the first stage.
+    scaled: The image as the network sees it.
+    config: Shape of the network.
+  """
+  if config.stem == "half":
+    # Each feature pixel answers for its four: a 1x1 convolution whose channels become pixels.
+    return keras.layers.Conv2DTranspose(config.num_classes, 2, strides=2, name="head")(features)
+  if config.stem == "half_refined":
+    refining = architecture.Stage(0, config.exit_filters, 3, 1, 0.0)
+    x = keras.layers.Conv2DTranspose(
+        refining.filters, 2, strides=2, kernel_initializer=config.kernel_initializer,
+        name="exit_up",
+    )(features)  # fmt: skip
+    x = keras.layers.Concatenate(name="exit_join")([x, scaled])
+    features = layers.convolution(x, refining, config, "exit")
+  return keras.layers.Conv2D(config.num_classes, 1, name="head")(features)
+
+
+def _probabilities(logits, scale: int, config: ModelConfig):
+  """Returns the probabilities of logits at 1 / scale of the size, at full size, in float32."""
   # float16 has no room for the exponentials of a confident head, nor for their small results.
-  x = _probability_layer(config.num_classes, _suffixed("probability", stage))(x)
-  if stage:
+  x = _probability_layer(config.num_classes, _suffixed("probability", scale))(logits)
+  if scale > 1:
     # Repeated, not interpolated: exact, cheap, and exportable at any size.
-    x = keras.layers.UpSampling2D(2**stage, dtype="float32", name=_suffixed("repeat", stage))(x)
+    x = keras.layers.UpSampling2D(scale, dtype="float32", name=_suffixed("repeat", scale))(x)
   return x
+
+
+def _cropped(outputs: list, images) -> list:
+  """Returns outputs cut to the height and width of the images."""
+  return [
+      layers.CropLike(name=f"crop_{place}" if place else "crop")([output, images])
+      for place, output in enumerate(outputs)
+  ]
 
 
 def _probability_layer(num_classes: int, name: str) -> keras.layers.Layer:
@@ -117,8 +134,8 @@ def _probability_layer(num_classes: int, name: str) -> keras.layers.Layer:
   return keras.layers.Activation(kind, dtype="float32", name=name)
 
 
-def _suffixed(name: str, stage: int) -> str:
-  return f"{name}_{2**stage}" if stage else name
+def _suffixed(name: str, scale: int) -> str:
+  return f"{name}_{scale}" if scale > 1 else name
 
 
 def deep_supervision_weights(model: keras.Model) -> list[float]:
@@ -203,8 +220,7 @@ def accept_any_size(model: keras.Model) -> keras.Model:
   if model.input_shape[1:3] == (None, None):
     return model
   padding = [layer for layer in model.layers if isinstance(layer, layers.PadToMultiple)]
-  pools = [layer for layer in model.layers if isinstance(layer, keras.layers.MaxPooling2D)]
-  pad = padding[0] if padding else layers.PadToMultiple(2 ** len(pools), name="pad")
+  pad = padding[0] if padding else layers.PadToMultiple(layers.multiple_of(model), name="pad")
 
   def call(layer, *args, **kwargs):
     if layer.name == "scale" and not padding:
@@ -219,8 +235,5 @@ def accept_any_size(model: keras.Model) -> keras.Model:
   )
   if padding:  # The model has its own padding and cropping, which take any size.
     return free
-  outputs = [
-      layers.CropLike(name=_suffixed("crop", stage))([output, inputs])
-      for stage, output in enumerate(free.outputs)
-  ]
+  outputs = _cropped(free.outputs, inputs)
   return keras.Model(inputs, outputs if len(outputs) > 1 else outputs[0], name=model.name)

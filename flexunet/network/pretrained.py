@@ -59,9 +59,10 @@ def open_start(path: str) -> StartingPoint:
 def check_same_kind(start: StartingPoint, mine: architecture.ModelConfig) -> None:
   """Refuses a network whose weights would mean something else than where they come from.
 
-  What differs in shape is refused by `transfer_weights`; these differ in no shape.
+  What differs in shape is refused by `transfer_weights`; these differ in none, or in that of the
+  first kernel alone.
   """
-  for name in ("activation", "dilation", "input_normalization", "normalization"):
+  for name in ("activation", "dilation", "input_normalization", "normalization", "stem"):
     theirs, wanted = getattr(start.config, name), getattr(mine, name)
     if theirs != wanted:
       raise InputError(
@@ -114,6 +115,7 @@ def transfer_weights(
   theirs = {layer.name: layer for layer in source.layers if layer.weights}
   mine = {layer.name: layer for layer in target.layers if layer.weights}
   heads = {name for name in {*theirs, *mine} if name.startswith("head")}
+  pixels = 4 if any(layer.name == "stem" for layer in target.layers) else 1
   if alone := sorted((theirs.keys() ^ mine.keys()) - heads):
     raise InputError(
         "The network to start from must have the stages and normalization of the new one. Only"
@@ -134,7 +136,7 @@ def transfer_weights(
     elif name == "encoder0_conv0" and old[0].shape[-1:] == new[0].shape[-1:] and (
         old[0].shape[:2] == new[0].shape[:2]
     ):
-      old = [_for_channels(old[0], new[0].shape[2]), *old[1:]]
+      old = [_for_channels(old[0], new[0].shape[2], pixels), *old[1:]]
       done.adapted.append(name)
     else:
       raise InputError(
@@ -147,7 +149,15 @@ def transfer_weights(
   return done
 
 
-def _for_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
-  """Returns [h, w, channels, filters] that answers equally to images of equal channels."""
-  mean = kernel.sum(axis=2, keepdims=True) / channels
-  return np.repeat(mean, channels, axis=2)
+def _for_channels(kernel: np.ndarray, channels: int, pixels: int) -> np.ndarray:
+  """Returns [h, w, channels, filters] that answers equally to images of equal channels.
+
+  Args:
+    kernel: [h, w, other number of channels, filters].
+    channels: Those of the result.
+    pixels: Pixels of the image that lie one after another in either number of channels.
+  """
+  height, width, _, filters = kernel.shape
+  apart = kernel.reshape(height, width, pixels, -1, filters)
+  mean = apart.sum(axis=3, keepdims=True) * (pixels / channels)
+  return np.repeat(mean, channels // pixels, axis=3).reshape(height, width, channels, filters)

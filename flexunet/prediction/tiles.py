@@ -237,7 +237,7 @@ class Tiler:
     if free_bytes is not None:
       self._limit_bytes = min(_MOST_BYTES, int(_MEMORY_SHARE * free_bytes))
     # The field is a square on the pooling grid, in which the pixel lies anywhere.
-    seen = cost.receptive_fields(model)[0].decoder
+    seen = cost.output_field(model)
     self.radius = (seen + model.multiple) // 2
     self._known: dict[tuple[int, int], Tiling | None] = {}
     if options.size_hw is not None and options.overlap is not None:

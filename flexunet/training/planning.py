@@ -355,7 +355,7 @@ def _num_layers(model: config.ModelConfig, facts: Facts) -> tuple[int, str]:
 
 
 def _plan_size(made: Choices, facts: Facts) -> None:
-  multiple = 2 ** (made.model.num_layers - 1)
+  multiple = made.model.multiple
   largest = _LARGEST_EDGE[facts.device]
   height, width = _largest_slice(facts) or (largest, largest)
   known = _largest_slice(facts) is not None

@@ -19,7 +19,7 @@ from flexunet.dataset_facts import DatasetFacts
 from flexunet.imaging import label_scheme
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.slicing import SlicePlan
-from flexunet.network import architecture, pretrained
+from flexunet.network import cost, pretrained
 from flexunet.objectives import loss_settings, metrics
 from flexunet.pipelines import dataset_source, laterality, readers
 from flexunet.pipelines.augmentation.config import AugmentationConfig
@@ -267,9 +267,9 @@ def plan_lines(run_config: config.RunConfig, device_names: Sequence[str]) -> lis
     device_names: Those it may train on, e.g. ["CPU"].
   """
   model, settings = run_config.model, run_config.training
-  parameters = architecture.count_parameters(model)
+  parameters = cost.count_parameters(model)
   size = "x".join(map(str, [*model.image_size, model.image_channels]))
-  deepest = model.base_filters * 2 ** (model.num_layers - 1)
+  deepest = model.stages()[-1].filters
   filters = f"{model.base_filters}..{deepest}" if model.num_layers > 1 else f"{deepest}"
   length = progress.count(settings.epochs, "epoch")
   if settings.max_minutes:

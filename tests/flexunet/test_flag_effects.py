@@ -57,6 +57,18 @@ ROWS = {
     "input_normalization": (
         "per_image", lambda r: type(r.layer("scale")).__name__ == "Rescaling", False
     ),
+    "stem": ("half", lambda r: any(layer.name == "stem" for layer in r.network.layers), True),
+    "block": (
+        "residual", lambda r: any(layer.name == "encoder1_add1" for layer in r.network.layers), True
+    ),
+    "encoder_blocks": (
+        "2", lambda r: sum("encoder1_conv" in layer.name for layer in r.network.layers), 4
+    ),
+    "decoder_convolutions": (
+        "1", lambda r: sum("decoder0_conv" in layer.name for layer in r.network.layers), 1
+    ),
+    "upsampling": ("nearest", lambda r: type(r.layer("up0")).__name__ == "UpSampling2D", True),
+    "max_filters": ("4", lambda r: r.layer("encoder1_conv0").filters, 4),
     "deep_supervision": ("true", lambda r: len(r.network.outputs), 2, DEEP),
     "train_split": ("test", lambda r: subjects(r.data.train), ["e"]),
     "validation_split": ("test", lambda r: subjects(r.data.validation), ["e"]),

@@ -14,7 +14,7 @@ from flexunet.core.errors import InputError
 from flexunet.datasets import built_dataset
 from flexunet.datasets.builder import croissant
 from flexunet.evaluation import summary
-from flexunet.network import architecture
+from flexunet.network import cost
 
 _SCORES = (
     ("dice", "Dice"), ("hd95_mm", "HD95 (mm)"), ("assd_mm", "ASSD (mm)"),
@@ -92,7 +92,7 @@ def _prose(run_config: config.RunConfig) -> dict[str, Any]:
 
 def _network(run_config: config.RunConfig, exported: Mapping[str, Any]) -> str:
   model = run_config.model
-  numbers = architecture.count_parameters(model)
+  numbers = cost.count_parameters(model)
   inputs = ", ".join(str(entry["name"]) for entry in exported["inputs"])
   height, width = model.image_size or ("any", "any")
   names = run_config.dataset_facts.label_scheme.names

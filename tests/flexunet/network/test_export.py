@@ -16,8 +16,16 @@ def small(**changes) -> keras.Model:
   return model.build_model(**{**defaults, **changes})
 
 
-def test_a_saved_model_and_weights_answer_equally(tmp_path):
-  done = export.export(small(), ["saved_model", "weights"], tmp_path)
+KNOBS = [
+    {},
+    {"stem": "half", "normalization": "batch", "upsampling": "nearest"},
+    {"stem": "half_refined", "block": "residual", "encoder_blocks": 2, "max_filters": 4},
+]
+
+
+@pytest.mark.parametrize("knobs", KNOBS)
+def test_a_saved_model_and_weights_answer_equally(tmp_path, knobs):
+  done = export.export(small(**knobs), ["saved_model", "weights"], tmp_path)
   assert [entry.path.name for entry in done] == ["saved_model", "model.weights.h5"]
   assert all(entry.path.exists() for entry in done)
   assert all(entry.max_difference < 1e-5 for entry in done)
@@ -45,17 +53,20 @@ def test_a_saved_model_of_any_size_takes_sizes_that_need_padding(tmp_path):
 
 
 @pytest.mark.slow
-def test_litert_answers_equally_at_a_size_that_needs_padding(tmp_path):
-  network = small(image_size=None, num_layers=3, normalization="batch")
+@pytest.mark.parametrize("knobs", KNOBS)
+def test_litert_answers_equally_at_a_size_that_needs_padding(tmp_path, knobs):
+  network = small(**{"image_size": None, "num_layers": 3, "normalization": "batch", **knobs})
   (done,) = export.export(network, ["litert"], tmp_path, image_size=(10, 15))
   assert done.max_difference < 1e-4 and done.path.stat().st_size > 0
 
 
 @pytest.mark.needs_extra("export")
 @pytest.mark.slow
+@pytest.mark.parametrize("knobs", KNOBS)
 @pytest.mark.parametrize("size", [(12, 20), None])
-def test_onnx_answers_equally(size, tmp_path):
-  (done,) = export.export(small(image_size=size, num_layers=3), ["onnx"], tmp_path)
+def test_onnx_answers_equally(size, tmp_path, knobs):
+  network = small(image_size=size, num_layers=3, **knobs)
+  (done,) = export.export(network, ["onnx"], tmp_path)
   assert done.max_difference < 1e-4
 
 

@@ -54,6 +54,13 @@ def images_of(height=24, width=16, channels=1, count=2) -> np.ndarray:
         {"image_size": (22, 15)},  # Padded inside.
         {"image_size": None},
         {"num_layers": 1},
+        {"stem": "half"},
+        {"stem": "half", "image_size": (22, 15), "normalization": "group"},
+        {"stem": "half_refined", "image_channels": 3},
+        {"block": "residual", "encoder_blocks": 2},
+        {"block": "residual", "normalization": "none"},
+        {"upsampling": "nearest", "decoder_convolutions": 1},
+        {"upsampling": "nearest", "max_filters": 6},
     ],
     ids=str,
 )
@@ -72,15 +79,17 @@ def test_a_network_of_16_bit_numbers_answers_as_its_export_in_float32():
   assert np.abs(answer(network, images) - expected).max() < 1e-5
 
 
+@pytest.mark.parametrize("stem", ["full", "half", "half_refined"])
 @pytest.mark.parametrize("size_hw", [(24, 16), (32, 8), (21, 30), (3, 5)])
-def test_other_sizes_are_answered_as_by_the_network_for_any_size(size_hw):
-  network, images = trained(), images_of(*size_hw)
+def test_other_sizes_are_answered_as_by_the_network_for_any_size(size_hw, stem):
+  network, images = trained(stem=stem), images_of(*size_hw)
   expected = model.accept_any_size(network)(images.astype(np.float32), training=False)
   assert np.abs(answer(network, images) - keras.ops.convert_to_numpy(expected)).max() < 1e-5
 
 
-def test_normalization_is_folded_into_the_convolutions():
-  function = tf.function(inference.as_function(trained()), autograph=False)
+@pytest.mark.parametrize("changes", [{}, {"block": "residual", "stem": "half_refined"}])
+def test_normalization_is_folded_into_the_convolutions(changes):
+  function = tf.function(inference.as_function(trained(**changes)), autograph=False)
   graph = function.get_concrete_function(tf.TensorSpec((None, 24, 16, 1), tf.uint8)).graph
   kinds = {operation.type for operation in graph.get_operations()}
   assert "Conv2D" in kinds and not any("BatchNorm" in kind for kind in kinds)

@@ -8,7 +8,7 @@ import pytest
 import run_samples
 
 from flexunet.core.errors import InputError
-from flexunet.network import architecture, layers, model
+from flexunet.network import cost, layers, model
 
 SMALL = dict(image_size=(16, 24), image_channels=1, num_classes=3, base_filters=4, base_kernels=5,
              num_layers=3)  # fmt: skip
@@ -28,7 +28,7 @@ def images(*shape, seed=0) -> np.ndarray:
 )
 def test_published_networks_have_exactly_their_parameters(base_kernels, num_classes, parameters):
   published = run_samples.published(base_kernels=base_kernels, num_classes=num_classes)
-  assert architecture.count_parameters(published) == parameters
+  assert cost.count_parameters(published) == parameters
 
 
 @pytest.mark.slow
@@ -49,11 +49,18 @@ def test_the_built_published_network_has_exactly_its_parameters():
         {"normalization": "layer", "input_normalization": "per_image"},
         {"deep_supervision": True, "num_layers": 6, "base_filters": 2},
         {"image_size": (17, 30)},
+        {"stem": "half", "image_size": (17, 30), "deep_supervision": True},
+        {"stem": "half_refined", "image_channels": 3, "num_classes": 1},
+        {"stem": "half_refined", "num_layers": 1, "normalization": "group"},
+        {"block": "residual", "encoder_blocks": 3, "normalization": "instance"},
+        {"block": "residual", "max_filters": 8, "num_layers": 4, "decoder_convolutions": 1},
+        {"encoder_blocks": 2, "upsampling": "nearest", "normalization": "batch"},
+        {"upsampling": "nearest", "image_size": (17, 30)},
     ],
 )
 def test_counting_agrees_with_building_and_outputs_are_probabilities(changes):
   network = small(**changes)
-  counted = architecture.count_parameters(run_samples.published(**{**SMALL, **changes}))
+  counted = cost.count_parameters(run_samples.published(**{**SMALL, **changes}))
   assert network.count_params() == counted
   height, width, channels = network.input_shape[1:]
   outputs = network(images(2, height, width, channels))
@@ -92,6 +99,35 @@ def test_the_network_is_built_by_the_ladder():
   assert not any(layer.name == "encoder0_dropout" for layer in network.layers)
 
 
+def test_residual_blocks_add_their_input_before_the_last_activation():
+  network = small(block="residual", encoder_blocks=2, normalization="batch", dropout_rate=0.0)
+  names = [layer.name for layer in network.layers if layer.name.startswith("encoder1_")]
+  assert names == [
+      *(f"encoder1_{kind}0" for kind in ("conv", "norm", "act")), "encoder1_conv1",
+      "encoder1_shortcut_conv", "encoder1_norm1", "encoder1_shortcut_norm", "encoder1_add1",
+      "encoder1_act1", *(f"encoder1_{kind}2" for kind in ("conv", "norm", "act")),
+      "encoder1_conv3", "encoder1_norm3", "encoder1_add3", "encoder1_act3",
+  ]  # fmt: skip
+  tensors = [network.get_layer(f"encoder1_{name}").output for name in ("norm3", "act1", "act3")]
+  residue, before, after = keras.Model(network.input, tensors)(images(2, 16, 24, 1))
+  np.testing.assert_allclose(after, np.maximum(np.add(residue, before), 0), atol=1e-6)
+
+
+def test_a_first_stage_at_half_size_sees_every_pixel_and_answers_for_each():
+  network = small(stem="half", num_layers=1, num_classes=2)
+  stem = network.get_layer("stem")(np.arange(8.0).reshape(1, 2, 4, 1))
+  np.testing.assert_array_equal(stem[0, 0], [[0, 1, 4, 5], [2, 3, 6, 7]])
+  assert network.get_layer("encoder0_conv0").output.shape == (None, 8, 12, 4)
+  logits = keras.Model(network.input, network.get_layer("head").output)
+  four = logits(images(1, 16, 24, 1)).numpy()[0, 4:6, 8:10].reshape(4, 2)
+  assert len(np.unique(four[:, 0])) == 4  # Each of them has weights of its own.
+
+
+def test_stages_are_no_wider_than_asked_for():
+  shape = run_samples.published(max_filters=100)
+  assert [stage.filters for stage in shape.stages()] == [16, 32, 64, *[100] * 5]
+
+
 def test_input_is_scaled_inside_whatever_its_type():
   network = small()
   bytes_in = images(1, 16, 24, 1)
@@ -124,9 +160,10 @@ def test_any_size_is_padded_by_zeros_and_cropped_back():
   assert free(images(1, 1, 1, 1)).shape == (1, 1, 1, 3)
 
 
+@pytest.mark.parametrize("stem", ["full", "half", "half_refined"])
 @pytest.mark.parametrize("size", [(16, 24), (15, 22)])
-def test_a_fixed_network_can_be_opened_to_any_size_again_and_again(size):
-  fixed = small(image_size=size)
+def test_a_fixed_network_can_be_opened_to_any_size_again_and_again(size, stem):
+  fixed = small(image_size=size, stem=stem)
   pictures = images(2, *size, 1)
   for _ in range(2):
     free = model.accept_any_size(fixed)
@@ -145,7 +182,13 @@ def test_opened_networks_share_their_weights():
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"image_size": None, "normalization": "group", "input_normalization": "per_image"}],
+    [
+        {},
+        {"image_size": None, "normalization": "group", "input_normalization": "per_image"},
+        {"stem": "half", "block": "residual", "normalization": "batch"},
+        {"stem": "half_refined", "image_size": None, "upsampling": "nearest"},
+        {"encoder_blocks": 2, "upsampling": "nearest", "decoder_convolutions": 1},
+    ],
 )
 def test_a_saved_network_answers_equally(changes, tmp_path):
   network = small(**changes)
@@ -184,7 +227,10 @@ def test_deep_supervision_repeats_the_coarse_outputs():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"num_classes": 1}, {"image_size": (15, 22)}, {"deep_supervision": True}],
+    [
+        {"num_classes": 1}, {"image_size": (15, 22)}, {"deep_supervision": True},
+        {"stem": "half", "deep_supervision": True}, {"stem": "half_refined", "num_classes": 1},
+    ],
 )
 def test_the_logits_twin_shares_the_weights_and_gives_what_becomes_the_probabilities(changes):
   network = small(**changes)
@@ -216,8 +262,16 @@ def test_probabilities_stay_float32_in_mixed_precision(policy):
   np.testing.assert_allclose(found.numpy().sum(-1), 1, atol=1e-5)
 
 
-def test_one_step_of_training_moves_every_weight():
-  network = small(normalization="batch", deep_supervision=True)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"stem": "half", "block": "residual", "upsampling": "nearest"},
+        {"stem": "half_refined", "encoder_blocks": 2, "upsampling": "nearest"},
+    ],
+)
+def test_one_step_of_training_moves_every_weight(changes):
+  network = small(normalization="batch", deep_supervision=True, **changes)
   before = [weight.copy() for weight in network.get_weights()]
   network.compile(keras.optimizers.SGD(0.1), loss=["sparse_categorical_crossentropy"] * 2)
   label = np.random.default_rng(1).integers(0, 3, (4, 16, 24))
@@ -245,6 +299,12 @@ def test_one_step_of_training_moves_every_weight():
         (dict(image_size=(0, 512)), "image_size must be"),
         (dict(image_size=(16, 0)), "image_size"),
         (dict(deep_supervision=True, num_layers=2), "at least 3"),
+        (dict(stem="halve"), "Did you mean 'half'"),
+        (dict(block="resnet"), "block must be one of plain, residual"),
+        (dict(upsampling="linear"), "must be one of transpose, nearest"),
+        (dict(encoder_blocks=0), "encoder_blocks must be from 1 to 12"),
+        (dict(decoder_convolutions=5), "decoder_convolutions must be from 1 to 4"),
+        (dict(max_filters=3), "max_filters must be 0 or at least base_filters, 4. Got: 3"),
     ],
 )
 def test_a_wrong_knob_is_one_clear_line(changes, said):

@@ -28,9 +28,10 @@ def test_an_equal_network_answers_equally():
   assert done.sentence() == f"{len(done.copied)} layers taken over."
 
 
+@pytest.mark.parametrize("stem", ["full", "half"])
 @pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1), (3, 5)])
-def test_grey_pictures_answer_equally_whatever_the_channels(before, after):
-  source, target = small(image_channels=before), small(image_channels=after)
+def test_grey_pictures_answer_equally_whatever_the_channels(before, after, stem):
+  source, target = (small(image_channels=n, stem=stem) for n in (before, after))
   done = pretrained.transfer_weights(source, target)
   np.testing.assert_allclose(source(pictures(before)), target(pictures(after)), atol=1e-5)
   assert done.adapted == ["encoder0_conv0"]
@@ -56,6 +57,8 @@ def test_other_classes_get_a_new_head_alone():
         ({"normalization": "batch"}, "stages and normalization"),
         ({"base_kernels": 7}, r"encoder0_conv0: \(7, 7, 1, 4\) there, \(5, 5, 1, 4\) here"),
         ({"base_filters": 8}, "filters and kernels"),
+        ({"block": "residual"}, "stages and normalization"),
+        ({"max_filters": 8}, "filters and kernels"),
     ],
 )
 def test_a_network_of_another_shape_is_refused_and_nothing_changes(changes, said):
