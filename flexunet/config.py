@@ -9,6 +9,7 @@ unknown keys fail.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import pathlib
 from collections.abc import Mapping
@@ -89,6 +90,20 @@ class DataConfig(FeatureFlags):
       None,
       "Lets the foreground classes take turns in that share, so that a rare one is seen as often.",
   )
+  patch_size: str = knob(
+      "auto",
+      "Height and width of the patches that are trained on, e.g. 96,96 (one number means a square),"
+      " each a multiple of 2 ** (num_layers - 1); 'none': whole slices. 'auto': patches where the"
+      " foreground is a small part of its slices. Validation, prediction and model.keras keep"
+      " --image_size.",
+  )
+  patch_foreground_share: float = knob(
+      None,
+      "Share of each batch's patches that are centred around foreground, the classes taking turns"
+      " as with --class_balance; the others lie anywhere in their slice.",
+      minimum=0.0,
+      maximum=1.0,
+  )
   epoch_passes: int = knob(
       None,
       "Passes over the training slices that make an epoch, after which a run validates and saves."
@@ -110,6 +125,36 @@ class DataConfig(FeatureFlags):
       "Reads all records first and leaves out unreadable ones, at most this many; each is named.",
       minimum=0,
   )
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.patch_size not in ("auto", "none"):
+      object.__setattr__(self, "patch_size", ",".join(map(str, _edges(self.patch_size))))
+
+  @property
+  def patch_hw(self) -> tuple[int, int] | None:
+    """(height, width) of the patches trained on; None: whole slices, as before planning."""
+    return None if self.patch_size in ("auto", "none") else _edges(self.patch_size)
+
+  def step_model(self, model: ModelConfig) -> ModelConfig:
+    """Returns the network as a training step sees it, of the size of the patches."""
+    return dataclasses.replace(model, image_size=self.patch_hw) if self.patch_hw else model
+
+  def share_of_slice(self, model: ModelConfig) -> float:
+    """Returns the pixels that a step sees of a slice, as a share of all of the input's."""
+    if self.patch_hw is None or model.image_size is None:
+      return 1.0
+    return math.prod(self.patch_hw) / math.prod(model.image_size)
+
+
+def _edges(text: str) -> tuple[int, int]:
+  words = text.split(",")
+  if len(words) not in (1, 2) or not all(word.isdecimal() and int(word) > 0 for word in words):
+    raise InputError(
+        "--patch_size must be auto, none, or one or two whole numbers above 0 such as 96,96. Got:"
+        f" {text:.99}."
+    )
+  return int(words[0]), int(words[-1])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -338,6 +383,12 @@ class RunConfig:
       default_factory=lambda: AugmentationConfig(augmentation="none")
   )
   laterality: Laterality = dataclasses.field(default_factory=Laterality)
+
+  @property
+  def held_out_batch_size(self) -> int:
+    """Whole slices per batch of a validation: about as many pixels as a training step has."""
+    size = self.training.batch_size
+    return min(size, max(1, round(size * self.data.share_of_slice(self.model))))
 
   @property
   def shown_channel(self) -> int | None:

@@ -17,6 +17,7 @@ from flexunet.pipelines import tf_data
 from flexunet.pipelines.cache import ExampleCache
 from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.order import EpochOrder
+from flexunet.pipelines.patches import PatchSampler
 from flexunet.pipelines.readers import (
   ExampleLoader,
   ExampleSpec,
@@ -60,6 +61,7 @@ def training_batches(
     num_steps: int | None = None,
     cache: ExampleCache | None = None,
     augment: Augment | None = None,
+    patches: PatchSampler | None = None,
     host: Host = Host(),
     threads: int = 0,
 ) -> tf.data.Dataset:
@@ -76,6 +78,7 @@ def training_batches(
     num_steps: Length of the stream; its cardinality is known. Default: one epoch.
     cache: Decoded examples of the loader's rows.
     augment: Changes one example by a seed that is a function of (run seed, epoch, position).
+    patches: Draws a patch of each example, augmenting it by itself; excludes `augment`.
     host: Which part of each batch this process reads.
     threads: Parallel reads and decodes; 0 takes `tf_data.default_threads`.
 
@@ -86,13 +89,16 @@ def training_batches(
     raise ValueError(f"order is of {order.num_records} records, the table of {loader.num_rows}.")
   if order.batch_size % host.count:
     raise ValueError(f"batch_size {order.batch_size} must be a multiple of {host.count} hosts.")
+  if patches is not None and augment is not None:
+    raise ValueError("Patches are augmented by their sampler: pass no `augment` beside it.")
   num_steps = order.steps_per_epoch if num_steps is None else num_steps
   part = order.batch_size // host.count
   calls = threads or tf_data.default_threads()
-  entries = step_entries(order, host, start_step, num_steps)
-  if cache is not None and augment is None:
+  entries = step_entries(order, host, start_step, num_steps, patches)
+  augments = augment is not None or (patches is not None and patches.augmentation is not None)
+  if cache is not None and not augments:
     # One thread: copying is bound by the memory, and several threads get in each other's way.
-    return tf_data.untuned(entries.map(_gather(loader, cache)).prefetch(_BATCHES_AHEAD))
+    return tf_data.untuned(entries.map(_gather(loader, cache, patches)).prefetch(_BATCHES_AHEAD))
   load = _gather_one(cache) if cache is not None else loader
 
   def example(entry):
@@ -100,6 +106,8 @@ def training_batches(
     image, label = loaded["image"], loaded["label"]
     if augment is not None:
       image, label = augment(image, label, entry["seed"])
+    if patches is not None:
+      image, label = patches.example(image, label, entry)
     return _finished(loader, image, label, entry["row"], tf.constant(True))
 
   return _batched(entries.unbatch(), example, part, calls).apply(
@@ -108,9 +116,15 @@ def training_batches(
 
 
 def step_entries(
-    order: EpochOrder, host: Host, start_step: int, num_steps: int
+    order: EpochOrder,
+    host: Host,
+    start_step: int,
+    num_steps: int,
+    patches: PatchSampler | None = None,
 ) -> tf.data.Dataset:
   """Returns what each step reads: {"row": int64 [b], "seed": int32 [b, 2]}.
+
+  With patches also {"target": int32 [b], "content": int32 [b, 4]}, which their sampler takes.
 
   Many steps at once: the order is some fifty small operations, and each costs microseconds
   however many positions it is given.
@@ -121,11 +135,14 @@ def step_entries(
 
   def block(first_step):
     positions = tf.reshape(first_step * order.batch_size + places, [-1])
-    rows, epochs, positions = order.records_at(positions)
-    seeds = order.example_seeds(epochs, positions)
+    rows, epochs, in_epoch = order.records_at(positions)
+    entries = {"row": rows, "seed": order.example_seeds(epochs, in_epoch)}
+    if patches is not None:
+      entries["target"] = order.targets_at(positions)
+      entries["content"] = tf.gather(tf.constant(patches.content, tf.int32), rows)
     return {
-        "row": tf.reshape(rows, [_STEPS_AT_ONCE, part]),
-        "seed": tf.reshape(seeds, [_STEPS_AT_ONCE, part, 2]),
+        name: tf.reshape(one, [_STEPS_AT_ONCE, part, *one.shape[1:]])
+        for name, one in entries.items()
     }
 
   firsts = tf.data.Dataset.range(start_step, start_step + num_steps, _STEPS_AT_ONCE)
@@ -184,13 +201,15 @@ def _finished(loader: Loader, image, label, row, valid) -> dict:
   return {"image": image, "label": label, "record": row, "valid": valid}
 
 
-def _gather(loader: Loader, cache: ExampleCache):
-  """Returns what copies a whole batch out of the cache."""
+def _gather(loader: Loader, cache: ExampleCache, patches: PatchSampler | None):
+  """Returns what copies a whole batch, or a patch of each example, out of the cache."""
   images, labels = cache.tensors()
 
   def gather(entry):
     rows = entry["row"]
     image, label = tf.gather(images, rows), tf.gather(labels, rows)
+    if patches is not None:
+      image, label = patches(image, label, entry)
     return _finished(loader, image, label, rows, tf.ones_like(rows, tf.bool))
 
   return gather

@@ -20,6 +20,9 @@ from flexunet.pipelines.record_table import RecordTable
 _UNIFORM_SALT = 0x5EED
 _POOL_SALT = 0xF06
 _EXAMPLE_SALT = 0xE8A
+# What a patch is centred around, beside the ids of the classes: any of them, or nothing.
+ANY_CLASS = 0
+ANYWHERE = -1
 _MIX = (0x2545F4914F6CDD1D, 0x369DEA0F31A53F85, 0xFF51AFD7ED558CCD)
 
 
@@ -38,6 +41,9 @@ class EpochOrder:
     drawn: Places of each batch that are drawn from the pools.
     pools: int64 arrays of record rows, none empty; e.g. the slices with foreground.
     passes: Over the records, each in an order of its own, that make an epoch.
+    centered: First places of each batch whose patch, where patches are drawn, lies around
+      foreground.
+    pool_classes: Class that each pool is drawn for; empty: any, for all of them.
   """
 
   num_records: int
@@ -46,6 +52,8 @@ class EpochOrder:
   drawn: int = 0
   pools: tuple[np.ndarray, ...] = ()
   passes: int = 1
+  centered: int = 0
+  pool_classes: tuple[int, ...] = ()
 
   def __post_init__(self):
     if not 0 <= self.drawn < self.batch_size:
@@ -55,6 +63,14 @@ class EpochOrder:
       )
     if self.drawn and not (self.pools and all(len(pool) for pool in self.pools)):
       raise ValueError("drawn > 0 needs pools that hold records.")
+    if not 0 <= self.centered <= self.batch_size:
+      raise ValueError(
+          f"centered must lie in 0..{self.batch_size}, the places of a batch. Got: {self.centered}."
+      )
+    if self.pool_classes and len(self.pool_classes) != len(self.pools):
+      raise ValueError(
+          f"pool_classes must be one for each of {len(self.pools)} pools. Got: {self.pool_classes}."
+      )
 
   @property
   def steps_per_epoch(self) -> int:
@@ -78,6 +94,23 @@ class EpochOrder:
       drawn_number = (epoch * self.steps_per_epoch + step) * self.drawn + place
       rows = tf.where(place < self.drawn, self._from_pools(drawn_number), rows)
     return rows, epoch, positions % (self.steps_per_epoch * self.batch_size)
+
+  def targets_at(self, positions: tf.Tensor) -> tf.Tensor:
+    """Returns what patches are centred around, int32 [n]: a class, `ANY_CLASS` or `ANYWHERE`.
+
+    A patch of a slice that was drawn for a class is centred around that class, so that the classes
+    take turns as the slices do.
+
+    Args:
+      positions: int64 [n], as of `records_at`.
+    """
+    step, place = positions // self.batch_size, positions % self.batch_size
+    targets = tf.fill(tf.shape(positions), tf.constant(ANY_CLASS, tf.int32))
+    if self.drawn and self.pool_classes:
+      pool = (step * self.drawn + place) % len(self.pools)
+      of_pool = tf.gather(tf.constant(self.pool_classes, tf.int32), pool)
+      targets = tf.where(place < self.drawn, of_pool, targets)
+    return tf.where(place < self.centered, targets, tf.fill(tf.shape(positions), ANYWHERE))
 
   def example_seeds(self, epochs: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
     """Returns one augmentation seed per example, int32 [n, 2], from what `records_at` gives."""
@@ -136,3 +169,10 @@ def pools(table: RecordTable, *, by_class: bool) -> tuple[np.ndarray, ...]:
       np.flatnonzero(table.pixels[:, class_id] > 0) for class_id in range(1, table.pixels.shape[1])
   ]
   return tuple(rows for rows in per_class if len(rows))
+
+
+def pool_classes(table: RecordTable, *, by_class: bool) -> tuple[int, ...]:
+  """Returns the class that each of the `pools` is drawn for, `ANY_CLASS` for the one of all."""
+  if not by_class:
+    return (ANY_CLASS,)
+  return tuple(int(one) for one in np.flatnonzero((table.pixels[:, 1:] > 0).any(axis=0)) + 1)

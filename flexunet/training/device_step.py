@@ -1,8 +1,9 @@
 """What the training step does with a batch before the network sees it, on the device.
 
 With `--augment_on=device` a batch comes as {"image", "label", "seed"} and is augmented there; with
-`--cache=device` it comes as {"row", "seed"} and is gathered there as well. Both happen inside the
-compiled step. Seeds are a function of the position, so a checkpoint holds nothing of this.
+`--cache=device` it comes as {"row", "seed"} and is gathered there as well. With `--patch_size` both
+hold {"target", "content"} too, and patches are cut there. All this happens inside the compiled
+step. Seeds are a function of the position, so a checkpoint holds nothing of this.
 
 The examples are those of the input pipeline up to rounding. A GPU that multiplies in
 TensorFloat-32 (NVIDIA from Ampere on, TensorFlow's default) rounds random fields to 10 bits: by
@@ -19,11 +20,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from flexunet import config
 from flexunet.imaging.label_scheme import IGNORED
 from flexunet.pipelines.augmentation import augment
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.pipelines.cache import DeviceCache
+from flexunet.pipelines.patches import PatchSampler
 from flexunet.pipelines.resizing import to_channels
 
 
@@ -39,6 +40,7 @@ class DeviceInput:
       kernel for bytes on a GPU, and the pixels would go to the CPU and back.
     separate_channels: Grey values change channel by channel, as in `augment.augment_batch`.
     ignores: Labels hold pixels that are not to be counted; weights are then those of pixels.
+    patches: Draws a patch of each slice, augmenting it by itself: `augmentation` is then None.
   """
 
   image_channels: int
@@ -47,6 +49,7 @@ class DeviceInput:
   compiled: bool = False
   separate_channels: bool = False
   ignores: bool = False
+  patches: PatchSampler | None = None
 
   def __call__(self, batch: dict[str, Any]) -> tuple[Any, Any, Any]:
     """Returns image uint8 [B, h, w, C], label uint8 [B, h, w] and weight float32.
@@ -62,12 +65,15 @@ class DeviceInput:
     else:
       # Compiled apart, so that the numbers are the same whatever keeps the slices.
       image, label = self._compiled(self.cache.gather)(batch["row"])
-    return self._compiled(self._augmented)(image, label, batch["seed"])
+    drawn = {name: batch[name] for name in ("seed", "target", "content") if name in batch}
+    return self._compiled(self._augmented)(image, label, drawn)
 
-  def _augmented(self, image, label, seeds):
-    if self.augmentation is not None:
+  def _augmented(self, image, label, drawn):
+    if self.patches is not None:
+      image, label = self.patches(image, label, drawn)
+    elif self.augmentation is not None:
       image, label = augment.augment_batch(
-          self.augmentation, image, label, seeds, separate_channels=self.separate_channels
+          self.augmentation, image, label, drawn["seed"], separate_channels=self.separate_channels
       )
     image = to_channels(image, self.image_channels)
     weight = tf.ones(tf.shape(label)[:1], tf.float32)
@@ -108,13 +114,13 @@ class DeviceStep(keras.Model):
     return super().train_step(data)
 
 
-def build_metrics(network: keras.Model, model: config.ModelConfig, batch_size: int) -> None:
+def build_metrics(network: keras.Model, batch_size: int) -> None:
   """Lets Keras create the variables of the scores, by a test step on an empty batch.
 
   With a distribution strategy it would create them from the first training batch, before the step
   has turned it into images; and a checkpoint can only be put back where they are. Nothing that
   lasts is changed.
   """
-  image = np.zeros((batch_size, *model.image_size, model.image_channels), np.uint8)
+  image = np.zeros((batch_size, *network.input_shape[1:]), np.uint8)
   network.test_on_batch(image, image[..., 0], np.ones(batch_size, np.float32))
   network.reset_metrics()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -29,8 +30,11 @@ from flexunet.pipelines import (
 )
 from flexunet.pipelines.augmentation import augment
 from flexunet.pipelines.dataset_source import DatasetSource, open_dataset
+from flexunet.pipelines.patches import PatchSampler, content_boxes
 from flexunet.pipelines.record_table import RecordTable, volume_numbers
 from flexunet.training import device_step, devices
+
+_PATCHES_COUNTED = 256  # Whose pixels say how often each class is.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,11 +127,12 @@ class Streams:
   Attributes:
     train, held_out: Read the examples of the two splits.
     train_cache, held_out_cache: Keep them decoded, in main memory or on the disk; None: not there.
-    batch_size: Examples per batch.
+    held_out_batch_size: Slices per batch of a validation.
     cache_choice: Where the training split is kept, and why.
     augment: Changes single examples in the input pipeline; None: not there.
     device_input: What the training step does with a batch first; None: batches come finished.
     held_out_volumes: Number of the volume of each held-out row, int32 [N], from 0 on.
+    patches: Draws patches in the input pipeline; None: whole slices, or the training step does.
     ignores: Whether labels hold pixels that are not to be counted.
   """
 
@@ -136,9 +141,10 @@ class Streams:
   held_out: readers.Loader
   held_out_volumes: np.ndarray
   held_out_cache: cache.ExampleCache | None
-  batch_size: int
+  held_out_batch_size: int
   cache_choice: cache.Choice
   augment: batches.Augment | None = None
+  patches: PatchSampler | None = None
   device_input: device_step.DeviceInput | None = None
   ignores: bool = False
 
@@ -160,6 +166,7 @@ class Streams:
             num_steps=num_steps,
             cache=self.train_cache,
             augment=self.augment,
+            patches=self.patches,
         )
     )
 
@@ -192,8 +199,10 @@ class Streams:
       self, epoch_order: order.EpochOrder, start_step: int, num_steps: int
   ) -> tf.data.Dataset:
     """Returns the batches as `DeviceInput` takes them: seeds with row numbers or with images."""
-    entries = batches.step_entries(epoch_order, batches.Host(), start_step, num_steps)
-    if self.device_input is not None and self.device_input.cache is not None:
+    finish = self.device_input
+    sampler = None if finish is None else finish.patches
+    entries = batches.step_entries(epoch_order, batches.Host(), start_step, num_steps, sampler)
+    if finish is not None and finish.cache is not None:
       return tf_data.untuned(entries.prefetch(2))
     images = batches.training_batches(
         self.train, epoch_order, start_step=start_step, num_steps=num_steps, cache=self.train_cache
@@ -203,7 +212,7 @@ class Streams:
         lambda batch, entry: {
             "image": batch["image"][..., :channels],
             "label": batch["label"],
-            "seed": entry["seed"],
+            **{name: value for name, value in entry.items() if name != "row"},
         },
         num_parallel_calls=1,
         deterministic=True,
@@ -216,7 +225,7 @@ class Streams:
     """
     return self._for_keras(
         batches.evaluation_batches(
-            self.held_out, self.batch_size, cache=self.held_out_cache, rows=rows
+            self.held_out, self.held_out_batch_size, cache=self.held_out_cache, rows=rows
         ),
         volume_of_record=self.held_out_volumes,
     )
@@ -249,17 +258,19 @@ def make_streams(
   augmentation = run_config.augmentation if run_config.augmentation.enabled else None
   device_input = None
   separate = len(run_config.dataset_facts.channel_names) > 1
+  sampler = _patch_sampler(run_config, opened.train, spec.resizing)
   # What is gathered on the device is augmented there, whatever else was chosen.
   on_device = run_config.training.augment_on == "device" or caches.on_device is not None
   if caches.on_device is not None or (augmentation and on_device):
     devices.check_backend(augmentation is not None, caches.on_device is not None)
     device_input = device_step.DeviceInput(
         run_config.model.image_channels,
-        augmentation,
+        None if sampler else augmentation,
         caches.on_device,
         compiled=devices.has_gpu(),
         separate_channels=separate,
         ignores=opened.source.ignores,
+        patches=sampler,
     )
   return Streams(
       train=train,
@@ -267,17 +278,32 @@ def make_streams(
       held_out=held_out,
       held_out_volumes=volume_numbers(opened.validation),
       held_out_cache=caches.held_out,
-      batch_size=run_config.training.batch_size,
+      held_out_batch_size=-(-run_config.held_out_batch_size // replicas) * replicas,
       cache_choice=caches.choice,
       augment=(
           functools.partial(
               augment.augment_example, augmentation, separate_channels=separate
           )
-          if augmentation and not on_device
+          if augmentation and not on_device and sampler is None
           else None
       ),
+      patches=sampler if device_input is None else None,
       device_input=device_input,
       ignores=opened.source.ignores,
+  )
+
+
+def _patch_sampler(
+    run_config: config.RunConfig, table: RecordTable, frame: resizing.Resizing
+) -> PatchSampler | None:
+  """Returns what draws patches of the training slices; None: whole slices are trained on."""
+  if run_config.data.patch_hw is None:
+    return None
+  return PatchSampler(
+      size_hw=run_config.data.patch_hw,
+      content=content_boxes(table, frame),
+      augmentation=run_config.augmentation if run_config.augmentation.enabled else None,
+      separate_channels=len(run_config.dataset_facts.channel_names) > 1,
   )
 
 
@@ -297,6 +323,7 @@ def make_order(run_config: config.RunConfig, table: RecordTable) -> order.EpochO
   """Returns the order in which a run visits the records of its training split."""
   size, data = run_config.training.batch_size, run_config.data
   drawn = min(round(size * data.foreground_fraction), size - 1)
+  centered = round(size * data.patch_foreground_share) if data.patch_hw else 0
   return order.EpochOrder(
       num_records=len(table),
       batch_size=size,
@@ -304,7 +331,32 @@ def make_order(run_config: config.RunConfig, table: RecordTable) -> order.EpochO
       drawn=drawn,
       passes=data.epoch_passes or 1,
       pools=order.pools(table, by_class=data.class_balance) if drawn else (),
+      centered=centered,
+      pool_classes=order.pool_classes(table, by_class=data.class_balance) if drawn else (),
   )
+
+
+def pixel_shares(
+    run_config: config.RunConfig,
+    table: RecordTable,
+    epoch_order: order.EpochOrder,
+    streams: Streams,
+) -> np.ndarray | None:
+  """Returns the share of each class among the pixels a run trains on, float64 [classes].
+
+  By the table of the slices; of patches, whose place decides what they hold, over the first steps.
+  None: unknown, or not asked for.
+  """
+  if run_config.data.patch_hw is None or not run_config.training.class_prior:
+    return drawn_pixel_shares(table, epoch_order)
+  counts = np.zeros(max(2, run_config.model.num_classes), np.float64)
+  steps = max(1, math.ceil(_PATCHES_COUNTED / epoch_order.batch_size))
+  for batch in streams.training(epoch_order, 0, steps):
+    _, label, weight = streams.finished(batch)
+    ids, weights = label.numpy(), weight.numpy()
+    weights = np.broadcast_to(weights if weights.ndim == 3 else weights[:, None, None], ids.shape)
+    counts += np.bincount(ids.ravel(), weights.ravel(), minlength=len(counts))
+  return counts / counts.sum()
 
 
 def drawn_pixel_shares(table: RecordTable, epoch_order: order.EpochOrder) -> np.ndarray | None:
@@ -316,73 +368,6 @@ def drawn_pixel_shares(table: RecordTable, epoch_order: order.EpochOrder) -> np.
   pooled = [table.pixels[pool].mean(axis=0) for pool in epoch_order.pools] or [uniform]
   mixed = (1 - drawn) * uniform + drawn * np.mean(pooled, axis=0)
   return mixed / mixed.sum()
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class PreviewSlice:
-  """A validation slice that is drawn after each validation.
-
-  Attributes:
-    image: uint8 [h, w, channels].
-    label: Class ids, uint8 [h, w].
-    slice_index: Its position in the volume; below 0 where that is not known.
-  """
-
-  image: np.ndarray
-  label: np.ndarray
-  slice_index: int
-
-
-def preview_slices(
-    run_config: config.RunConfig, opened: TrainingData, count: int
-) -> list[PreviewSlice]:
-  """Returns validation slices of different subjects, those with most foreground first.
-
-  Returns:
-    At most `count`, of the size of the network's input; whole and larger where training takes them
-    in tiles.
-  """
-  table = _whole_slices(opened)
-  amount = table.pixels[:, 1:].sum(axis=1) if table.pixels is not None else np.zeros(len(table))
-  ranked = np.argsort(-amount, kind="stable")
-  # One slice per subject, then second ones, so that a few subjects cannot fill the sheet.
-  seen: dict[str, int] = {}
-  turns = []
-  for row in ranked:
-    turns.append(seen.get(table.subject[row], 0))
-    seen[table.subject[row]] = turns[-1] + 1
-  rows = ranked[np.argsort(np.array(turns), kind="stable")][: min(count, len(table))]
-  spec = example_spec(run_config)
-  frames = [spec.resizing] * len(rows)
-  if opened.whole_validation is not None:
-    least_h, least_w = spec.resizing.image_size
-    sizes = zip(table.height[rows].tolist(), table.width[rows].tolist(), strict=True)
-    frames = [
-        resizing.Resizing((max(least_h, height), max(least_w, width)), "pad")
-        for height, width in sizes
-    ]
-  found = []
-  for row, frame in zip(rows, frames, strict=True):
-    # Of the whole table, in which a slice has its neighbours.
-    own = dataclasses.replace(spec, resizing=frame)
-    example = batches.open_loader(opened.source, table, own)(tf.constant(row, tf.int64))
-    image = readers.to_channels(example["image"], spec.image_channels)
-    label = run_config.dataset_facts.label_scheme.without_ignored(example["label"].numpy())
-    found.append(PreviewSlice(image.numpy(), label, int(table.slice_index[row])))
-  return found
-
-
-def _whole_slices(opened: TrainingData) -> RecordTable:
-  """Returns the validation slices, each once, without those that were left out as unreadable."""
-  whole = opened.whole_validation
-  if whole is None:
-    return opened.validation
-
-  def names(table: RecordTable) -> list[tuple[int, int, int]]:
-    return list(zip(table.shard, table.offset, table.slice_index, strict=True))
-
-  kept = set(names(opened.validation))
-  return whole.take(np.array([i for i, name in enumerate(names(whole)) if name in kept], np.int64))
 
 
 @dataclasses.dataclass(frozen=True)

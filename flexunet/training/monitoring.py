@@ -33,7 +33,7 @@ from flexunet.pipelines.feature_keys import FeatureFlags
 from flexunet.prediction import tiles
 from flexunet.prediction.tiles import Tiler
 from flexunet.reporting import charts, event_files, mlflow_store, overlay, sheets, training_section
-from flexunet.training import callbacks, input_pipeline
+from flexunet.training import callbacks, input_pipeline, preview_slices
 
 # Constants above this size lose their values in the graph: weights would make it as large as the
 # model. Variables are inputs of the graph and have none.
@@ -169,7 +169,7 @@ class Previews(keras.callbacks.Callback):
   def __init__(
       self,
       run: run_folder.RunFolder,
-      slices: Sequence[input_pipeline.PreviewSlice],
+      slices: Sequence[preview_slices.PreviewSlice],
       scheme: LabelScheme,
       network: keras.Model | None = None,
       shown_channel: int | None = None,
@@ -211,7 +211,7 @@ class Previews(keras.callbacks.Callback):
     files.write_bytes(self._run.preview_png(epoch), overlay.encode_png(sheet))
 
   def _tiles(
-      self, one: input_pipeline.PreviewSlice, guess: np.ndarray
+      self, one: preview_slices.PreviewSlice, guess: np.ndarray
   ) -> list[sheets.Tile]:
     """Returns a slice alone, and with its true and its predicted label."""
     grey = overlay.grey_of(one.image, self._shown_channel)
@@ -264,7 +264,7 @@ def previews(
   if data.whole_validation is not None:
     options = tiles.TileOptions.of(run_config.model.image_size or "auto")
     tiler = tiles.Tiler(run_config.model, options, None)
-  slices = input_pipeline.preview_slices(run_config, data, number)
+  slices = preview_slices.choose(run_config, data, number)
   scheme = run_config.dataset_facts.label_scheme
   channel = run_config.shown_channel
   return [Previews(run, slices, scheme, network, shown_channel=channel, tiler=tiler)]

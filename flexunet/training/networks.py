@@ -85,7 +85,7 @@ def build(
     run_config: Complete.
     device_input: What its step does with a batch first; None: batches come finished.
   """
-  twin = model.logits_twin(model.build_model(run_config.model))
+  twin = model.logits_twin(model.build_model(run_config.data.step_model(run_config.model)))
   outputs = twin.outputs if run_config.model.deep_supervision else twin.outputs[0]
   if device_input is None:
     return TrainingNetwork(twin.input, outputs, name=twin.name)
@@ -214,6 +214,8 @@ def evaluation_network(
     twin = model.build_model(**dataclasses.asdict(plain))
   else:
     twin = model.probability_twin(network)
+    if run_config.data.patch_hw:
+      twin = _of_size(twin, run_config.model)
   kept = EvaluationNetwork(twin.input, twin.output, name=twin.name)
   kept.volume_scores = metrics.VolumeScores(
       run_config.model.num_classes,
@@ -223,6 +225,17 @@ def evaluation_network(
   )
   compile_model(kept, run_config)
   return kept
+
+
+def _of_size(network: keras.Model, shape: config.ModelConfig) -> keras.Model:
+  """Returns the same network, weights shared, for images of the size of a config."""
+  if shape.padded_size != shape.image_size:
+    network = model.accept_any_size(network)  # Pads, which a network of patches does not.
+  inputs = keras.Input((*shape.image_size, shape.image_channels), name="image")
+  return keras.models.clone_model(
+      keras.Model(network.input, network.output, name=network.name),
+      input_tensors=inputs, clone_function=lambda layer: layer,
+  )  # fmt: skip
 
 
 def copy_averages(network: keras.Model, kept: keras.Model) -> None:

@@ -21,6 +21,7 @@ from flexunet.objectives import loss_settings
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.pipelines.laterality import Laterality
 from flexunet.pipelines.record_table import RecordTable
+from flexunet.training import patch_plan
 
 _Config = TypeVar("_Config", config.ModelConfig, config.DataConfig, config.TrainingConfig)
 
@@ -72,13 +73,15 @@ def plan(
   """
   made = Choices(model=model, data=data, training=training)
   plan_network(made, facts)
+  made.data, reasons = patch_plan.complete(made.model, made.data, facts.train)
+  made.reasons |= reasons
   _plan_drawing(made, facts)
   plan_batch(made, facts)
   _plan_epoch(made, facts)
   _plan_training(made, facts)
   _plan_optimizer(made, facts)
   resolved = _plan_augmentation(made, augmentation, facts)
-  every, why = _validation_epochs(made.training, made.data, facts)
+  every, why = _validation_epochs(made.model, made.data, made.training, facts)
   made.choose_training("validation_epochs", every, why)
   return Plan(
       model=made.model,
@@ -99,6 +102,9 @@ def _plan_drawing(made: Choices, facts: Facts) -> None:
     fraction = 0.5
   elif made.data.class_balance and share:
     fraction, why = 0.5, "--class_balance balances a share of each batch"
+  if share and made.data.patch_hw:
+    fraction = made.data.patch_foreground_share
+    why = "the patches around foreground come from slices that hold some"
   made.choose_data("foreground_fraction", fraction, why)
   rare, why = _rarest_class(facts)
   drawn = made.data.foreground_fraction > 0
@@ -223,12 +229,16 @@ def _preset(
 
 
 def _validation_epochs(
-    training: config.TrainingConfig, data: config.DataConfig, facts: Facts
+    model: config.ModelConfig,
+    data: config.DataConfig,
+    training: config.TrainingConfig,
+    facts: Facts,
 ) -> tuple[int, str]:
   """Validates as often as costs at most about a tenth of the time."""
   steps = data.epoch_passes * steps_per_pass(training, data, facts)
   # A training step costs about three forward passes.
-  share = len(facts.validation) / max(1, 3 * steps * training.batch_size)
+  seen = steps * training.batch_size * data.share_of_slice(model)
+  share = len(facts.validation) / max(1, 3 * seen)
   every = max(1, math.ceil(share / 0.15))
   return every, f"a validation costs about {100 * share:.0f} % of an epoch"
 
@@ -389,6 +399,8 @@ def plan_batch(made: Choices, facts: Facts) -> None:
     if size < _BATCH_SIZE:
       needed, there = cost.training_bytes(made.model, 2 * size) / 1e9, facts.memory_bytes / 1e9
       why = f"{2 * size} would need about {needed:.1f} GB, and {there:.1f} GB are free"
+  if made.data.patch_hw:
+    size, why = patch_plan.batch_size(size, made.data.share_of_slice(made.model))
   made.choose_training("batch_size", size, why)
 
 
@@ -397,15 +409,17 @@ def memory_warning(
     training: config.TrainingConfig,
     memory_bytes: int | None,
     num_sharing: int = 1,
+    size_flag: str = "--image_size",
 ) -> str | None:
   """Returns a line for the user when a training step is estimated to need more than is free.
 
   A CPU's kernel ends a process that runs out of memory without a word, so it is said before.
 
   Args:
-    model, training: Complete.
+    model, training: Complete; the network as a step sees it.
     memory_bytes: Free on each device; None where unknown.
     num_sharing: Devices that share a batch.
+    size_flag: Names the size of what a step sees.
   """
   shape = model
   number = 2 if training.precision.startswith("mixed") else 4
@@ -422,7 +436,7 @@ def memory_warning(
   return (
       f"Warning: a training step needs about {needed(size) / 1e9:.1f} GB by the estimate of"
       f" `flexunet inspect`, but {memory_bytes / 1e9:.1f} GB are free: the system may end"
-      f" the run without a word. Lower --batch_size (now {size}; {would}), --image_size (now"
+      f" the run without a word. Lower --batch_size (now {size}; {would}), {size_flag} (now"
       f" {','.join(map(str, model.image_size))}) or --base_filters (now {model.base_filters})."
   )
 
@@ -451,7 +465,7 @@ def expected_steps(
   steps = training.epochs * data.epoch_passes * steps_per_pass(training, data, facts)
   if not training.max_minutes:
     return steps
-  shape = model
+  shape = data.step_model(model)
   # A training step computes about three times what a prediction does, twice a multiply-add.
   work = 6 * sum(row.multiply_adds for row in cost.rows(shape)) * training.batch_size
   speed = _GPU_SPEED if facts.device == "gpu" else _CPU_CORE_SPEED * facts.cpu_cores
@@ -467,7 +481,7 @@ def expected_passes(
   """Returns how often the run sees a slice, one with foreground where those are drawn, and why."""
   steps = expected_steps(model, data, training, facts)
   drawn = round(training.batch_size * data.foreground_fraction)
-  passes = steps / steps_per_pass(training, data, facts)
+  passes = data.share_of_slice(model) * steps / steps_per_pass(training, data, facts)
   passes += steps * drawn / max(1, len(facts.train.foreground))
   what = "slices with foreground" if drawn else "the training slices"
   return passes, f"about {passes:.2g} passes over {what}"

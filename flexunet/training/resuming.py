@@ -72,9 +72,9 @@ def merge(saved: config.RunConfig, now: config.RunConfig) -> config.RunConfig:
       name = field.name
       old, new = getattr(before, name), getattr(after, name)
       # What nobody asked for may be planned otherwise on another machine; the run keeps its own.
-      planned = "given" not in (
-          saved.reasons.get(name, "given"), now.reasons.get(name, "given")
-      )
+      # What is planned since the run was started stands in its config as it was before.
+      reason = now.reasons.get(name, "given")
+      planned = "given" not in (saved.reasons.get(name, reason), reason)
       if name == "init_from" and _same_name(old, new):
         values[name] = new  # The config keeps less of a path than the command gives.
         continue

@@ -73,7 +73,7 @@ def complete(
   settings, reasons = devices.complete(
       plan.training, cache=plan.data.cache, augmented=plan.augmentation.enabled
   )
-  _warn_of_memory(plan.model, settings, machine_facts["memory_bytes"])
+  _warn_of_memory(plan, settings, machine_facts["memory_bytes"])
   scales = _input_scales(plan, opened.train.take(rows))
   completed = config.RunConfig(
       model=plan.model,
@@ -89,10 +89,11 @@ def complete(
 
 
 def _warn_of_memory(
-    model: config.ModelConfig, settings: config.TrainingConfig, memory_bytes: int
+    plan: planning.Plan, settings: config.TrainingConfig, memory_bytes: int
 ) -> None:
-  sharing = devices.num_sharing(settings.num_devices)
-  if warning := planning.memory_warning(model, settings, memory_bytes, sharing):
+  sharing, shape = devices.num_sharing(settings.num_devices), plan.data.step_model(plan.model)
+  flag = "--patch_size" if plan.data.patch_hw else "--image_size"
+  if warning := planning.memory_warning(shape, settings, memory_bytes, sharing, flag):
     progress.say(warning)
 
 
@@ -279,9 +280,12 @@ def plan_lines(run_config: config.RunConfig, device_names: Sequence[str]) -> lis
   if device == "CPU":
     device += f" ({machine.available_cpus()} cores)"
   precision = settings.precision.removeprefix("mixed_")
+  batch = f"batches of {settings.batch_size} slices"
+  if patch_hw := run_config.data.patch_hw:
+    batch = f"batches of {settings.batch_size} patches of {'x'.join(map(str, patch_hw))} pixels"
   return [
       f"Network  {size} pixels, {model.num_layers} stages of {filters} filters,"
       f" {parameters / 1e6:.2f} M parameters",
-      f"Device   {device}, {precision}, batches of {settings.batch_size} slices",
+      f"Device   {device}, {precision}, {batch}",
       f"Training {length}, {settings.loss}, {settings.optimizer} {settings.learning_rate:g}",
   ]

@@ -198,7 +198,7 @@ def prepare(run_config: config.RunConfig, opened: input_pipeline.TrainingData) -
   with devices.scope(strategy), devices.precision(settings.precision):
     network = networks.build(run_config, batches.device_input)
     weights.set_from_seed(network, settings.seed)
-    shares = input_pipeline.drawn_pixel_shares(opened.train, epoch_order)
+    shares = input_pipeline.pixel_shares(run_config, opened.train, epoch_order, batches)
     if started_from := networks.set_first_weights(network, run_config, shares):
       progress.say(started_from)
     networks.compile_model(network, run_config)
@@ -206,7 +206,7 @@ def prepare(run_config: config.RunConfig, opened: input_pipeline.TrainingData) -
     num_volumes = int(batches.held_out_volumes.max()) + 1
     kept = networks.evaluation_network(network, run_config, num_volumes)
     if strategy and batches.device_input:
-      device_step.build_metrics(network, run_config.model, settings.batch_size)
+      device_step.build_metrics(network, settings.batch_size)
   return TrainingSetup(network, kept, opened, epoch_order, batches, left_out, replicas)
 
 
@@ -271,7 +271,7 @@ class Trainer:
     held_out = validation.HeldOut(
         setup.batches.validation,
         validation.spread_rows(setup.data.validation),
-        settings.batch_size,
+        setup.batches.held_out_batch_size,
     )
     self.clock = callbacks.RunClock(
         self._steps * settings.epochs,
@@ -397,9 +397,7 @@ class Trainer:
       callback.set_model(self._network)
     if checkpoint.arrays.get("metrics"):
       # Keras creates the variables of the metrics when it sees the first batch.
-      device_step.build_metrics(
-          self._network, self._config.model, self._config.training.batch_size
-      )
+      device_step.build_metrics(self._network, self._config.training.batch_size)
     self._state.put_back(checkpoint)
     self._checkpointer.resume_from(checkpoint)
 
@@ -440,7 +438,7 @@ def _workload(
   numbers = sum(math.prod(variable.shape) for variable in variables)
   return time_budget.Workload(
       validation_batches=held_out.num_batches,
-      preview_batches=settings.previews / settings.batch_size,
+      preview_batches=settings.previews / held_out.batch_size,
       written_bytes=2 * 4 * numbers,  # Both hold the state of the optimizer too.
   )
 

@@ -72,15 +72,31 @@ def augment_batch(
     if not separate_channels or images.shape[-1] == 1:
       return apply(config, draw, images, labels, seeds)
     images, labels = _moved(config, draw, images, labels, seeds)
-    channels = []
-    for number, image in enumerate(tf.split(images, images.shape[-1], axis=-1)):
-      own = seeds + tf.constant([0, number * _CHANNEL_STRIDE], tf.int32)
-      own_draw = draw if number == 0 else draws.draw(config, size_hw, own)
-      channels.append(intensity.change(config, own_draw, own, image))
-    return tf.concat(channels, axis=-1), labels
+    channels = tf.split(images, images.shape[-1], axis=-1)
+    own = draws_of_channels(config, size_hw, seeds, draw, len(channels))
+    changed = [
+        intensity.change(config, its_draw, its_seeds, image)
+        for image, (its_seeds, its_draw) in zip(channels, own, strict=True)
+    ]
+    return tf.concat(changed, axis=-1), labels
 
   # Nothing here needs AutoGraph, which input pipelines would run over all of it, for seconds.
   return tf.autograph.experimental.do_not_convert(changed)(images, labels, seeds)
+
+
+def draws_of_channels(
+    config: AugmentationConfig,
+    size_hw: tuple[int, int],
+    seeds: tf.Tensor,
+    draw: draws.Draw,
+    channels: int,
+) -> list[tuple[tf.Tensor, draws.Draw]]:
+  """Returns (seeds, draw) of each channel's grey values; the first has those of the example."""
+  found = [(seeds, draw)]
+  for number in range(1, channels):
+    own = seeds + tf.constant([0, number * _CHANNEL_STRIDE], tf.int32)
+    found.append((own, draws.draw(config, size_hw, own)))
+  return found
 
 
 def apply(

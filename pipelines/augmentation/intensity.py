@@ -8,13 +8,14 @@ one by one.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import tensorflow as tf
 
 from flexunet.pipelines import tf_data
 from flexunet.pipelines.augmentation import draws
 from flexunet.pipelines.augmentation.config import AugmentationConfig
-from flexunet.pipelines.augmentation.spatial import where_drawn
+from flexunet.pipelines.augmentation.spatial import Window, in_window, where_drawn
 
 # Control points of the bias field along each axis: it varies as slowly as a coil's sensitivity.
 _BIAS_POINTS = 5
@@ -23,20 +24,59 @@ _SHARPENING_SIGMA = 1.0
 _REACH = 3.0
 
 
+class View(NamedTuple):
+  """What an image is of that is a part of a slice.
+
+  Attributes:
+    window: Its pixels in the slice.
+    whole_hw: (height, width) of the slice.
+    stored: uint8 [B, H, W, C], the slice before any change. Contrast is changed about its mean:
+      a property of the scan, wherever a part of it lies.
+    margin: Pixels along each edge that only serve their neighbours and are cut off.
+  """
+
+  window: Window
+  whole_hw: tuple[int, int]
+  stored: tf.Tensor
+  margin: int = 0
+
+
+def reach(config: AugmentationConfig) -> int:
+  """Returns from how many pixels away a grey value may come, for any draw of a config."""
+  blur, sharpening = config.blur_probability, config.sharpening_probability
+  # One example is blurred or sharpened, never both.
+  focus = max(
+      _reach_of(config.blur_sigma) if blur else 0,
+      _reach_of(_SHARPENING_SIGMA) if sharpening else 0,
+  )
+  coarse = math.ceil(config.low_resolution_factor) + 1
+  return focus + (coarse if config.low_resolution_probability else 0)
+
+
 def change(
-    config: AugmentationConfig, draw: draws.Draw, seeds: tf.Tensor, image: tf.Tensor
+    config: AugmentationConfig,
+    draw: draws.Draw,
+    seeds: tf.Tensor,
+    image: tf.Tensor,
+    view: View | None = None,
 ) -> tf.Tensor:
-  """Applies the drawn changes in the order in which a scanner makes them; noise comes last."""
+  """Applies the drawn changes in the order in which a scanner makes them; noise comes last.
+
+  A part of a slice is changed as it would be within the slice, with noise of its own; its margin
+  is cut off.
+  """
   def fused(change):
     return tf_data.fused(change, image)
 
   steps = {
-      "bias_field": fused(lambda x: _bias_field(draw["bias_field"], seeds, x)),
-      "tone": lambda x: fused(lambda x, mean: _tone(draw, x, mean))(x, _mean(x)),
+      "bias_field": fused(lambda x: _bias_field(draw["bias_field"], seeds, x, view)),
+      "tone": lambda x: fused(lambda x, mean: _tone(draw, x, mean))(
+          x, _mean(x if view is None else view.stored)
+      ),
       "blur": fused(lambda x: _blurred(draw["blur"], config.blur_sigma, x)),
       "sharpening": fused(lambda x: _sharper(draw["sharpening"], x)),
       # Copies of whole rows, which XLA does no faster.
-      "low_resolution": lambda x: _coarser(tf.exp(draw["low_resolution"]), x),
+      "low_resolution": lambda x: _coarser(tf.exp(draw["low_resolution"]), x, view),
       "noise": fused(lambda x: _noisy(draw["noise"], seeds, x)),
   }
   tone = (config.brightness_probability, config.contrast_probability, config.gamma_probability)
@@ -50,6 +90,9 @@ def change(
   }
   drawn = draw.stages()
   for name, step in steps.items():
+    if name == "noise" and view is not None and view.margin:
+      inner = slice(view.margin, -view.margin)
+      image = image[:, inner, inner]
     if probabilities[name]:
       (image,) = where_drawn(drawn[name], lambda x, step=step: [step(x)], (image,))
   return image
@@ -85,9 +128,13 @@ def _tone(draw: draws.Draw, image: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
   return _bytes(255 * tf.exp(tf.math.log(share) * _each(tf.exp(draw["gamma"]))))
 
 
-def _bias_field(strength: tf.Tensor, seeds: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
+def _bias_field(
+    strength: tf.Tensor, seeds: tf.Tensor, image: tf.Tensor, view: View | None
+) -> tf.Tensor:
   """Multiplies by a smooth gain between exp(-strength) and exp(strength)."""
-  rows, columns = (draws.spline_basis(edge, _BIAS_POINTS) for edge in image.shape[1:3])
+  whole_hw = image.shape[1:3] if view is None else view.whole_hw
+  rows, columns = (draws.spline_basis(edge, _BIAS_POINTS) for edge in whole_hw)
+  rows, columns = in_window(rows, columns, None if view is None else view.window)
   shape = [_BIAS_POINTS, _BIAS_POINTS]
   noise = 2 * draws.uniform_numbers(seeds, draws.BIAS_SALT, shape) - 1
   gain = tf.exp(draws.field(rows, noise * strength[:, None, None], columns))
@@ -96,7 +143,7 @@ def _bias_field(strength: tf.Tensor, seeds: tf.Tensor, image: tf.Tensor) -> tf.T
 
 def _gaussian_smoothed(values: tf.Tensor, sigma: tf.Tensor, largest: float) -> tf.Tensor:
   """float32 [B, H, W, C] smoothed by sigma [B] <= largest; the border is a mirror."""
-  reach = max(1, math.ceil(_REACH * largest))
+  reach = _reach_of(largest)
   offsets = tf.range(-reach, reach + 1, dtype=tf.float32)
   # A width of 0 gives the weights 0 .. 1 .. 0.
   weights = tf.exp(-(offsets**2) / (2 * tf.maximum(sigma[:, None], 1e-3) ** 2))
@@ -110,6 +157,11 @@ def _gaussian_smoothed(values: tf.Tensor, sigma: tf.Tensor, largest: float) -> t
       parts.append(_each(weight) * tf.slice(padded, begin, size))
     values = tf.add_n(parts)
   return values
+
+
+def _reach_of(sigma: float) -> int:
+  """Returns the pixels beyond which a Gaussian is not computed."""
+  return max(1, math.ceil(_REACH * sigma))
 
 
 def _mirrored(values: tf.Tensor, axis: int, reach: int) -> tf.Tensor:
@@ -133,25 +185,46 @@ def _sharper(amount: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
   return _bytes(values + _each(amount) * detail)
 
 
-def _coarser(factor: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
+def _coarser(factor: tf.Tensor, image: tf.Tensor, view: View | None) -> tf.Tensor:
   """Picks every factor-th pixel and interpolates between them, along both axes."""
   values = _floats(image)
+  lines = [_Line(tf.range(edge, dtype=tf.float32)[None], edge) for edge in image.shape[1:3]]
+  if view is not None:
+    window = view.window
+    lines = [
+        _Line(pixels, edge, first)
+        for pixels, edge, first in zip(
+            (window.rows, window.columns), view.whole_hw, tf.unstack(window.first, axis=1),
+            strict=True,
+        )
+    ]  # fmt: skip
   # Rows are fetched whole, so columns are made rows meanwhile.
-  values = tf.transpose(_coarser_rows(factor, values), [0, 2, 1, 3])
-  return _bytes(tf.transpose(_coarser_rows(factor, values), [0, 2, 1, 3]))
+  values = tf.transpose(_coarser_rows(factor, values, lines[0]), [0, 2, 1, 3])
+  return _bytes(tf.transpose(_coarser_rows(factor, values, lines[1]), [0, 2, 1, 3]))
 
 
-def _coarser_rows(factor: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-  length = values.shape[1]
+class _Line(NamedTuple):
+  """The pixels along an axis: float32 [1 or B, n], of a slice so long, from `first` [B] on."""
+
+  pixels: tf.Tensor
+  length: int
+  first: tf.Tensor | None = None
+
+
+def _coarser_rows(factor: tf.Tensor, values: tf.Tensor, line: _Line) -> tf.Tensor:
+  length = line.length
   factor = factor[:, None]
-  place = (tf.range(length, dtype=tf.float32)[None] + 0.5) / factor - 0.5
+  place = (line.pixels + 0.5) / factor - 0.5
   lower = tf.floor(place)
   last = tf.math.ceil(length / factor - 0.5) - 1
 
   def picked(number):
     """The pixel of the full grid that stands for a pixel of the coarse one."""
     index = tf.floor((tf.clip_by_value(number, 0.0, last) + 0.5) * factor)
-    return tf.cast(tf.clip_by_value(index, 0.0, length - 1.0), tf.int32)
+    index = tf.clip_by_value(index, 0.0, length - 1.0)
+    if line.first is not None:  # Within the margin it may lie outside of what is there.
+      index = tf.clip_by_value(index - line.first[:, None], 0.0, values.shape[1] - 1.0)
+    return tf.cast(index, tf.int32)
 
   share = (place - lower)[:, :, None, None]
   before = tf.gather(values, picked(lower), axis=1, batch_dims=1)

@@ -58,7 +58,7 @@ def sample_linear(bordered: tf.Tensor, where: Places) -> tf.Tensor:
   down, right = where.down[..., None], where.right[..., None]
 
   def neighbour(offset):
-    return tf.cast(_gather(bordered, where.index, offset), tf.float32)
+    return tf.cast(gather(bordered, where.index, offset), tf.float32)
 
   upper_left, upper_right = neighbour(0), neighbour(1)
   lower_left, lower_right = neighbour(stride), neighbour(stride + 1)
@@ -69,7 +69,7 @@ def sample_linear(bordered: tf.Tensor, where: Places) -> tf.Tensor:
 
 def sample_nearest(bordered: tf.Tensor, where: Places) -> tf.Tensor:
   """Result of `with_border` -> uint8 [B, H, W, C]; outside is 0."""
-  return _gather(bordered, where.nearest)
+  return gather(bordered, where.nearest)
 
 
 def _flat_index(rows: tf.Tensor, columns: tf.Tensor, stride: int, height: int) -> tf.Tensor:
@@ -85,8 +85,11 @@ def _flat_index(rows: tf.Tensor, columns: tf.Tensor, stride: int, height: int) -
   return tf.cast(rows * stride + (columns + (stride + 1)), tf.int32)
 
 
-def _gather(pixels: tf.Tensor, index: tf.Tensor, offset: int = 0) -> tf.Tensor:
-  """[B, h, w, C], int32 [B, H, W] -> the pixels `offset` places behind, [B, H, W, C]."""
+def gather(pixels: tf.Tensor, index: tf.Tensor, offset: int = 0) -> tf.Tensor:
+  """[B, h, w, C], int32 [B, H, W] -> the pixels `offset` places behind, [B, H, W, C].
+
+  The index counts the pixels of an image row by row.
+  """
   _, height, width, channels = pixels.shape
   if pixels.shape[0] == 1:
     # Half the cost on a CPU: a lookup of single numbers without a batch to keep apart.

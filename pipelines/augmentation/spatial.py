@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from flexunet.pipelines import tf_data
@@ -21,22 +23,40 @@ def turn_and_flip(
     config: AugmentationConfig, draw: draws.Draw, image: tf.Tensor, label: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Turns counter-clockwise by right angles, then mirrors: pixels move, none is interpolated."""
-  stages, pair = draw.stages(), (image, label)
-  flip_x, flip_y = stages["flip_horizontal"], stages["flip_vertical"]
+  pair = (image, label)
+  odd, flip_y, flip_x = turns(config, draw, square=image.shape[1] == image.shape[2])
+  if odd is not None:
+    pair = where_drawn(odd, _transposed, pair)
+  if flip_y is not None:
+    pair = where_drawn(flip_y, lambda *pair: [_reverse(x, 1) for x in pair], pair)
+  if flip_x is not None:
+    pair = where_drawn(flip_x, lambda *pair: [_reverse(x, 2) for x in pair], pair)
+  return pair
+
+
+def turns(
+    config: AugmentationConfig, draw: draws.Draw, *, square: bool
+) -> tuple[tf.Tensor | None, tf.Tensor | None, tf.Tensor | None]:
+  """Returns which examples are transposed, then mirrored top to bottom, then left to right.
+
+  Each is bool [B]; None where the config never does it.
+  """
+  stages = draw.stages()
+  odd, flip_y, flip_x = None, stages["flip_vertical"], stages["flip_horizontal"]
   if config.right_angle_probability:
     # One turn is a transposition and a vertical flip, two are both flips, three are a
     # transposition and a horizontal flip.
-    turns = tf.floor(draw["quarter_turns"])
-    if image.shape[1] == image.shape[2]:
-      odd = tf.equal(turns, 1) | tf.equal(turns, 3)
-      pair = where_drawn(odd, _transposed, pair)
-    flip_y = tf.not_equal(flip_y, tf.equal(turns, 1) | tf.equal(turns, 2))
-    flip_x = tf.not_equal(flip_x, turns > 1.5)
-  if config.flip_vertical_probability or config.right_angle_probability:
-    pair = where_drawn(flip_y, lambda *pair: [_reverse(x, 1) for x in pair], pair)
-  if config.flip_horizontal_probability or config.right_angle_probability:
-    pair = where_drawn(flip_x, lambda *pair: [_reverse(x, 2) for x in pair], pair)
-  return pair
+    quarters = tf.floor(draw["quarter_turns"])
+    if square:
+      odd = tf.equal(quarters, 1) | tf.equal(quarters, 3)
+    flip_y = tf.not_equal(flip_y, tf.equal(quarters, 1) | tf.equal(quarters, 2))
+    flip_x = tf.not_equal(flip_x, quarters > 1.5)
+    return odd, flip_y, flip_x
+  return (
+      None,
+      flip_y if config.flip_vertical_probability else None,
+      flip_x if config.flip_horizontal_probability else None,
+  )
 
 
 def where_drawn(
@@ -83,7 +103,7 @@ def warp(
     label: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Applies all other geometry of the draw in one resampling."""
-  if not any(_warps(config)):
+  if not can_warp(config):
     return image, label
 
   size_hw = (image.shape[1], image.shape[2])
@@ -108,7 +128,7 @@ def warp(
   stages = draw.stages()
 
   def change(image, label):
-    if not any(_bends(config).values()):
+    if not can_bend(config):
       return straight(image, label)
     return tf.cond(
         tf.reduce_any(stages["bend"]), lambda: bent(image, label), lambda: straight(image, label)
@@ -117,15 +137,35 @@ def warp(
   return where_drawn(stages["warp"], change, (image, label))
 
 
-def _warps(config: AugmentationConfig) -> list[float]:
-  """Returns the probabilities of what moves pixels in the resampling."""
-  return [
+def can_warp(config: AugmentationConfig) -> bool:
+  """Returns whether the config ever moves pixels in the resampling."""
+  straight = (
       config.rotation_probability,
       config.scale_probability,
       config.shear_probability,
       config.translation_probability,
-      *_bends(config).values(),
-  ]
+  )
+  return any(straight) or can_bend(config)
+
+
+def can_bend(config: AugmentationConfig) -> bool:
+  """Returns whether the config ever bends straight lines."""
+  return any(_bends(config).values())
+
+
+class Window(NamedTuple):
+  """Which pixels of a changed slice are computed: a rectangle of each example's own.
+
+  Attributes:
+    rows: float32 [B, h], whole numbers within the slice.
+    columns: float32 [B, w].
+    first: float32 [B, 2], (row, column) of the first pixel; a row or column outside of the slice
+      stands for the one within that a mirror at the border shows there.
+  """
+
+  rows: tf.Tensor
+  columns: tf.Tensor
+  first: tf.Tensor
 
 
 def source_grid(
@@ -134,25 +174,62 @@ def source_grid(
     seeds: tf.Tensor,
     size_hw: tuple[int, int],
     bends: bool = True,
+    window: Window | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Returns float32 rows and columns [B, H, W]: where each pixel of the result comes from.
 
-  `bends` False leaves out elastic, distortion and lens, for draws that have none.
+  `bends` False leaves out elastic, distortion and lens, for draws that have none. With a window
+  [B, h, w]: of its pixels alone, as they are in the whole.
+  """
+  height, width = size_hw
+  y, x = offsets(config, draw, seeds, size_hw, bends, window)
+  (yy, yx, y0), (xy, xx, x0) = inverse_affine(draw, size_hw)
+  rows = _column(yy) * y + (_column(yx) * x + _column(y0 + (height - 1) / 2))
+  columns = _column(xx) * x + (_column(xy) * y + _column(x0 + (width - 1) / 2))
+  return rows, columns
+
+
+def offsets(
+    config: AugmentationConfig,
+    draw: draws.Draw,
+    seeds: tf.Tensor,
+    size_hw: tuple[int, int],
+    bends: bool = True,
+    window: Window | None = None,
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Returns how far from the middle pixels lie once all is bent, as rows and columns.
+
+  Float32 [B, H, W] or what broadcasts to it; arguments as of `source_grid`.
   """
   height, width = size_hw
   # Offsets from the middle; broadcast until something bends them.
-  y = tf.range(height, dtype=tf.float32)[None, :, None] - (height - 1) / 2
-  x = tf.range(width, dtype=tf.float32)[None, None, :] - (width - 1) / 2
-  if bends and any(_bends(config).values()):
+  if window is None:
+    y = tf.range(height, dtype=tf.float32)[None, :, None] - (height - 1) / 2
+    x = tf.range(width, dtype=tf.float32)[None, None, :] - (width - 1) / 2
+  else:
+    y = window.rows[:, :, None] - (height - 1) / 2
+    x = window.columns[:, None, :] - (width - 1) / 2
+    height, width = window.rows.shape[1], window.columns.shape[1]
+  if bends and can_bend(config):
     y = tf.broadcast_to(y, [seeds.shape[0] or tf.shape(seeds)[0], height, width])
     x = tf.broadcast_to(x, tf.shape(y))
     for bend, probability in _bends(config).items():
       if probability:
-        y, x = _BENDS[bend](config, draw, seeds, size_hw, y, x)
-  (yy, yx, y0), (xy, xx, x0) = _inverse_affine(draw, size_hw)
-  rows = _column(yy) * y + (_column(yx) * x + _column(y0 + (height - 1) / 2))
-  columns = _column(xx) * x + (_column(xy) * y + _column(x0 + (width - 1) / 2))
-  return rows, columns
+        y, x = _BENDS[bend](config, draw, seeds, size_hw, y, x, window)
+  return y, x
+
+
+def in_window(
+    rows: np.ndarray, columns: np.ndarray, window: Window | None
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Returns the bases of a field, [H, n] and [W, m], at the pixels of a window, [B, h or w, n].
+
+  As they are without a window. `draws.field` makes the field of them.
+  """
+  if window is None:
+    return rows, columns
+  pixels = (tf.cast(one, tf.int32) for one in (window.rows, window.columns))
+  return tuple(tf.gather(basis, one) for basis, one in zip((rows, columns), pixels, strict=True))
 
 
 def _bends(config: AugmentationConfig) -> dict[str, float]:
@@ -167,7 +244,9 @@ def _column(values: tf.Tensor) -> tf.Tensor:
   return values[:, None, None]
 
 
-def _inverse_affine(draw: draws.Draw, size_hw: tuple[int, int]):
+def inverse_affine(
+    draw: draws.Draw, size_hw: tuple[int, int]
+) -> tuple[tuple[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
   """Returns the rows ((yy, yx, y0), (xy, xx, x0)) of the map from result to source offsets.
 
   Forwards a pixel is sheared, rotated counter-clockwise as seen on the screen, scaled, shifted.
@@ -183,7 +262,7 @@ def _inverse_affine(draw: draws.Draw, size_hw: tuple[int, int]):
   return (yy, yx, -(yy * down + yx * right)), (xy, xx, -(xy * down + xx * right))
 
 
-def _elastic(config, draw, seeds, size_hw, y, x):
+def _elastic(config, draw, seeds, size_hw, y, x, window):
   """Adds white noise smoothed by a Gaussian."""
   ratio = min(size_hw) / draws.REFERENCE_EDGE
   sigma = max(1.0, config.elastic_sigma * ratio)
@@ -192,23 +271,31 @@ def _elastic(config, draw, seeds, size_hw, y, x):
   # Uniform noise in -1..1 over its deviation, 1 / sqrt(3): the basis expects unit deviation.
   noise = (2 * draws.uniform_numbers(seeds, draws.ELASTIC_SALT, shape) - 1) * 3**0.5
   deviation = draws.smoothed_noise_deviation(config.elastic_sigma) * ratio
-  shift = draws.field(rows, noise * (draw["elastic"] * deviation)[:, None, None, None], columns)
-  return y + shift[:, 0], x + shift[:, 1]
+  numbers = noise * (draw["elastic"] * deviation)[:, None, None, None]
+  return _shifted(y, x, rows, numbers, columns, window)
 
 
-def _distortion(config, draw, seeds, size_hw, y, x):
+def _distortion(config, draw, seeds, size_hw, y, x, window):
   """Adds random shifts of a few control points, spread by cubic B-splines."""
   points = config.distortion_points
   rows, columns = (draws.spline_basis(edge, points) for edge in size_hw)
   noise = 2 * draws.uniform_numbers(seeds, draws.DISTORTION_SALT, [2, points, points]) - 1
   amount = draw["distortion"] * min(size_hw)
-  shift = draws.field(rows, noise * amount[:, None, None, None], columns)
+  return _shifted(y, x, rows, noise * amount[:, None, None, None], columns, window)
+
+
+def _shifted(y, x, rows, numbers, columns, window):
+  """Adds two fields of numbers [B, 2, n, m], one to the rows and one to the columns."""
+  rows, columns = in_window(rows, columns, window)
+  if window is not None:
+    rows, columns = rows[:, None], columns[:, None]  # Both fields by one basis.
+  shift = draws.field(rows, numbers, columns)
   return y + shift[:, 0], x + shift[:, 1]
 
 
-def _lens(config, draw, seeds, size_hw, y, x):
+def _lens(config, draw, seeds, size_hw, y, x, window):
   """Pulls the source towards a centre (barrel) or pushes it away (pincushion) within a circle."""
-  del seeds
+  del seeds, window
   radius = config.lens_radius * min(size_hw) / 2
   center_y, center_x = _column(draw["lens_y"] * size_hw[0]), _column(draw["lens_x"] * size_hw[1])
   from_y, from_x = y - center_y, x - center_x

@@ -321,7 +321,8 @@ def _epoch(
   batches = lib.input_pipeline.Streams(
       train=loader, train_cache=ram, held_out=loader, held_out_cache=None,
       held_out_volumes=np.zeros(0, np.int32),  # Nothing is validated.
-      batch_size=order.batch_size, cache_choice=lib.cache.Choice("", ""), device_input=finish,
+      held_out_batch_size=order.batch_size, cache_choice=lib.cache.Choice("", ""),
+      device_input=finish,
   ).training(order, 0, order.steps_per_epoch)  # fmt: skip
   step = lib.tf.function(finish, autograph=False)
 

@@ -69,12 +69,12 @@ def test_previews_of_large_slices_are_those_of_the_predictor(data_dir, tmp_path)
   from flexunet.network import model
   from flexunet.prediction.predictor import Predictor
   from flexunet.prediction.tiles import TileOptions, Tiler
-  from flexunet.training import input_pipeline, monitoring
+  from flexunet.training import input_pipeline, monitoring, preview_slices
 
   parts = library.settings_of({"data_dir": str(data_dir), "resize_mode": "pad", **SETTINGS})
   opened = input_pipeline.open_data(parts.data, parts.model.image_size)
   run_config = library.trainer.complete(parts, opened)
-  slices = input_pipeline.preview_slices(run_config, opened, 2)
+  slices = preview_slices.choose(run_config, opened, 2)
   assert [one.label.shape for one in slices] == [(45, 70)] * 2
   network = model.build_model(run_config.model)
   options = TileOptions.of(32)
