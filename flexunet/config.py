@@ -178,17 +178,19 @@ class TrainingConfig(Checked):
   learning_rate: float = knob(None, "Initial learning rate.", minimum=0.0, group=_OPTIMIZER)
   optimizer: str = knob(
       None,
-      "How gradients change the weights.",
-      choices=("adam", "adamw", "sgd"),
+      "How gradients change the weights: 'muon' makes the momentum of each kernel orthogonal (head,"
+      " biases and normalization have Adam); 'schedule_free' is AdamW at a constant learning rate"
+      " that validates and saves the mean of its steps.",
+      choices=("adam", "adamw", "sgd", "muon", "schedule_free"),
       group=_OPTIMIZER,
   )
   weight_decay: float = knob(
-      None, "Decoupled weight decay of adamw.", minimum=0.0, unset="1e-4 with adamw",
-      group=_OPTIMIZER,
+      None, "Decoupled weight decay of adamw, muon and schedule_free.", minimum=0.0,
+      unset="1e-4 with these", group=_OPTIMIZER,
   )
   momentum: float = knob(
-      None, "Nesterov momentum of sgd.", minimum=0.0, maximum=0.9999, unset="0.99 with sgd",
-      group=_OPTIMIZER,
+      None, "Nesterov momentum of sgd and muon.", minimum=0.0, maximum=0.9999,
+      unset="0.99 with sgd, 0.95 with muon", group=_OPTIMIZER,
   )
   clipvalue: float = knob(
       None,
@@ -213,6 +215,14 @@ class TrainingConfig(Checked):
       maximum=0.99999,
       group=_OPTIMIZER,
   )
+  weight_average: float = knob(
+      None,
+      "Validates and saves the mean of the weights over this last share of the run, e.g. 0.25"
+      " (stochastic weight averaging), and the weights themselves before; 0: no such mean.",
+      minimum=0.0,
+      maximum=1.0,
+      group=_OPTIMIZER,
+  )
   schedule: str = knob(
       None,
       "Learning rate over the run: 'constant', 'cosine' or 'poly' (power 0.9) down to zero.",
@@ -228,6 +238,13 @@ class TrainingConfig(Checked):
       (),
       "Options of the loss as name=value, e.g. gamma=2 (focal), alpha=0.3,beta=0.7 (tversky),"
       " per_case=true. A wrong name lists the options of the loss.",
+      group=_LOSS,
+  )
+  label_smoothing: float = knob(
+      0.0,
+      "Share of each label that cross-entropy spreads evenly over all classes, e.g. 0.05; 0: none.",
+      minimum=0.0,
+      maximum=0.5,
       group=_LOSS,
   )
   class_weights: str = knob(

@@ -27,9 +27,23 @@ def options(settings: config.TrainingConfig) -> dict[str, Any]:
     raise InputError(f"--loss_options names an option twice: {','.join(settings.loss_options)}.")
   if "class_weights" in parsed:
     raise InputError("--loss_options cannot set class_weights. Pass --class_weights.")
+  if settings.label_smoothing:
+    _add_smoothing(parsed, settings)
   if (weights := class_weights(settings.class_weights)) is not None:
     parsed["class_weights"] = weights
   return parsed
+
+
+def _add_smoothing(parsed: dict[str, Any], settings: config.TrainingConfig) -> None:
+  """Adds `--label_smoothing` to the options of a loss that has cross-entropy."""
+  if settings.loss not in losses.SMOOTHED:
+    raise InputError(
+        f"--label_smoothing is of losses with cross-entropy: {', '.join(losses.SMOOTHED)}. Got:"
+        f" --loss={settings.loss}."
+    )
+  if "label_smoothing" in parsed:
+    raise InputError("Give --label_smoothing or that name in --loss_options, not both.")
+  parsed["label_smoothing"] = settings.label_smoothing
 
 
 def _pair(text: str) -> tuple[str, float | bool]:

@@ -128,6 +128,9 @@ LOSSES: dict[str, Callable[..., keras.losses.Loss]] = {
     "basnet_hybrid": basnet_hybrid,
 }
 
+# Those with an option label_smoothing.
+SMOOTHED = ("cross_entropy", "dice_cross_entropy")
+
 
 def check(loss_name: str, num_classes: int, **options: Any) -> None:
   """Raises InputError unless `LOSSES[loss_name](num_classes, **options)` makes sense."""

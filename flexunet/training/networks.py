@@ -2,9 +2,9 @@
 
 Two networks stand side by side: the one in training, which gives logits, so that no pixel is too
 wrong to learn from, and the one that is validated, drawn and saved (`evaluation_network`), which
-gives probabilities, has the main output alone and, with `ema_momentum`, averaged weights. So
-nothing is ever swapped in and out of the trained weights, and a checkpoint may be taken at any
-moment.
+gives probabilities, has the main output alone and, where the run keeps an average
+(`optimizers.run_optimizer`), averaged weights. So nothing is ever swapped in and out of the trained
+weights, and a checkpoint may be taken at any moment.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import keras
 import numpy as np
 
 from flexunet import config
-from flexunet.network import model, pretrained, probabilities, replicas
+from flexunet.network import model, pretrained, probabilities
 from flexunet.objectives import loss_settings, losses, metrics
-from flexunet.training import device_step
+from flexunet.optimizers import run_optimizer
+from flexunet.training import callbacks, device_step
 
 
 class TrainingNetwork(keras.Model):
@@ -131,7 +132,7 @@ def compile_model(network: keras.Model, run_config: config.RunConfig) -> None:
   if isinstance(network, EvaluationNetwork):  # Its hard scores are those of volumes.
     chosen = [name for name in chosen if name not in metrics.hard_scores(chosen)]
   network.compile(
-      optimizer=make_optimizer(settings),
+      optimizer=run_optimizer.make(settings),
       loss=losses.make(
           settings.loss,
           num_classes,
@@ -146,70 +147,20 @@ def compile_model(network: keras.Model, run_config: config.RunConfig) -> None:
   )
 
 
-def make_optimizer(settings: config.TrainingConfig) -> keras.optimizers.Optimizer:
-  """Returns the optimizer of complete settings."""
-  options: dict[str, Any] = {"learning_rate": settings.learning_rate}
-  if settings.clipvalue:
-    options["clipvalue"] = settings.clipvalue
-  if settings.clipnorm:
-    options["clipnorm"] = settings.clipnorm
-  if settings.gradient_accumulation > 1:
-    options["gradient_accumulation_steps"] = settings.gradient_accumulation
-  if settings.ema_momentum:
-    options |= {"use_ema": True, "ema_momentum": settings.ema_momentum}
-  if settings.optimizer == "adamw":
-    optimizer = _for_runs(keras.optimizers.AdamW)(
-        weight_decay=settings.weight_decay, **options
-    )
-    # Decay shrinks kernels; on biases and normalization it only harms.
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    return optimizer
-  if settings.optimizer == "sgd":
-    return _for_runs(keras.optimizers.SGD)(
-        momentum=settings.momentum, nesterov=settings.momentum > 0, **options
-    )
-  return _for_runs(keras.optimizers.Adam)(**options)
-
-
-def _for_runs(optimizer_class: type) -> type:
-  """Returns the class with two of Keras' steps changed.
-
-  Keras' last step puts the averages into the trained weights; but a run may call `fit` more than
-  once, and its averages live in a network of their own. And where several devices share a batch,
-  Keras clips and accumulates the gradients of each before it sums them; here they are summed
-  first, so that the step is that of one device.
-  """
-
-  def finalize_variable_values(self, var_list):
-    del self, var_list
-
-  def apply(self, grads, trainable_variables=None):
-    optimizer_class.apply(self, replicas.total(list(grads)), trainable_variables)
-
-  def _all_reduce_sum_gradients(self, grads_and_vars):
-    del self
-    return grads_and_vars  # They are sums already.
-
-  changed = (finalize_variable_values, apply, _all_reduce_sum_gradients)
-  return type(
-      optimizer_class.__name__, (optimizer_class,), {method.__name__: method for method in changed}
-  )
-
-
 def evaluation_network(
     network: keras.Model, run_config: config.RunConfig, num_volumes: int
 ) -> EvaluationNetwork:
   """Returns the compiled network that is validated, drawn and saved.
 
   It gives probabilities, and its layers are those of a plain model, which can be loaded anywhere.
-  It shares the weights; with `ema_momentum` it has its own, set by `copy_averages`.
+  It shares the weights; where the run keeps an average it has its own, set by `copy_averages`.
 
   Args:
     network: In training.
     run_config: Complete.
     num_volumes: Those it is validated on.
   """
-  if run_config.training.ema_momentum:
+  if run_optimizer.keeps_average(run_config.training):
     plain = dataclasses.replace(run_config.model, deep_supervision=False)
     twin = model.build_model(**dataclasses.asdict(plain))
   else:
@@ -244,8 +195,7 @@ def copy_averages(network: keras.Model, kept: keras.Model) -> None:
   What is not trained, such as the running statistics of batch normalization, is an average
   already and is copied as it is.
   """
-  optimizer = getattr(network.optimizer, "inner_optimizer", network.optimizer)
-  averages = [v for v in optimizer.variables if v.name.endswith("_average")]
+  averages = run_optimizer.averages(network.optimizer)
   by_path = {
       variable.path: average
       for variable, average in zip(network.trainable_variables, averages, strict=True)
@@ -258,11 +208,26 @@ def copy_averages(network: keras.Model, kept: keras.Model) -> None:
 
 
 class WeightAverages(keras.callbacks.Callback):
-  """Brings the evaluation network up to date at each epoch's end; before those that use it."""
+  """Brings the evaluation network up to date at each epoch's end; before those that use it.
 
-  def __init__(self, kept: keras.Model):
+  Where the average is that of the last share of the run, it also starts it.
+  """
+
+  def __init__(self, kept: keras.Model, clock: callbacks.RunClock, last_share: float = 0.0):
+    """Takes what is kept.
+
+    Args:
+      kept: The evaluation network.
+      clock: Clock of the run.
+      last_share: Share of the run whose weights are averaged; 0: the optimizer decides.
+    """
     super().__init__()
-    self._kept = kept
+    self._kept, self._clock, self._last_share = kept, clock, last_share
+
+  def on_train_batch_begin(self, batch, logs=None):
+    if self._last_share:
+      averages = self._clock.progress >= 1.0 - self._last_share
+      run_optimizer.inner(self.model.optimizer).averaging.assign(float(averages))
 
   def on_epoch_end(self, epoch, logs=None):
     copy_averages(self.model, self._kept)

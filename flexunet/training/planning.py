@@ -21,26 +21,11 @@ from flexunet.objectives import loss_settings
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.pipelines.laterality import Laterality
 from flexunet.pipelines.record_table import RecordTable
+from flexunet.presets import recipe
 from flexunet.training import patch_plan
 
 _Config = TypeVar("_Config", config.ModelConfig, config.DataConfig, config.TrainingConfig)
 
-_ENDLESS_EPOCHS = 10_000  # With --max_minutes the time decides.
-# A foreground class in fewer slices than this share of the commonest one is drawn in turns.
-_RARE_CLASS = 0.2
-# Seen less often, slices cannot be learnt by heart, and augmentation costs more than it gives.
-_FEW_PASSES = 5
-# Steps. In a shorter run a moving average would still remember the first weights, and a small
-# learning rate does not get far.
-_LONG_RUN = 300
-# Validating and saving after fewer steps would take much of the time.
-_EPOCH_STEPS = 50
-# Above this edge a slice is scaled down: on a CPU a step at 512x512 takes over a second.
-_LARGEST_EDGE = {"cpu": 256, "gpu": 512}
-_BATCH_SIZE = 8
-_SMALLEST_BOTTLENECK = 4  # Pixels along the shorter edge; fewer hold no shape.
-# Besides the estimate: work space of convolutions, the framework itself, other programs.
-_MEMORY_SHARE = 0.6
 _FROM_START = ("base_filters", "base_kernels", "num_layers", "normalization")
 # Operations a second in training, to estimate what a time limit allows: two cores did 110e9 each
 # with bfloat16, 57e9 without. That of a GPU is a guess at the lower end.
@@ -98,10 +83,10 @@ def _plan_drawing(made: Choices, facts: Facts) -> None:
   fraction, why = 0.0, f"{100 * share:.0f} % of the training slices hold foreground"
   if table.pixels is None:
     why = "the dataset has no record table to find foreground in"
-  elif 0 < share < 0.5:
-    fraction = 0.5
+  elif 0 < share < recipe.MUCH_FOREGROUND:
+    fraction = recipe.FOREGROUND_FRACTION
   elif made.data.class_balance and share:
-    fraction, why = 0.5, "--class_balance balances a share of each batch"
+    fraction, why = recipe.FOREGROUND_FRACTION, "--class_balance balances a share of each batch"
   if share and made.data.patch_hw:
     fraction = made.data.patch_foreground_share
     why = "the patches around foreground come from slices that hold some"
@@ -128,7 +113,7 @@ def _rarest_class(facts: Facts) -> tuple[bool, str]:
     return False, "one foreground class"
   least = there[slices[there].argmin()]
   counted = f"{facts.class_names[least + 1]} is in {slices[least]} slices, the commonest class in"
-  return bool(slices[least] < _RARE_CLASS * slices.max()), f"{counted} {slices.max()}"
+  return bool(slices[least] < recipe.RARE_CLASS * slices.max()), f"{counted} {slices.max()}"
 
 
 def _plan_epoch(made: Choices, facts: Facts) -> None:
@@ -137,7 +122,7 @@ def _plan_epoch(made: Choices, facts: Facts) -> None:
   if training.epochs is not None:
     passes, why = 1, "--epochs counts passes over the training slices"
   else:
-    passes = math.ceil(_EPOCH_STEPS / once)
+    passes = math.ceil(recipe.EPOCH_STEPS / once)
     why = f"a pass over the training slices takes {once} steps"
   made.choose_data("epoch_passes", passes, why)
 
@@ -149,19 +134,15 @@ def _plan_training(made: Choices, facts: Facts) -> None:
     made.choose_training(name, value, why)
 
   choose(
-      "epochs", _ENDLESS_EPOCHS if timed else 50,
+      "epochs", recipe.ENDLESS_EPOCHS if timed else recipe.EPOCHS,
       "--max_minutes ends the run" if timed else "enough for a few dozen subjects",
   )
-  choose("schedule", "cosine", "ends at zero, so the last weights are calm")
-  # A short run must not end before the learning rate has risen.
   steps = expected_steps(made.model, made.data, made.training, facts)
-  choose("warmup_steps", min(50, math.ceil(steps / 10)), "the first steps of Adam are noisy")
-  long = steps >= _LONG_RUN
-  why = "calmer than the last weights" if long else "the first weights would still count"
-  choose("ema_momentum", 0.98 if long else 0.0, f"about {steps:.2g} steps: {why}")
-  choose("loss", "dice_cross_entropy", "Dice for small structures, cross-entropy for smoothness")
+  warmup = min(recipe.WARMUP_STEPS, math.ceil(recipe.WARMUP_SHARE * steps))
+  choose("warmup_steps", warmup, "the first steps of Adam are noisy")
+  choose("loss", recipe.LOSS, "Dice for small structures, cross-entropy for smoothness")
   choose(
-      "early_stopping_patience", 0 if timed else 15,
+      "early_stopping_patience", 0 if timed else recipe.PATIENCE,
       "the schedule is fitted to the time" if timed else "stops when nothing is gained",
   )
   choose("reduce_lr_patience", 0, "the schedule lowers the learning rate by itself")
@@ -177,30 +158,62 @@ def _plan_optimizer(made: Choices, facts: Facts) -> None:
   def choose(name: str, value: Any, why: str) -> None:
     made.choose_training(name, value, why)
 
-  choose("optimizer", "adamw", "decoupled weight decay")
+  choose("optimizer", recipe.OPTIMIZER, "decoupled weight decay")
   optimizer = made.training.optimizer
-  if optimizer == "sgd":
-    choose("learning_rate", 0.01, "usual for sgd with momentum; not tried by us")
-  elif normalized:
-    steps = expected_steps(made.model, made.data, made.training, facts)
-    long = steps >= _LONG_RUN
-    why = "better than 0.006 on tissue classes" if long else "better than 0.002 in 200 steps"
-    choose("learning_rate", 3e-3 if long else 6e-3, f"about {steps:.2g} steps: {why}")
+  steps = expected_steps(made.model, made.data, made.training, facts)
+  long = steps >= recipe.LONG_RUN
+  if normalized or optimizer == "sgd":
+    why = f"about {steps:.2g} steps: best of those tried with adamw"
+    if optimizer not in ("adam", "adamw"):
+      why = f"usual for {optimizer}; not tried by us"
+    choose("learning_rate", recipe.LEARNING_RATES[optimizer][long], why)
   else:
-    choose("learning_rate", 3e-4, "careful, since nothing normalizes the activations")
-  for name, owner, value in (("weight_decay", "adamw", 1e-4), ("momentum", "sgd", 0.99)):
-    given = getattr(made.training, name)
-    if given and optimizer != owner:
-      raise InputError(f"--{name} is of --optimizer={owner}. Got: --optimizer={optimizer}.")
-    used = optimizer == owner
-    choose(name, value if used else 0.0, f"usual for {owner}" if used else f"only {owner} has it")
+    why = "careful, since nothing normalizes the activations"
+    choose("learning_rate", recipe.UNNORMALIZED_LEARNING_RATE, why)
+  for name, usual in (("weight_decay", recipe.WEIGHT_DECAY), ("momentum", recipe.MOMENTUM)):
+    owners = " or ".join(usual)
+    if getattr(made.training, name) and optimizer not in usual:
+      raise InputError(f"--{name} is of --optimizer={owners}. Got: --optimizer={optimizer}.")
+    why = f"usual for {optimizer}" if optimizer in usual else f"only {owners} has it"
+    choose(name, usual.get(optimizer, 0.0), why)
+  _plan_average(made, steps)
   clipnorm = made.training.clipnorm
   choose(
-      "clipvalue", 0.0 if clipnorm else 0.5,
+      "clipvalue", 0.0 if clipnorm else recipe.CLIPVALUE,
       "--clipnorm clips already" if clipnorm else "a rare large gradient cannot throw the weights",
   )
   if clipnorm and made.training.clipvalue:
     raise InputError("--clipvalue and --clipnorm cannot both be above 0. Set one of them to 0.")
+
+
+def _plan_average(made: Choices, steps: float) -> None:
+  """Decides which average of the weights is kept, at most one, and the schedule that suits it."""
+  settings = made.training
+  kinds = {
+      "--optimizer=schedule_free": settings.optimizer == "schedule_free",
+      "--weight_average": bool(settings.weight_average),
+      "--ema_momentum": bool(settings.ema_momentum),
+  }
+  named = [name for name, given in kinds.items() if given]
+  if len(named) > 1:
+    raise InputError(f"A run keeps one average of its weights. Got: {' and '.join(named)}.")
+  free = settings.optimizer == "schedule_free"
+  if free and settings.schedule not in (None, "constant"):
+    raise InputError(
+        "--optimizer=schedule_free has a constant learning rate: its average takes the place of a"
+        f" schedule. Got: --schedule={settings.schedule}. Leave --schedule out."
+    )
+  calm = "ends at zero, so the last weights are calm"
+  schedule = ("constant", "schedule_free has none") if free else (recipe.SCHEDULE, calm)
+  made.choose_training("schedule", *schedule)
+  long = steps >= recipe.LONG_RUN
+  why = "calmer than the last weights" if long else "the first weights would still count"
+  why = f"{named[0]} keeps another average" if named else f"about {steps:.2g} steps: {why}"
+  averaged = long and not named
+  tail = settings.ema_momentum is None and recipe.WEIGHT_AVERAGE
+  made.choose_training("weight_average", tail if averaged and tail else 0.0, why)
+  averaged = averaged and not made.training.weight_average
+  made.choose_training("ema_momentum", recipe.EMA_MOMENTUM if averaged else 0.0, why)
 
 
 def _plan_augmentation(
@@ -220,7 +233,7 @@ def _preset(
   if augmentation.augmentation != "auto":
     return augmentation, f"preset {augmentation.augmentation}"
   passes, basis = expected_passes(made.model, made.data, made.training, facts)
-  few = passes < _FEW_PASSES and not augmentation.given
+  few = passes < recipe.FEW_PASSES and not augmentation.given
   name = "none" if few else "default"
   why = f"preset {name}: {basis}"
   if few:
@@ -239,7 +252,7 @@ def _validation_epochs(
   # A training step costs about three forward passes.
   seen = steps * training.batch_size * data.share_of_slice(model)
   share = len(facts.validation) / max(1, 3 * seen)
-  every = max(1, math.ceil(share / 0.15))
+  every = max(1, math.ceil(share / recipe.VALIDATION_SHARE))
   return every, f"a validation costs about {100 * share:.0f} % of an epoch"
 
 
@@ -316,11 +329,14 @@ def plan_network(made: Choices, facts: Facts) -> None:
       made.choose_model(name, getattr(facts.start, name), "as in the network to start from")
   layers, why = _num_layers(made.model, facts)
   made.choose_model("num_layers", layers, why)
-  made.choose_model("base_filters", 16 if device == "cpu" else 32, f"affordable on a {device}"
+  made.choose_model("base_filters", recipe.BASE_FILTERS[device], f"affordable on a {device}")
+  made.choose_model(
+      "base_kernels", recipe.BASE_KERNELS, "the usual small kernel; others were not compared"
   )
-  made.choose_model("base_kernels", 3, "the usual small kernel; others were not compared")
-  made.choose_model("dropout_rate", 0.02, "light: patients, not pixels, are scarce")
-  made.choose_model("normalization", "batch", "usual for batches; others were not compared")
+  made.choose_model("dropout_rate", recipe.DROPOUT_RATE, "light: patients, not pixels, are scarce")
+  made.choose_model(
+      "normalization", recipe.NORMALIZATION, "usual for batches; others were not compared"
+  )
   _plan_size(made, facts)
 
 
@@ -346,27 +362,28 @@ def _largest_slice(facts: Facts) -> tuple[int, int] | None:
 
 
 def _num_layers(model: config.ModelConfig, facts: Facts) -> tuple[int, str]:
-  largest = _LARGEST_EDGE[facts.device]
+  largest = recipe.LARGEST_EDGE[facts.device]
   height, width = model.image_size or _largest_slice(facts) or (largest, largest)
   scale = 1.0 if model.image_size else min(1.0, largest / max(height, width))
   edge = scale * min(height, width)
-  layers = 1 + int(math.log2(max(1.0, edge / _SMALLEST_BOTTLENECK)))
-  if layers < 5:
+  layers = 1 + int(math.log2(max(1.0, edge / recipe.SMALLEST_BOTTLENECK)))
+  most = recipe.MOST_LAYERS
+  if layers < most:
     return max(2, layers), f"more stages would leave nothing of an edge of {round(edge)} pixels"
   shape = dataclasses.replace(
       architecture.PUBLISHED,
-      base_kernels=model.base_kernels or 3,
+      base_kernels=model.base_kernels or recipe.BASE_KERNELS,
       dilation=model.dilation,
-      num_layers=5,
+      num_layers=most,
       dropout_rate=0.0,
   )
   seen = cost.receptive_fields(shape)[0].decoder
-  return 5, f"five stages see {seen} pixels around each pixel"
+  return most, f"{most} stages see {seen} pixels around each pixel"
 
 
 def _plan_size(made: Choices, facts: Facts) -> None:
   multiple = made.model.multiple
-  largest = _LARGEST_EDGE[facts.device]
+  largest = recipe.LARGEST_EDGE[facts.device]
   height, width = _largest_slice(facts) or (largest, largest)
   known = _largest_slice(facts) is not None
   # Sizes in the table are then those of the boxes.
@@ -392,11 +409,12 @@ def _plan_size(made: Choices, facts: Facts) -> None:
 
 def plan_batch(made: Choices, facts: Facts) -> None:
   """Chooses the batch size that fits the memory."""
-  size, why = _BATCH_SIZE, "smooth gradients at an affordable step"
+  size, why = recipe.BATCH_SIZE, "smooth gradients at an affordable step"
   if facts.memory_bytes is not None:
-    while size > 1 and cost.training_bytes(made.model, size) > _MEMORY_SHARE * facts.memory_bytes:
+    free = recipe.MEMORY_SHARE * facts.memory_bytes
+    while size > 1 and cost.training_bytes(made.model, size) > free:
       size //= 2
-    if size < _BATCH_SIZE:
+    if size < recipe.BATCH_SIZE:
       needed, there = cost.training_bytes(made.model, 2 * size) / 1e9, facts.memory_bytes / 1e9
       why = f"{2 * size} would need about {needed:.1f} GB, and {there:.1f} GB are free"
   if made.data.patch_hw:

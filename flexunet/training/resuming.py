@@ -71,6 +71,8 @@ def merge(saved: config.RunConfig, now: config.RunConfig) -> config.RunConfig:
     for field in dataclasses.fields(before):
       name = field.name
       old, new = getattr(before, name), getattr(after, name)
+      if old is None and name in now.reasons and name not in saved.reasons:
+        continue  # A knob that the version of the start did not have: the run does without.
       # What nobody asked for may be planned otherwise on another machine; the run keeps its own.
       # What is planned since the run was started stands in its config as it was before.
       reason = now.reasons.get(name, "given")

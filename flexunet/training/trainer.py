@@ -18,6 +18,7 @@ from flexunet import config, run_folder, seen_subjects
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
 from flexunet.network import weights
+from flexunet.optimizers import run_optimizer
 from flexunet.pipelines import dataset_source, order
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.reporting import report
@@ -289,7 +290,7 @@ class Trainer:
     self.steering: list[keras.callbacks.Callback] = [
         self.clock,
         diagnostics.NanGuard(self.clock, setup.epoch_order, setup.data.train),
-        *([networks.WeightAverages(setup.kept)] if settings.ema_momentum else []),
+        *_weight_averages(setup, settings, self.clock),
         self._validation,
         learning_rate,
         callbacks.BestModel(run, setup.kept, settings.monitor, settings.save_best),
@@ -460,6 +461,14 @@ def _validation(
       watchers=[checkpointing.InterruptionWatcher(interruption)],
       note=functools.partial(manifest.note, run.manifest_json, "validation"),
   )
+
+
+def _weight_averages(
+    setup: TrainingSetup, settings: config.TrainingConfig, clock: callbacks.RunClock
+) -> list[networks.WeightAverages]:
+  if not run_optimizer.keeps_average(settings):
+    return []
+  return [networks.WeightAverages(setup.kept, clock, settings.weight_average or 0.0)]
 
 
 def _learning_rate(

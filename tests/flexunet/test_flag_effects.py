@@ -91,6 +91,8 @@ ROWS = {
     "batch_size": ("3", lambda r: len(r.first_batch()[0]), 3),
     "learning_rate": ("0.125", lambda r: float(r.optimizer.learning_rate), 0.125),
     "optimizer": ("sgd", lambda r: type(r.optimizer).__name__, "SGD"),
+    "weight_average": ("0.25", lambda r: "_TailAverage" in str(type(r.optimizer).__mro__), True),
+    "label_smoothing": ("0.1", lambda r: r.network.output_loss.parts[1].label_smoothing, 0.1),
     "weight_decay": ("0.5", lambda r: r.optimizer.weight_decay, 0.5),
     "momentum": ("0.5", lambda r: r.optimizer.momentum, 0.5, ("--optimizer=sgd",)),
     "clipvalue": ("0.25", lambda r: r.optimizer.clipvalue, 0.25),
@@ -173,6 +175,15 @@ def test_another_seed_gives_other_weights_and_another_order(data_dir):
   assert first_filter(one) == first_filter(same) != first_filter(other)
   batches = [run.first_batch()[0] for run in (one, same, other)]
   assert (batches[0] == batches[1]).all() and (batches[0] != batches[2]).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("muon", "Muon"), ("schedule_free", "ScheduleFreeAdamW")]
+)
+def test_the_newer_optimizers_are_those_asked_for(data_dir, name, kind):
+  run = flagged.setup(data_dir, f"--optimizer={name}", "--weight_decay=0.25")
+  assert type(run.optimizer).__name__ == kind and run.optimizer.weight_decay == 0.25
+  assert (run.config.training.schedule == "constant") == (name == "schedule_free")
 
 
 def test_determinism_is_what_was_asked_for(data_dir):

@@ -72,6 +72,7 @@ def libraries() -> types.SimpleNamespace:
 
   # So are these.
   from flexunet.objectives import loss_settings, losses
+  from flexunet.optimizers import run_optimizer
   from flexunet.training import (
     checkpointing,
     devices,
@@ -84,7 +85,7 @@ def libraries() -> types.SimpleNamespace:
   return types.SimpleNamespace(
       keras=keras, tf=tf, loss_settings=loss_settings, losses=losses, checkpointing=checkpointing,
       devices=devices, input_pipeline=input_pipeline, networks=networks, run_setup=run_setup,
-      trainer=trainer,
+      run_optimizer=run_optimizer, trainer=trainer,
   )  # fmt: skip
 
 
@@ -183,7 +184,7 @@ def bare_network(network: Any, run_config: config.RunConfig) -> Any:
   lib, settings = libraries(), run_config.training
   bare = lib.keras.Model(network.input, network.outputs[0])
   bare.compile(
-      optimizer=lib.networks.make_optimizer(settings),
+      optimizer=lib.run_optimizer.make(settings),
       loss=lib.losses.make(
           settings.loss, run_config.model.num_classes, from_logits=True,
           **lib.loss_settings.options(settings),

@@ -47,6 +47,29 @@ def test_label_smoothing_mixes_in_the_mean_over_classes():
   assert value(loss, np.zeros((1, 1, 1)), probability) == pytest.approx(0.9 * own + 0.1 * mean)
 
 
+def test_a_pixel_of_weight_zero_is_not_smoothed_either():
+  # The second pixel is ignored, so its mean over classes must not enter; the third counts half.
+  probability = np.array([[[[0.5, 0.25, 0.25], [0.01, 0.01, 0.98], [0.2, 0.2, 0.6]]]], np.float32)
+  label, weight = np.array([[[0, 0, 2]]]), np.array([[[1.0, 0.0, 0.5]]], np.float32)
+  first = 0.8 * -math.log(0.5) + 0.2 * -(math.log(0.5) + 2 * math.log(0.25)) / 3
+  third = 0.8 * -math.log(0.6) + 0.2 * -(2 * math.log(0.2) + math.log(0.6)) / 3
+  loss = losses.make("cross_entropy", 3, label_smoothing=0.2)
+  found = value(loss, label, probability, sample_weight=weight)
+  assert found == pytest.approx((first + 0.5 * third) / 1.5)
+
+
+def test_only_the_cross_entropy_beside_dice_is_smoothed():
+  loss = losses.make("dice_cross_entropy", 3, label_smoothing=0.3)
+  dice = value(losses.make("dice", 3), LABEL, PROBABILITY)
+  entropy = value(losses.make("cross_entropy", 3, label_smoothing=0.3), LABEL, PROBABILITY)
+  assert value(loss, LABEL, PROBABILITY) == pytest.approx(dice + entropy)
+
+
+def test_the_losses_with_smoothing_are_those_named():
+  takes = [name for name in losses.LOSSES if "label_smoothing" in losses._option_names(name)]
+  assert tuple(takes) == losses.SMOOTHED
+
+
 def test_focal_fades_easy_pixels():
   expected = -sum((1 - p) ** 2 * math.log(p) for p in OWN) / 8
   assert value(losses.make("focal", 3, gamma=2.0), LABEL, PROBABILITY) == pytest.approx(expected)

@@ -11,6 +11,7 @@ from flexunet.network import cost
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.pipelines.laterality import Laterality
 from flexunet.pipelines.record_table import RecordTable
+from flexunet.presets import recipe
 from flexunet.training import planning
 
 
@@ -139,6 +140,33 @@ def test_weights_are_averaged_in_runs_that_outlast_their_first_steps():
   assert planned(training={"max_minutes": 60.0}).training.ema_momentum == 0.98
   # The epochs may end a run long before its time.
   assert planned(training={"max_minutes": 60.0, "epochs": 9}).training.ema_momentum == 0
+
+
+def test_a_run_keeps_one_average_of_its_weights():
+  long = {"epochs": 100}
+  tail = planned(training={**long, "weight_average": 0.25})
+  assert (tail.training.weight_average, tail.training.ema_momentum) == (0.25, 0)
+  assert "--weight_average keeps another average" in tail.reasons["ema_momentum"]
+  free = planned(training={**long, "optimizer": "schedule_free"}).training
+  assert (free.weight_average, free.ema_momentum, free.schedule) == (0, 0, "constant")
+  assert planned(training=long).training.weight_average == 0
+  assert planned(training={"weight_average": 0.0, **long}).training.ema_momentum == 0.98
+
+
+def test_the_recipe_may_prefer_the_mean_of_the_last_share(monkeypatch):
+  monkeypatch.setattr(recipe, "WEIGHT_AVERAGE", 0.2)
+  made = planned(training={"epochs": 100}).training
+  assert (made.weight_average, made.ema_momentum) == (0.2, 0)
+  assert planned(training={"epochs": 99}).training.weight_average == 0
+  assert planned(training={"epochs": 100, "ema_momentum": 0.9}).training.weight_average == 0
+
+
+@pytest.mark.parametrize("name", recipe.LEARNING_RATES)
+def test_each_optimizer_has_its_numbers(name):
+  made = planned(training={"optimizer": name, "epochs": 100}).training
+  assert made.learning_rate == recipe.LEARNING_RATES[name][1]
+  assert made.weight_decay == recipe.WEIGHT_DECAY.get(name, 0)
+  assert made.momentum == recipe.MOMENTUM.get(name, 0)
 
 
 def test_an_epoch_of_few_slices_has_several_passes_unless_epochs_are_given():

@@ -18,6 +18,7 @@ import keras, numpy as np, tensorflow as tf
 from flexunet import config
 from flexunet.network import model
 from flexunet.objectives import losses, metrics
+from flexunet.optimizers import run_optimizer
 from flexunet.training import devices, networks
 
 names, options, settings, shape = map(json.loads, sys.argv[1:])
@@ -42,7 +43,7 @@ for name in names:
           num_layers=2, dropout_rate=0.0, **shape))
       network = networks.TrainingNetwork(twin.input, twin.outputs[0])
       network.compile(
-          networks.make_optimizer(settings), losses.make(name, 2, from_logits=True, **options),
+          run_optimizer.make(settings), losses.make(name, 2, from_logits=True, **options),
           weighted_metrics=metrics.training_metrics(["dice"], 2))
     curve = []
     def note(batch, logs):
