@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from flexunet.pipelines.augmentation import draws, intensity, spatial
+from flexunet.pipelines.augmentation import contrast, draws, intensity, spatial
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 
 # Between the seeds of two channels: a prime, so that no channel meets the seed of another example.
@@ -54,7 +54,7 @@ def augment_batch(
   Args:
     config: A resolved config (`config.resolve()`).
     images: uint8 [B, H, W, C]; H, W and C static.
-    labels: uint8 [B, H, W], class ids.
+    labels: uint8 [B, H, W], class ids; ignored pixels hold `IGNORED`.
     seeds: int32 [B, 2].
     separate_channels: The channels are scans of their own: their grey values change by a draw each,
       their geometry by one.
@@ -75,8 +75,11 @@ def augment_batch(
     channels = []
     for number, image in enumerate(tf.split(images, images.shape[-1], axis=-1)):
       own = seeds + tf.constant([0, number * _CHANNEL_STRIDE], tf.int32)
-      own_draw = draw if number == 0 else draws.draw(config, size_hw, own)
-      channels.append(intensity.change(config, own_draw, own, image))
+      # Whether the example is synthetic is decided once; which contrast, by each channel.
+      own_draw = draw if number == 0 else draws.draw(config, size_hw, own).with_values(
+          "synthetic", draw["synthetic"]
+      )
+      channels.append(_recoloured(config, own_draw, own, image, labels))
     return tf.concat(channels, axis=-1), labels
 
   # Nothing here needs AutoGraph, which input pipelines would run over all of it, for seconds.
@@ -101,7 +104,19 @@ def apply(
   images, labels, seeds = (tf.convert_to_tensor(x) for x in (images, labels, seeds))
   _check(images, labels)
   images, labels = _moved(config, draw, images, labels, seeds)
-  return intensity.change(config, draw, seeds, images), labels
+  return _recoloured(config, draw, seeds, images, labels), labels
+
+
+def _recoloured(
+    config: AugmentationConfig,
+    draw: draws.Draw,
+    seeds: tf.Tensor,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+) -> tf.Tensor:
+  """Returns images after the changes of grey values: the contrast first, then the scanner."""
+  images = contrast.change(config, draw, seeds, images, labels)
+  return intensity.change(config, draw, seeds, images)
 
 
 def _moved(

@@ -36,7 +36,7 @@ def change(
       "blur": fused(lambda x: _blurred(draw["blur"], config.blur_sigma, x)),
       "sharpening": fused(lambda x: _sharper(draw["sharpening"], x)),
       # Copies of whole rows, which XLA does no faster.
-      "low_resolution": lambda x: _coarser(tf.exp(draw["low_resolution"]), x),
+      "low_resolution": lambda x: _coarser(*_factors(draw), x),
       "noise": fused(lambda x: _noisy(draw["noise"], seeds, x)),
   }
   tone = (config.brightness_probability, config.contrast_probability, config.gamma_probability)
@@ -59,8 +59,8 @@ def _floats(image: tf.Tensor) -> tf.Tensor:
   return tf.cast(image, tf.float32)
 
 
-def _bytes(values: tf.Tensor) -> tf.Tensor:
-  """Rounds to the nearest grey value and saturates."""
+def to_bytes(values: tf.Tensor) -> tf.Tensor:
+  """Returns values rounded to the nearest grey value and saturated, uint8."""
   return tf.cast(tf.clip_by_value(values + 0.5, 0.0, 255.0), tf.uint8)
 
 
@@ -82,7 +82,7 @@ def _tone(draw: draws.Draw, image: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
   slope, shift = brightness * contrast, mean * brightness * (1 - contrast) + offset
   # The logarithm of 0 is no number; that of 1e-6 ends as black as 0 for every exponent allowed.
   share = tf.clip_by_value((_floats(image) * slope + shift) * (1 / 255), 1e-6, 1.0)
-  return _bytes(255 * tf.exp(tf.math.log(share) * _each(tf.exp(draw["gamma"]))))
+  return to_bytes(255 * tf.exp(tf.math.log(share) * _each(tf.exp(draw["gamma"]))))
 
 
 def _bias_field(strength: tf.Tensor, seeds: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
@@ -91,11 +91,11 @@ def _bias_field(strength: tf.Tensor, seeds: tf.Tensor, image: tf.Tensor) -> tf.T
   shape = [_BIAS_POINTS, _BIAS_POINTS]
   noise = 2 * draws.uniform_numbers(seeds, draws.BIAS_SALT, shape) - 1
   gain = tf.exp(draws.field(rows, noise * strength[:, None, None], columns))
-  return _bytes(_floats(image) * gain[..., None])
+  return to_bytes(_floats(image) * gain[..., None])
 
 
-def _gaussian_smoothed(values: tf.Tensor, sigma: tf.Tensor, largest: float) -> tf.Tensor:
-  """float32 [B, H, W, C] smoothed by sigma [B] <= largest; the border is a mirror."""
+def gaussian_smoothed(values: tf.Tensor, sigma: tf.Tensor, largest: float) -> tf.Tensor:
+  """Returns float32 [B, H, W, C] smoothed by sigma [B] <= largest; the border is a mirror."""
   reach = max(1, math.ceil(_REACH * largest))
   offsets = tf.range(-reach, reach + 1, dtype=tf.float32)
   # A width of 0 gives the weights 0 .. 1 .. 0.
@@ -122,23 +122,29 @@ def _mirrored(values: tf.Tensor, axis: int, reach: int) -> tf.Tensor:
 
 
 def _blurred(sigma: tf.Tensor, largest: float, image: tf.Tensor) -> tf.Tensor:
-  return _bytes(_gaussian_smoothed(_floats(image), sigma, largest))
+  return to_bytes(gaussian_smoothed(_floats(image), sigma, largest))
 
 
 def _sharper(amount: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
   """Adds the detail that a blur of one pixel would take away (unsharp masking)."""
   values = _floats(image)
   sigma = tf.fill(tf.shape(amount), _SHARPENING_SIGMA)
-  detail = values - _gaussian_smoothed(values, sigma, _SHARPENING_SIGMA)
-  return _bytes(values + _each(amount) * detail)
+  detail = values - gaussian_smoothed(values, sigma, _SHARPENING_SIGMA)
+  return to_bytes(values + _each(amount) * detail)
 
 
-def _coarser(factor: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
-  """Picks every factor-th pixel and interpolates between them, along both axes."""
+def _factors(draw: draws.Draw) -> tuple[tf.Tensor, tf.Tensor]:
+  """Returns by how much rows and columns become fewer, each [B]."""
+  factor, skew = draw["low_resolution"], draw["low_resolution_skew"]
+  return tf.exp(factor * (1 - tf.nn.relu(-skew))), tf.exp(factor * (1 - tf.nn.relu(skew)))
+
+
+def _coarser(fewer_rows: tf.Tensor, fewer_columns: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
+  """Picks every factor-th row and column and interpolates between them."""
   values = _floats(image)
   # Rows are fetched whole, so columns are made rows meanwhile.
-  values = tf.transpose(_coarser_rows(factor, values), [0, 2, 1, 3])
-  return _bytes(tf.transpose(_coarser_rows(factor, values), [0, 2, 1, 3]))
+  values = tf.transpose(_coarser_rows(fewer_rows, values), [0, 2, 1, 3])
+  return to_bytes(tf.transpose(_coarser_rows(fewer_columns, values), [0, 2, 1, 3]))
 
 
 def _coarser_rows(factor: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
@@ -162,4 +168,4 @@ def _coarser_rows(factor: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
 def _noisy(deviation: tf.Tensor, seeds: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
   shape = [image.shape[1], image.shape[2], 1]
   noise = draws.normal_numbers(seeds, draws.NOISE_SALT, shape)
-  return _bytes(_floats(image) + noise * _each(255 * deviation))
+  return to_bytes(_floats(image) + noise * _each(255 * deviation))
