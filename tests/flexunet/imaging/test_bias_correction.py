@@ -22,7 +22,8 @@ def head(air: float = 0.0):
   radius = np.sqrt((places**2).sum(axis=0))
   inside = radius < 0.9
   noise = np.random.default_rng(0).normal(0, 8, SHAPE)
-  tissue = np.where(inside, np.where(radius < 0.55, 600, 400) + noise, air + np.abs(noise) * (air > 0))
+  around = air + np.abs(noise) * (air > 0)
+  tissue = np.where(inside, np.where(radius < 0.55, 600, 400) + noise, around)
   field = np.exp(0.35 * places[0] - 0.25 * places[1] * places[2])
   return tissue, inside, field
 
