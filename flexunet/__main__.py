@@ -56,6 +56,9 @@ COMMANDS = {
     "benchmark_coverage": (
         "flexunet.tools.benchmarks.coverage", "how often margins and volume intervals hold"
     ),
+    "benchmark_contrast": (
+        "flexunet.tools.benchmarks.contrast", "whether scans of one person are labelled alike"
+    ),
 }  # fmt: skip
 _HELP_WORDS = ("--help", "-h", "-help", "--helpshort", "--helpfull", "help")
 

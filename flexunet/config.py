@@ -466,6 +466,7 @@ class RunConfig:
     if not texts:
       raise InputError(f"reasons must be names with a text each. Got: {reasons!r:.99}.")
     built: dict[str, Any] = {name: from_mapping(part, values[name]) for name, part in parts.items()}
+    built["augmentation"] = AugmentationConfig.of_run(values["augmentation"])
     facts = DatasetFacts.from_json(values["dataset_facts"])
     return cls(**built, dataset_facts=facts, reasons=dict(reasons))
 

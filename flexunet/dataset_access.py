@@ -86,7 +86,8 @@ class Dataset:
       image_channels: 3 repeats grey images; by default those that the dataset has.
       shuffle: Draws epochs in random order, whole batches only; otherwise every slice once, in the
         order of the records.
-      augmentation: Preset, with `shuffle`: "none", "default", "strong". Images are not mirrored.
+      augmentation: Preset, with `shuffle`: "none", "default", "strong", "contrast". Images are not
+        mirrored.
       seed: Decides order and augmentation.
       num_steps: Batches of a shuffled stream; by default one epoch.
     """

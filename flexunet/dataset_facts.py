@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from flexunet.core import config_fields
 from flexunet.core.config_fields import Checked, from_mapping, refuse_unknown
 from flexunet.core.errors import InputError
+from flexunet.imaging import bias_correction
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.imaging.slice_recipe import SliceRecipe
@@ -33,6 +35,7 @@ class DatasetFacts:
     in_plane_mm: (row, column) spacing the slices were brought to when the dataset was built; None:
       as scanned.
     other_intensities: How the intensities of each channel after the first become 8 bits.
+    bias_correction: What takes the bias field out of scans before that; "none": nothing.
     resample_channels: Whether channels on other grids are brought onto that of the first.
     channel_names: Of a dataset of several channels, in the order of the network's input; () or
       one name: a scan is one file.
@@ -51,6 +54,7 @@ class DatasetFacts:
   in_plane_mm: tuple[float, float] | None = None
   resample_channels: bool = False
   other_intensities: tuple[IntensityWindow, ...] = ()
+  bias_correction: str = "none"
 
   @property
   def recipe(self) -> SliceRecipe | None:
@@ -59,7 +63,7 @@ class DatasetFacts:
       return None
     return SliceRecipe(
         self.slice_plan, self.intensity, self.isotropic_mm, self.in_plane_mm,
-        self.other_intensities,
+        self.other_intensities, self.bias_correction,
     )  # fmt: skip
 
   def to_json(self) -> dict[str, Any]:
@@ -102,9 +106,11 @@ class _PlainFacts(Checked):
   channel_names: tuple[str, ...]
   in_plane_mm: tuple[float, float] | None
   resample_channels: bool
+  bias_correction: str
 
   def __post_init__(self):
     super().__post_init__()
+    config_fields.check_choice("bias_correction", self.bias_correction, bias_correction.KINDS)
     for number in (*(self.spacing_mm or ()), *(self.in_plane_mm or ()), self.isotropic_mm):
       if number is not None and not number > 0:
         raise InputError(f"A spacing in dataset_facts must be above 0 mm. Got: {number}.")
@@ -114,6 +120,6 @@ class _PlainFacts(Checked):
       )
 
 
-# Not in the config of runs that were trained before there were tiles.
-_LATER = {"input_scale": None}
+# Not in the config of runs that were trained before there were tiles, or bias correction.
+_LATER = {"input_scale": None, "bias_correction": "none"}
 _PLAIN_FACTS = [field.name for field in dataclasses.fields(_PlainFacts)]

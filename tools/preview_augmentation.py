@@ -24,7 +24,11 @@ from flexunet.core import command_line, files, flags, progress
 from flexunet.core.errors import InputError
 from flexunet.imaging.label_scheme import IGNORED
 from flexunet.pipelines import dataset_source, laterality
-from flexunet.pipelines.augmentation.config import PROBABILITIES, AugmentationConfig
+from flexunet.pipelines.augmentation.config import (
+  PROBABILITIES,
+  AugmentationConfig,
+  probability_of,
+)
 from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.feature_keys import FeatureFlags
 from flexunet.reporting import overlay
@@ -69,6 +73,7 @@ _TRANSFORMATIONS = {
   "sharpening": ("sharpening",),
   "low_resolution": ("low_resolution",),
   "noise": ("noise",),
+  "synthetic": ("synthetic", "synthetic_by_class", "synthetic_texture"),
 }
 # (caption, image uint8 [H, W, C], label uint8 [H, W])
 Tile = tuple[str, np.ndarray, np.ndarray]
@@ -120,7 +125,7 @@ def _alone(
   """Returns the tiles of one transformation at the ends of its range."""
   augment, draws = _library().augment, _library().draws
   changes: dict[str, Any] = dict.fromkeys(PROBABILITIES, 0.0)
-  certain = dataclasses.replace(config, **{**changes, f"{name}_probability": 1.0})
+  certain = dataclasses.replace(config, **{**changes, probability_of(name): 1.0})
   table = draws.parameters(certain, square=image.shape[0] == image.shape[1])
   ends = []
   for end in ("low", "high"):

@@ -93,6 +93,8 @@ class Builder(VolumeBuilder):
                    if getattr(options, name) is not None]  # fmt: skip
     if options.form == "volumes":
       needs_scans.append("form=volumes")
+    if options.bias_correction != "none":
+      needs_scans.append("bias_correction")
     if scans is not None and (jpeg is None or needs_scans):
       findings.release = _NIFTI
       ct_ich_releases.find_nifti_cases(findings)

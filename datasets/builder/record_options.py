@@ -17,7 +17,7 @@ from flexunet.core.errors import InputError
 from flexunet.datasets.builder import splits_file
 from flexunet.datasets.builder.splits_file import SplitsFile
 from flexunet.datasets.subject_splits import RATIOS
-from flexunet.imaging import slicing
+from flexunet.imaging import bias_correction, slicing
 
 FORMS = ("slices", "volumes")
 _SPLIT_GROUP = "Splits of all datasets"
@@ -196,10 +196,22 @@ class VolumeOptions(RecordOptions):
       minimum=0.05, maximum=50, unset="as scanned",
   )  # fmt: skip
 
+  bias_correction: str = knob(
+      "none",
+      "What takes the bias field, the slow change of brightness across an MRI, out of scans before"
+      " they become 8-bit. Prediction and evaluation then do the same.",
+      choices=bias_correction.KINDS,
+  )
+
   def __post_init__(self):
     super().__post_init__()
+    if self.window is not None and self.bias_correction != "none":
+      raise InputError(
+          "bias_correction is of MRI, whose window is found in each scan: leave out window."
+      )
     if self.window is not None and not self.window[0] < self.window[1]:
       raise InputError(f"window must be LOW,HIGH with LOW below HIGH. Got: {self.window}.")
-    of_slices = ("empty_slices", "min_foreground_pixels", "plane", "window", "isotropic_mm")
+    of_slices = ("empty_slices", "min_foreground_pixels", "plane", "window", "isotropic_mm",
+                 "bias_correction")
     if self.form == "volumes" and (given := [name for name in of_slices if name in self.changed()]):
       raise InputError(f"form=volumes stores scans as they are: leave out {', '.join(given)}.")

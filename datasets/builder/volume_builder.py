@@ -17,7 +17,7 @@ from flexunet.datasets.builder import identical_images, native_labels, segmentat
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
 from flexunet.datasets.builder.record_options import RecordOptions, VolumeOptions
 from flexunet.datasets.builder.segmentation_builder import RecordConfig, Slice
-from flexunet.imaging import intensity, scan_files
+from flexunet.imaging import bias_correction, intensity, scan_files
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.slice_recipe import SliceRecipe, StoredChannel, channel_suffixes
 from flexunet.imaging.slicing import SlicePlan
@@ -111,7 +111,7 @@ class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=
       raise ValueError(f"{self.name} cuts volumes, so it must give a slice plan.")
     return SliceRecipe(
         plan, self.active_intensity(), self.options.isotropic_mm, self.in_plane_mm(),
-        self.other_intensities(),
+        self.other_intensities(), self.options.bias_correction,
     )  # fmt: skip
 
   def slices_of(self, case: Case, notes: Notes) -> Iterator[Slice]:
@@ -199,8 +199,21 @@ class VolumeBuilder(segmentation_builder.SegmentationBuilder, skip_registration=
   ) -> None:
     """Takes what the raw folder decides; whole scans are stored in a dtype that holds them all."""
     super().set_source(release, voxel_dtype, decided)
+    self._check_bias_correction()
     if self.options.form == "volumes":
       self.info._features = self._make_features()
+
+  def _check_bias_correction(self) -> None:
+    """Refuses, before any scan is read, to correct what is no MRI, or without SimpleITK."""
+    if self.options.bias_correction == "none":
+      return
+    windows = (self.active_intensity(), *self.other_intensities())
+    if any(window.kind != "percentile" for window in windows):
+      raise InputError(
+          f"bias_correction={self.options.bias_correction} is for MRI, but {self.name} has a fixed"
+          " window, as CT has: its numbers are a scale already. Leave bias_correction out."
+      )
+    bias_correction.require()
 
   def voxel_dtype_of(self, findings: Findings) -> np.dtype:
     """Returns the dtype that holds the voxels of all cases without loss."""

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from flexunet.core import progress
-from flexunet.core.errors import InputError
-from flexunet.imaging import slicing
+from flexunet.core.errors import InputError, unknown_name
+from flexunet.imaging import bias_correction, slicing
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.slicing import SlicePlan, Slices
 from flexunet.imaging.volume import Volume
@@ -70,6 +70,8 @@ class SliceRecipe:
     isotropic_mm: Spacing to which volumes are resampled; None keeps that of the scan.
     in_plane_mm: (row, column) spacing to which slices are resampled; None keeps that of the scan.
     other_intensities: What becomes 0 and 255 in each further channel.
+    bias_correction: What takes the bias field out of each channel before its window:
+      one of `bias_correction.KINDS`.
   """
 
   plan: SlicePlan
@@ -77,6 +79,11 @@ class SliceRecipe:
   isotropic_mm: float | None = None
   in_plane_mm: tuple[float, float] | None = None
   other_intensities: tuple[IntensityWindow, ...] = ()
+  bias_correction: str = "none"
+
+  def __post_init__(self):
+    if self.bias_correction not in bias_correction.KINDS:
+      raise unknown_name("bias correction", self.bias_correction, bias_correction.KINDS)
 
   @property
   def resamples(self) -> bool:
@@ -105,29 +112,38 @@ class SliceRecipe:
       others: Its further channels, on the same grid.
 
     Raises:
-      InputError: The slices must be resampled, but the spacing is unknown; or there are more or
-        fewer channels than the recipe has.
+      InputError: The slices must be resampled, but the spacing is unknown; there are more or
+        fewer channels than the recipe has; or a bias field cannot be removed.
     """
     if len(others) != len(self.other_intensities):
       raise InputError(
           f"{name}: must have {progress.count(1 + len(self.other_intensities), 'channel')}. Got:"
           f" {1 + len(others)}."
       )
-    native = self._windowed(StoredChannel(stored, slope, inter), self.intensity, spacing_mm)
+    native = self._windowed(
+        StoredChannel(stored, slope, inter), self.intensity, spacing_mm, name
+    )
     if label is not None:
       label = self.plan.extract(Volume(label, stored.affine, stored.oriented)).pixels
     slices, picked = self._resampled(native, label, name)
     further, native_further = [], []
     for channel, intensity in zip(others, self.other_intensities, strict=True):
-      windowed = self._windowed(channel, intensity, spacing_mm)
+      windowed = self._windowed(channel, intensity, spacing_mm, name)
       native_further.append(windowed.pixels)
       further.append(self._resampled(windowed, None, name)[0].pixels)
     return CutVolume(slices, picked, native, label, tuple(further), tuple(native_further))
 
   def _windowed(
-      self, channel: StoredChannel, intensity: IntensityWindow, spacing_mm: np.ndarray | None
+      self,
+      channel: StoredChannel,
+      intensity: IntensityWindow,
+      spacing_mm: np.ndarray | None,
+      name: str,
   ) -> Slices:
-    cut = self.plan.extract(channel.stored.scaled(channel.slope, channel.inter), spacing_mm)
+    scan = channel.stored.scaled(channel.slope, channel.inter)
+    # On the grid of the file, so that every plane cuts the same voxels.
+    voxels = bias_correction.removed(scan.voxels, self.bias_correction, name)
+    cut = self.plan.extract(dataclasses.replace(scan, voxels=voxels), spacing_mm)
     # The window belongs to the scan, not to the grid it is put on.
     return dataclasses.replace(cut, pixels=intensity.to_uint8(cut.pixels))
 
@@ -182,6 +198,7 @@ class SliceRecipe:
         "isotropic_mm": self.isotropic_mm,
         "in_plane_mm": self.in_plane_mm,
         "other_intensities": [dataclasses.asdict(one) for one in self.other_intensities],
+        "bias_correction": self.bias_correction,
     }
 
   @classmethod
@@ -193,6 +210,7 @@ class SliceRecipe:
         values["isotropic_mm"],
         None if values["in_plane_mm"] is None else tuple(values["in_plane_mm"]),
         tuple(IntensityWindow(**one) for one in values["other_intensities"]),
+        values["bias_correction"],
     )
 
   @classmethod
@@ -200,10 +218,12 @@ class SliceRecipe:
     """Returns the recipe that a build report states; None for images."""
     if not report.get("slice_plan") or not report.get("intensity"):
       return None
-    isotropic_mm = (report.get("options") or {}).get("isotropic_mm")
+    options = report.get("options") or {}
     # Reports of datasets built before there were several channels do not speak of them.
     return cls.from_json({
-        "in_plane_mm": None, "other_intensities": [], **report, "isotropic_mm": isotropic_mm
+        "in_plane_mm": None, "other_intensities": [], **report,
+        "isotropic_mm": options.get("isotropic_mm"),
+        "bias_correction": options.get("bias_correction", "none"),
     })  # fmt: skip
 
 

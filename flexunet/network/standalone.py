@@ -67,9 +67,10 @@ class Surroundings:
     facts = run_config.dataset_facts
     recipe = facts.recipe
     # Where a build resamples, it windows first: its slices are 8-bit when they reach their grid.
-    windows = () if recipe is None or recipe.resamples else (
-        recipe.intensity, *recipe.other_intensities
-    )
+    # A bias field is found in a whole volume, before the window.
+    windows: tuple[IntensityWindow, ...] = ()
+    if recipe is not None and not recipe.resamples and recipe.bias_correction == "none":
+      windows = (recipe.intensity, *recipe.other_intensities)
     return cls(
         run_config.model.image_size, run_config.data.resize_mode, facts.pixel_sizes, windows,
         max(1, len(facts.channel_names)), run_config.data.context_slices, **others,

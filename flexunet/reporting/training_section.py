@@ -10,6 +10,7 @@ from typing import Any
 
 from flexunet import config
 from flexunet.imaging.label_scheme import LabelScheme
+from flexunet.pipelines.augmentation.config import PROBABILITIES
 from flexunet.reporting import charts, colors
 from flexunet.reporting import html_parts as page
 
@@ -243,7 +244,7 @@ def _source(group: str, is_default: bool) -> str:
 
 def _is_on(name: str, value: Any) -> bool:
   """Returns whether a setting of the augmentation is shown: those that never act are not."""
-  return name == "augmentation" or (name.endswith("_probability") and bool(value))
+  return name == "augmentation" or (name in PROBABILITIES and bool(value))
 
 
 def _value(value: Any) -> str:

@@ -29,6 +29,7 @@ from flexunet.core.errors import InputError
 from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.network import probabilities
 from flexunet.network.model import accept_any_size
+from flexunet.pipelines.augmentation.config import PROBABILITIES
 from flexunet.pipelines.feature_keys import FeatureFlags
 from flexunet.prediction import tiles
 from flexunet.prediction.tiles import Tiler
@@ -475,7 +476,7 @@ def hyperparameters(run_config: config.RunConfig) -> dict[str, bool | float | st
   changes = dataclasses.asdict(run_config.augmentation)
   values |= {
       name: value for name, value in changes.items()
-      if name == "augmentation" or (name.endswith("_probability") and value)
+      if name == "augmentation" or (name in PROBABILITIES and value)
   }  # fmt: skip
   return {
       name: "x".join(map(str, value)) if isinstance(value, (tuple, list)) else value

@@ -135,6 +135,7 @@ def _dataset_facts(
       in_plane_mm=source.recipe.in_plane_mm if source.recipe else None,
       resample_channels=(source.report.get("options") or {}).get("resample_channels", False),
       other_intensities=source.recipe.other_intensities if source.recipe else (),
+      bias_correction=source.recipe.bias_correction if source.recipe else "none",
   )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from flexunet.pipelines.augmentation import draws, intensity, spatial
+from flexunet.pipelines.augmentation import contrast, draws, intensity, spatial
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 
 # Between the seeds of two channels: a prime, so that no channel meets the seed of another example.
@@ -54,7 +54,7 @@ def augment_batch(
   Args:
     config: A resolved config (`config.resolve()`).
     images: uint8 [B, H, W, C]; H, W and C static.
-    labels: uint8 [B, H, W], class ids.
+    labels: uint8 [B, H, W], class ids; ignored pixels hold `IGNORED`.
     seeds: int32 [B, 2].
     separate_channels: The channels are scans of their own: their grey values change by a draw each,
       their geometry by one.
@@ -75,7 +75,7 @@ def augment_batch(
     channels = tf.split(images, images.shape[-1], axis=-1)
     own = draws_of_channels(config, size_hw, seeds, draw, len(channels))
     changed = [
-        intensity.change(config, its_draw, its_seeds, image)
+        recoloured(config, its_draw, its_seeds, image, labels)
         for image, (its_seeds, its_draw) in zip(channels, own, strict=True)
     ]
     return tf.concat(changed, axis=-1), labels
@@ -95,7 +95,9 @@ def draws_of_channels(
   found = [(seeds, draw)]
   for number in range(1, channels):
     own = seeds + tf.constant([0, number * _CHANNEL_STRIDE], tf.int32)
-    found.append((own, draws.draw(config, size_hw, own)))
+    # Whether the example is synthetic is decided once; which contrast, by each channel.
+    own_draw = draws.draw(config, size_hw, own).with_values("synthetic", draw["synthetic"])
+    found.append((own, own_draw))
   return found
 
 
@@ -117,7 +119,25 @@ def apply(
   images, labels, seeds = (tf.convert_to_tensor(x) for x in (images, labels, seeds))
   _check(images, labels)
   images, labels = _moved(config, draw, images, labels, seeds)
-  return intensity.change(config, draw, seeds, images), labels
+  return recoloured(config, draw, seeds, images, labels), labels
+
+
+def recoloured(
+    config: AugmentationConfig,
+    draw: draws.Draw,
+    seeds: tf.Tensor,
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    view: intensity.View | None = None,
+) -> tf.Tensor:
+  """Returns images after the changes of grey values: the contrast first, then the scanner.
+
+  Args:
+    config, draw, seeds, images, labels: As of `apply`.
+    view: What images and labels are a part of, where they are not whole slices.
+  """
+  images = contrast.change(config, draw, seeds, images, labels, view)
+  return intensity.change(config, draw, seeds, images, view)
 
 
 def _moved(

@@ -7,17 +7,21 @@ Some transformations share a coin: rotation, scaling, shear, translation, elasti
 distortion are one resampling of the image, so they are drawn together and its cost is paid once.
 With probabilities 0.3 and 0.2, 20 % of the examples get both and 10 % only the first. The same
 holds for brightness, contrast and gamma. Barrel excludes pincushion, blur excludes sharpening.
+
+`synthetic_share` is a probability too: that the grey values of an example are made from its label
+(`contrast.py`). The preset "contrast" is the one that sets it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
-from flexunet.core.config_fields import Checked, knob
+from flexunet.core.config_fields import Checked, from_mapping, knob
 from flexunet.core.errors import InputError
 
-PRESETS = ("none", "default", "strong")
+PRESETS = ("none", "default", "strong", "contrast")
 _UNSET = ""  # The help of --augmentation says it for all of them.
 
 
@@ -39,7 +43,8 @@ class AugmentationConfig(Checked):
   augmentation: str = knob(
       "auto",
       "Preset that every setting below takes its default from. 'auto' is 'default', or 'none' in a"
-      " run so short that it sees each slice only a few times.",
+      " run so short that it sees each slice only a few times. 'contrast' draws the contrast of"
+      " images anew, so that the network labels scans of other MRI sequences too.",
       choices=("auto", *PRESETS),
   )
   flip_horizontal_probability: float = _probability("a mirror image, left to right")
@@ -124,10 +129,55 @@ class AugmentationConfig(Checked):
       "Largest factor by which the resolution is lowered and interpolated back.", 1, 16
   )
   low_resolution_probability: float = _probability("a lower resolution")
+  low_resolution_anisotropy: float = _strength(
+      "How unequal the factors of rows and columns may be: 0 equal, 1 down to one of them alone.",
+      0,
+      1,
+  )
   bias_field_strength: float = _strength(
       "Largest uneven gain as in MRI: the gain lies in exp(-this) .. exp(this).", 0, 2
   )
   bias_field_probability: float = _probability("a bias field")
+  synthetic_share: float = knob(
+      None,
+      "Share of the examples whose grey values are drawn anew from label and image, class by class"
+      " and cluster by cluster (after SynthSeg, Billot et al. 2023).",
+      minimum=0.0,
+      maximum=1.0,
+      unset=_UNSET,
+  )
+  synthetic_clusters: int = _strength(
+      "Clusters of grey values within the background, within each class and within the whole"
+      " image, each with a drawn grey value.",
+      1,
+      16,
+  )
+  synthetic_by_class: float = _strength(
+      "Largest weight of grey values drawn class by class; the rest is one curve for the whole"
+      " image, which shows no border that the scan does not show.",
+      0,
+      1,
+  )
+  synthetic_class_range: float = _strength(
+      "Largest distance of the clusters of one class from the grey value of the class, as a share"
+      " of the grey range. The background has no such limit.",
+      0,
+      1,
+  )
+  synthetic_texture: float = _strength(
+      "Largest weight of the scan's own texture in synthetic grey values; the rest is a drawn mean"
+      " and noise for each cluster.",
+      0,
+      1,
+  )
+  synthetic_noise_std: float = _strength(
+      "Largest standard deviation within a cluster, as a share of the grey range.", 0, 1
+  )
+  synthetic_blur_sigma: float = _strength(
+      "Largest width, in pixels, of the Gaussian that mixes neighbouring tissues (partial volume).",
+      0,
+      10,
+  )
 
   def resolve(self, *, mirroring: bool = True) -> AugmentationConfig:
     """Returns the config with every field given.
@@ -156,6 +206,16 @@ class AugmentationConfig(Checked):
         )
     return complete
 
+  @classmethod
+  def of_run(cls, values: Mapping[str, Any]) -> AugmentationConfig:
+    """Reads the resolved config of a run; what is younger than the run has the preset's value."""
+    read = from_mapping(cls, values)
+    missing = {field.name for field in dataclasses.fields(cls)} - set(values)
+    if not missing:
+      return read
+    complete = read.resolve()
+    return dataclasses.replace(read, **{name: getattr(complete, name) for name in missing})
+
   @property
   def given(self) -> bool:
     """Whether any setting was given beside the preset."""
@@ -167,11 +227,20 @@ class AugmentationConfig(Checked):
     return any(getattr(self, name) for name in PROBABILITIES)
 
 
+_SYNTHETIC_SHARE = "synthetic_share"
 PROBABILITIES = tuple(
     field.name
     for field in dataclasses.fields(AugmentationConfig)
-    if field.name.endswith("_probability")
+    if field.name.endswith("_probability") or field.name == _SYNTHETIC_SHARE
 )
+
+
+def probability_of(transformation: str) -> str:
+  """Returns the field that says how often a transformation is drawn."""
+  name = f"{transformation}_probability"
+  return name if name in PROBABILITIES else _SYNTHETIC_SHARE
+
+
 _CHANGES_SIDES = (
     "flip_horizontal_probability",
     "flip_vertical_probability",
@@ -218,8 +287,15 @@ _DEFAULT: dict[str, float | int] = {
     "noise_probability": 0.1,
     "low_resolution_factor": 2.0,
     "low_resolution_probability": 0.1,
+    "low_resolution_anisotropy": 0.0,
     "bias_field_strength": 0.3,
     "bias_field_probability": 0.1,
+    "synthetic_clusters": 4,
+    "synthetic_by_class": 1.0,
+    "synthetic_class_range": 0.15,
+    "synthetic_texture": 1.0,
+    "synthetic_noise_std": 0.06,
+    "synthetic_blur_sigma": 0.8,
 }
 _STRONG: dict[str, float | int] = {
     "rotation_degrees": 30.0,
@@ -254,6 +330,20 @@ _STRONG: dict[str, float | int] = {
     "bias_field_strength": 0.5,
     "bias_field_probability": 0.3,
 }
+# Geometry as of "default"; all that a scanner does to grey values is frequent and strong.
+_CONTRAST: dict[str, float | int] = {
+    "synthetic_share": 0.5,
+    "bias_field_strength": 0.5,
+    "bias_field_probability": 0.4,
+    "gamma_max": 1.6,
+    "gamma_probability": 0.4,
+    "noise_std": 0.06,
+    "noise_probability": 0.3,
+    "blur_probability": 0.1,
+    "low_resolution_factor": 3.0,
+    "low_resolution_probability": 0.25,
+    "low_resolution_anisotropy": 1.0,
+}
 
 
 def _preset(name: str) -> dict[str, Any]:
@@ -261,6 +351,8 @@ def _preset(name: str) -> dict[str, Any]:
   values: dict[str, Any] = {**dict.fromkeys(PROBABILITIES, 0.0), **_DEFAULT}
   if name == "strong":
     values.update(_STRONG)
+  if name == "contrast":
+    values.update(_CONTRAST)
   if name == "none":
     # Strengths stay: a probability given beside it switches on just that transformation.
     values.update(dict.fromkeys(PROBABILITIES, 0.0))

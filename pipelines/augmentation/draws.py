@@ -40,7 +40,8 @@ def parameters(config: AugmentationConfig, square: bool = True) -> dict[str, Par
   """Returns every parameter of a resolved config, in a fixed order.
 
   Angles are radians, shifts are shares of height or width, scale, gamma and low_resolution are
-  logarithms; `quarter_turns` is 1, 2 or 3 in its whole part.
+  logarithms; `quarter_turns` is 1, 2 or 3 in its whole part. `low_resolution_skew` above 0 spares
+  the columns, below 0 the rows. What is drawn "always" only says how, not whether.
   """
   angle = math.radians(config.rotation_degrees)
   shear = math.tan(math.radians(config.shear_degrees))
@@ -51,6 +52,7 @@ def parameters(config: AugmentationConfig, square: bool = True) -> dict[str, Par
   turns = (1.0, 3.999) if square else (2.0, 2.999)
   low_resolution = math.log(config.low_resolution_factor)
   p = config
+  synthetic = float(p.synthetic_share > 0)
   return {
       "flip_horizontal": Parameter("flip_x", p.flip_horizontal_probability, 1, 1),
       "flip_vertical": Parameter("flip_y", p.flip_vertical_probability, 1, 1),
@@ -80,11 +82,21 @@ def parameters(config: AugmentationConfig, square: bool = True) -> dict[str, Par
       "brightness_shift": Parameter(
           "tone", p.brightness_probability, -p.brightness_shift, p.brightness_shift
       ),
-  }
+      "low_resolution_skew": Parameter(
+          "always", float(p.low_resolution_probability > 0),
+          -p.low_resolution_anisotropy, p.low_resolution_anisotropy,
+      ),
+      "synthetic": Parameter("synthetic", p.synthetic_share, 1, 1),
+      "synthetic_by_class": Parameter("always", synthetic, 0, p.synthetic_by_class),
+      "synthetic_texture": Parameter("always", synthetic, 0, p.synthetic_texture),
+      "synthetic_blur": Parameter("always", synthetic, 0, p.synthetic_blur_sigma),
+  }  # fmt: skip
 
 
+# Their numbers stand before those of the parameters; a coin of later days stands behind.
 _COINS = ("flip_x", "flip_y", "turn", "warp", "lens", "always", "bias", "tone", "focus",
           "resolution", "noise")  # fmt: skip
+_LATER_COINS = ("synthetic",)
 
 
 # What is computed together: a stage runs where any of its parameters is not 0.
@@ -102,6 +114,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "sharpening": ("sharpening",),
     "low_resolution": ("low_resolution",),
     "noise": ("noise",),
+    "synthetic": ("synthetic",),
 }  # fmt: skip
 
 
@@ -120,6 +133,11 @@ class Draw:
   def __getitem__(self, name: str) -> tf.Tensor:
     """Returns float32 [B]."""
     return self.values[:, self.names.index(name)]
+
+  def with_values(self, name: str, values: tf.Tensor) -> Draw:
+    """Returns the draw with other values [B] of one parameter."""
+    columns = [values if one == name else self[one] for one in self.names]
+    return Draw(self.names, tf.stack(columns, axis=1))
 
   def stages(self) -> dict[str, tf.Tensor]:
     """Returns {stage: bool [B], whether anything of it was drawn}."""
@@ -146,11 +164,15 @@ def draw(config: AugmentationConfig, size_hw: tuple[int, int], seeds: tf.Tensor)
   # One vector of uniform numbers per example. The coins come first and the order is fixed, so
   # that switching one transformation on or off does not change what the others do.
   uniform = uniform_numbers(seeds, _DRAW_SALT, [len(_COINS) + len(low)])
+  tosses, amounts = uniform[:, : len(_COINS)], uniform[:, len(_COINS) :]
+  # A stream of their own, so that the numbers of all others stay where they were.
+  later = uniform_numbers(seeds, _LATER_COINS_SALT, [len(_LATER_COINS)])
+  tosses, names = tf.concat([tosses, later], axis=1), [*_COINS, *_LATER_COINS]
   # A coin's other end is 1 - u; as a sign and an offset it needs no branch.
   sign = np.array([-1 if v.tails else 1 for v in values], np.float32)
-  coins = tf.gather(uniform, [_COINS.index(v.coin) for v in values], axis=1) * sign + (sign < 0)
+  coins = tf.gather(tosses, [names.index(v.coin) for v in values], axis=1) * sign + (sign < 0)
   tossed = coins < np.array([v.probability for v in values], np.float32)
-  amounts = low + uniform[:, len(_COINS) :] * span
+  amounts = low + amounts * span
   return Draw(list(table), tf.where(tossed, amounts, tf.zeros_like(amounts)))
 
 
@@ -168,6 +190,9 @@ ELASTIC_SALT = 0x1B873593
 DISTORTION_SALT = 0x6C8E9CF5
 BIAS_SALT = 0x38B34AE5
 NOISE_SALT = 0x4F1BBCDC
+_LATER_COINS_SALT = 0x5851F42D
+LEVELS_SALT = 0x2C1B3C6D
+TEXTURE_SALT = 0x297A2D39
 
 
 def uniform_numbers(seeds: tf.Tensor, salt: int, shape: Sequence[int]) -> tf.Tensor:
@@ -237,6 +262,7 @@ def describe(amounts: Mapping[str, float]) -> str:
     return f"{round(math.degrees(radians)):+03d}"
 
   texts = {
+      "synthetic": "synthetic",
       "quarter_turns": f"turn{90 * math.floor(of('quarter_turns'))}",
       "flip_vertical": "flipy",
       "flip_horizontal": "flipx",
@@ -264,7 +290,7 @@ def describe(amounts: Mapping[str, float]) -> str:
 
 
 def is_same(amounts: Mapping[str, float]) -> bool:
-  """Returns whether the draw changes nothing; where a lens would stand is no change by itself."""
+  """Returns whether the draw changes nothing; what only says how is no change by itself."""
   return describe(amounts) == "same"
 
 

@@ -32,12 +32,14 @@ class View(NamedTuple):
     whole_hw: (height, width) of the slice.
     stored: uint8 [B, H, W, C], the slice before any change. Contrast is changed about its mean:
       a property of the scan, wherever a part of it lies.
+    label: uint8 [B, H, W], of that slice.
     margin: Pixels along each edge that only serve their neighbours and are cut off.
   """
 
   window: Window
   whole_hw: tuple[int, int]
   stored: tf.Tensor
+  label: tf.Tensor
   margin: int = 0
 
 
@@ -46,11 +48,16 @@ def reach(config: AugmentationConfig) -> int:
   blur, sharpening = config.blur_probability, config.sharpening_probability
   # One example is blurred or sharpened, never both.
   focus = max(
-      _reach_of(config.blur_sigma) if blur else 0,
-      _reach_of(_SHARPENING_SIGMA) if sharpening else 0,
+      reach_of(config.blur_sigma) if blur else 0,
+      reach_of(_SHARPENING_SIGMA) if sharpening else 0,
   )
   coarse = math.ceil(config.low_resolution_factor) + 1
-  return focus + (coarse if config.low_resolution_probability else 0)
+  mixed = bool(config.synthetic_share and config.synthetic_blur_sigma)
+  return (
+      focus
+      + (coarse if config.low_resolution_probability else 0)
+      + (reach_of(config.synthetic_blur_sigma) if mixed else 0)
+  )
 
 
 def change(
@@ -76,7 +83,7 @@ def change(
       "blur": fused(lambda x: _blurred(draw["blur"], config.blur_sigma, x)),
       "sharpening": fused(lambda x: _sharper(draw["sharpening"], x)),
       # Copies of whole rows, which XLA does no faster.
-      "low_resolution": lambda x: _coarser(tf.exp(draw["low_resolution"]), x, view),
+      "low_resolution": lambda x: _coarser(*_factors(draw), x, view),
       "noise": fused(lambda x: _noisy(draw["noise"], seeds, x)),
   }
   tone = (config.brightness_probability, config.contrast_probability, config.gamma_probability)
@@ -102,8 +109,8 @@ def _floats(image: tf.Tensor) -> tf.Tensor:
   return tf.cast(image, tf.float32)
 
 
-def _bytes(values: tf.Tensor) -> tf.Tensor:
-  """Rounds to the nearest grey value and saturates."""
+def to_bytes(values: tf.Tensor) -> tf.Tensor:
+  """Returns values rounded to the nearest grey value and saturated, uint8."""
   return tf.cast(tf.clip_by_value(values + 0.5, 0.0, 255.0), tf.uint8)
 
 
@@ -125,7 +132,7 @@ def _tone(draw: draws.Draw, image: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
   slope, shift = brightness * contrast, mean * brightness * (1 - contrast) + offset
   # The logarithm of 0 is no number; that of 1e-6 ends as black as 0 for every exponent allowed.
   share = tf.clip_by_value((_floats(image) * slope + shift) * (1 / 255), 1e-6, 1.0)
-  return _bytes(255 * tf.exp(tf.math.log(share) * _each(tf.exp(draw["gamma"]))))
+  return to_bytes(255 * tf.exp(tf.math.log(share) * _each(tf.exp(draw["gamma"]))))
 
 
 def _bias_field(
@@ -138,12 +145,12 @@ def _bias_field(
   shape = [_BIAS_POINTS, _BIAS_POINTS]
   noise = 2 * draws.uniform_numbers(seeds, draws.BIAS_SALT, shape) - 1
   gain = tf.exp(draws.field(rows, noise * strength[:, None, None], columns))
-  return _bytes(_floats(image) * gain[..., None])
+  return to_bytes(_floats(image) * gain[..., None])
 
 
-def _gaussian_smoothed(values: tf.Tensor, sigma: tf.Tensor, largest: float) -> tf.Tensor:
-  """float32 [B, H, W, C] smoothed by sigma [B] <= largest; the border is a mirror."""
-  reach = _reach_of(largest)
+def gaussian_smoothed(values: tf.Tensor, sigma: tf.Tensor, largest: float) -> tf.Tensor:
+  """Returns float32 [B, H, W, C] smoothed by sigma [B] <= largest; the border is a mirror."""
+  reach = reach_of(largest)
   offsets = tf.range(-reach, reach + 1, dtype=tf.float32)
   # A width of 0 gives the weights 0 .. 1 .. 0.
   weights = tf.exp(-(offsets**2) / (2 * tf.maximum(sigma[:, None], 1e-3) ** 2))
@@ -159,7 +166,7 @@ def _gaussian_smoothed(values: tf.Tensor, sigma: tf.Tensor, largest: float) -> t
   return values
 
 
-def _reach_of(sigma: float) -> int:
+def reach_of(sigma: float) -> int:
   """Returns the pixels beyond which a Gaussian is not computed."""
   return max(1, math.ceil(_REACH * sigma))
 
@@ -174,19 +181,27 @@ def _mirrored(values: tf.Tensor, axis: int, reach: int) -> tf.Tensor:
 
 
 def _blurred(sigma: tf.Tensor, largest: float, image: tf.Tensor) -> tf.Tensor:
-  return _bytes(_gaussian_smoothed(_floats(image), sigma, largest))
+  return to_bytes(gaussian_smoothed(_floats(image), sigma, largest))
 
 
 def _sharper(amount: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
   """Adds the detail that a blur of one pixel would take away (unsharp masking)."""
   values = _floats(image)
   sigma = tf.fill(tf.shape(amount), _SHARPENING_SIGMA)
-  detail = values - _gaussian_smoothed(values, sigma, _SHARPENING_SIGMA)
-  return _bytes(values + _each(amount) * detail)
+  detail = values - gaussian_smoothed(values, sigma, _SHARPENING_SIGMA)
+  return to_bytes(values + _each(amount) * detail)
 
 
-def _coarser(factor: tf.Tensor, image: tf.Tensor, view: View | None) -> tf.Tensor:
-  """Picks every factor-th pixel and interpolates between them, along both axes."""
+def _factors(draw: draws.Draw) -> tuple[tf.Tensor, tf.Tensor]:
+  """Returns by how much rows and columns become fewer, each [B]."""
+  factor, skew = draw["low_resolution"], draw["low_resolution_skew"]
+  return tf.exp(factor * (1 - tf.nn.relu(-skew))), tf.exp(factor * (1 - tf.nn.relu(skew)))
+
+
+def _coarser(
+    fewer_rows: tf.Tensor, fewer_columns: tf.Tensor, image: tf.Tensor, view: View | None
+) -> tf.Tensor:
+  """Picks every factor-th row and column and interpolates between them."""
   values = _floats(image)
   lines = [_Line(tf.range(edge, dtype=tf.float32)[None], edge) for edge in image.shape[1:3]]
   if view is not None:
@@ -199,8 +214,8 @@ def _coarser(factor: tf.Tensor, image: tf.Tensor, view: View | None) -> tf.Tenso
         )
     ]  # fmt: skip
   # Rows are fetched whole, so columns are made rows meanwhile.
-  values = tf.transpose(_coarser_rows(factor, values, lines[0]), [0, 2, 1, 3])
-  return _bytes(tf.transpose(_coarser_rows(factor, values, lines[1]), [0, 2, 1, 3]))
+  values = tf.transpose(_coarser_rows(fewer_rows, values, lines[0]), [0, 2, 1, 3])
+  return to_bytes(tf.transpose(_coarser_rows(fewer_columns, values, lines[1]), [0, 2, 1, 3]))
 
 
 class _Line(NamedTuple):
@@ -235,4 +250,4 @@ def _coarser_rows(factor: tf.Tensor, values: tf.Tensor, line: _Line) -> tf.Tenso
 def _noisy(deviation: tf.Tensor, seeds: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
   shape = [image.shape[1], image.shape[2], 1]
   noise = draws.normal_numbers(seeds, draws.NOISE_SALT, shape)
-  return _bytes(_floats(image) + noise * _each(255 * deviation))
+  return to_bytes(_floats(image) + noise * _each(255 * deviation))

@@ -109,8 +109,8 @@ def change(
     if separate_channels:
       parts, stored = (tf.split(one, one.shape[-1], axis=-1) for one in (image, images))
     changed = [
-        intensity.change(config, its_draw, its_seeds, part,
-                         intensity.View(window, whole_hw, before, margin))
+        augment.recoloured(config, its_draw, its_seeds, part, label,
+                           intensity.View(window, whole_hw, before, labels, margin))
         for part, before, (its_seeds, its_draw) in zip(parts, stored, own, strict=True)
     ]  # fmt: skip
     inner = slice(margin, -margin or None)
@@ -120,7 +120,8 @@ def change(
   if not margin:
     return cut(0)
   stages = [its_draw.stages() for _, its_draw in own]
-  reaching = [one[name] for one in stages for name in ("blur", "sharpening", "low_resolution")]
+  names = ("synthetic", "blur", "sharpening", "low_resolution")
+  reaching = [one[name] for one in stages for name in names]
   return tf.cond(tf.reduce_any(tf.stack(reaching)), lambda: cut(margin), lambda: cut(0))
 
 

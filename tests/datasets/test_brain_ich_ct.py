@@ -189,12 +189,20 @@ def test_the_nifti_form_builds_windowed_slices_with_known_spacing(tmp_path):
 
 @pytest.mark.parametrize(
     "options", [{"plane": "coronal"}, {"window": (0, 80)}, {"isotropic_mm": 1.0},
-                {"form": "volumes"}])  # fmt: skip
+                {"form": "volumes"}, {"bias_correction": "n4"}])  # fmt: skip
 def test_the_jpeg_form_takes_no_option_of_scans(tmp_path, options):
   raw = write_tree(tmp_path / "raw", slices=3)
   builder = catalog.builder("brain_ich_ct", tmp_path / "out", options=options)
   with pytest.raises(InputError, match=f"{next(iter(options))}.* needs the NIfTI scans"):
     builder.inspect_source(raw)
+
+
+def test_ct_has_no_bias_field_to_correct(tmp_path):
+  raw = build_samples.raw_folder("brain_ich_ct/nifti", tmp_path / "raw", subjects=3)
+  with pytest.raises(InputError, match="bias_correction=n4 is for MRI, but brain_ich_ct has a"):
+    build_samples.build(
+        "brain_ich_ct", raw, tmp_path / "out", options={"bias_correction": "n4"}
+    )
 
 
 def test_a_folder_of_both_forms_gives_the_jpeg_slices_and_whole_scans_on_request(tmp_path):

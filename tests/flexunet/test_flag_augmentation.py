@@ -9,7 +9,11 @@ import pytest
 import tensorflow as tf
 
 from flexunet.pipelines.augmentation.augment import augment_example
-from flexunet.pipelines.augmentation.config import PROBABILITIES, AugmentationConfig
+from flexunet.pipelines.augmentation.config import (
+  PROBABILITIES,
+  AugmentationConfig,
+  probability_of,
+)
 
 # Strength -> the transformation it belongs to, and another value than that of the preset.
 STRENGTHS = {
@@ -35,6 +39,13 @@ STRENGTHS = {
     "noise_std": ("noise", 0.5),
     "low_resolution_factor": ("low_resolution", 8),
     "bias_field_strength": ("bias_field", 1.5),
+    "low_resolution_anisotropy": ("low_resolution", 1),
+    "synthetic_clusters": ("synthetic", 2),
+    "synthetic_by_class": ("synthetic", 0),
+    "synthetic_class_range": ("synthetic", 0.9),
+    "synthetic_texture": ("synthetic", 0),
+    "synthetic_noise_std": ("synthetic", 0.5),
+    "synthetic_blur_sigma": ("synthetic", 4),
 }
 
 
@@ -70,7 +81,7 @@ def test_a_probability_switches_its_transformation_on(plain, name):
 @pytest.mark.parametrize("name", STRENGTHS)
 def test_a_strength_changes_its_transformation(name):
   owner, value = STRENGTHS[name]
-  on = f"--{owner}_probability=1"
+  on = f"--{probability_of(owner)}=1"
   assert (augmented(on) != augmented(on, f"--{name}={value}")).any()
 
 

@@ -76,7 +76,8 @@ ODD_EDITS = [
     ("dataset_facts.slice_plan", 7), ("dataset_facts.slice_plan.axes", None),
     ("dataset_facts.slice_plan.plane", ["axial"]), ("dataset_facts.intensity.low", "dark"),
     ("dataset_facts.spacing_mm", [1.0]), ("dataset_facts.spacing_mm", [1.0, -1.0]),
-    ("dataset_facts.isotropic_mm", "1"), ("reasons", 4), ("reasons", {"fold": 4}),
+    ("dataset_facts.isotropic_mm", "1"), ("dataset_facts.bias_correction", "n3"),
+    ("reasons", 4), ("reasons", {"fold": 4}),
     ("augmentation.rotation_degrees", "many"), ("laterality", []), ("laterality.mirroring", "no"),
 ]  # fmt: skip
 

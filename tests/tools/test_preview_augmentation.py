@@ -9,7 +9,11 @@ import pytest
 from PIL import Image
 
 from flexunet.pipelines import dataset_source
-from flexunet.pipelines.augmentation.config import PROBABILITIES, AugmentationConfig
+from flexunet.pipelines.augmentation.config import (
+  PROBABILITIES,
+  AugmentationConfig,
+  probability_of,
+)
 from flexunet.tools import preview_augmentation
 
 PALETTE = np.array([[0, 0, 0], [250, 20, 30], [20, 240, 30]], np.uint8)
@@ -33,7 +37,7 @@ def blobs(tmp_path_factory):
 
 
 def test_every_transformation_is_on_the_sheet():
-  shown = {f"{name}_probability" for name in preview_augmentation._TRANSFORMATIONS}
+  shown = {probability_of(name) for name in preview_augmentation._TRANSFORMATIONS}
   assert shown == set(PROBABILITIES)
 
 

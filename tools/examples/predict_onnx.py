@@ -28,8 +28,9 @@ def _limits(voxels, window):
 def main(folder: str, target: str, *paths: str) -> None:
   facts = json.loads(pathlib.Path(folder, "export.json").read_text(encoding="utf-8"))
   geometry, reach = facts["geometry"], facts["context_slices"]
-  if facts["output"] != "labels" or not geometry or geometry["resampled_to_mm"]:
-    sys.exit("This example needs --output=labels of a run on volumes that were not resampled.")
+  changed = geometry and (geometry["resampled_to_mm"] or geometry["bias_correction"] != "none")
+  if facts["output"] != "labels" or not geometry or changed:
+    sys.exit("This example needs --output=labels of a run on volumes as scanned.")
   scans: list = [nib.load(path) for path in paths]
   header, affine = scans[0].header, scans[0].affine
   oriented = header.get("qform_code", 0) > 0 or header.get("sform_code", 0) > 0

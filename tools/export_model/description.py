@@ -108,12 +108,16 @@ def _geometry(recipe: SliceRecipe) -> dict[str, Any]:
       "axes": plan.axes,
       "display_axes": plan.display_axes,
       "resampled_to_mm": resampled,
+      "bias_correction": recipe.bias_correction,
       "rule": "A volume is turned, never interpolated, so that rows, columns and slices run towards"
       f" {', '.join(plan.display_axes)}. One that states no orientation is taken to be stored as"
       f" {plan.axes}."
       + ("" if resampled is None else
          " Its 8-bit slices are then resampled to resampled_to_mm; the graph takes them after"
-         " that."),
+         " that.")
+      + ("" if recipe.bias_correction == "none" else
+         f" Before its window its bias field is removed ({recipe.bias_correction.upper()}); the"
+         " graph takes 8-bit slices after that."),
   }  # fmt: skip
 
 

@@ -9,10 +9,14 @@ import pytest
 import tensorflow_datasets as tfds
 
 from flexunet.core.errors import InputError
+from flexunet.dataset_facts import DatasetFacts
 from flexunet.datasets import built_dataset, catalog
 from flexunet.datasets.builder.record_options import RecordOptions, VolumeOptions
-from flexunet.imaging import nifti, slicing
+from flexunet.imaging import nifti, scan_files, slicing
+from flexunet.imaging.slice_recipe import SliceRecipe
 from flexunet.imaging.slicing import Slices
+from flexunet.pipelines import dataset_source
+from flexunet.training import run_setup
 
 HIPPOCAMPUS = "hippocampus_t1w"
 
@@ -98,6 +102,30 @@ def test_isotropic_slices_have_one_spacing_and_keep_the_field_of_view(raw, built
   assert {(int(r["height"]), int(r["width"])) for r in rows} == {(expected[2], expected[0])}
 
 
+@pytest.mark.needs_extra("itk")
+def test_a_bias_correction_is_done_by_the_build_and_remembered_for_prediction(raw, built):
+  plain, corrected = built(), built(bias_correction="n4")
+  report = build_samples.report_of(corrected)
+  assert report["options"]["bias_correction"] == "n4"
+  assert plain.data_path != corrected.data_path
+  source = dataset_source.open_dataset(None, corrected.data_path)
+  facts = run_setup._dataset_facts(source, "label", None, np.ones((1, 2)))
+  # A run reads its recipe back from config.json, and cuts scans by it.
+  recipe = DatasetFacts.from_json(facts.to_json()).recipe
+  assert recipe == SliceRecipe.of_report(report) and recipe.bias_correction == "n4"
+  case = next(case for case in corrected.inspect_source(raw).cases if case.labelled)
+  cut = recipe.cut(*scan_files.read_stored(case.files["image"]))
+  stored = {
+      int(example["slice_index"]): example["image"][..., 0]
+      for split in corrected.info.splits
+      for example in tfds.as_numpy(corrected.as_dataset(split=split))
+      if example["volume"].decode() == case.volume
+  }
+  assert len(stored) == cut.slices.pixels.shape[2]
+  for index, image in stored.items():
+    np.testing.assert_array_equal(image, cut.slices.pixels[:, :, index])
+
+
 def test_resampling_keeps_positions_and_picks_labels():
   ramp = np.tile(np.arange(4.0)[:, None, None], (1, 2, 3))  # Rises along rows, 2 mm apart.
   label = (ramp > 1.5).astype(np.uint8)
@@ -155,6 +183,8 @@ def test_an_unknown_option_gets_its_nearest_spelling():
         {"plane": "diagonal"}, {"empty_slices": 1.5}, {"empty_slices": "none"},
         {"min_foreground_pixels": -1}, {"window": (5, 1)}, {"window": (1,)},
         {"isotropic_mm": 0}, {"form": "cubes"}, {"form": "volumes", "plane": "axial"},
+        {"bias_correction": "n3"}, {"bias_correction": "n4", "form": "volumes"},
+        {"bias_correction": "n4", "window": (0, 80)},
     ],
 )
 def test_options_that_make_no_sense_are_refused(options):

@@ -76,3 +76,15 @@ def test_it_survives_json_and_a_build_report():
   report = {"slice_plan": plan, "intensity": window, "options": {"isotropic_mm": 0.5}}
   assert SliceRecipe.of_report(report) == recipe
   assert SliceRecipe.of_report({"slice_plan": None, "intensity": window}) is None
+
+
+def test_a_bias_correction_is_read_from_a_report_and_an_unknown_one_refused():
+  window = {"kind": "percentile", "low": 0.5, "high": 99.5}
+  report = {"slice_plan": {"axes": "LAS", "plane": "axial"}, "intensity": window,
+            "options": {"bias_correction": "n4"}}  # fmt: skip
+  recipe = SliceRecipe.of_report(report)
+  assert recipe.bias_correction == "n4"
+  assert SliceRecipe.from_json(recipe.to_json()) == recipe
+  assert SliceRecipe.of_report({**report, "options": {}}).bias_correction == "none"
+  with pytest.raises(InputError, match="Did you mean 'n4'"):
+    SliceRecipe(SlicePlan("RAS", "axial"), WINDOW, bias_correction="n3")

@@ -5,7 +5,11 @@ import pytest
 import tensorflow as tf
 
 from flexunet.pipelines.augmentation import augment, draws
-from flexunet.pipelines.augmentation.config import PROBABILITIES, AugmentationConfig
+from flexunet.pipelines.augmentation.config import (
+  PROBABILITIES,
+  AugmentationConfig,
+  probability_of,
+)
 
 # All that a transformation can be given, at full strength in some direction.
 FULL = {
@@ -28,14 +32,17 @@ FULL = {
     "sharpening": {"sharpening": 2},
     "low_resolution": {"low_resolution": 0.9},
     "noise": {"noise": 0.1},
+    "synthetic": {"synthetic": 1, "synthetic_by_class": 0.7, "synthetic_texture": 0.4},
 }
+# It has no strength: it is drawn, or not.
+WITHOUT_STRENGTH = ("flip_horizontal", "flip_vertical", "right_angle", "synthetic")
 GEOMETRY = list(FULL)[:11]
 GREY = list(FULL)[11:]
 NOTHING = AugmentationConfig(augmentation="none", blur_sigma=1.5).resolve()
 
 
 def only(name: str, probability: float = 1.0, **strengths) -> AugmentationConfig:
-  return dataclasses.replace(NOTHING, **{f"{name}_probability": probability}, **strengths)
+  return dataclasses.replace(NOTHING, **{probability_of(name): probability}, **strengths)
 
 
 def sample(size_hw=(48, 48), channels=1, seed=0):
@@ -67,7 +74,7 @@ def augmented(config, image, label, seed):
 
 
 def test_every_transformation_of_the_config_is_tested_here():
-  assert {f"{name}_probability" for name in FULL} == set(PROBABILITIES)
+  assert {probability_of(name) for name in FULL} == set(PROBABILITIES)
 
 
 @pytest.mark.parametrize("name", FULL)
@@ -112,8 +119,7 @@ def test_image_and_label_move_together(name):
   assert overlap > 0.95
 
 
-# A flip has no strength: it is drawn, or not.
-@pytest.mark.parametrize("name", list(FULL)[3:])
+@pytest.mark.parametrize("name", [name for name in FULL if name not in WITHOUT_STRENGTH])
 def test_zero_strength_changes_nothing(name):
   image, label = sample((40, 52))
   # A billionth of the strength takes the branch "drawn", where zero itself would not.
@@ -157,7 +163,7 @@ def test_eager_graph_and_tf_data_agree(name):
     assert np.mean(eager[1] != graph[1].numpy()) <= 0.002
 
 
-@pytest.mark.parametrize("name", [*FULL, "default", "strong"])
+@pytest.mark.parametrize("name", [*FULL, "default", "strong", "contrast"])
 def test_a_batch_gives_what_its_examples_give(name):
   pairs = [sample((40, 40), seed=seed) for seed in range(4)]
   config = only(name, 0.5) if name in FULL else AugmentationConfig(augmentation=name).resolve()
