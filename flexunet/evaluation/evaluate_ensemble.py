@@ -20,7 +20,7 @@ from flexunet import config, ensemble_folder, seen_subjects
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
 from flexunet.ensemble_folder import RunSet
-from flexunet.evaluation import ensemble_weights, evaluate
+from flexunet.evaluation import ensemble_weights, evaluate, stress_disturbances
 from flexunet.evaluation.scores import DEFAULT_TOLERANCES_MM, checked_tolerances
 from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.record_table import RecordTable, volume_names
@@ -41,6 +41,7 @@ def evaluate_ensemble(
     options: PredictionOptions = AS_TRAINED,
     lesions: str = "auto",
     lesion_overlap: float = 0.0,
+    stress: str | Sequence[str] = "",
     show_progress: bool = True,
 ) -> dict[str, Any]:
   """Scores an ensemble on splits; writes `ensemble.json`, `evaluation/` and the report.
@@ -51,8 +52,8 @@ def evaluate_ensemble(
     output_dir: Folder of its scores; by default that which named the runs.
     weights: As of the flag: "" keeps those of `ensemble.json`, else equal; "learnt" learns them on
       the subjects of validation that no run was trained on.
-    data_dir, allow_other_data, tolerances_mm, options, lesions, lesion_overlap, show_progress: As
-      of `evaluate.evaluate`; each run has its own temperature.
+    data_dir, allow_other_data, tolerances_mm, options, lesions, lesion_overlap, stress,
+      show_progress: As of `evaluate.evaluate`; each run has its own temperature.
 
   Returns:
     Split -> its entry in `metrics.json`.
@@ -66,6 +67,7 @@ def evaluate_ensemble(
   runs = ensemble_folder.chosen(runs, "equal" if learns else weights)
   configs = runs.configs()
   tolerances = checked_tolerances(tolerances_mm)
+  request = stress_disturbances.Request.of(stress)
   source = evaluate.open_run_dataset(configs[0], data_dir)
   _check_data(runs, configs, source, splits, allow_other_data)
   tables = _whole_tables(runs, configs, source, splits)
@@ -85,10 +87,14 @@ def evaluate_ensemble(
       "ensemble": {**_about(runs), "temperatures": scales},
   }
   network = opening.open_runs(runs, options)
-  candidate = evaluate.Candidate(folder, configs[0], network, seen, unsaid, about, runs.weighed_on)
+  candidate = evaluate.Candidate(
+      folder, configs[0], network, seen, unsaid, about, options, runs.weighed_on
+  )
   with files.locked(folder.path, "--output_dir"):
     runs.write(folder)
-  return evaluate.write_scores(candidate, source, tables, show_progress=show_progress)
+  return evaluate.write_scores(
+      candidate, source, tables, stress=request, show_progress=show_progress
+  )
 
 
 def _about(runs: RunSet) -> dict[str, Any]:
