@@ -31,6 +31,7 @@ from flexunet import ensemble_folder
 from flexunet.core import command_line, files, flags, progress
 from flexunet.core.errors import InputError
 from flexunet.ensemble_folder import RunSet
+from flexunet.evaluation import stress_summary
 from flexunet.pipelines import dataset_source
 from flexunet.prediction import test_time, tiles
 from flexunet.run_folder import RunFolder
@@ -157,9 +158,6 @@ def main(argv: Sequence[str]) -> None:
     )
   else:
     folder, figures = run, evaluate.evaluate(run, splits, **options)
-  # Late as the above: it needs no more than what these have loaded.
-  from flexunet.evaluation import stress_summary
-
   stressed = stress_summary.read_figures(folder) if asked else {}
   for split, entry in figures.items():
     own = stressed.get(split)

@@ -173,7 +173,7 @@ def write_scores(
       _write_split(run, split, written[split], scores)
     report.write_report(run)
     if stress is not None:
-      tested = stress_tests.Subject(
+      tested = stress_tests.Tested(
           run, run_config, candidate.predictor, source, _stress_about(candidate), stress,
           show_progress,
       )  # fmt: skip

@@ -38,8 +38,8 @@ _WRITE_SECONDS = 30.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Subject:
-  """Who is tested, and what is asked.
+class Tested:
+  """Which networks are tested, and under what.
 
   Attributes:
     folder: Where figures are written.
@@ -74,64 +74,62 @@ class Subject:
     return read_volumes(self.source, table, (self.source.keys.image, self.source.keys.label))
 
 
-def stress(subject: Subject, split: str, table: RecordTable) -> dict[str, Any]:
+def stress(tested: Tested, split: str, table: RecordTable) -> dict[str, Any]:
   """Tests networks on disturbed volumes of a split, and writes the figures.
 
   Args:
-    subject: Who is tested.
+    tested: The networks.
     split: Its name.
     table: Its records.
 
   Returns:
     The entry of the split in `stress.json`.
   """
-  notes = _Notes(subject, split)
-  survey = _survey(subject, table, notes)
-  tried = [one for one in disturbances.DISTURBANCES if one.name in subject.request.names]
+  notes = _Notes(tested, split)
+  survey = _survey(tested, table, notes)
+  tried = [one for one in disturbances.DISTURBANCES if one.name in tested.request.names]
   skipped = {one.name: reason for one in tried if (reason := one.against(survey.setting))}
   plan = _Plan(
       [
           (one, strength)
           for one in tried if one.name not in skipped
-          for strength in subject.request.strengths(one.grades(survey.setting))
+          for strength in tested.request.strengths(one.grades(survey.setting))
       ],
-      *_axes(subject, survey.setting, skipped),
+      _axes(tested, survey.setting, skipped),
   )  # fmt: skip
-  _compute(subject, table, plan, survey, notes)
-  entry = _entry(subject, survey, notes, skipped, split)
+  _compute(tested, table, plan, survey, notes)
+  entry = _entry(tested, survey, notes, skipped, split)
   examples = stress_examples.chosen(entry, survey.volumes)
   shown = stress_examples.make(
-      subject.volumes(table), examples, survey.setting, subject.config.shown_channel,
-      lambda volume, disturbed: _shown_labels(subject.predictor, volume, disturbed),
+      tested.volumes(table), examples, survey.setting, tested.config.shown_channel,
+      lambda volume, disturbed: _shown_labels(tested.predictor, volume, disturbed),
   )  # fmt: skip
-  stress_examples.write(stress_examples.path_of(subject.folder, split), shown)
+  stress_examples.write(stress_examples.path_of(tested.folder, split), shown)
   entry = summary.strict(entry)
-  stored = figures.read_figures(subject.folder)
-  files.write_json(figures.json_path(subject.folder), {**stored, split: entry})
+  stored = figures.read_figures(tested.folder)
+  files.write_json(figures.json_path(tested.folder), {**stored, split: entry})
   return entry
 
 
-def _axes(
-    subject: Subject, setting: Setting, skipped: dict[str, str]
-) -> tuple[list[str]]:
+def _axes(tested: Tested, setting: Setting, skipped: dict[str, str]) -> list[str]:
   """Returns the axes in which scans are stored; notes why there are none."""
-  if disturbances.ORIENTATION not in subject.request.names:
-    return ([],)
+  if disturbances.ORIENTATION not in tested.request.names:
+    return []
   if setting.plan is None:
     skipped[disturbances.ORIENTATION] = "images have no axes in the body"
   elif not setting.has_solid:
     skipped[disturbances.ORIENTATION] = "there are no volumes of several slices without gaps"
   else:
-    return (stress_orientation.codes_for(setting.plan, subject.request.full),)
-  return ([],)
+    return stress_orientation.codes_for(setting.plan, tested.request.full)
+  return []
 
 
 class _Notes:
   """The rows of a split, written now and then."""
 
-  def __init__(self, subject: Subject, split: str):
-    self.split, self.key = split, subject.key()
-    self._path = figures.csv_path(subject.folder)
+  def __init__(self, tested: Tested, split: str):
+    self.split, self.key = split, tested.key()
+    self._path = figures.csv_path(tested.folder)
     stored = figures.read_rows(self._path)
     self._others = [row for row in stored if row.split != split]
     self.rows = [row for row in stored if row.split == split and row.key == self.key]
@@ -199,7 +197,7 @@ class _Survey:
   slices: int
 
 
-def _survey(subject: Subject, table: RecordTable, notes: _Notes) -> _Survey:
+def _survey(tested: Tested, table: RecordTable, notes: _Notes) -> _Survey:
   """Scores the undisturbed volumes, and looks at their geometry."""
   pixels: list[float] = []
   gaps: list[float] = []
@@ -207,9 +205,9 @@ def _survey(subject: Subject, table: RecordTable, notes: _Notes) -> _Survey:
   solid, slices, asked, seconds = False, 0, 0, 0.0
   with progress.bar(
       total=len(table), desc=f"{notes.split}: undisturbed", unit="slice",
-      disable=not subject.show_progress,
+      disable=not tested.show_progress,
   ) as bar:  # fmt: skip
-    for volume in subject.volumes(table):
+    for volume in tested.volumes(table):
       pixels.append(float(np.mean(volume.spacing_mm)))
       solid = solid or volume.is_solid
       gaps += [volume.slice_spacing_mm] if volume.is_solid else []
@@ -222,13 +220,13 @@ def _survey(subject: Subject, table: RecordTable, notes: _Notes) -> _Survey:
       if not notes.knows(CLEAN, "", volume):
         started = time.monotonic()
         whole = Disturbed(volume.images, spacing_of(volume))
-        notes.add(_rows(subject, notes, CLEAN, "", volume, whole))
+        notes.add(_rows(tested, notes, CLEAN, "", volume, whole))
         seconds += time.monotonic() - started
         asked += len(volume.images)
       bar.update(len(volume.images))
   notes.write(now=True)
   return _Survey(
-      setting=_setting(subject, pixels, gaps, solid),
+      setting=_setting(tested, pixels, gaps, solid),
       volumes=_clean_dice(notes.rows),
       foreground=float(np.mean(foreground)) if foreground else float("nan"),
       seconds=seconds / asked if asked else None,
@@ -244,11 +242,11 @@ def _clean_dice(rows: Sequence[Row]) -> dict[tuple[str, str], float]:
 
 
 def _setting(
-    subject: Subject, pixels: Sequence[float], gaps: Sequence[float], solid: bool
+    tested: Tested, pixels: Sequence[float], gaps: Sequence[float], solid: bool
 ) -> Setting:
-  facts = subject.config.dataset_facts
+  facts = tested.config.dataset_facts
   windows = [one for one in (facts.intensity, *facts.other_intensities) if one is not None]
-  words = re.split(r"[^a-z0-9]+", f"{facts.name}/{subject.source.name}".lower())
+  words = re.split(r"[^a-z0-9]+", f"{facts.name}/{tested.source.name}".lower())
 
   def median(lengths: Sequence[float]) -> float | None:
     known = bool(lengths) and bool(np.isfinite(lengths).all()) and min(lengths) > 0
@@ -259,9 +257,9 @@ def _setting(
       windowed=tuple(one.kind == "percentile" for one in windows) or (False,),
       separate_channels=len(facts.channel_names) > 1,
       plan=facts.slice_plan,
-      sides=other_sides(subject.class_names),
+      sides=other_sides(tested.class_names),
       whole_volumes=(
-          isinstance(subject.predictor, Ensemble) and subject.predictor.needs_whole_volumes
+          isinstance(tested.predictor, Ensemble) and tested.predictor.needs_whole_volumes
       ),
       pixel_mm=median(pixels),
       slice_mm=median(gaps),
@@ -270,7 +268,7 @@ def _setting(
 
 
 def _compute(
-    subject: Subject, table: RecordTable, plan: _Plan, survey: _Survey, notes: _Notes
+    tested: Tested, table: RecordTable, plan: _Plan, survey: _Survey, notes: _Notes
 ) -> None:
   """Disturbs each volume in all ways that are not known yet."""
   total = len(survey.volumes)
@@ -282,25 +280,25 @@ def _compute(
   progress.say(f"{said}.")
   with progress.bar(
       total=each * total, desc=f"{notes.split}: stress", unit="pass",
-      disable=not subject.show_progress,
+      disable=not tested.show_progress,
   ) as bar:  # fmt: skip
-    for volume in subject.volumes(table):
+    for volume in tested.volumes(table):
       for one, strength in (left := plan.passes(volume, notes)):
         disturbed = one.apply(volume, strength, survey.setting)
         text = strength_text(strength)
-        notes.add(_rows(subject, notes, one.name, text, volume, disturbed))
+        notes.add(_rows(tested, notes, one.name, text, volume, disturbed))
         bar.update()
       if codes := plan.axes(volume, notes):
-        notes.add(_axes_rows(subject, notes, volume, codes))
+        notes.add(_axes_rows(tested, notes, volume, codes))
       bar.update(each - len(left))
       notes.write()
   notes.write(now=True)
 
 
 def _axes_rows(
-    subject: Subject, notes: _Notes, volume: LabelledVolume, codes: Sequence[str]
+    tested: Tested, notes: _Notes, volume: LabelledVolume, codes: Sequence[str]
 ) -> list[Row]:
-  found = stress_orientation.differing_voxels(volume, subject.predictor, subject.config, codes)
+  found = stress_orientation.differing_voxels(volume, tested.predictor, tested.config, codes)
   voxels = sum(label.size for label in volume.labels)
   return [
       notes.row(
@@ -312,7 +310,7 @@ def _axes_rows(
 
 
 def _rows(
-    subject: Subject,
+    tested: Tested,
     notes: _Notes,
     name: str,
     strength: str,
@@ -321,21 +319,21 @@ def _rows(
 ) -> list[Row]:
   """Returns the rows of a disturbed volume, one per foreground class."""
   volume = shown.on_native_grid()
-  count = len(subject.class_names)
+  count = len(tested.class_names)
   given = (shown, volume, disturbed)
-  labels = predicted(subject.predictor, *given)
+  labels = predicted(tested.predictor, *given)
   met = _confusion(volume, labels, count)
   best = None
   if not disturbed.geometry.keeps_grid:
     best = _confusion(volume, _perfect(*given, count), count)
-  sides = other_sides(subject.class_names).tolist()
+  sides = other_sides(tested.class_names).tolist()
   rows = []
   for class_id in range(1, count):
     other = sides[class_id]
     truth = int(met[class_id].sum())
     rows.append(notes.row(
         name, strength, shown,
-        class_name=subject.class_names[class_id],
+        class_name=tested.class_names[class_id],
         reference_pixels=truth,
         predicted_pixels=int(met[:, class_id].sum()),
         overlap_pixels=int(met[class_id, class_id]),
@@ -419,11 +417,11 @@ def _shown_labels(
 
 
 def _entry(
-    subject: Subject, survey: _Survey, notes: _Notes, skipped: Mapping[str, str], split: str
+    tested: Tested, survey: _Survey, notes: _Notes, skipped: Mapping[str, str], split: str
 ) -> dict[str, Any]:
   """Returns the figures of a split, of all rows that are known."""
   table = figures.Table(notes.rows)
-  names = subject.class_names[1:]
+  names = tested.class_names[1:]
   setting = survey.setting
   known = {(row.disturbance, row.strength) for row in notes.rows}
   found: list[Mapping[str, Any]] = []
@@ -442,7 +440,7 @@ def _entry(
       "form": figures.FORM,
       "key": notes.key,
       "split": split,
-      **subject.about,
+      **tested.about,
       "volumes": len(survey.volumes),
       "volumes_with_foreground": len(volumes),
       "subjects": len({name for name, _ in survey.volumes}),

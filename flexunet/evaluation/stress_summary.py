@@ -351,7 +351,7 @@ def text(entry: Mapping[str, Any]) -> str:
   clean = entry["clean"]["dice"]
   lines = [f"{entry['split']}, disturbed: Dice {_number(clean)} undisturbed,"
            f" {progress.count(entry['volumes_with_foreground'], 'volume')}"]  # fmt: skip
-  rows = [("disturbance", f"Dice has fallen by {FALL:g} at", "least Dice", "at", "ceiling")]
+  rows = [("disturbance", f"{FALL:g} less at", "least Dice", "at", "ceiling")]
   for one in entry["disturbances"]:
     worst = least_grade(one)
     at = quantity(worst["strength"], one["unit"]) if one["graded"] else ""
@@ -381,7 +381,7 @@ def _number(value: float | None) -> str:
 
 
 def quantity(strength: float, unit: str) -> str:
-  """Returns a strength with its unit, such as "2.4 mm"."""
+  """Returns a strength with its unit, such as "2.4 mm"; a share of something in percent."""
   if unit.startswith("of the"):
-    return f"{100 * strength:.3g} % {unit}"
+    return f"{100 * strength:.3g} %"
   return f"{strength:.3g} {unit}".strip()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _MEAN, _LIMIT, _CEILING = charts.LINE_COLORS[0], charts.LINE_COLORS[1], charts.LINE_COLORS[2]
 _CLEAN = charts.LINE_COLORS[6]
 _LONGEST, _OUTLINE = 480, 2
+_VISIBLE_CEILING = 0.995  # A line along the edge of the chart says nothing.
 _MARGIN, _LEAST_SHOWN = 1.2, 96  # Around small structures; the disturbance must be seen too.
 
 
@@ -32,7 +33,7 @@ class StressChart(charts.Chart):
   Attributes:
     strengths: Mildest first, that which changes nothing before them.
     mean, low, high: Of the volumes, at each.
-    ceiling: Dice of a perfect answer, at each; drawn where it is below 1.
+    ceiling: Dice of a perfect answer, at each; drawn where it is clearly below 1.
     fall: The strength at which Dice has fallen by `FALL`; None: it is not among them.
     y_range: Ends of the y axis.
   """
@@ -58,7 +59,7 @@ class StressChart(charts.Chart):
 
   @property
   def _has_ceiling(self) -> bool:
-    return min(self.ceiling) < 0.9995
+    return min(self.ceiling) < _VISIBLE_CEILING
 
   def plot(self, axis: Axes) -> None:
     """Draws the mean over the range of the volumes, and the lines it is compared with."""

@@ -99,7 +99,7 @@ def test_the_most_harmful_disturbance_stands_first_and_what_is_not_graded_last()
 
 def test_strengths_are_said_with_their_unit():
   assert figures.quantity(2.4567, "mm") == "2.46 mm"
-  assert figures.quantity(0.084, "of the window") == "8.4 % of the window"
+  assert figures.quantity(0.084, "of the window") == "8.4 %"
   assert figures.quantity(1.5, "") == "1.5"
   entry = {"unit": "mm", "grades": [{"strength": 1.5}, {"strength": 6.0}]}
   assert "before 1.5 mm, the mildest tried" in figures.fall_text(entry, {"status": "before"})
