@@ -158,17 +158,24 @@ def main(argv: Sequence[str]) -> None:
     )
   else:
     folder, figures = run, evaluate.evaluate(run, splits, **options)
-  stressed = stress_summary.read_figures(folder) if asked else {}
+  _show(folder, figures, stress_summary.read_figures(folder) if asked else {})
+
+
+def _show(
+    folder: RunFolder, figures: Mapping[str, Any], stressed: Mapping[str, Mapping[str, Any]]
+) -> None:
+  """Prints the scores of each split, of undisturbed and of disturbed volumes, and the files."""
   for split, entry in figures.items():
-    own = stressed.get(split)
+    own = {"stress": stressed[split]} if split in stressed else {}
     if _JSON.value:
-      print(json.dumps({**_summary(split, entry), **({"stress": own} if own else {})}))
-    else:
-      print(scores_text(split, entry))
-      print(f"\n{stress_summary.text(own)}" if own else "", end="\n" if own else "")
+      print(json.dumps({**_summary(split, entry), **own}))
+      continue
+    print(scores_text(split, entry))
+    if own:
+      print(f"\n{stress_summary.text(own['stress'])}")
   if not _JSON.value:
     print(f"\nReport  {folder.report_html}\nCases   {folder.cases_csv}")
-    if asked:
+    if stressed:
       print(f"Stress  {stress_summary.csv_path(folder)}")
 
 

@@ -73,18 +73,12 @@ def evaluate_ensemble(
   tables = _whole_tables(runs, configs, source, splits)
   seen, unsaid = _seen(runs, configs, source)
   if learns:
-    split = configs[0].data.validation_split
-    (table,) = _whole_tables(runs, configs, source, [split]).values()
-    table = _unseen(runs, source, table, seen)
-    runs = _learnt(runs, options, source, table, split, show_progress)
-  scales = [options.temperature(run) for run in runs.runs]
+    runs = _learnt(runs, configs, options, source, seen, show_progress)
   about = {
       **evaluate.provenance(source, runs.digest(), _common_fold(configs).data),
       "surface_tolerances_mm": tolerances,
-      # One number, where there is one; each run has its own.
-      "temperature": scales[0] if len(set(scales)) == 1 else None,
       "lesion_overlap": evaluate.overlap_of(lesions, lesion_overlap, source),
-      "ensemble": {**_about(runs), "temperatures": scales},
+      **_about(runs, [options.temperature(run) for run in runs.runs]),
   }
   network = opening.open_runs(runs, options)
   candidate = evaluate.Candidate(
@@ -97,12 +91,17 @@ def evaluate_ensemble(
   )
 
 
-def _about(runs: RunSet) -> dict[str, Any]:
+def _about(runs: RunSet, temperatures: Sequence[float]) -> dict[str, Any]:
+  """Returns what entries of `metrics.json` say of an ensemble; each run has its temperature."""
   return {
-      "runs": runs.names,
-      "weights": list(runs.weights),
-      "kind": runs.kind,
-      "learnt_on": runs.learnt_on,
+      "temperature": temperatures[0] if len(set(temperatures)) == 1 else None,
+      "ensemble": {
+          "runs": runs.names,
+          "weights": list(runs.weights),
+          "kind": runs.kind,
+          "learnt_on": runs.learnt_on,
+          "temperatures": list(temperatures),
+      },
   }
 
 
@@ -219,13 +218,16 @@ def _unseen(
 
 def _learnt(
     runs: RunSet,
+    configs: Sequence[config.RunConfig],
     options: PredictionOptions,
     source: DatasetSource,
-    table: RecordTable,
-    split: str,
+    seen: Sequence[seen_subjects.SubjectsSeen],
     show_progress: bool,
 ) -> RunSet:
-  """Returns the runs with the weights that fit the subjects of a table."""
+  """Returns the runs with the weights that fit the validation subjects that no run has seen."""
+  split = configs[0].data.validation_split
+  (table,) = _whole_tables(runs, configs, source, [split]).values()
+  table = _unseen(runs, source, table, seen)
   count = len(runs.runs)
   sums = ensemble_weights.learn(
       opening.open_runs(runs, options), source, table, count, show_progress=show_progress

@@ -56,11 +56,10 @@ class BiasField(Disturbance):
   strengths = (0.2, 0.4, 0.6, 0.8, 1.0, 1.4)
 
   def against(self, setting: Setting) -> str:
-    """As of `Disturbance`."""
     return _not_in_ct(setting)
 
   def apply(self, volume: LabelledVolume, strength: float, setting: Setting) -> Disturbed:
-    """As of `Disturbance`; channels that are scans of their own have fields of their own."""
+    # Channels that are scans of their own have fields of their own.
     count = volume.images[0].shape[-1] if setting.separate_channels else 1
     fields = [field(volume, channel) for channel in range(count)]
     values = [
@@ -107,11 +106,9 @@ class Noise(Disturbance):
   strengths = (0.02, 0.04, 0.08, 0.12, 0.18, 0.26)
 
   def unit(self, setting: Setting) -> str:
-    """As of `Disturbance`."""
     return "of the window"
 
   def apply(self, volume: LabelledVolume, strength: float, setting: Setting) -> Disturbed:
-    """As of `Disturbance`."""
     sigma = np.float32(255 * strength)
     magnitude = setting.windowed[0] and not setting.is_ct
     values = []
@@ -135,11 +132,9 @@ class Blur(Disturbance):
   strengths = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 
   def unit(self, setting: Setting) -> str:
-    """As of `Disturbance`."""
     return setting.length_unit
 
   def apply(self, volume: LabelledVolume, strength: float, setting: Setting) -> Disturbed:
-    """As of `Disturbance`."""
     sigmas = [strength / _FWHM / edge for edge in setting.edges(volume)]
     values = [
         ndimage.gaussian_filter(image.astype(np.float32), (*sigmas, 0), mode="nearest")
@@ -154,11 +149,9 @@ class Gamma(Disturbance):
   neutral = 1.0
 
   def against(self, setting: Setting) -> str:
-    """As of `Disturbance`."""
     return _not_in_ct(setting)
 
   def apply(self, volume: LabelledVolume, strength: float, setting: Setting) -> Disturbed:
-    """As of `Disturbance`; black and white stay."""
     table = np.rint(255 * (np.arange(256) / 255) ** strength).astype(np.uint8)
     return Disturbed([table[image] for image in volume.images], spacing_of(volume))
 

@@ -47,23 +47,19 @@ class InPlaneSpacing(Disturbance):
   strengths = _TIMES
 
   def grades(self, setting: Setting) -> list[float]:
-    """As of `Disturbance`: multiples of the dataset's own spacing."""
+    """Returns multiples of the dataset's own spacing."""
     return [_rounded(times * self.neutral_strength(setting)) for times in self.strengths]
 
   def neutral_strength(self, setting: Setting) -> float:
-    """As of `Disturbance`."""
     return 1.0 if setting.pixel_mm is None else setting.pixel_mm
 
   def unit(self, setting: Setting) -> str:
-    """As of `Disturbance`."""
     return setting.length_unit
 
   def fits(self, volume: LabelledVolume) -> bool:
-    """As of `Disturbance`."""
     return one_size(volume)
 
   def apply(self, volume: LabelledVolume, strength: float, setting: Setting) -> Disturbed:
-    """As of `Disturbance`."""
     edges = setting.edges(volume)
     native_hw = volume.images[0].shape[:2]
     geometry = stress_geometry.resampling(native_hw, edges, strength)
@@ -88,27 +84,22 @@ class SliceThickness(Disturbance):
   strengths = _TIMES
 
   def grades(self, setting: Setting) -> list[float]:
-    """As of `Disturbance`: multiples of the dataset's own distance."""
+    """Returns multiples of the dataset's own distance."""
     return [_rounded(times * self.neutral_strength(setting)) for times in self.strengths]
 
   def neutral_strength(self, setting: Setting) -> float:
-    """As of `Disturbance`."""
     return 1.0 if setting.slice_mm is None else setting.slice_mm
 
   def unit(self, setting: Setting) -> str:
-    """As of `Disturbance`."""
     return "slices" if setting.slice_mm is None else "mm"
 
   def against(self, setting: Setting) -> str:
-    """As of `Disturbance`."""
     return "" if setting.has_solid else "there are no volumes of several slices without gaps"
 
   def fits(self, volume: LabelledVolume) -> bool:
-    """As of `Disturbance`."""
     return volume.is_solid
 
   def apply(self, volume: LabelledVolume, strength: float, setting: Setting) -> Disturbed:
-    """As of `Disturbance`."""
     size = len(volume.images)
     edge = 1.0 if setting.slice_mm is None else volume.slice_spacing_mm
     count = max(min(2, size), stress_geometry.coarse(size, edge, strength))
@@ -136,15 +127,12 @@ class Rotation(Disturbance):
   strengths = (5.0, 10.0, 15.0, 20.0, 30.0, 45.0)
 
   def unit(self, setting: Setting) -> str:
-    """As of `Disturbance`."""
     return "degrees"
 
   def fits(self, volume: LabelledVolume) -> bool:
-    """As of `Disturbance`."""
     return one_size(volume)
 
   def apply(self, volume: LabelledVolume, strength: float, setting: Setting) -> Disturbed:
-    """As of `Disturbance`."""
     sign = generator(volume, self.name).choice((-1.0, 1.0))
     native_hw = volume.images[0].shape[:2]
     geometry = stress_geometry.turning(native_hw, setting.edges(volume), float(sign) * strength)
@@ -165,21 +153,17 @@ class MissingSlices(Disturbance):
   strengths = (0.1, 0.2, 0.3, 0.4, 0.55, 0.7)
 
   def unit(self, setting: Setting) -> str:
-    """As of `Disturbance`."""
     return "of the slices"
 
   def against(self, setting: Setting) -> str:
-    """As of `Disturbance`."""
     if setting.whole_volumes:
       return "runs of several planes need whole volumes"
     return "" if setting.has_solid else "there are no volumes of several slices without gaps"
 
   def fits(self, volume: LabelledVolume) -> bool:
-    """As of `Disturbance`."""
     return volume.is_solid and len(volume.images) > 2
 
   def apply(self, volume: LabelledVolume, strength: float, setting: Setting) -> Disturbed:
-    """As of `Disturbance`."""
     kept = self.kept(volume, strength)
     slabs = [(np.array([place]), np.ones(1, np.float32)) for place in kept.tolist()]
     where = np.interp(np.arange(len(volume.images)), kept, np.arange(len(kept)))
@@ -211,9 +195,6 @@ class Flip(Disturbance):
   strengths = (1.0,)
 
   def apply(self, volume: LabelledVolume, strength: float, setting: Setting) -> Disturbed:
-    """As of `Disturbance`; nothing where the strength is 0."""
-    if not strength:
-      return Disturbed(list(volume.images), spacing_of(volume))
     relabel = setting.sides
     if (np.arange(len(relabel)) == relabel).all():
       relabel = None

@@ -42,6 +42,12 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture
+def undrawn(monkeypatch):
+  """Leaves out the report, which takes longer than all else here."""
+  monkeypatch.setattr(evaluate.report, "write_report", lambda run: None)
+
+
+@pytest.fixture
 def run(tmp_path, monkeypatch):
   """A run whose network knows the classes by their brightness: a perfect one of clean scans."""
   made = run_folder.RunFolder.create(tmp_path / "run")
@@ -78,7 +84,7 @@ def asked(monkeypatch):
   return calls
 
 
-def test_a_network_that_reads_brightness_stands_what_keeps_brightness(run, data_dir):
+def test_a_network_that_reads_brightness_stands_what_keeps_brightness(run, data_dir, undrawn):
   entry = stressed(run, data_dir, "flip,rotation,missing,gamma,orientation")
   assert entry["clean"]["dice"] == 1.0 and entry["volumes"] == 2
   # Mirrored and back nothing is lost; neighbours are equal, so that gaps are filled as they were.
@@ -98,14 +104,16 @@ def test_a_network_that_reads_brightness_stands_what_keeps_brightness(run, data_
   assert [one["name"] for one in entry["disturbances"]][-1] == "flip"
 
 
-def test_the_undisturbed_score_is_that_of_the_evaluation(run, data_dir):
+def test_the_undisturbed_score_is_that_of_the_evaluation(run, data_dir, undrawn):
   entry = stressed(run, data_dir, "noise")
   metrics = json.loads(run.metrics_json.read_text())["test"]
   assert entry["clean"]["dice"] == metrics["foreground_dice"]["mean"]
   assert entry["model_sha256"] == metrics["evaluated"]["model_sha256"]
 
 
-def test_what_is_known_is_not_computed_again_and_more_may_be_asked_for(run, data_dir, asked):
+def test_what_is_known_is_not_computed_again_and_more_may_be_asked_for(
+    run, data_dir, asked, undrawn
+):
   stressed(run, data_dir, "quick,noise")
   assert len(asked) == 2 * (1 + 3)
   asked.clear()
@@ -117,7 +125,7 @@ def test_what_is_known_is_not_computed_again_and_more_may_be_asked_for(run, data
   assert not asked and again["disturbances"] == entry["disturbances"]
 
 
-def test_another_network_or_other_options_are_tested_anew(run, data_dir, asked):
+def test_another_network_or_other_options_are_tested_anew(run, data_dir, asked, undrawn):
   stressed(run, data_dir, "flip")
   asked.clear()
   stressed(run, data_dir, "flip", options=opening.PredictionOptions(clean_up=False, batch_size=3))
@@ -129,7 +137,7 @@ def test_another_network_or_other_options_are_tested_anew(run, data_dir, asked):
   assert len({row.key for row in rows}) == 1
 
 
-def test_a_test_that_was_interrupted_continues(run, data_dir, asked, monkeypatch):
+def test_a_test_that_was_interrupted_continues(run, data_dir, asked, monkeypatch, undrawn):
   whole = stressed(run, data_dir, "noise")
   rows = figures.read_rows(figures.csv_path(run))
   figures.csv_path(run).unlink()
@@ -156,14 +164,14 @@ def test_a_test_that_was_interrupted_continues(run, data_dir, asked, monkeypatch
   assert sorted(map(repr, figures.read_rows(figures.csv_path(run)))) == sorted(map(repr, rows))
 
 
-def test_order_and_choice_of_disturbances_change_nothing(run, data_dir):
+def test_order_and_choice_of_disturbances_change_nothing(run, data_dir, undrawn):
   alone = of(stressed(run, data_dir, "bias"), "bias")
   figures.csv_path(run).unlink()
   beside = of(stressed(run, data_dir, "noise,bias,blur"), "bias")
   assert alone == beside
 
 
-def test_ct_goes_without_bias_and_gamma_and_says_why(run, data_dir, monkeypatch, capsys):
+def test_ct_goes_without_bias_and_gamma_and_says_why(run, data_dir, monkeypatch, capsys, undrawn):
   facts = {"intensity": {"kind": "window", "low": 0.0, "high": 80.0}}
   run.write_config(run_samples.with_facts(run.read_config(), **facts))
   entry = stressed(run, data_dir, "quick,bias,gamma,noise")
@@ -172,7 +180,7 @@ def test_ct_goes_without_bias_and_gamma_and_says_why(run, data_dir, monkeypatch,
   assert "Bias field skipped: the scans are of CT" in figures.text(entry)
 
 
-def test_images_go_without_what_needs_volumes(run, tmp_path):
+def test_images_go_without_what_needs_volumes(run, tmp_path, undrawn):
   single = [{**record, "volume": f"{record['subject']}_{record['slice_index']}", "slice_index": 0,
              "spacing_mm": (np.nan, np.nan), "slice_spacing_mm": np.nan}
             for record in [*records("A", 2), *records("B", 2)]]  # fmt: skip
@@ -187,7 +195,7 @@ def test_images_go_without_what_needs_volumes(run, tmp_path):
   assert entry["volumes"] == 4 and of(entry, "flip")["grades"][0]["dice"] == 1.0
 
 
-def test_rows_and_examples_are_written_beside_the_figures(run, data_dir):
+def test_rows_and_examples_are_written_beside_the_figures(run, data_dir, undrawn):
   entry = stressed(run, data_dir, "quick,gamma,flip,missing,rotation,spacing")
   with open(figures.csv_path(run), newline="") as stream:
     rows = list(csv.DictReader(stream))
@@ -219,7 +227,7 @@ def test_the_report_and_the_terminal_show_what_was_found(run, data_dir, capsys):
   assert line["stress"]["clean"]["dice"] == 1.0
 
 
-def test_a_report_says_when_another_network_was_stressed(run, data_dir):
+def test_a_report_says_when_another_network_was_tested(run, data_dir):
   stressed(run, data_dir, "flip")
   assert "another model.keras" not in run.report_html.read_text().split("Robustness")[-1]
   run.model_keras.write_bytes(b"another model")
@@ -237,7 +245,7 @@ def test_stress_alone_stands_for_the_quick_test_and_an_unknown_name_is_refused(r
     program.main(["evaluate"])
 
 
-def test_the_library_gives_the_figures_in_one_call(run, data_dir):
+def test_the_library_gives_the_figures_in_one_call(run, data_dir, undrawn):
   entry = library.load(run.path).stress("flip", data_dir=data_dir, show_progress=False)
   assert entry == figures.read_figures(run)["test"] and entry["split"] == "test"
 

@@ -21,11 +21,12 @@ from flexunet.evaluation.stress_positions import (
 
 
 @pytest.mark.parametrize("windowed", [False, True])
-@pytest.mark.parametrize("one", DISTURBANCES, ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "one", [one for one in DISTURBANCES if not isinstance(one, Flip)], ids=lambda one: one.name
+)
 def test_the_neutral_strength_changes_nothing(one, windowed):
   volume, setting = stress_samples.volume(), stress_samples.setting(windowed=(windowed,))
-  neutral = 0.0 if isinstance(one, Flip) else one.neutral_strength(setting)
-  found = one.apply(volume, neutral, setting)
+  found = one.apply(volume, one.neutral_strength(setting), setting)
   assert all(np.array_equal(a, b) for a, b in zip(found.images, volume.images, strict=True))
   assert found.spacing_mm == (1.0, 1.0, 2.0)
   truth = found.geometry.truth(volume.labels, 3)
