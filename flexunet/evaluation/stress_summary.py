@@ -340,9 +340,9 @@ def fall_text(entry: Mapping[str, Any], fall: Mapping[str, Any] | None = None) -
   if found["status"] == WITHIN:
     return quantity(found["strength"], entry["unit"])
   if found["status"] == BEFORE:
-    return f"before {quantity(strengths[0], entry['unit'])}, the mildest tried"
+    return f"before {quantity(strengths[0], entry['unit'])}, the mildest"
   if found["status"] == BEYOND:
-    return f"beyond {quantity(strengths[-1], entry['unit'])}, the largest tried"
+    return f"beyond {quantity(strengths[-1], entry['unit'])}, the largest"
   return ""
 
 
@@ -351,7 +351,7 @@ def text(entry: Mapping[str, Any]) -> str:
   clean = entry["clean"]["dice"]
   lines = [f"{entry['split']}, disturbed: Dice {_number(clean)} undisturbed,"
            f" {progress.count(entry['volumes_with_foreground'], 'volume')}"]  # fmt: skip
-  rows = [("disturbance", f"{FALL:g} less at", "least Dice", "at", "ceiling")]
+  rows = [("disturbance", f"{FALL:g} less at", "least", "at", "ceiling")]
   for one in entry["disturbances"]:
     worst = least_grade(one)
     at = quantity(worst["strength"], one["unit"]) if one["graded"] else ""

@@ -89,7 +89,7 @@ def _page(run: run_folder.RunFolder) -> str:
       top=top,
       sections=[
           *_result_sections(run, run_config, evaluations),
-          *_stress_sections(run, run_config, evaluations, model_sha256),
+          *_stress_sections(run, run_config, model_sha256),
           ("decisions", "Learnt from validation",
            decisions_section.decisions_section(_read_json(run.calibration_json), model_sha256)),
           *(_ensemble_sections(runs) if runs
@@ -186,24 +186,21 @@ def _result_sections(
 
 
 def _stress_sections(
-    run: run_folder.RunFolder,
-    run_config: config.RunConfig,
-    evaluations: Mapping[str, Any],
-    model_sha256: str | None,
+    run: run_folder.RunFolder, run_config: config.RunConfig, model_sha256: str | None
 ) -> list[tuple[str, str, str]]:
   """Returns (anchor, title, HTML) of what was scored on disturbed volumes."""
-  tested = stress_summary.read_figures(run)
+  tested = _least_seen_first(stress_summary.read_figures(run), run_config.data)
   scheme = run_config.dataset_facts.label_scheme
   return [
       (
           f"stress-{split}",
           f"Robustness: disturbed scans of {split}",
           stress_section.stress_section(
-              tested[split], stress_examples.read(stress_examples.path_of(run, split)), scheme,
+              entry, stress_examples.read(stress_examples.path_of(run, split)), scheme,
               model_sha256,
           ),
       )
-      for split in evaluations if split in tested
+      for split, entry in tested.items()
   ]  # fmt: skip
 
 

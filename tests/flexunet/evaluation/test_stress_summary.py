@@ -102,8 +102,8 @@ def test_strengths_are_said_with_their_unit():
   assert figures.quantity(0.084, "of the window") == "8.4 %"
   assert figures.quantity(1.5, "") == "1.5"
   entry = {"unit": "mm", "grades": [{"strength": 1.5}, {"strength": 6.0}]}
-  assert "before 1.5 mm, the mildest tried" in figures.fall_text(entry, {"status": "before"})
-  assert "beyond 6 mm, the largest tried" in figures.fall_text(entry, {"status": "beyond"})
+  assert "before 1.5 mm, the mildest" in figures.fall_text(entry, {"status": "before"})
+  assert "beyond 6 mm, the largest" in figures.fall_text(entry, {"status": "beyond"})
 
 
 def test_rows_come_back_from_their_file_as_they_were(tmp_path):
