@@ -12,6 +12,13 @@ their own, ENSEMBLE/evaluation and ENSEMBLE/ensemble.html; runs and weights into
 ENSEMBLE/ensemble.json, so that ENSEMBLE can be named as --run_dir. Splits, slices and truth are
 those of the first run's dataset. Whom one of the runs was trained on the ensemble has seen: of the
 runs of a cross-validation the test split alone is new to all.
+
+  flexunet evaluate --run_dir=RUN --stress
+
+also scores the volumes disturbed by bias field, noise, blur, larger pixels, thicker slices, gamma,
+rotation, missing slices, a left-right flip and other axes of the file, each in rising strength, and
+says at which strength Dice has fallen by 0.05: RUN/evaluation/stress.json, stress.csv and the
+report. What is known from an earlier call is not computed again.
 """
 
 from __future__ import annotations
@@ -24,6 +31,7 @@ from flexunet import ensemble_folder
 from flexunet.core import command_line, files, flags, progress
 from flexunet.core.errors import InputError
 from flexunet.ensemble_folder import RunSet
+from flexunet.evaluation import stress_summary
 from flexunet.pipelines import dataset_source
 from flexunet.prediction import test_time, tiles
 from flexunet.run_folder import RunFolder
@@ -32,7 +40,7 @@ _PASSES = "Tiles and views"
 _DISTANCES = ("hd95", "hd100", "assd", "masd")
 
 _PROGRAM = flags.Program(
-    __doc__, first=("run_dir", "output_dir", "weights", "split", "data_dir", "json")
+    __doc__, first=("run_dir", "output_dir", "weights", "split", "data_dir", "stress", "json")
 )
 _RUN_DIR = _PROGRAM.string(
     "run_dir", None,
@@ -78,6 +86,13 @@ _LESION_OVERLAP = _PROGRAM.float(
     "Share of a lesion's voxels that must be overlapped for it to be found, or not to be false; 0"
     " stands for one voxel.",
 )  # fmt: skip
+_STRESS = _PROGRAM.word(
+    "stress",
+    "quick",
+    "Also scores disturbed volumes. quick (the default without a value): every second strength;"
+    " full: all; or some of bias, noise, blur, spacing (spacing_in_plane, spacing_through), gamma"
+    " (gamma_dark, gamma_bright), rotation, missing, flip, orientation, as in quick,noise,blur.",
+)
 _BATCH_SIZE = _PROGRAM.integer("batch_size", 8, "Slices per step.", lower_bound=1)
 _VIEWS = _PROGRAM.fields(test_time.ViewOptions, _PASSES)
 _TILES = _PROGRAM.fields(tiles.TileOptions, _PASSES)
@@ -100,11 +115,13 @@ def main(argv: Sequence[str]) -> None:
   # SciPy: --help does without.
   from flexunet.evaluation.lesions import checked_overlap
   from flexunet.evaluation.scores import checked_tolerances
+  from flexunet.evaluation.stress_disturbances import Request
 
   tolerances_mm = checked_tolerances(_TOLERANCES.value)
   if _CALIBRATE.value and not _CALIBRATED.value:
     raise InputError("--calibrate learns what --nocalibrated leaves aside. Pass one of the two.")
   lesion_overlap = checked_overlap(_LESION_OVERLAP.value)
+  asked = Request.of(_STRESS.value)
   splits = list(dict.fromkeys(name.strip() for name in _SPLIT.value if name.strip()))
   run_config = run.configs()[0] if isinstance(run, RunSet) else run.read_config()
   dataset_source.check_folder(*run_config.dataset_in(_DATA_DIR.value), splits)
@@ -128,6 +145,7 @@ def main(argv: Sequence[str]) -> None:
       "tolerances_mm": tolerances_mm,
       "lesions": _LESIONS.value,
       "lesion_overlap": lesion_overlap,
+      "stress": _STRESS.value,
       "options": opening.PredictionOptions(
           batch_size=_BATCH_SIZE.value, views=views, tiles=cuts, calibrated=_CALIBRATED.value,
           clean_up=_CLEAN_UP.value,
@@ -140,10 +158,25 @@ def main(argv: Sequence[str]) -> None:
     )
   else:
     folder, figures = run, evaluate.evaluate(run, splits, **options)
+  _show(folder, figures, stress_summary.read_figures(folder) if asked else {})
+
+
+def _show(
+    folder: RunFolder, figures: Mapping[str, Any], stressed: Mapping[str, Mapping[str, Any]]
+) -> None:
+  """Prints the scores of each split, of undisturbed and of disturbed volumes, and the files."""
   for split, entry in figures.items():
-    print(json.dumps(_summary(split, entry)) if _JSON.value else scores_text(split, entry))
+    own = {"stress": stressed[split]} if split in stressed else {}
+    if _JSON.value:
+      print(json.dumps({**_summary(split, entry), **own}))
+      continue
+    print(scores_text(split, entry))
+    if own:
+      print(f"\n{stress_summary.text(own['stress'])}")
   if not _JSON.value:
     print(f"\nReport  {folder.report_html}\nCases   {folder.cases_csv}")
+    if stressed:
+      print(f"Stress  {stress_summary.csv_path(folder)}")
 
 
 def _check_folders(run: RunFolder | RunSet) -> None:

@@ -23,7 +23,7 @@ from flexunet.core import config_fields
 from flexunet.core.errors import InputError, unknown_name
 from flexunet.cross_validation import cross_validate as cross_validation
 from flexunet.ensemble_folder import RunSet
-from flexunet.evaluation import calibrate, evaluate, evaluate_ensemble
+from flexunet.evaluation import calibrate, evaluate, evaluate_ensemble, stress_summary
 from flexunet.evaluation.scores import DEFAULT_TOLERANCES_MM
 from flexunet.imaging import pictures, scan_files
 from flexunet.pipelines.augmentation.config import AugmentationConfig
@@ -214,8 +214,8 @@ class Run(Segmenter):
     Args:
       splits: Names of splits.
       **options: As in `evaluation.evaluate.evaluate`: data_dir, allow_other_data, tolerances_mm,
-        lesions, lesion_overlap, show_progress; and batch_size, tile, overlap, tta, tta_scales,
-        calibrated and clean_up, as in `predict`.
+        lesions, lesion_overlap, stress, show_progress; and batch_size, tile, overlap, tta,
+        tta_scales, calibrated and clean_up, as in `predict`.
 
     Returns:
       Split -> its entry in `metrics.json`.
@@ -223,6 +223,22 @@ class Run(Segmenter):
     names = [splits] if isinstance(splits, str) else list(splits)
     asked = _options_of(_taken(options, _PASSES), options.pop("batch_size", 8))
     return evaluate.evaluate(self.folder, names, options=asked, **options)
+
+  def stress(
+      self, which: str | Sequence[str] = "quick", split: str = "test", **options: Any
+  ) -> dict[str, Any]:
+    """Scores the run on disturbed volumes of a split, after the undisturbed ones.
+
+    Args:
+      which: "quick", "full", or names of disturbances; see `stress_disturbances.Request`.
+      split: Its name.
+      **options: As in `evaluate`.
+
+    Returns:
+      The entry of the split in `stress.json`.
+    """
+    self.evaluate(split, stress=which, **options)
+    return stress_summary.read_figures(self.folder)[split]
 
   def calibrate(self, **options: Any) -> run_calibration.RunCalibration:
     """Learns from the validation split, as `flexunet calibrate` does; see `calibrate.calibrate`."""
@@ -280,6 +296,14 @@ class RunEnsemble(Segmenter):
     names = [splits] if isinstance(splits, str) else list(splits)
     asked = _options_of(_taken(options, _PASSES), options.pop("batch_size", 8))
     return evaluate_ensemble.evaluate_ensemble(self.runs, names, options=asked, **options)
+
+  def stress(
+      self, which: str | Sequence[str] = "quick", split: str = "test", **options: Any
+  ) -> dict[str, Any]:
+    """Scores the ensemble on disturbed volumes; as `Run.stress`."""
+    folder = ensemble_folder.output_folder(self.runs, options.get("output_dir"))
+    self.evaluate(split, stress=which, **options)
+    return stress_summary.read_figures(folder)[split]
 
 
 def load(

@@ -56,10 +56,22 @@ class Program:
     self._unset: dict[str, str] = {}  # What the default of None means.
     self._required: list[str] = []
     self._one_of: list[str] = []
+    self._bare: list[str] = []
 
   def string(self, name: str, default: str | None, help: str, **options: Any) -> FlagHolder:
     """Defines a flag of text; `options` are `group` and `required`."""
     return self._add(absl_flags.DEFINE_string, name, default, help=help, **options)
+
+  def word(self, name: str, bare: str, help: str, **options: Any) -> FlagHolder:
+    """Defines a flag of text that may stand alone: --name is --name=bare, its absence ""."""
+    self._bare.append(name)
+
+    def define(name: str, default: str, help: str, flag_values: absl_flags.FlagValues) -> Any:
+      holder = absl_flags.DEFINE(_BareParser(bare), name, default, help, flag_values)
+      flag_values[name].boolean = True  # So that absl does not take the next word for its value.
+      return holder
+
+    return self._add(define, name, "", help=help, **options)
 
   def integer(self, name: str, default: int | None, help: str, **options: Any) -> FlagHolder:
     """Defines a flag of a whole number; `options` also `lower_bound` and `upper_bound`."""
@@ -200,6 +212,8 @@ class Program:
   def _explained(self, name: str, columns: int) -> str:
     flag = self.values[name]
     head = f"--[no]{name}" if flag.boolean else f"--{name}"
+    if name in self._bare:
+      head = f"--{name}[=...]"
     choices = self._choices.get(name, ())
     lines: list[str] = []
     if isinstance(choices, Mapping):
@@ -224,6 +238,18 @@ class Program:
     if isinstance(flag.default, (list, tuple)):
       return ",".join(flag.default)
     return f"{flag.default:g}" if isinstance(flag.default, float) else str(flag.default)
+
+
+class _BareParser(absl_flags.ArgumentParser):
+  """Reads a text; what absl makes of a flag without one becomes `bare`, of --noname ""."""
+
+  def __init__(self, bare: str):
+    super().__init__()
+    self._bare = bare
+
+  def parse(self, argument: str) -> str:
+    """Returns the value of a word of the command line."""
+    return {"true": self._bare, "false": ""}.get(argument, argument)
 
 
 def read(cls: type, holders: dict[str, FlagHolder], **extra: Any) -> Any:

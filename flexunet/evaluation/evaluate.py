@@ -14,8 +14,9 @@ import flexunet
 from flexunet import config, run_folder, seen_subjects
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError, unknown_name
-from flexunet.evaluation import examples, summary
+from flexunet.evaluation import examples, stress_disturbances, summary
 from flexunet.evaluation import lesions as lesion_scores
+from flexunet.evaluation import stress as stress_tests
 from flexunet.evaluation.scores import (
   DEFAULT_TOLERANCES_MM,
   VOLUME_ERROR_NAMES,
@@ -48,6 +49,7 @@ class Candidate:
     seen: Whom it has seen.
     unsaid: What is not known of that, one sentence each.
     about: What its entries in `metrics.json` say under "evaluated".
+    options: How it is asked.
     weighed_on: Subjects on whom the weights of an ensemble were learnt.
   """
 
@@ -57,6 +59,7 @@ class Candidate:
   seen: list[seen_subjects.SubjectsSeen]
   unsaid: list[str]
   about: dict[str, Any]
+  options: PredictionOptions = AS_TRAINED
   weighed_on: frozenset[str] = frozenset()
 
   def warnings(self, known: seen_subjects.Overlap) -> list[str]:
@@ -81,6 +84,7 @@ def evaluate(
     options: PredictionOptions = AS_TRAINED,
     lesions: str = "auto",
     lesion_overlap: float = 0.0,
+    stress: str | Sequence[str] = "",
     show_progress: bool = True,
 ) -> dict[str, Any]:
   """Scores splits and writes metrics.json, cases.csv, examples and the report.
@@ -98,6 +102,8 @@ def evaluate(
     lesions: Whether lesions are scored one by one: "on", "off", or "auto", where the dataset
       declares that its classes are lesions.
     lesion_overlap: Share of a lesion that must be overlapped; 0: one voxel. See `lesions`.
+    stress: Also scores disturbed volumes (`stress.json`, `stress.csv`): "quick", "full", or names,
+      see `stress_disturbances.Request`; "": does not.
     show_progress: Draws a bar on standard error.
 
   Returns:
@@ -108,6 +114,7 @@ def evaluate(
   """
   run_config = run.read_config()
   tolerances = checked_tolerances(tolerances_mm)
+  request = stress_disturbances.Request.of(stress)
   source = open_run_dataset(run_config, data_dir)
   check_data(source, run_config, splits, allow_other_data)
   predictor = opening.open_run(run, run_config, options)
@@ -117,9 +124,11 @@ def evaluate(
       "temperature": options.temperature(run),
       "lesion_overlap": overlap_of(lesions, lesion_overlap, source),
   }
-  candidate = Candidate(run, run_config, predictor, *seen_by(run, source, run_config), about)
+  candidate = Candidate(
+      run, run_config, predictor, *seen_by(run, source, run_config), about, options
+  )
   tables = split_tables(source, run_config, splits)
-  return write_scores(candidate, source, tables, show_progress=show_progress)
+  return write_scores(candidate, source, tables, stress=request, show_progress=show_progress)
 
 
 def write_scores(
@@ -127,6 +136,7 @@ def write_scores(
     source: DatasetSource,
     tables: Mapping[str, RecordTable],
     *,
+    stress: stress_disturbances.Request | None = None,
     show_progress: bool = True,
 ) -> dict[str, Any]:
   """Scores splits and writes metrics.json, cases.csv, examples and the report; as `evaluate`.
@@ -135,6 +145,7 @@ def write_scores(
     candidate: What is scored.
     source: The opened dataset.
     tables: Split -> its records.
+    stress: The disturbances under which they are scored too; None: none.
     show_progress: Draws a bar on standard error.
   """
   run, run_config, written = candidate.folder, candidate.config, {}
@@ -161,7 +172,30 @@ def write_scores(
       written[split] = _figures(split, scores, {**known.to_json(), **candidate.about, **asked})
       _write_split(run, split, written[split], scores)
     report.write_report(run)
+    if stress is not None:
+      tested = stress_tests.Tested(
+          run, run_config, candidate.predictor, source, _stress_about(candidate), stress,
+          show_progress,
+      )  # fmt: skip
+      for split, table in tables.items():
+        stress_tests.stress(tested, split, table)
+      report.write_report(run)
   return written
+
+
+def _stress_about(candidate: Candidate) -> dict[str, Any]:
+  """Returns all on which scores of disturbed volumes depend but the disturbance."""
+  known = ("dataset", "fingerprint", "model_sha256", "temperature")
+  options = candidate.options
+  return {
+      **{name: candidate.about[name] for name in known},
+      "options": {
+          "views": dataclasses.asdict(options.views),
+          "tiles": dataclasses.asdict(options.tiles),
+          "temperatures": candidate.about.get("ensemble", {}).get("temperatures"),
+          "clean_up": _clean_up_entry(candidate.predictor.clean_up),
+      },
+  }
 
 
 def provenance(

@@ -20,7 +20,7 @@ from flexunet import config, ensemble_folder, seen_subjects
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
 from flexunet.ensemble_folder import RunSet
-from flexunet.evaluation import ensemble_weights, evaluate
+from flexunet.evaluation import ensemble_weights, evaluate, stress_disturbances
 from flexunet.evaluation.scores import DEFAULT_TOLERANCES_MM, checked_tolerances
 from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.record_table import RecordTable, volume_names
@@ -41,6 +41,7 @@ def evaluate_ensemble(
     options: PredictionOptions = AS_TRAINED,
     lesions: str = "auto",
     lesion_overlap: float = 0.0,
+    stress: str | Sequence[str] = "",
     show_progress: bool = True,
 ) -> dict[str, Any]:
   """Scores an ensemble on splits; writes `ensemble.json`, `evaluation/` and the report.
@@ -51,8 +52,8 @@ def evaluate_ensemble(
     output_dir: Folder of its scores; by default that which named the runs.
     weights: As of the flag: "" keeps those of `ensemble.json`, else equal; "learnt" learns them on
       the subjects of validation that no run was trained on.
-    data_dir, allow_other_data, tolerances_mm, options, lesions, lesion_overlap, show_progress: As
-      of `evaluate.evaluate`; each run has its own temperature.
+    data_dir, allow_other_data, tolerances_mm, options, lesions, lesion_overlap, stress,
+      show_progress: As of `evaluate.evaluate`; each run has its own temperature.
 
   Returns:
     Split -> its entry in `metrics.json`.
@@ -66,37 +67,41 @@ def evaluate_ensemble(
   runs = ensemble_folder.chosen(runs, "equal" if learns else weights)
   configs = runs.configs()
   tolerances = checked_tolerances(tolerances_mm)
+  request = stress_disturbances.Request.of(stress)
   source = evaluate.open_run_dataset(configs[0], data_dir)
   _check_data(runs, configs, source, splits, allow_other_data)
   tables = _whole_tables(runs, configs, source, splits)
   seen, unsaid = _seen(runs, configs, source)
   if learns:
-    split = configs[0].data.validation_split
-    (table,) = _whole_tables(runs, configs, source, [split]).values()
-    table = _unseen(runs, source, table, seen)
-    runs = _learnt(runs, options, source, table, split, show_progress)
-  scales = [options.temperature(run) for run in runs.runs]
+    runs = _learnt(runs, configs, options, source, seen, show_progress)
   about = {
       **evaluate.provenance(source, runs.digest(), _common_fold(configs).data),
       "surface_tolerances_mm": tolerances,
-      # One number, where there is one; each run has its own.
-      "temperature": scales[0] if len(set(scales)) == 1 else None,
       "lesion_overlap": evaluate.overlap_of(lesions, lesion_overlap, source),
-      "ensemble": {**_about(runs), "temperatures": scales},
+      **_about(runs, [options.temperature(run) for run in runs.runs]),
   }
   network = opening.open_runs(runs, options)
-  candidate = evaluate.Candidate(folder, configs[0], network, seen, unsaid, about, runs.weighed_on)
+  candidate = evaluate.Candidate(
+      folder, configs[0], network, seen, unsaid, about, options, runs.weighed_on
+  )
   with files.locked(folder.path, "--output_dir"):
     runs.write(folder)
-  return evaluate.write_scores(candidate, source, tables, show_progress=show_progress)
+  return evaluate.write_scores(
+      candidate, source, tables, stress=request, show_progress=show_progress
+  )
 
 
-def _about(runs: RunSet) -> dict[str, Any]:
+def _about(runs: RunSet, temperatures: Sequence[float]) -> dict[str, Any]:
+  """Returns what entries of `metrics.json` say of an ensemble; each run has its temperature."""
   return {
-      "runs": runs.names,
-      "weights": list(runs.weights),
-      "kind": runs.kind,
-      "learnt_on": runs.learnt_on,
+      "temperature": temperatures[0] if len(set(temperatures)) == 1 else None,
+      "ensemble": {
+          "runs": runs.names,
+          "weights": list(runs.weights),
+          "kind": runs.kind,
+          "learnt_on": runs.learnt_on,
+          "temperatures": list(temperatures),
+      },
   }
 
 
@@ -213,13 +218,16 @@ def _unseen(
 
 def _learnt(
     runs: RunSet,
+    configs: Sequence[config.RunConfig],
     options: PredictionOptions,
     source: DatasetSource,
-    table: RecordTable,
-    split: str,
+    seen: Sequence[seen_subjects.SubjectsSeen],
     show_progress: bool,
 ) -> RunSet:
-  """Returns the runs with the weights that fit the subjects of a table."""
+  """Returns the runs with the weights that fit the validation subjects that no run has seen."""
+  split = configs[0].data.validation_split
+  (table,) = _whole_tables(runs, configs, source, [split]).values()
+  table = _unseen(runs, source, table, seen)
   count = len(runs.runs)
   sums = ensemble_weights.learn(
       opening.open_runs(runs, options), source, table, count, show_progress=show_progress

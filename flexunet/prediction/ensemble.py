@@ -341,6 +341,11 @@ class Ensemble:
     return self._loaded[member.open]
 
   @property
+  def needs_whole_volumes(self) -> bool:
+    """Whether it has networks of several planes, for which volumes are turned."""
+    return len({member.plan for member in self._members} | {self._plan}) > 1
+
+  @property
   def _plan(self) -> SlicePlan | None:
     return self._first.plan if self._first else None
 

@@ -17,7 +17,7 @@ from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.datasets import built_dataset
 from flexunet.ensemble_folder import EnsembleFolder, RunSet
-from flexunet.evaluation import agreement, examples, summary
+from flexunet.evaluation import agreement, examples, stress_examples, stress_summary, summary
 from flexunet.reporting import (
   cases_section,
   caveats,
@@ -25,6 +25,7 @@ from flexunet.reporting import (
   errors_section,
   results_section,
   sources,
+  stress_section,
   training_section,
 )
 from flexunet.reporting import html_parts as page
@@ -88,6 +89,7 @@ def _page(run: run_folder.RunFolder) -> str:
       top=top,
       sections=[
           *_result_sections(run, run_config, evaluations),
+          *_stress_sections(run, run_config, model_sha256),
           ("decisions", "Learnt from validation",
            decisions_section.decisions_section(_read_json(run.calibration_json), model_sha256)),
           *(_ensemble_sections(runs) if runs
@@ -183,6 +185,25 @@ def _result_sections(
   return sections
 
 
+def _stress_sections(
+    run: run_folder.RunFolder, run_config: config.RunConfig, model_sha256: str | None
+) -> list[tuple[str, str, str]]:
+  """Returns (anchor, title, HTML) of what was scored on disturbed volumes."""
+  tested = _least_seen_first(stress_summary.read_figures(run), run_config.data)
+  scheme = run_config.dataset_facts.label_scheme
+  return [
+      (
+          f"stress-{split}",
+          f"Robustness: disturbed scans of {split}",
+          stress_section.stress_section(
+              entry, stress_examples.read(stress_examples.path_of(run, split)), scheme,
+              model_sha256,
+          ),
+      )
+      for split, entry in tested.items()
+  ]  # fmt: skip
+
+
 def _results_title(split: str, data: config.DataConfig) -> str:
   if data.fold >= 0 and split in (data.train_split, data.validation_split):
     held_out = f"held out as fold {data.fold}"
@@ -226,6 +247,7 @@ def _files(run: run_folder.RunFolder) -> dict[pathlib.Path, str]:
   return {
       run.metrics_json: "scores of each split",
       run.cases_csv: "scores of each volume and class",
+      stress_summary.csv_path(run): "the same of disturbed volumes",
       run.calibration_json: "what was learnt from the validation subjects",
       run.history_csv: "a row per epoch of the training",
       run.curves_png: "the same as charts",

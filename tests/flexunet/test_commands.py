@@ -174,6 +174,8 @@ def test_what_is_wrong_with_a_path_or_a_flag_is_said_before_tensorflow_is_loaded
     [
         (("evaluate", "--split=tset"), "Did you mean 'test'"),
         (("evaluate", "--surface_tolerance_mm=1,0"), "must be above 0"),
+        (("evaluate", "--stress=nosie"), "Did you mean 'noise'"),
+        (("evaluate", "--stress=quick,full"), "not both"),
         (("evaluate", "--weights=2,1"), "--weights is for several runs"),
         (("evaluate", "--output_dir={root}/out"), "--output_dir is for several runs"),
         (("predict", "--input={root}/none", "--output_dir={root}/out"), "--input"),

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from flexunet.core import command_line, files, flags, progress
 from flexunet.core.errors import InputError
-from flexunet.tools.compare import comparison, paired
+from flexunet.tools.compare import comparison, paired, stress_table
 from flexunet.tools.compare.comparison import Comparison
 from flexunet.tools.compare.paired import PairedResult
 
@@ -70,6 +70,8 @@ def _text(found: Comparison) -> str:
       rows = [(score, first, second, "difference", "95 %", "Holm p", "won lost tied")]
       rows += [_row(one) for one in own if (one.first, one.second) == (first, second)]
       parts.append(progress.table(rows))
+  if rows := stress_table.rows(found.scored):
+    parts.append(progress.table(rows))
   return "\n\n".join([*parts, *found.notes])
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from flexunet.core import progress
 from flexunet.evaluation import summary
-from flexunet.tools.compare import paired, runs
+from flexunet.tools.compare import paired, runs, stress_table
 from flexunet.tools.compare.paired import PairedResult
 from flexunet.tools.compare.runs import ScoredRun
 
@@ -102,6 +102,7 @@ class Comparison:
         "settings": [{"name": name, "values": values} for name, values in self.settings],
         "warnings": self.warnings,
         "results": [dataclasses.asdict(one) for one in self.results],
+        "stress": stress_table.common(self.scored),
         "notes": self.notes,
     })
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from flexunet.core import progress
 from flexunet.reporting import charts, html_parts
 from flexunet.reporting.html_parts import number, text
-from flexunet.tools.compare import comparison, paired
+from flexunet.tools.compare import comparison, paired, stress_table
 from flexunet.tools.compare.comparison import Comparison
 from flexunet.tools.compare.paired import PairedResult
 
@@ -95,6 +95,7 @@ def render(found: Comparison) -> str:
           ("settings", "Settings that differ", _settings(found)),
           ("scores", "Scores", "".join(_score(found, score) for score in found.score_names)),
           ("subjects", "Subject by subject", _charts(found)),
+          ("stress", "Disturbed scans", _stress(found)),
           ("reading", "How to read this",
            "<ul>" + "".join(f"<li>{text(line)}</li>" for line in found.notes) + "</ul>"),
       ],
@@ -143,6 +144,17 @@ def _score(found: Comparison, score: str) -> str:
   less = " (less is better)" if paired.lower_is_better(score) else ""
   title = text(comparison.title_of(score))
   return f"<h3>{title}{less}</h3>" + html_parts.table(headers, rows, texts=(0, 1))
+
+
+def _stress(found: Comparison) -> str:
+  """Returns at which strength of disturbances Dice has fallen; nothing where a run lacks it."""
+  rows = stress_table.rows(found.scored)
+  if not rows:
+    return ""
+  cells = [[text(cell) for cell in row] for row in rows]
+  note = "Of each run its own stress test; its Dice is compared with its own undisturbed one."
+  table = html_parts.table(cells[0], cells[1:], texts=range(len(cells[0])), sortable=False)
+  return f'{table}<p class="note">{note}</p>'
 
 
 def _row(one: PairedResult) -> list[str]:

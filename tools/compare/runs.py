@@ -12,7 +12,7 @@ from flexunet import run_folder
 from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.ensemble_folder import EnsembleFolder
-from flexunet.evaluation import scores
+from flexunet.evaluation import scores, stress_summary
 
 _COLUMNS = ("split", "subject", "volume", "class", "dice")
 _VOLUME_ERROR, _REFERENCE_ML, _PREDICTED_ML = "volume_error_ml", "reference_ml", "predicted_ml"
@@ -40,6 +40,7 @@ class ScoredRun:
     dataset, fingerprint: Of the data it was evaluated on.
     truth: (subject, volume, class) -> (pixels of the class, slices): what it was scored against.
     remarks: What a reader must know of its scores, one sentence each.
+    stress: Its figures on disturbed volumes, as in `stress.json`; {} where there are none.
   """
 
   path: pathlib.Path
@@ -51,6 +52,7 @@ class ScoredRun:
   fingerprint: str | None
   truth: dict[tuple[str, str, str], tuple[str, str]]
   remarks: list[str]
+  stress: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def volumes(self) -> set[_Volume]:
@@ -120,6 +122,7 @@ def _read(path: pathlib.Path, name: str, split: str) -> ScoredRun:
       {(row["subject"], row["volume"], row["class"]):
        (row.get("reference_pixels", ""), row.get("slices", "")) for row in rows},
       _remarks(name, run, entry),
+      stress_summary.read_figures(run).get(split, {}) if entry else {},
   )  # fmt: skip
 
 

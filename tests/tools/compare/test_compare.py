@@ -13,9 +13,10 @@ import sys
 import pytest
 import run_samples
 
-from flexunet import ensemble_folder
+from flexunet import ensemble_folder, run_folder
 from flexunet.core.errors import InputError
-from flexunet.tools.compare import comparison, page
+from flexunet.evaluation import stress_summary
+from flexunet.tools.compare import comparison, page, stress_table
 
 COLUMNS = ("split", "subject", "volume", "class", "dice", "hd95_mm", "reference_ml", "predicted_ml",
            "reference_pixels", "slices")  # fmt: skip
@@ -166,3 +167,36 @@ def test_the_program_prints_tables_or_json_and_writes_a_page(runs, tmp_path):
   assert values["results"][0]["wins"] == 7
   wrong = subprocess.run([*command, "--output=x.pdf"], capture_output=True, text=True, check=False)
   assert wrong.returncode == 1 and "must end in .html" in wrong.stderr
+
+
+def write_stress(path: pathlib.Path, strengths: dict[str, float], name: str) -> None:
+  """Writes a stress test in which Dice has fallen at these strengths, in mm."""
+  entries = [
+      {"name": key, "title": key.capitalize(), "unit": "mm", "graded": True,
+       "clean": {"dice": 0.8}, "grades": [{"strength": 1.0}, {"strength": 9.0}],
+       "fall": {"status": "within", "strength": value, "place": 0.5}}
+      for key, value in strengths.items()
+  ]  # fmt: skip
+  target = stress_summary.json_path(run_folder.RunFolder(path))
+  values = {name: {"form": stress_summary.FORM, "disturbances": entries}}
+  target.write_text(json.dumps(values), encoding="utf-8")
+
+
+def test_strengths_at_which_dice_has_fallen_stand_side_by_side_where_all_runs_have_them(runs):
+  found = comparison.compare(runs, "test", "permutation")
+  assert found.to_json()["stress"] == [] and "Disturbed scans" not in page.render(found)
+  write_stress(runs[0], {"blur": 3.0, "spacing": 2.5}, "test")
+  write_stress(runs[1], {"spacing": 4.25}, "test")
+  found = comparison.compare(runs, "test", "permutation")
+  assert stress_table.rows(found.scored) == [
+      ("Dice falls by 0.05 at", "first", "second"), ("Spacing", "2.5 mm", "4.25 mm")
+  ]  # fmt: skip
+  (entry,) = found.to_json()["stress"]
+  assert [one["strength"] for one in entry["runs"]] == [2.5, 4.25]
+  assert "Disturbed scans" in page.render(found) and "4.25 mm" in page.render(found)
+
+
+def test_stress_tests_of_another_split_are_not_compared(runs):
+  for path in runs:
+    write_stress(path, {"blur": 3.0}, "validation")
+  assert stress_table.rows(comparison.compare(runs, "test", "permutation").scored) == []
