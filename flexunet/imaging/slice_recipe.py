@@ -15,6 +15,7 @@ import numpy as np
 from flexunet.core import progress
 from flexunet.core.errors import InputError
 from flexunet.imaging import slicing
+from flexunet.imaging.channels import channel_suffixes
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.slicing import SlicePlan, Slices
 from flexunet.imaging.volume import Volume
@@ -205,11 +206,6 @@ class SliceRecipe:
     return cls.from_json({
         "in_plane_mm": None, "other_intensities": [], **report, "isotropic_mm": isotropic_mm
     })  # fmt: skip
-
-
-def channel_suffixes(count: int) -> list[str]:
-  """Returns how the features of each channel end in a record: "", "_2", "_3", ..."""
-  return ["" if number == 1 else f"_{number}" for number in range(1, count + 1)]
 
 
 def to_grid(pixels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
