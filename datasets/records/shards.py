@@ -125,8 +125,8 @@ def _open_tfrecord(path: str) -> Callable[[int], memoryview]:
 
 
 def _array_record_module() -> Any:
-  # Needed for this container alone; readers of TFRecords do without the package.
   try:
+    # Needed for this container alone; readers of TFRecords do without the package.
     from array_record.python import array_record_module
   except ImportError as error:
     raise InputError(

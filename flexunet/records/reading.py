@@ -66,7 +66,6 @@ class Records:
     name: dataset/config/version.
     split: That of the records; with a fold, which side of it they are on.
     table: Whose each record is: subject, volume, slice_index, fold, size, as NumPy columns.
-    features: Those that are decoded, by name.
     class_names: By class id, the background first; empty where the dataset names none.
     channels: How many images a scan has, each a feature of its own.
     holds_volumes: Whether a record is a whole scan.
@@ -91,6 +90,7 @@ class Records:
 
   @property
   def features(self) -> dict[str, Feature]:
+    """Those that are decoded, by name."""
     return self._decoder.features
 
   def __len__(self) -> int:
@@ -191,7 +191,7 @@ class Records:
     # Only who trains with PyTorch needs it.
     from flexunet.records.torch_dataset import TorchRecords
 
-    return TorchRecords(self, transform)
+    return TorchRecords(self, transform)  # type: ignore[arg-type]
 
   def as_grain(self) -> grain.MapDataset:
     """Returns a `grain.MapDataset` of the records, to be shuffled, mapped and batched for JAX."""

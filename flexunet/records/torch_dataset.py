@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.utils.data
-
-from flexunet.records.reading import Records
 
 
 class TorchRecords(torch.utils.data.Dataset):
@@ -18,11 +16,15 @@ class TorchRecords(torch.utils.data.Dataset):
   A record is a dict: arrays are tensors of the same axes (images [H, W, C]), text is str.
   """
 
-  def __init__(self, records: Records, transform: Callable[[dict[str, Any]], Any] | None = None):
+  def __init__(
+      self,
+      records: Sequence[dict[str, Any]],
+      transform: Callable[[dict[str, Any]], Any] | None = None,
+  ):
     """Takes the records.
 
     Args:
-      records: Opened by `open_records`.
+      records: `Records`, or any other sequence of dicts.
       transform: Changes the dict of a record.
     """
     self.records, self.transform = records, transform
