@@ -9,7 +9,7 @@ import types
 try:
   import wrapt
 except ImportError:  # Readers of records do without it, and without TFDS, to which it serves.
-  wrapt = None
+  wrapt = None  # type: ignore[assignment]
 
 
 class _Provider:

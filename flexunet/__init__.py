@@ -20,7 +20,7 @@ from typing import Any
 try:
   import wrapt
 except ImportError:  # Readers of records do without it, and without Keras, to which it serves.
-  wrapt = None
+  wrapt = None  # type: ignore[assignment]
 
 __version__ = "0.1.0"
 

@@ -273,7 +273,7 @@ def split_tables(
     return splits[0], splits[1]
   folds = [number for table in splits for number in table.fold.tolist()]
   record_table.check_fold(source.name, folds, fold)
-  return record_table.divided_by_fold(*splits, fold)
+  return record_table.divided_by_fold(splits[0], splits[1], fold)
 
 
 def _cut_volumes(source: DatasetSource, split: str, records: RecordTable) -> RecordTable:

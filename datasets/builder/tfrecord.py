@@ -127,6 +127,6 @@ def frame(payload: bytes, payload_crc: int) -> bytes:
   )
 
 
-def payload_length(header: bytes) -> int:
+def payload_length(header: bytes | memoryview) -> int:
   """Returns the length that the header of a record states."""
   return int.from_bytes(header[:8], "little")

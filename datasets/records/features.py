@@ -87,14 +87,14 @@ class Feature:
           f"Feature {self.name!r} must be images of 1 to 4 channels. It has the shape {self.shape}."
       )
     if self.dtype == np.float32:  # Stored as four bytes a pixel.
-      stored, bits = (*self.shape[:2], 4), 8
+      stored, bits = 4, 8
     elif self.dtype in (np.uint8, np.uint16):
-      stored, bits = self.shape, 8 * self.dtype.itemsize
+      stored, bits = channels or 1, 8 * self.dtype.itemsize
     else:
       raise InputError(f"Feature {self.name!r}: images of {self.dtype} are not decoded here.")
 
     def decode(found: Mapping[str, example.Values]) -> np.ndarray:
-      pixels = decode_image(self._bytes(found, self.name), stored[-1] or 1, bits)
+      pixels = decode_image(self._bytes(found, self.name), stored, bits)
       if self.dtype == np.float32:
         pixels = pixels.view("<f4")
       self._check_shape(pixels)

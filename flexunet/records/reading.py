@@ -281,7 +281,7 @@ def open_records(
   if fold is not None:
     folds = [number for table in tables for number in table.fold.tolist()]
     record_table.check_fold(name, folds, fold)
-    tables = list(record_table.divided_by_fold(*tables, fold))
+    tables = list(record_table.divided_by_fold(tables[0], tables[1], fold))
   table = tables[wanted.index(split)]
   return Records(path, name, split, table, decoder, built_dataset.read_report(path))
 

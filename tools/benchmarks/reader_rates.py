@@ -25,9 +25,9 @@ def main(kind: str, folder: str, split: str, share: str, of: str, count: str) ->
   rows = np.resize(np.arange(len(records)), int(count))
   rows = np.random.default_rng(0).permutation(rows)[int(share) :: int(of)].tolist()
   with tempfile.TemporaryDirectory() as scratch:
-    ways = {"records": lambda: map(records.__getitem__, rows)}
-    if kind == "monai":
-      ways = monai_ways(records, rows, scratch)
+    ways = monai_ways(records, rows, scratch) if kind == "monai" else {}
+    if kind == "records":
+      ways["records"] = lambda: map(records.__getitem__, rows)
     for way in ways.values():
       timed(way)  # Files are opened, caches filled.
     print("ready", flush=True)

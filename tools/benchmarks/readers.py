@@ -19,6 +19,7 @@ MONAI, PyTorch, NumPy and Pillow.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import json
 import os
@@ -62,11 +63,15 @@ def main(argv: Sequence[str]) -> None:
     turns: list[Turn] = [tf_data_turn(path)] if _installed("tensorflow") else []
     for count in counts:
       group = stack.enter_context(workers(sys.executable, "records", path, count))
-      turns.append(lambda group=group, count=count: {f"records_{count}": group()["records"]})
+      turns.append(functools.partial(_numbered, group, count))
     if _PEER_PYTHON.value or _installed("monai"):
       python = _PEER_PYTHON.value or sys.executable
       turns.append(stack.enter_context(workers(python, "monai", path, 1)))
     print(json.dumps(measure(turns), indent=2))
+
+
+def _numbered(group: Turn, count: int) -> dict[str, dict[str, float]]:
+  return {f"records_{count}": group()["records"]}
 
 
 def _installed(name: str) -> bool:
@@ -164,8 +169,8 @@ def _answer(process: subprocess.Popen, expected: str = "") -> str:
   line = process.stdout.readline() if process.stdout else ""
   if not line or (expected and line.strip() != expected):
     raise InputError(
-        f"{process.args[0]} must read the records, but it ended: its error stands above. It needs"  # type: ignore[index]
-        " NumPy and Pillow, and for MONAI's datasets torch and monai."
+        "A process must read the records, but it ended: its error stands above. It needs NumPy and"
+        " Pillow, and for MONAI's datasets torch and monai."
     )
   return line
 
