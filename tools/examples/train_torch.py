@@ -45,9 +45,9 @@ class Centred:
 
 def block(before: int, after: int) -> nn.Sequential:
   """Returns two convolutions."""
-  pairs = ((before, after), (after, after))
-  steps = [(nn.Conv2d(*pair, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()) for pair in pairs]
-  return nn.Sequential(*steps[0], *steps[1])
+  own = [[nn.Conv2d(n, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
+         for n in (before, after)]  # fmt: skip
+  return nn.Sequential(*own[0], *own[1])
 
 
 class UNet(nn.Module):
@@ -85,8 +85,7 @@ def main() -> None:
   network = UNet(records[0]["image"].shape[-1], len(records.class_names))
   loader = torch.utils.data.DataLoader(
       records.as_torch(Centred(given.size)), batch_size=8, shuffle=True, drop_last=True,
-      num_workers=given.workers,
-  )  # fmt: skip
+      num_workers=given.workers)  # fmt: skip
   optimizer = torch.optim.Adam(network.parameters(), 3e-3)
   epochs = itertools.chain.from_iterable(itertools.repeat(loader))
   for step, (image, label) in enumerate(itertools.islice(epochs, given.steps), 1):
@@ -109,11 +108,11 @@ def main() -> None:
     spacing = tuple(volume.spacing_mm)
     scored = scores.label_scores(volume.label, found, records.class_names, spacing, (1.0,))
     rows += [{"volume": volume.volume, **row} for row in scored]
-    grid = nib.Nifti1Image(found, np.diag([*np.nan_to_num(spacing, nan=1.0), 1.0]))
-    nib.save(grid, given.out / f"{volume.volume}.nii.gz")
+    affine = np.diag([*np.nan_to_num(spacing, nan=1.0), 1.0])
+    nib.save(nib.Nifti1Image(found, affine), given.out / f"{volume.volume}.nii.gz")
   (given.out / "scores.json").write_text(json.dumps(rows, indent=1, default=str))
-  dice = [row["dice"] for row in rows if row["dice"] is not None]
-  print(f"mean Dice of {len(rows)} volumes and classes: {np.nanmean(dice):.3f}")
+  mean = np.nanmean([row["dice"] for row in rows])
+  print(f"mean Dice of {len(rows)} volumes and classes: {mean:.3f}")
 
 
 if __name__ == "__main__":
