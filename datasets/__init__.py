@@ -6,7 +6,10 @@ TFDS finds the builders by name as soon as this package and TFDS are both import
 
 import types
 
-import wrapt
+try:
+  import wrapt
+except ImportError:  # Readers of records do without it, and without TFDS, to which it serves.
+  wrapt = None  # type: ignore[assignment]
 
 
 class _Provider:
@@ -28,7 +31,10 @@ def _catalog() -> types.ModuleType:
   return catalog
 
 
-@wrapt.when_imported("tensorflow_datasets")
 def _offer_builders(tfds: types.ModuleType) -> None:
   # Before the providers of TFDS itself, which would import all its own builders to look there.
   tfds.core.add_dataset_builder_provider(_Provider(), index=0)
+
+
+if wrapt is not None:
+  wrapt.when_imported("tensorflow_datasets")(_offer_builders)

@@ -13,13 +13,14 @@ import difflib
 import functools
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flexunet.core import files
 from flexunet.core.errors import InputError, unknown_name
-from flexunet.datasets.builder import tfrecord
-from flexunet.imaging import slice_recipe
+from flexunet.datasets import subject_splits
+from flexunet.datasets.records import shards
+from flexunet.imaging.channels import image_features
 from flexunet.imaging.label_scheme import LabelScheme
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class BuiltDataset:
       return "image"
     if channel not in names:
       raise unknown_name(f"channel of {self.name}", channel, names)
-    return f"image{slice_recipe.channel_suffixes(len(names))[names.index(channel)]}"
+    return image_features(len(names))[names.index(channel)]
 
   @property
   def splits(self) -> dict[str, dict[str, Any]]:
@@ -118,31 +119,26 @@ class BuiltDataset:
         yield row, self.decode(payload)
 
   def payload(self, row: dict[str, str]) -> bytes:
-    """Returns the bytes of a record of a TFRecord shard.
+    """Returns the bytes of a record.
 
     Raises:
       InputError: They are damaged.
     """
-    with open(self.path / row["shard"], "rb") as stream:
-      return self._payload_at(row, stream)
+    return bytes(self._payload_at(row, shards.open_shard(str(self.path / row["shard"]))))
 
   def _payloads(self, file: str, rows: list[dict[str, str]]) -> Iterator[bytes]:
-    path = self.path / file
-    if not path.is_file():
-      raise InputError(f"{path}: the shard is missing. Build or copy the dataset again.")
-    if rows and int(rows[0]["offset"]) < 0:
-      yield from array_record_payloads(path)
-      return
-    with open(path, "rb") as stream:
-      for row in rows:
-        yield self._payload_at(row, stream)
+    read = shards.open_shard(str(self.path / file))
+    for row in rows:
+      yield bytes(self._payload_at(row, read))
 
-  def _payload_at(self, row: dict[str, str], stream: Any) -> bytes:
-    stream.seek(int(row["offset"]) + tfrecord.HEADER_BYTES)
-    length = int(row["length"])
-    payload = stream.read(length)
-    stored = int.from_bytes(stream.read(4), "little")
-    if len(payload) < length or tfrecord.masked_crc(payload) != stored:
+  def _payload_at(self, row: dict[str, str], read: Callable) -> bytes | memoryview:
+    place = int(row["offset"])
+    try:
+      # In a container without byte offsets a record is found by its number.
+      payload = read(place if place >= 0 else int(row["record"]))
+    except InputError:
+      payload = b""
+    if len(payload) != int(row["length"]):
       raise InputError(
           f"{self.path / row['shard']}: record {row['record']} ({row['key']}) is damaged. Run"
           f" flexunet verify {self.path}."
@@ -153,16 +149,6 @@ class BuiltDataset:
 def ordered_splits(splits: Any) -> list[str]:
   """Returns the names of our splits in the usual order."""
   return [name for name in _SPLIT_ORDER if name in splits]
-
-
-def array_record_payloads(path: pathlib.Path) -> Iterator[bytes]:
-  """Yields the records of an array_record shard in order."""
-  # Needed for this container alone; the reader of a TFRecord dataset must not load it.
-  from array_record.python import array_record_module
-
-  reader = array_record_module.ArrayRecordReader(str(path))
-  for _ in range(reader.num_records()):
-    yield reader.read()
 
 
 def read_info(path: pathlib.Path) -> tfds.core.DatasetInfo:
@@ -191,6 +177,38 @@ def read_summary(path: pathlib.Path) -> tuple[str, str, list[str]]:
     parts = [info.get(key) for key in ("name", "configName", "version")]
     splits = [split["name"] for split in info.get("splits", ())]
     return "/".join(part for part in parts if part), info.get("fileFormat", "tfrecord"), splits
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise _bad_metadata(path, error) from error
+
+
+def no_split(name: str, split: str, found: Sequence[str]) -> InputError:
+  """Returns the error for a split without records; says which the dataset has."""
+  if split not in subject_splits.SPLITS:
+    return unknown_name(f"split of dataset {name}", split, found)
+  return InputError(
+      f"Split {split!r} of dataset {name} holds no records: no subject falls to it. It has"
+      f" {', '.join(found) or 'none'}; name one of them, or build the dataset from more subjects."
+  )
+
+
+def shard_files(path: pathlib.Path, split: str) -> list[str]:
+  """Returns the shards of a split of a version folder, in order, without TFDS.
+
+  Raises:
+    InputError: The metadata cannot be read, or name no such split.
+  """
+  try:
+    info = files.read_json(path / INFO_NAME)
+    [entry] = [one for one in info["splits"] if one["name"] == split]
+    count = len(entry["shardLengths"])
+    template = entry.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    names = {
+        "DATASET": info["name"], "SPLIT": split, "FILEFORMAT": info.get("fileFormat", "tfrecord")
+    }  # fmt: skip
+    return [
+        str(path / template.format(SHARD_X_OF_Y=f"{number:05d}-of-{count:05d}", **names))
+        for number in range(count)
+    ]
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise _bad_metadata(path, error) from error
 
@@ -255,6 +273,23 @@ def check_unchanged(path: pathlib.Path) -> None:
         f"{path}: must be as it was built, but {', '.join(changed)} changed since (sha256 in"
         f" {CHECKSUMS_NAME}). Build or copy the dataset again; flexunet verify says more."
     )
+
+
+def check_version(path: pathlib.Path) -> tuple[str, list[str]]:
+  """Returns (name, splits) of a version folder whose small files are as they were built.
+
+  Raises:
+    InputError: They are not, or its records have a container that nothing here reads.
+  """
+  name, container, splits = read_summary(path)
+  check_unchanged(path)
+  if container not in shards.CONTAINERS:
+    raise InputError(
+        f"{path}: holds {container} files; FlexUNet reads {' and '.join(shards.CONTAINERS)}. Build"
+        " it with --file_format=tfrecord, or convert it: tfds convert_format"
+        f" --dataset_version_dir={path} --out_file_format=tfrecord --out_dir=OUT."
+    )
+  return name, splits
 
 
 def read_report(path: pathlib.Path) -> dict[str, Any]:

@@ -5,8 +5,9 @@
     run = flexunet.fit("RUN", dataset="hippocampus_t1w", data_dir="DATA", max_minutes=5.0)
     label = run.predict("scan.nii.gz")  # uint8, on the voxel grid of the scan
 
-`build_dataset`, `open_dataset`, `plan`, `fit`, `cross_validate`, `load`, `build_model`, `losses`
-and `metrics` are described where they are defined. The programs are `flexunet COMMAND`.
+`build_dataset`, `open_dataset`, `open_records`, `plan`, `fit`, `cross_validate`, `load`,
+`build_model`, `losses` and `metrics` are described where they are defined. The programs are
+`flexunet COMMAND`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ import pathlib
 import types
 from typing import Any
 
-import wrapt
+try:
+  import wrapt
+except ImportError:  # Readers of records do without it, and without Keras, to which it serves.
+  wrapt = None  # type: ignore[assignment]
 
 __version__ = "0.1.0"
 
@@ -37,15 +41,19 @@ _PUBLIC = {
     "losses": ("flexunet.objectives.losses", None),
     "metrics": ("flexunet.objectives.metrics", None),
     "open_dataset": ("flexunet.dataset_access", "open_dataset"),
+    "open_records": ("flexunet.records", "open_records"),
     "plan": ("flexunet.library", "plan"),
 }
 
 
-@wrapt.when_imported("keras")
 def _register_layers(keras: types.ModuleType) -> None:
   """Registers the project's layers with Keras, so that it can read a run's model.keras."""
   del keras
   importlib.import_module("flexunet.network.layers")
+
+
+if wrapt is not None:
+  wrapt.when_imported("keras")(_register_layers)
 
 
 def __getattr__(name: str) -> Any:

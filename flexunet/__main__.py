@@ -47,6 +47,9 @@ COMMANDS = {
     "phantom": ("flexunet.tools.phantom.__main__", "synthetic raw scans of each dataset"),
     "benchmark_build": ("flexunet.tools.benchmarks.build", "speed and memory of a build"),
     "benchmark_input": ("flexunet.tools.benchmarks.input", "images per second of the input"),
+    "benchmark_readers": (
+        "flexunet.tools.benchmarks.readers", "the readers without TensorFlow beside tf.data"
+    ),
     "benchmark_trainer": (
         "flexunet.tools.benchmarks.trainer", "what the trainer adds to a bare Keras fit"
     ),

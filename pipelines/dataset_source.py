@@ -10,16 +10,17 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from flexunet.core import progress
-from flexunet.core.errors import InputError, unknown_name
+from flexunet.core.errors import InputError
 from flexunet.core.files import read_table
-from flexunet.datasets import built_dataset, subject_splits
-from flexunet.imaging import slice_recipe
+from flexunet.datasets import built_dataset
+from flexunet.datasets.records import shards
+from flexunet.imaging.channels import image_features
 from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.imaging.slice_recipe import SliceRecipe
 from flexunet.pipelines import record_table
@@ -123,8 +124,7 @@ class DatasetSource:
     """Returns the features of all channels, where `image_key` names the first of them."""
     if image_key != "image":
       return (image_key,)
-    suffixes = slice_recipe.channel_suffixes(len(self.channel_names))
-    return tuple(f"image{suffix}" for suffix in suffixes)
+    return tuple(image_features(len(self.channel_names)))
 
   @property
   def recipe(self) -> SliceRecipe | None:
@@ -167,12 +167,8 @@ class DatasetSource:
       InputError: There is no such split, or a shard is missing or not of its size.
     """
     files = self.filepaths(split)
-    if missing := [file for file in files if not os.path.isfile(file)]:
-      raise InputError(
-          f"{missing[0]}: the shard is missing"
-          + (f", as are {len(missing) - 1} more" if len(missing) > 1 else "")
-          + ". Build or copy the dataset again."
-      )
+    if error := shards.missing(files):
+      raise error
     if self.foreign is not None:
       return self.foreign.records(split, files)
     return record_table.read(self.path / built_dataset.RECORDS_NAME, split, files)
@@ -186,7 +182,7 @@ class DatasetSource:
     """Raises InputError where the dataset has no such split, or no record in it."""
     found = [name for name in self.splits if self.info.splits[name].num_examples]
     if split not in found:
-      raise _no_split(self.name, split, found)
+      raise built_dataset.no_split(self.name, split, found)
 
 
 def open_dataset(
@@ -255,19 +251,12 @@ def check_folder(
       file beside them is not the one that was built.
   """
   path = built_dataset.locate(dataset, pathlib.Path(data_dir))
-  name, container, found = built_dataset.read_summary(path)
-  built_dataset.check_unchanged(path)
-  if container != "tfrecord":
-    raise InputError(
-        f"{path}: holds {container} files; FlexUNet reads TFRecords by their offsets. Build it with"
-        f" --file_format=tfrecord, or convert it: tfds convert_format --dataset_version_dir={path}"
-        " --out_file_format=tfrecord --out_dir=OUT."
-    )
+  name, found = built_dataset.check_version(path)
   for split in splits if found else ():
     if split not in found:
-      raise _no_split(name, split, found)
+      raise built_dataset.no_split(name, split, found)
   if fold >= 0 and (path / built_dataset.RECORDS_NAME).is_file():
-    check_fold(name, _listed_folds(path, splits), fold)
+    record_table.check_fold(name, _listed_folds(path, splits), fold)
   return path
 
 
@@ -302,35 +291,6 @@ def _listed_folds(path: pathlib.Path, splits: Sequence[str]) -> set[int]:
   return {int(one) for one in numbers if one.lstrip("-").isdecimal()}
 
 
-def _no_split(name: str, split: str, found: Sequence[str]) -> InputError:
-  """Returns the error for a split without records; says which the dataset has."""
-  if split not in subject_splits.SPLITS:
-    return unknown_name(f"split of dataset {name}", split, found)
-  return InputError(
-      f"Split {split!r} of dataset {name} holds no records: no subject falls to it. It has"
-      f" {', '.join(found) or 'none'}; name one of them, or build the dataset from more subjects."
-  )
-
-
-def check_fold(name: str, folds: Iterable[int], fold: int) -> None:
-  """Raises InputError where a fold of a dataset leaves nothing to train on or to validate on.
-
-  Args:
-    name: That of the dataset.
-    folds: Those of the records that training and validation share; -1: never validated.
-    fold: That which is asked for.
-  """
-  known = set(folds)
-  listing = ", ".join(map(str, sorted(known - {-1}))) or "none"
-  if fold not in known - {-1}:
-    raise InputError(f"--fold must be a fold of {name}. It has: {listing}. Got: {fold}.")
-  if known == {fold}:
-    raise InputError(
-        f"--fold={fold} of {name} leaves nothing to train on: all subjects for training and"
-        " validation are of this fold. Build the dataset from more subjects, or leave out --fold."
-    )
-
-
 def split_counts(
     source: DatasetSource,
     train_split: str = "train",
@@ -349,10 +309,9 @@ def split_counts(
       for split in source.splits if source.info.splits[split].num_examples
   }  # fmt: skip
   if fold >= 0:
-    both = record_table.concatenate([tables[train_split], tables[validation_split]])
-    inside = both.fold == fold
-    tables[train_split] = both.take(np.flatnonzero(~inside))
-    tables[validation_split] = both.take(np.flatnonzero(inside))
+    tables[train_split], tables[validation_split] = record_table.divided_by_fold(
+        tables[train_split], tables[validation_split], fold
+    )
   counts = {}
   for split, table in tables.items():
     subjects = {str(name) for name in np.unique(table.subject)} - {""}

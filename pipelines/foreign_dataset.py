@@ -241,11 +241,10 @@ class ForeignDataset:
     # Of an encoded image the header says enough.
     decoders = {self.keys.image: tfds.decode.SkipDecoding()} if self._image.encoded else {}
     table = record_table.scan(files)
-    paths, shard, offset = tf.constant(files), tf.constant(table.shard), tf.constant(table.offset)
+    payload = tf_data.record_reader(files, table.shard, table.offset)
 
     def read(row: tf.Tensor) -> tuple[tf.Tensor, Any]:
-      one = tf_data.record_at(tf.gather(paths, tf.gather(shard, row)), tf.gather(offset, row))
-      return row, features.deserialize_example(one, decoders=decoders)
+      return row, features.deserialize_example(payload(row), decoders=decoders)
 
     records = tf_data.untuned(
         tf.data.Dataset.range(len(table))

@@ -20,9 +20,9 @@ import tensorflow_datasets as tfds
 from flexunet.core import machine, progress
 from flexunet.core.errors import InputError
 from flexunet.imaging.slice_recipe import SliceRecipe
-from flexunet.pipelines import foreground_crop, tf_data
-from flexunet.pipelines.dataset_source import DatasetSource, check_fold
-from flexunet.pipelines.record_table import DecodedSlice, RecordTable, concatenate
+from flexunet.pipelines import foreground_crop, record_table, tf_data
+from flexunet.pipelines.dataset_source import DatasetSource
+from flexunet.pipelines.record_table import DecodedSlice, RecordTable
 from flexunet.pipelines.resizing import Resizing, to_channels
 
 _MEMORY_SHARE = 0.5
@@ -72,14 +72,11 @@ class RecordReader:
         raise InputError(f"The dataset has the features {', '.join(features)}. Got: {key!r}.")
     self._features = features
     self._image_keys, self._label_key = list(image_keys), label_key
-    self._files = tf.constant(np.asarray(table.files, str))
-    self._shard = tf.constant(table.shard, tf.int32)
-    self._offset = tf.constant(table.offset, tf.int64)
+    self._read = tf_data.record_reader(table.files, table.shard, table.offset)
 
   def serialized(self, row: tf.Tensor) -> tf.Tensor:
-    """Row int64 -> the record's bytes; a wrong checksum is a DataLossError."""
-    file = tf.gather(self._files, tf.gather(self._shard, row))
-    return tf_data.record_at(file, tf.gather(self._offset, row))
+    """Row int64 -> the record's bytes; damage is an error of TensorFlow (`named_record`)."""
+    return self._read(row)
 
   def image(self, row: tf.Tensor) -> tf.Tensor:
     """Row -> image uint8 [H, W, channels] alone, without decoding its label."""
@@ -274,10 +271,9 @@ def split_tables(
   splits = [slice_table(source, split) for split in (train_split, validation_split)]
   if fold is None:
     return splits[0], splits[1]
-  both = concatenate(splits)
-  check_fold(source.name, both.fold.tolist(), fold)
-  inside = both.fold == fold
-  return both.take(np.flatnonzero(~inside)), both.take(np.flatnonzero(inside))
+  folds = [number for table in splits for number in table.fold.tolist()]
+  record_table.check_fold(source.name, folds, fold)
+  return record_table.divided_by_fold(splits[0], splits[1], fold)
 
 
 def _cut_volumes(source: DatasetSource, split: str, records: RecordTable) -> RecordTable:

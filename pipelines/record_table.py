@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from flexunet.core.errors import InputError
 from flexunet.core.files import read_table
 from flexunet.datasets.builder import tfrecord
+from flexunet.datasets.records import shards
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,7 +43,8 @@ class RecordTable:
   Attributes:
     files: Shard files.
     shard: int32 [N], index into `files`.
-    offset: int64 [N], where the record's frame begins in its shard.
+    offset: int64 [N], where the record's frame begins in its shard; of array_record, which has no
+      byte offsets, the number of the record.
     subject, volume: str [N]; empty strings for datasets built elsewhere.
     slice_index, fold: int32 [N]; -1 where unknown.
     height, width: int32 [N]; 0 where unknown.
@@ -115,6 +117,16 @@ def volume_numbers(table: RecordTable) -> np.ndarray:
   return np.array([number[name] for name in names], np.int32)
 
 
+def volume_order(table: RecordTable) -> tuple[np.ndarray, list[tuple[str, str]]]:
+  """Returns the rows of a table volume by volume, and the (subject, volume) of each.
+
+  Volumes are in the order of their first record.
+  """
+  names = volume_names(table)
+  rows = np.lexsort((table.slice_index, volume_numbers(table)))
+  return rows.astype(np.int64), [names[row] for row in rows]
+
+
 def concatenate(tables: Sequence[RecordTable]) -> RecordTable:
   """Returns one table of the rows of several, in order."""
   starts = np.cumsum([0, *(len(table.files) for table in tables[:-1])])
@@ -130,6 +142,34 @@ def concatenate(tables: Sequence[RecordTable]) -> RecordTable:
     else:
       columns[field.name] = np.concatenate(values)
   return RecordTable(**columns)
+
+
+def check_fold(name: str, folds: Iterable[int], fold: int) -> None:
+  """Raises InputError where a fold of a dataset leaves nothing to train on or to validate on.
+
+  Args:
+    name: That of the dataset.
+    folds: Those of the records that training and validation share; -1: never validated.
+    fold: That which is asked for.
+  """
+  known = set(folds)
+  listing = ", ".join(map(str, sorted(known - {-1}))) or "none"
+  if fold not in known - {-1}:
+    raise InputError(f"--fold must be a fold of {name}. It has: {listing}. Got: {fold}.")
+  if known == {fold}:
+    raise InputError(
+        f"--fold={fold} of {name} leaves nothing to train on: all subjects for training and"
+        " validation are of this fold. Build the dataset from more subjects, or leave out --fold."
+    )
+
+
+def divided_by_fold(
+    train: RecordTable, validation: RecordTable, fold: int
+) -> tuple[RecordTable, RecordTable]:
+  """Returns what a run on a fold trains on and validates on: two splits, divided again."""
+  both = concatenate([train, validation])
+  inside = both.fold == fold
+  return both.take(np.flatnonzero(~inside)), both.take(np.flatnonzero(inside))
 
 
 def read(listing: pathlib.Path, split: str, files: Sequence[str]) -> RecordTable:
@@ -154,7 +194,11 @@ def read(listing: pathlib.Path, split: str, files: Sequence[str]) -> RecordTable
   try:
     shard = np.array([shard_of[row["shard"]] for row in rows], np.int32)
     offset = integers("offset", np.int64)
-    _check_sizes(files, shard, offset + integers("length", np.int64) + tfrecord.FRAME_BYTES)
+    if (offset < 0).any():  # A container without byte offsets: a record is found by its number.
+      offset = integers("record", np.int64)
+      _check_counts(files, shard)
+    else:
+      _check_sizes(files, shard, offset + integers("length", np.int64) + tfrecord.FRAME_BYTES)
     return RecordTable(
         files=list(files),
         shard=shard,
@@ -190,26 +234,22 @@ def _check_sizes(files: Sequence[str], shard: np.ndarray, record_end: np.ndarray
       )
 
 
+def _check_counts(files: Sequence[str], shard: np.ndarray) -> None:
+  """Refuses array_record shards that hold more or fewer records than the table says."""
+  listed = np.bincount(shard, minlength=len(files))
+  for file, wanted in zip(files, listed.tolist(), strict=True):
+    if (found := sum(1 for _ in shards.places(file))) != wanted:
+      raise InputError(
+          f"{file} must have {wanted} records, as the table of its records says. It has {found}."
+          " Build or copy the dataset again."
+      )
+
+
 def scan(files: Sequence[str]) -> RecordTable:
-  """Finds the records of TFRecord shards by their frame headers alone; payloads are not read."""
-  shard: list[int] = []
-  offset: list[int] = []
-  for index, file in enumerate(files):
-    size = os.path.getsize(file)
-    position = 0
-    with open(file, "rb") as stream:
-      while position < size:
-        stream.seek(position)
-        header = stream.read(tfrecord.HEADER_BYTES)
-        end = position + tfrecord.FRAME_BYTES + tfrecord.payload_length(header)
-        if len(header) < tfrecord.HEADER_BYTES or end > size:
-          raise InputError(
-              f"{file} must be whole TFRecords; record {shard.count(index)} at byte {position} runs"
-              f" past the file's end of {size} bytes. Build or copy the dataset again."
-          )
-        shard.append(index)
-        offset.append(position)
-        position = end
+  """Finds the records of shards by their headers alone; payloads are not read."""
+  found = [list(shards.places(file)) for file in files]
+  shard = [index for index, places in enumerate(found) for _ in places]
+  offset = [place for places in found for place in places]
   count = len(offset)
   unknown = np.full(count, -1, np.int32)
   empty = np.full(count, "", str)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from flexunet.core import machine
+from flexunet.datasets.records import shards
 
 # One read call for most slices; a longer record costs further calls, a shorter one wasted bytes.
 _READ_BYTES = 1 << 16
@@ -55,7 +57,7 @@ def _can_compile() -> bool:
       return False
 
 
-def record_at(file: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
+def _record_at(file: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
   """Returns the bytes of the TFRecord that begins at a byte of a file, inside a tf.data graph.
 
   A wrong checksum is a DataLossError of that record alone.
@@ -72,3 +74,35 @@ def record_at(file: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
   )
   records = tf.data.experimental.from_variant(variant, tf.TensorSpec((), tf.string))
   return records.take(1).get_single_element()
+
+
+def record_reader(
+    files: Sequence[str], shard: np.ndarray, place: np.ndarray
+) -> Callable[[tf.Tensor], tf.Tensor]:
+  """Returns what maps a row, int64 [], to the bytes of its record, inside a tf.data graph.
+
+  A damaged record is an error of TensorFlow, of that record alone.
+
+  Args:
+    files: Shards, all of one container.
+    shard: int32 [N], index into `files`.
+    place: int64 [N], of each row, as `datasets.records.shards` counts it.
+  """
+  shards_of, places = tf.constant(shard, tf.int32), tf.constant(place, tf.int64)
+  if any(shards.container_of(file) == shards.ARRAY_RECORD for file in files):
+    opened = shards.Shards(files)
+
+    def payload(number: np.ndarray, position: np.ndarray) -> bytes:
+      return bytes(opened.read(int(number), int(position)))
+
+    def read(row: tf.Tensor) -> tf.Tensor:
+      # TensorFlow has no operation for this container. A function of its arguments alone: calls
+      # may run side by side where operations must be deterministic.
+      found = tf.numpy_function(
+          payload, [tf.gather(shards_of, row), tf.gather(places, row)], tf.string, stateful=False
+      )
+      return tf.ensure_shape(found, ())
+
+    return read
+  paths = tf.constant(np.asarray(files, str))
+  return lambda row: _record_at(tf.gather(paths, tf.gather(shards_of, row)), tf.gather(places, row))

@@ -63,7 +63,7 @@ _NUM_WORKERS = _PROGRAM.integer(
 )  # fmt: skip
 _FILE_FORMAT = _PROGRAM.enum(
     "file_format", "tfrecord", ["tfrecord", "array_record"],
-    "Container of the records; flexunet.train reads tfrecord.",
+    "Container of the records; array_record needs its own package to be read.",
 )  # fmt: skip
 _CONFIG_NAME = _PROGRAM.string(
     "config_name", None,

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from flexunet.datasets import built_dataset
 from flexunet.datasets.builder import tfrecord
 from flexunet.datasets.built_dataset import RECORDS_NAME, BuiltDataset
+from flexunet.datasets.records import shards
 from flexunet.imaging.label_scheme import LabelScheme
 
 # (subject, volume, slice index or ""): unique in a dataset.
@@ -157,8 +157,8 @@ class ShardCheck:
   def _read_array_record(self, path: pathlib.Path, rows: list[Row]) -> None:
     """This container has its own checksums and no byte offsets: its reader fails as a whole."""
     try:
-      for row, payload in zip(rows, built_dataset.array_record_payloads(path), strict=True):
-        example = self._dataset.decode(payload)
+      for row, payload in zip(rows, shards.payloads(str(path)), strict=True):
+        example = self._dataset.decode(bytes(payload))
         self.subjects.append(str(example["subject"]))
         texts = content_problems(example, row, self._dataset.scheme)
         self.problems += [

@@ -54,7 +54,7 @@ from flexunet.datasets.builder.croissant import License
 from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
 from flexunet.datasets.builder.record_options import RecordOptions, SplitOptions
 from flexunet.datasets.builder.subject_names import NameOptions, SubjectNames
-from flexunet.imaging import slice_recipe
+from flexunet.imaging.channels import channel_suffixes, image_features
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.imaging.slicing import SlicePlan
@@ -337,7 +337,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
 
   def _image_keys(self) -> list[str]:
     """Returns the features of the channels: image, image_2, ..."""
-    return [f"image{end}" for end in slice_recipe.channel_suffixes(len(self.channel_names()))]
+    return image_features(len(self.channel_names()))
 
   @classmethod
   def for_reading(
@@ -453,7 +453,7 @@ def volume_features(
   shape = (None, None, None)
   # tf.Example holds 32-bit floats only: what must stay float64 is stored as bytes.
   channels: dict[str, Any] = {}
-  for end in slice_recipe.channel_suffixes(num_channels):
+  for end in channel_suffixes(num_channels):
     channels |= {
         f"image{end}": tfds.features.Tensor(
             shape=shape, dtype=voxel_dtype, encoding="zlib",

@@ -18,8 +18,9 @@ from flexunet.datasets.builder.raw_folder import Case, Findings, Notes
 from flexunet.datasets.builder.record_options import RecordOptions, VolumeOptions
 from flexunet.datasets.builder.segmentation_builder import RecordConfig, Slice
 from flexunet.imaging import bias_correction, intensity, scan_files
+from flexunet.imaging.channels import channel_suffixes
 from flexunet.imaging.intensity import IntensityWindow
-from flexunet.imaging.slice_recipe import SliceRecipe, StoredChannel, channel_suffixes
+from flexunet.imaging.slice_recipe import SliceRecipe, StoredChannel
 from flexunet.imaging.slicing import SlicePlan
 from flexunet.imaging.volume import Volume
 

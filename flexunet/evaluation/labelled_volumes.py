@@ -22,7 +22,7 @@ from flexunet.imaging.label_scheme import IGNORED
 from flexunet.pipelines import tf_data
 from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.readers import RecordReader, named_record
-from flexunet.pipelines.record_table import RecordTable, volume_names, volume_numbers
+from flexunet.pipelines.record_table import RecordTable, volume_order
 
 _OTHERS = (
     "spacing_mm", "slice_spacing_mm", native_labels.LABEL, native_labels.SLICE_INDEX,
@@ -223,13 +223,3 @@ def _decoded_volumes(
     for one in slices:
       volume.add_label(one.label, ignores)
     yield volume
-
-
-def volume_order(table: RecordTable) -> tuple[np.ndarray, list[tuple[str, str]]]:
-  """Returns the rows of a table volume by volume, and the (subject, volume) of each.
-
-  Volumes are in the order of their first record.
-  """
-  names = volume_names(table)
-  rows = np.lexsort((table.slice_index, volume_numbers(table)))
-  return rows.astype(np.int64), [names[row] for row in rows]

@@ -15,6 +15,7 @@ import numpy as np
 from flexunet.core import progress
 from flexunet.core.errors import InputError, unknown_name
 from flexunet.imaging import bias_correction, slicing
+from flexunet.imaging.channels import channel_suffixes
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.slicing import SlicePlan, Slices
 from flexunet.imaging.volume import Volume
@@ -225,11 +226,6 @@ class SliceRecipe:
         "isotropic_mm": options.get("isotropic_mm"),
         "bias_correction": options.get("bias_correction", "none"),
     })  # fmt: skip
-
-
-def channel_suffixes(count: int) -> list[str]:
-  """Returns how the features of each channel end in a record: "", "_2", "_3", ..."""
-  return ["" if number == 1 else f"_{number}" for number in range(1, count + 1)]
 
 
 def to_grid(pixels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:

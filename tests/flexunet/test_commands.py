@@ -153,6 +153,7 @@ RUN = "--run_dir={run}"
         (("preview_augmentation", "--data_dir={root}/none", "--output=a.png"), "no such folder"),
         (("preview_augmentation", "--data_dir={data}", "--output=a.txt"), "must be a .png file"),
         (("benchmark_input", "--data_dir={root}/none"), "no such folder"),
+        (("benchmark_readers", "--data_dir={root}/none"), "no such folder"),
         (("benchmark_trainer", "--data_dir={root}/none"), "no such folder"),
         (("benchmark_predict", "--run_dir={root}/none", "--input={root}"), "does not exist"),
         (("benchmark_predict", RUN, "--input={root}"), "model.keras must hold"),

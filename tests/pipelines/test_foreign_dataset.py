@@ -366,7 +366,7 @@ def test_a_folder_of_images_as_tfds_reads_them_is_measured(tmp_path):
   assert source.records("train").height.tolist() == [9, 9]
 
 
-def test_an_array_record_dataset_says_how_to_convert_it(tmp_path):
+def test_an_array_record_dataset_is_read_and_another_container_says_how_to_convert_it(tmp_path):
   image, ids = slice_of(1)
 
   class Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -386,8 +386,14 @@ def test_an_array_record_dataset_says_how_to_convert_it(tmp_path):
   Made.name = "packed"
   builder = Made(data_dir=tmp_path, file_format="array_record")
   builder.download_and_prepare()
-  with pytest.raises(InputError, match=r"holds array_record files.*tfds convert_format"):
-    opened(pathlib.Path(builder.data_dir))
+  folder = pathlib.Path(builder.data_dir)
+  source = opened(folder)
+  reader = readers.native_reader(source, source.records("train"), "image", "label")
+  np.testing.assert_array_equal(reader(np.int64(0))["label"][..., 0], ids)
+  info = folder / "dataset_info.json"
+  info.write_text(info.read_text().replace('"array_record"', '"parquet"'))
+  with pytest.raises(InputError, match=r"holds parquet files.*tfds convert_format"):
+    opened(folder)
 
 
 def test_the_flags_name_features():

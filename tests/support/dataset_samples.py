@@ -3,12 +3,14 @@
 import csv
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from flexunet.datasets.builder import tfrecord
+from flexunet.datasets.builder import shard_writer, tfrecord
+from flexunet.datasets.records import shards
 from flexunet.pipelines import record_table
 
 NAMES = ["background", "dim", "bright"]
@@ -112,6 +114,30 @@ def _write_listing(version: pathlib.Path, infos, splits: dict[str, list[dict]]) 
             "width": record["label"].shape[1],
             **{f"pixels_{name}": int(count) for name, count in zip(NAMES, counts, strict=True)},
         })
+
+
+def as_array_record(version: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
+  """Writes what `write_dataset` wrote in the other container; returns its version folder."""
+  shutil.copytree(version, out)
+  write = shard_writer.writer_of("array_record")
+  for shard in sorted(out.glob("*.tfrecord-*")):
+    payloads = [bytes(payload) for payload in shards.payloads(str(shard))]
+    write(out / shard.name.replace("tfrecord", "array_record"), ((one, 0) for one in payloads))
+    shard.unlink()
+  info = out / "dataset_info.json"
+  text = info.read_text().replace('"fileFormat": "tfrecord"', '"fileFormat": "array_record"')
+  info.write_text(text)
+  with open(out / "records.csv", newline="") as stream:
+    rows = list(csv.DictReader(stream))
+  number: dict[str, int] = {}
+  with open(out / "records.csv", "w", newline="") as stream:
+    writer = csv.DictWriter(stream, list(rows[0]))
+    writer.writeheader()
+    for row in rows:
+      place = number[row["shard"]] = number.get(row["shard"], -1) + 1
+      shard = row["shard"].replace("tfrecord", "array_record")
+      writer.writerow({**row, "shard": shard, "record": place, "offset": -1})
+  return out
 
 
 def _payload_length(places: record_table.RecordTable, row: int) -> int:
