@@ -157,12 +157,17 @@ def ordered_splits(splits: Any) -> list[str]:
 
 def array_record_payloads(path: pathlib.Path) -> Iterator[bytes]:
   """Yields the records of an array_record shard in order."""
+  reader = array_record_reader(path)
+  for _ in range(reader.num_records()):
+    yield reader.read()
+
+
+def array_record_reader(path: pathlib.Path) -> Any:
+  """Opens an array_record shard; `read([index])` returns the payloads of records."""
   # Needed for this container alone; the reader of a TFRecord dataset must not load it.
   from array_record.python import array_record_module
 
-  reader = array_record_module.ArrayRecordReader(str(path))
-  for _ in range(reader.num_records()):
-    yield reader.read()
+  return array_record_module.ArrayRecordReader(str(path))
 
 
 def read_info(path: pathlib.Path) -> tfds.core.DatasetInfo:
