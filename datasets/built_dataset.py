@@ -13,11 +13,12 @@ import difflib
 import functools
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from flexunet.core import files
+from flexunet.core import files, remote_folder
 from flexunet.core.errors import InputError, unknown_name
+from flexunet.core.remote_folder import RemoteFolder
 from flexunet.datasets.builder import tfrecord
 from flexunet.imaging import slice_recipe
 from flexunet.imaging.label_scheme import LabelScheme
@@ -311,6 +312,8 @@ def find(folder: pathlib.Path) -> list[BuiltDataset]:
   Raises:
     InputError: There is none.
   """
+  if address := remote_folder.address_of(folder):
+    folder = _fetched(RemoteFolder(address), lambda name: True)
   folder = existing_folder(folder)
   reports = sorted(folder.rglob(REPORT_NAME))
   found = [path.parent for path in reports if not _is_unfinished(path.relative_to(folder))]
@@ -346,6 +349,8 @@ def locate(dataset: str | None, data_dir: pathlib.Path) -> pathlib.Path:
   Raises:
     InputError: There is no such dataset; says what is there.
   """
+  if address := remote_folder.address_of(data_dir):
+    return _locate_remote(dataset, RemoteFolder(address))
   data_dir = existing_folder(data_dir)
   if is_version(data_dir):
     if dataset and not set(dataset.split("/")) <= set(data_dir.resolve().parts):
@@ -365,6 +370,36 @@ def locate(dataset: str | None, data_dir: pathlib.Path) -> pathlib.Path:
       )
     path = path / part
   return _descend(path, dataset)
+
+
+def _locate_remote(dataset: str | None, remote: RemoteFolder) -> pathlib.Path:
+  """Returns the copy of a dataset behind an address, as `locate`; others there are not copied."""
+  remote.fetch(lambda name: pathlib.PurePosixPath(name).name == INFO_NAME)
+  path = locate(dataset, remote.path)
+  below = path.relative_to(remote.path).as_posix()
+  prefix = "" if below == "." else f"{below}/"
+  return _fetched(remote, lambda name: name.startswith(prefix)) / below
+
+
+def _fetched(remote: RemoteFolder, wanted: Callable[[str], bool]) -> pathlib.Path:
+  """Copies datasets behind an address, and returns where; new shards have the hashes of reports."""
+  before = {path: path.stat().st_mtime_ns for path in remote.path.rglob("*") if is_shard(path)}
+
+  def check() -> None:
+    for report in remote.path.rglob(REPORT_NAME):
+      for shard in read_report(report.parent).get("shards", ()):
+        path = report.parent / shard["file"]
+        if not path.is_file() or before.get(path) == path.stat().st_mtime_ns:
+          continue
+        if files.sha256_of(path) != shard["sha256"]:
+          path.unlink()
+          raise InputError(
+              f"{remote.address}: {path.name} arrived damaged (sha256 in {REPORT_NAME}). Try again;"
+              " where that does not help, the file in the bucket is damaged."
+          )
+
+  remote.fetch(wanted, check)
+  return remote.path
 
 
 def existing_folder(folder: pathlib.Path) -> pathlib.Path:
