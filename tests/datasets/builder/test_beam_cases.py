@@ -15,8 +15,8 @@ from flexunet.datasets.builder import beam_cases, build_tool, case_records
 # Every builder; images alone and scans.
 BUILDS = [
     ("hippocampus_t1w", {}), ("hippocampus_t1w", {"form": "volumes"}), ("brain_ich_ct", {}),
-    ("brain_stroke_ct", {}), ("full_head_t1w", {}), ("ms_lesion_mri", {}), ("image_mask", {}),
-    ("scan_label", {}),
+    ("brain_stroke_ct", {}), ("full_head_t1w", {}), ("ms_lesion_mri", {}), ("scan_label", {}),
+    ("image_mask", {"palette": "full_head_t1w"}),
 ]  # fmt: skip
 
 
