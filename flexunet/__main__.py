@@ -32,6 +32,9 @@ COMMANDS = {
         "flexunet.tools.compare.__main__", "runs on the same subjects: paired differences and tests"
     ),
     "verify": ("flexunet.tools.verify_records", "read every record against the build report"),
+    "publish": (
+        "flexunet.tools.publish.__main__", "check whether a dataset may be passed on, and do so"
+    ),
     "report": ("flexunet.tools.dataset_report.__main__", "an HTML page about a built dataset"),
     "inspect": ("flexunet.tools.inspect_model", "layers, parameters and memory of a network"),
     "preview_augmentation": (

@@ -15,6 +15,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from flexunet.core import remote_folder
 from flexunet.core.config_fields import Checked, from_mapping, knob, refuse_unknown
 from flexunet.core.errors import InputError, unknown_name
 from flexunet.dataset_facts import DatasetFacts
@@ -49,7 +50,9 @@ class DataConfig(FeatureFlags):
       unset="",
   )
   data_dir: str = knob(
-      "~/tensorflow_datasets", "Folder of built datasets, or the version folder of one."
+      "~/tensorflow_datasets",
+      "Folder of built datasets, or the version folder of one; also an address of a bucket, such as"
+      " gs://BUCKET/DATA, from which the dataset is copied once.",
   )
   train_split: str = knob("train", "Split that is trained on.")
   validation_split: str = knob("validation", "Split that picks the best checkpoint.")
@@ -435,6 +438,8 @@ class RunConfig:
       InputError: It is no longer where it lay in training.
     """
     folder = pathlib.Path(data_dir or self.data.data_dir).expanduser()
+    if remote_folder.address_of(folder):
+      return self.data.dataset, folder
     if not data_dir and not folder.is_dir():
       raise InputError(
           f"--data_dir must name the folder that holds {self.dataset_facts.name}, the dataset of"

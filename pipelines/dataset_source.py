@@ -18,7 +18,7 @@ import numpy as np
 from flexunet.core import progress
 from flexunet.core.errors import InputError
 from flexunet.core.files import read_table
-from flexunet.datasets import built_dataset
+from flexunet.datasets import built_dataset, dataset_folders
 from flexunet.datasets.records import shards
 from flexunet.imaging.channels import image_features
 from flexunet.imaging.label_scheme import LabelScheme
@@ -250,7 +250,7 @@ def check_folder(
     InputError: There is no such dataset, split or fold, its records have another container, or a
       file beside them is not the one that was built.
   """
-  path = built_dataset.locate(dataset, pathlib.Path(data_dir))
+  path = dataset_folders.locate(dataset, pathlib.Path(data_dir))
   name, found = built_dataset.check_version(path)
   for split in splits if found else ():
     if split not in found:

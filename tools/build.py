@@ -61,6 +61,12 @@ _NUM_WORKERS = _PROGRAM.integer(
     "num_workers", None, "Processes that read scans; by default as many as there are CPUs.",
     lower_bound=1,
 )  # fmt: skip
+_BEAM_OPTIONS = _PROGRAM.string(
+    "beam_options", None,
+    "Reads the cases on Apache Beam, by its options, e.g. runner=FlinkRunner,flink_master=HOST:8081"
+    " or direct_num_workers=4,direct_running_mode=multi_processing; all workers must see both"
+    " folders. case_minutes=30 is the longest wait without a case being finished.",
+)  # fmt: skip
 _FILE_FORMAT = _PROGRAM.enum(
     "file_format", "tfrecord", ["tfrecord", "array_record"],
     "Container of the records; array_record needs its own package to be read.",
@@ -132,6 +138,8 @@ def main(argv: Sequence[str]) -> None:
   if data_dir.is_file():
     raise InputError(f"--data_dir {data_dir}: this is a file; name a folder.")
 
+  if _BEAM_OPTIONS.value is not None and _NUM_WORKERS.value is not None:
+    raise InputError("--num_workers is of builds without Beam; leave it out beside --beam_options.")
   # The flags and the help must not wait for TFDS.
   from flexunet.datasets.builder import build_tool
 
@@ -154,7 +162,7 @@ def main(argv: Sequence[str]) -> None:
     elif not _OVERWRITE.value and build_tool.is_built(builder):
       print(f"Already built: {builder.data_path} (--overwrite builds it again).")
     else:
-      print_summary(build_tool.build(make_builder, manual_dir))
+      print_summary(build_tool.build(make_builder, manual_dir, _BEAM_OPTIONS.value))
   except KeyboardInterrupt:
     print("\nInterrupted. The same command continues where it stopped.", file=sys.stderr)
     sys.exit(130)  # What a shell expects of a program ended by Ctrl-C.

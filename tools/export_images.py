@@ -21,7 +21,7 @@ from PIL import Image
 from flexunet.core import command_line, flags
 from flexunet.core.errors import InputError
 from flexunet.core.progress import bar
-from flexunet.datasets import built_dataset
+from flexunet.datasets import dataset_folders
 from flexunet.datasets.built_dataset import BuiltDataset
 
 _PROGRAM = flags.Program(__doc__, usage="flexunet export_images DIR OUT")
@@ -91,7 +91,7 @@ def export(
 def main(argv: Sequence[str]) -> None:
   if len(argv) != 3:
     raise InputError(f"Usage: {_PROGRAM.usage}. Got: {' '.join(argv[1:]) or 'nothing'}.")
-  dataset = built_dataset.find_one(pathlib.Path(argv[1]))
+  dataset = dataset_folders.find_one(pathlib.Path(argv[1]))
   out = pathlib.Path(argv[2])
   counts = export(dataset, out, _IMAGE_MODE.value, sys.stderr.isatty(), _CHANNEL.value)
   listing = ", ".join(f"{split} {count}" for split, count in counts.items())

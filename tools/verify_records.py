@@ -28,7 +28,7 @@ from typing import Any
 from flexunet.core import command_line, files, flags
 from flexunet.core.errors import InputError
 from flexunet.core.progress import bar
-from flexunet.datasets import built_dataset, subject_splits
+from flexunet.datasets import built_dataset, dataset_folders, subject_splits
 from flexunet.datasets.builder import tfrecord
 from flexunet.datasets.built_dataset import (
   CHECKSUMS_NAME,
@@ -287,7 +287,7 @@ def main(argv: Sequence[str]) -> None:
         " looks through any folder."
     )
   failed = False
-  for dataset in built_dataset.find(folder):
+  for dataset in dataset_folders.find(folder):
     result = verify(dataset, show_progress=sys.stderr.isatty())
     size = f"{result.records} records in {result.shards} shards, {result.bytes / 1e6:.1f} MB"
     if not result.problems:

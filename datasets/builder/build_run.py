@@ -149,8 +149,9 @@ def build(builder: RunBuilder, root: pathlib.Path, download_config: Any) -> None
   Raises:
     InputError: All problems of the raw folder; nothing is left behind then.
   """
-  findings = builder.inspect_source(root)
-  folder = pathlib.Path(builder.data_dir)
+  # Workers elsewhere stand in another folder.
+  findings = builder.inspect_source(root.absolute())
+  folder = pathlib.Path(builder.data_dir).absolute()
   # Splits are decided by the names of the raw folder; everything written has these.
   names = builder.name_subjects(findings)
   decided = builder.decide(findings)
@@ -169,13 +170,26 @@ def build(builder: RunBuilder, root: pathlib.Path, download_config: Any) -> None
     missing = [task for task in tasks if not case_records.is_finished(task.stem)]
     # The longest first, so that no worker is left alone with one at the end.
     missing.sort(key=lambda task: task.case.num_bytes, reverse=True)
-    num_workers = builder.num_workers or machine.available_cpus()
-    if problems := workers.read_cases(
-        builder, address_of(builder), missing, num_workers, done=len(tasks) - len(missing)
-    ):
+    if problems := _read_cases(builder, missing, len(tasks) - len(missing), download_config):
       raise errors.from_problems(problems, "Nothing was built.")
     read = [ReadCase(task, *case_records.read_index(task.stem)) for task in tasks]
     _assemble(builder, folder, findings, read, assigned, names, download_config)
+
+
+def _read_cases(
+    builder: RunBuilder, tasks: list[CaseTask], done: int, download_config: Any
+) -> list[str]:
+  """Writes the work files of tasks here or on Beam; returns the messages of bad input."""
+  address = address_of(builder)
+  options, runner = download_config.beam_options, download_config.beam_runner
+  if options is None and runner is None:
+    num_workers = builder.num_workers or machine.available_cpus()
+    return workers.read_cases(builder, address, tasks, num_workers, done)
+  # Builds on this machine alone need no Beam, whose import takes seconds.
+  from flexunet.datasets.builder import beam_cases
+
+  options = beam_cases.options_of("") if options is None else options
+  return beam_cases.read_cases(address, tasks, options, runner, done)
 
 
 def address_of(builder: RunBuilder) -> workers.BuilderAddress:
@@ -218,6 +232,8 @@ def _work_folder(builder: RunBuilder, folder: pathlib.Path) -> Iterator[pathlib.
         shutil.rmtree(stale, ignore_errors=True)
     try:
       yield work
+    except errors.UnfinishedError:  # The next start continues with what is there.
+      raise
     except errors.InputError:
       shutil.rmtree(work)  # Bad input leaves nothing half-written.
       raise

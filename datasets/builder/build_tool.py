@@ -13,7 +13,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from flexunet.core.errors import InputError
-from flexunet.datasets import built_dataset, catalog
+from flexunet.datasets import built_dataset, catalog, dataset_folders
 from flexunet.datasets.builder.raw_folder import NothingFoundError
 from flexunet.datasets.builder.record_options import SPLIT_FIELDS, split_options
 from flexunet.datasets.builder.segmentation_builder import SegmentationBuilder
@@ -32,6 +32,7 @@ def build_dataset(
     file_format: str | None = None,
     config_name: str | None = None,
     builder: str | os.PathLike | None = None,
+    beam_options: str | None = None,
     subject_names: str = "auto",
     key_file: str | os.PathLike | None = None,
     **options: Any,
@@ -47,6 +48,8 @@ def build_dataset(
     file_format: "tfrecord" (default) or "array_record".
     config_name: Names the built config, so that two of equal options can lie side by side.
     builder: File or folder of a builder of your own, whose code is run; `dataset` is its name.
+    beam_options: Reads the cases on Apache Beam, by its options, such as
+      "runner=FlinkRunner,flink_master=HOST:8081"; instead of `num_workers`.
     subject_names: "auto" keeps names that are codes and makes pseudonyms of the rest, "keep",
       "pseudonym".
     key_file: Where the key of the pseudonyms is kept; by default in the raw folder.
@@ -71,7 +74,7 @@ def build_dataset(
       ),
   )
   if overwrite or not is_built(make_builder()):
-    build(make_builder, pathlib.Path(manual_dir).expanduser())
+    build(make_builder, pathlib.Path(manual_dir).expanduser(), beam_options)
   return pathlib.Path(make_builder().data_path)
 
 
@@ -82,7 +85,7 @@ def is_built(builder: SegmentationBuilder) -> bool:
     InputError: It is built, but with other splits.
   """
   folder = pathlib.Path(builder.data_path)
-  if not built_dataset.is_version(folder):
+  if not dataset_folders.is_version(folder):
     return False
   asked = builder.split_options.asked() if builder.split_options else {}
   if asked and built_dataset.read_report(folder).get("split_options") != asked:
@@ -124,7 +127,9 @@ def maker(
 
 
 def build(
-    make_builder: Callable[[], SegmentationBuilder], manual_dir: pathlib.Path
+    make_builder: Callable[[], SegmentationBuilder],
+    manual_dir: pathlib.Path,
+    beam_options: str | None = None,
 ) -> SegmentationBuilder:
   """Builds a dataset, also where it is built already, and returns its builder.
 
@@ -137,7 +142,7 @@ def build(
   with recognising(manual_dir), _set_aside(version_folder):
     # The builder from before would still hold the splits of the old dataset.
     builder = make_builder()
-    _build_new(builder, manual_dir)
+    _build_new(builder, manual_dir, beam_options)
   return builder
 
 
@@ -155,7 +160,7 @@ def recognising(manual_dir: pathlib.Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _set_aside(version_folder: pathlib.Path) -> Iterator[None]:
   """Puts an existing dataset out of the way, and back when the new one fails."""
-  aside = built_dataset.set_aside(version_folder)
+  aside = dataset_folders.set_aside(version_folder)
   if version_folder.exists():
     shutil.rmtree(aside, ignore_errors=True)
     version_folder.rename(aside)
@@ -168,8 +173,15 @@ def _set_aside(version_folder: pathlib.Path) -> Iterator[None]:
   shutil.rmtree(aside, ignore_errors=True)
 
 
-def _build_new(builder: SegmentationBuilder, manual_dir: pathlib.Path) -> None:
+def _build_new(
+    builder: SegmentationBuilder, manual_dir: pathlib.Path, beam_options: str | None
+) -> None:
   config = tfds.download.DownloadConfig(manual_dir=manual_dir)
+  if beam_options is not None:
+    # Of a build on Beam alone; its import takes seconds.
+    from flexunet.datasets.builder import beam_cases
+
+    config.beam_options = beam_cases.options_of(beam_options)
   version_folder = pathlib.Path(builder.data_path)
   data_dir = version_folder
   while data_dir.name != builder.name:

@@ -24,7 +24,7 @@ from typing import Any
 
 from flexunet.core import errors
 from flexunet.core.errors import InputError
-from flexunet.datasets import built_dataset
+from flexunet.datasets import dataset_folders
 from flexunet.datasets.subject_splits import NO_FOLD, NUM_FOLDS, RATIOS, SPLITS
 
 NAME = "splits.json"
@@ -143,7 +143,7 @@ def write(
 
 def _content_of(path: str) -> str:
   file = pathlib.Path(path).expanduser()
-  aside = built_dataset.set_aside(file.parent) / file.name
+  aside = dataset_folders.set_aside(file.parent) / file.name
   if not file.exists() and aside.is_file():
     file = aside  # A build that was killed had put the dataset aside.
   if not file.exists():

@@ -407,6 +407,11 @@ def without_suffix(name: str) -> str:
   return _SUFFIX.sub("", name)
 
 
+def has_date(text: str) -> bool:
+  """Returns whether a text holds a day of the calendar, as 2019-03-04, 20190304 or 04.03.2019."""
+  return bool(_DATE.search(text))
+
+
 def no_codes(names: Iterable[str]) -> set[str]:
   """Returns the names of files and folders that no other one differs from in digits alone."""
   found = set(names)

@@ -16,6 +16,10 @@ class InputError(ValueError):
   """
 
 
+class UnfinishedError(InputError):
+  """Work that ended early through no fault of its input; what is done is kept."""
+
+
 def from_problems(problems: Sequence[str], advice: str) -> InputError:
   """Returns one error for all problems of a folder, the first ten in full.
 

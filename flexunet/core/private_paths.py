@@ -9,6 +9,8 @@ import pathlib
 import re
 import socket
 
+from flexunet.core import remote_folder
+
 # Accounts and machines that are called so by thousands name nobody.
 _GENERIC = {
     "root", "user", "users", "home", "admin", "administrator", "ubuntu", "runner", "docker", "node",
@@ -45,6 +47,8 @@ def stored(path: str | os.PathLike, folder: pathlib.Path) -> str:
   lead through the root of the file system, it is the last part of the path alone.
   """
   text = os.fspath(path)
+  if address := remote_folder.address_of(text):
+    return address  # Of a bucket, not of this machine.
   if text == "~":
     return text
   absolute = os.path.abspath(os.path.expanduser(text))
@@ -62,7 +66,7 @@ def stored(path: str | os.PathLike, folder: pathlib.Path) -> str:
 
 def located(text: str, folder: pathlib.Path) -> str:
   """Returns the path that `stored` wrote, for the folder as it lies today."""
-  if text.startswith("~") or os.path.isabs(text):
+  if text.startswith("~") or os.path.isabs(text) or remote_folder.address_of(text):
     return text
   # The folder may be reached through a link that was not there when it was written.
   bases = os.path.abspath(folder), os.path.realpath(folder)

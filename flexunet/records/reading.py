@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flexunet.core.errors import InputError
-from flexunet.datasets import built_dataset
+from flexunet.datasets import built_dataset, dataset_folders
 from flexunet.datasets.records import shards
 from flexunet.datasets.records.features import Feature, RecordDecoder, read_features
 from flexunet.datasets.records.shards import Shards
@@ -267,7 +267,7 @@ def open_records(
     InputError: There is no such dataset, split, fold or feature, a shard is missing or not of its
       size, or a file beside the shards changed since the build.
   """
-  path = built_dataset.locate(dataset, pathlib.Path(folder))
+  path = dataset_folders.locate(dataset, pathlib.Path(folder))
   name, splits = built_dataset.check_version(path)
   known = read_features(path)
   decoder = RecordDecoder(known, features)

@@ -15,7 +15,7 @@ from typing import Any
 from flexunet import config, run_folder, seen_subjects
 from flexunet.core import files
 from flexunet.core.errors import InputError
-from flexunet.datasets import built_dataset
+from flexunet.datasets import dataset_folders
 from flexunet.ensemble_folder import EnsembleFolder, RunSet
 from flexunet.evaluation import agreement, examples, stress_examples, stress_summary, summary
 from flexunet.reporting import (
@@ -236,7 +236,7 @@ def _run_sections(
 def _data_source(run_config: config.RunConfig) -> sources.DataSource:
   """Returns licence and citation of the run's dataset: of its folder, if it is there."""
   try:
-    found = sources.of_folder(built_dataset.locate(*run_config.dataset_in(None)))
+    found = sources.of_folder(dataset_folders.locate(*run_config.dataset_in(None)))
   except InputError:  # It has moved since the training.
     found = sources.DataSource()
   return found or sources.of_package(run_config.dataset_facts.name.split("/")[0])

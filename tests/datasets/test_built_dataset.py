@@ -6,7 +6,7 @@ import build_samples
 import pytest
 
 from flexunet.core.errors import InputError
-from flexunet.datasets import built_dataset
+from flexunet.datasets import dataset_folders
 from flexunet.datasets.builder import build_tool
 
 
@@ -23,7 +23,7 @@ def built(tmp_path_factory):
 
 def listed(data_dir: pathlib.Path, dataset: str) -> str:
   with pytest.raises(InputError) as error:
-    built_dataset.locate(dataset, data_dir)
+    dataset_folders.locate(dataset, data_dir)
   return str(error.value)
 
 
@@ -45,4 +45,4 @@ def test_what_a_killed_build_leaves_is_not_listed_as_built(built):
   (data_dir / "notes").mkdir()
   assert listed(data_dir, "full_head_t1w/nope").endswith("It holds: slices.")
   assert listed(data_dir, "nope").endswith("It holds: full_head_t1w.")
-  assert built_dataset.locate("full_head_t1w", data_dir).name == "1.0.0"
+  assert dataset_folders.locate("full_head_t1w", data_dir).name == "1.0.0"

@@ -10,7 +10,7 @@ import pytest
 import resume_runs
 
 from flexunet.core.errors import InputError
-from flexunet.datasets import built_dataset
+from flexunet.datasets import dataset_folders
 from flexunet.evaluation import labelled_volumes
 from flexunet.pipelines import batches, order, readers
 from flexunet.pipelines.dataset_source import open_dataset
@@ -87,7 +87,7 @@ def test_a_built_dataset_of_either_container_verifies_and_plans_the_same(tmp_pat
   for container in ("tfrecord", "array_record"):
     out = tmp_path / container
     build_samples.build("hippocampus_t1w", raw, out, file_format=container)
-    assert not list(verify_records.verify(built_dataset.find_one(out)).problems)
+    assert not list(verify_records.verify(dataset_folders.find_one(out)).problems)
     run = flagged.setup(out, "--dataset=hippocampus_t1w", "--num_layers=2", "--base_filters=4",
                         "--batch_size=4", "--epochs=1")  # fmt: skip
     image, _ = run.first_batch()

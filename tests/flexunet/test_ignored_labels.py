@@ -11,7 +11,7 @@ import scan_folders
 import tensorflow as tf
 
 from flexunet.core.errors import InputError
-from flexunet.datasets import built_dataset
+from flexunet.datasets import dataset_folders
 from flexunet.evaluation import labelled_volumes, split_scores
 from flexunet.imaging.clean_up import CleanUp
 from flexunet.imaging.label_scheme import IGNORED, LabelScheme
@@ -54,7 +54,7 @@ def test_the_scheme_says_that_there_are_ignored_pixels():
 
 
 def test_records_keep_them_and_the_table_does_not_count_them(data_dir):
-  dataset = built_dataset.find_one(data_dir / "scan_label" / "slices")
+  dataset = dataset_folders.find_one(data_dir / "scan_label" / "slices")
   assert dataset.scheme.names == ["background", "front", "back"] and dataset.scheme.ignores
   for row, example in dataset.records():
     label = example["label"][..., 0]

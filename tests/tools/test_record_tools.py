@@ -19,7 +19,7 @@ from PIL import Image
 
 from flexunet.core import files
 from flexunet.core.errors import InputError
-from flexunet.datasets import built_dataset, catalog
+from flexunet.datasets import built_dataset, catalog, dataset_folders
 from flexunet.datasets.builder import tfrecord
 from flexunet.pipelines import dataset_source
 from flexunet.tools import export_images, verify_records
@@ -363,15 +363,15 @@ def test_a_rewritten_shard_with_another_label_is_found(copy):
 
 def test_a_folder_without_a_dataset_is_refused(tmp_path):
   with pytest.raises(InputError, match="holds no built dataset"):
-    built_dataset.find(tmp_path)
+    dataset_folders.find(tmp_path)
   with pytest.raises(InputError, match="no such folder"):
-    built_dataset.find(tmp_path / "none")
+    dataset_folders.find(tmp_path / "none")
 
 
 def test_a_damaged_report_is_one_line(copy):
   (copy / "build_report.json").write_text("{")
   with pytest.raises(InputError, match="one of them is damaged"):
-    built_dataset.find(copy)
+    dataset_folders.find(copy)
 
 
 def test_an_exported_folder_holds_every_record_in_its_colours(slices, tmp_path):
@@ -481,7 +481,7 @@ def test_the_verify_command_ends_with_0_or_with_1_and_the_record(copy, tmp_path)
 
 
 def test_the_report_says_who_is_in_the_dataset_and_under_which_terms(slices):
-  dataset = built_dataset.find_one(slices)
+  dataset = dataset_folders.find_one(slices)
   page.write_report(dataset, slices / "dataset_report.html")
   text = (slices / "dataset_report.html").read_text()
   (slices / "dataset_report.html").unlink()
@@ -496,12 +496,12 @@ def test_the_report_says_who_is_in_the_dataset_and_under_which_terms(slices):
 
 
 def test_a_report_that_lies_elsewhere_has_no_links_to_files(slices, tmp_path):
-  page.write_report(built_dataset.find_one(slices), tmp_path / "a.html")
+  page.write_report(dataset_folders.find_one(slices), tmp_path / "a.html")
   assert not re.findall(r'href="[^#"]', (tmp_path / "a.html").read_text())
 
 
 def test_a_subject_in_two_splits_is_counted(slices):
-  dataset = built_dataset.find_one(slices)
+  dataset = dataset_folders.find_one(slices)
   assert subjects.in_several_splits(dataset) == []
   first = dataset.rows[0]
   other = "test" if first["split"] != "test" else "train"
@@ -525,7 +525,7 @@ def test_one_of_several_channels_is_exported(tmp_path):
   for path in raw.rglob("*_0001.nii.gz"):
     scan_folders.save(255 - scan_folders.voxels(int(path.name[5:9]) - 1000), path)
   builder = build_samples.build("scan_label", tmp_path / "raw", tmp_path / "data")
-  dataset = built_dataset.find_one(pathlib.Path(builder.data_path))
+  dataset = dataset_folders.find_one(pathlib.Path(builder.data_path))
   for name, feature in (("FLAIR", "image"), ("T1", "image_2")):
     export_images.export(dataset, tmp_path / name, "grey", channel=name)
     for row, example in dataset.records():

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from flexunet.core import command_line, flags
 from flexunet.core.errors import InputError
-from flexunet.datasets import built_dataset
+from flexunet.datasets import dataset_folders
 from flexunet.tools.dataset_report import page, statistics
 
 _PROGRAM = flags.Program(__doc__, usage="flexunet report DIR [--output=FILE.html]")
@@ -24,7 +24,7 @@ _OUTPUT = _PROGRAM.string("output", None, "The .html file. Default: DIR/dataset_
 def main(argv: Sequence[str]) -> None:
   if len(argv) != 2:
     raise InputError(f"Usage: {_PROGRAM.usage}. Got: {' '.join(argv[1:]) or 'nothing'}.")
-  dataset = built_dataset.find_one(pathlib.Path(argv[1]))
+  dataset = dataset_folders.find_one(pathlib.Path(argv[1]))
   output = pathlib.Path(_OUTPUT.value or dataset.path / "dataset_report.html")
   page.write_report(dataset, output, show_progress=statistics.shows_progress())
   print(f"{output} and {output.with_suffix('.png').name}")

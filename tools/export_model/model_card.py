@@ -11,7 +11,7 @@ import flexunet
 from flexunet import config, run_folder
 from flexunet.core import files
 from flexunet.core.errors import InputError
-from flexunet.datasets import built_dataset
+from flexunet.datasets import dataset_folders
 from flexunet.datasets.builder import croissant
 from flexunet.evaluation import summary
 from flexunet.network import cost
@@ -84,7 +84,7 @@ def _prose(run_config: config.RunConfig) -> dict[str, Any]:
   """Returns description, citation, licence and address of the dataset; empty where it is gone."""
   data = run_config.data
   try:
-    folder = built_dataset.locate(data.dataset, pathlib.Path(data.data_dir))
+    folder = dataset_folders.locate(data.dataset, pathlib.Path(data.data_dir))
     return croissant.read_prose(folder)
   except InputError:
     return {}
