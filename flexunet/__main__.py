@@ -56,6 +56,9 @@ COMMANDS = {
     "benchmark_coverage": (
         "flexunet.tools.benchmarks.coverage", "how often margins and volume intervals hold"
     ),
+    "benchmark_quality": (
+        "flexunet.tools.benchmarks.quality.__main__", "Dice over minutes, beside nnU-Net and MONAI"
+    ),
 }  # fmt: skip
 _HELP_WORDS = ("--help", "-h", "-help", "--helpshort", "--helpfull", "help")
 
