@@ -24,6 +24,7 @@ from collections.abc import Sequence
 
 from flexunet.core import command_line, files, flags, progress
 from flexunet.core.errors import InputError
+from flexunet.pipelines import dataset_source
 from flexunet.tools.benchmarks.quality import jobs
 
 _PROGRAM = flags.Program(__doc__, first=("sets", "systems", "minutes", "seeds", "output_dir"))
@@ -59,13 +60,13 @@ _JSON = _PROGRAM.boolean("json", False, "Prints the summary as JSON instead of t
 
 def main(argv: Sequence[str]) -> None:
   command_line.no_words(argv)
-  # As Ctrl-C does: what runs is ended, too.
-  signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
   sets, systems = jobs.parse_sets(_SETS.value), jobs.parse_systems(_SYSTEMS.value)
   minutes = jobs.parse_minutes(_MINUTES.value)
   seeds = flags.numbers("seeds", _SEEDS.value, int)
   folder = pathlib.Path(_OUTPUT_DIR.value).expanduser().absolute()
   files.check_writable(folder, "--output_dir")
+  for one in sets:
+    dataset_source.check_folder(one.dataset, one.data_dir, jobs.SPLITS)
   planned = jobs.all_jobs(sets, systems, minutes, seeds)
   command_line.load_tensorflow()
   # They load TensorFlow: --help and wrong flags are answered without it.
@@ -87,6 +88,8 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run() -> None:
+  # As Ctrl-C does: the training that is under way is ended, too.
+  signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
   command_line.run(main, _PROGRAM)
 
 

@@ -21,8 +21,8 @@ from flexunet.evaluation.labelled_volumes import LabelledVolume
 from flexunet.pipelines import laterality, readers
 from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.record_table import RecordTable
+from flexunet.tools.benchmarks.quality.jobs import SPLITS
 
-SPLITS = ("train", "validation", "test")
 _LIST = "set.json"
 
 

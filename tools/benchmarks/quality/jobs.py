@@ -40,6 +40,9 @@ SYSTEMS: Mapping[str, tuple[str | None, tuple[str, ...], str]] = {
 }  # fmt: skip
 # A program of the user's own, which reads and writes what peer_task.py describes.
 PROGRAM = "program"
+# What a set must have: systems learn from the first, may look at the second, and are scored on the
+# last.
+SPLITS = ("train", "validation", "test")
 _NAME = re.compile(r"[\w.+-]+")
 
 
