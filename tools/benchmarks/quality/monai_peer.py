@@ -65,9 +65,8 @@ def build(choices: dict[str, Any], channels: int, classes: int) -> torch.nn.Modu
   shape = {"spatial_dims": spatial, "in_channels": channels, "out_channels": classes}
   if choices["network"] == "unet":
     return monai.networks.nets.UNet(
-        **shape, channels=[first * 2**n for n in range(5)], strides=[2] * 4, num_res_units=2,
-        norm="batch",
-    )  # fmt: skip
+        **shape, channels=[first * 2**n for n in range(5)], strides=[2] * 4, num_res_units=2
+    )
   if choices["network"] == "dynunet":
     return monai.networks.nets.DynUNet(
         **shape, kernel_size=[3] * 5, strides=[1, 2, 2, 2, 2], upsample_kernel_size=[2] * 4,

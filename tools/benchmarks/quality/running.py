@@ -176,10 +176,10 @@ def run_program(
   Raises:
     JobError: It has failed.
   """
-  path = os.pathsep.join(word for word in sys.path if word) if command[0] == sys.executable else ""
-  variables = {**os.environ, **({"PYTHONPATH": path} if path else {}), **(variables or {})}
-  if not path:
-    variables.pop("PYTHONPATH", None)
+  environment = {**os.environ, **(variables or {})}
+  environment.pop("PYTHONPATH", None)  # It would lead into another environment.
+  if command[0] == sys.executable:
+    environment["PYTHONPATH"] = os.pathsep.join(word for word in sys.path if word)
   places.log.parent.mkdir(parents=True, exist_ok=True)
   started = time.monotonic()
   with open(places.log, "w", encoding="utf-8") as log:
@@ -187,7 +187,7 @@ def run_program(
     log.flush()
     process = subprocess.Popen(
         command, cwd=places.work, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-        env=variables, start_new_session=True,
+        env=environment, start_new_session=True,
     )  # fmt: skip
     try:
       code = process.wait(timeout=60 * most_minutes)

@@ -87,3 +87,12 @@ def test_files_of_systems_differ_where_their_flags_do():
   assert len(set(keys)) == len(keys) == 20
   assert keys[0] == "hip__flexunet__0.5min__seed1"
   assert [job.minutes for job in planned] == [0.5] * 10 + [20.0] * 10
+
+
+def test_the_programs_of_the_peers_import_nothing_of_ours():
+  found = sorted(pathlib.Path(jobs.__file__).parent.glob("*peer*.py"))
+  assert [path.name for path in found] == ["monai_peer.py", "nnunet_peer.py", "peer_task.py"]
+  for path in found:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    imports = [line for line in lines if line.lstrip().startswith(("import ", "from "))]
+    assert imports and not any("flexunet" in line for line in imports)
