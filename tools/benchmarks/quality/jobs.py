@@ -164,7 +164,7 @@ def _set_of(name: str, place: Any, base: pathlib.Path) -> BenchSet:
   return BenchSet(
       name,
       place.get("dataset"),
-      str(base / pathlib.Path(place["data_dir"]).expanduser()),
+      str((base / pathlib.Path(place["data_dir"]).expanduser()).absolute()),
       place.get("title") or name,
   )
 

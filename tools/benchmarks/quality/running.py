@@ -169,7 +169,7 @@ def run_program(
 
   Args:
     command: Its words.
-    places: Where the log lies, and the folder in which it runs.
+    places: Where the log lies, and the folder in which peers run.
     most_minutes: It is ended after that.
     variables: Of its environment, beside those that there are.
 
@@ -178,15 +178,17 @@ def run_program(
   """
   environment = {**os.environ, **(variables or {})}
   environment.pop("PYTHONPATH", None)  # It would lead into another environment.
+  folder: pathlib.Path | None = places.work
   if command[0] == sys.executable:
     environment["PYTHONPATH"] = os.pathsep.join(word for word in sys.path if word)
+    folder = None  # Paths among the flags that the user gives count from where the user is.
   places.log.parent.mkdir(parents=True, exist_ok=True)
   started = time.monotonic()
   with open(places.log, "w", encoding="utf-8") as log:
     log.write(f"{shlex.join(command)}\n")
     log.flush()
     process = subprocess.Popen(
-        command, cwd=places.work, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+        command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
         env=environment, start_new_session=True,
     )  # fmt: skip
     try:

@@ -52,6 +52,8 @@ def test_wrong_systems_are_refused_in_one_line(text, message):
 
 
 def test_sets_are_named_in_words_or_in_a_file(tmp_path):
+  (relative,) = jobs.parse_sets("hip=data:x")
+  assert pathlib.Path(relative.data_dir) == pathlib.Path("data").absolute()
   (one, two) = jobs.parse_sets("hip=/data:hippocampus_t1w/slices,own=/data/own/1.0.0")
   assert (one.name, one.data_dir, one.dataset) == ("hip", "/data", "hippocampus_t1w/slices")
   assert (two.data_dir, two.dataset) == ("/data/own/1.0.0", None)
