@@ -84,7 +84,7 @@ def export(source: DatasetSource, folder: pathlib.Path) -> None:
             "subject": volume.subject,
             "spacing_mm": _known([volume.slice_spacing_mm, *volume.spacing_mm]),
         })
-        arrays = {"image": np.moveaxis(np.stack(volume.images[part]), -1, 0)}
+        arrays: dict[str, Any] = {"image": np.moveaxis(np.stack(volume.images[part]), -1, 0)}
         if split != "test":
           arrays["label"] = np.stack(volume.labels[part])
         np.savez(folder / name, **arrays)
