@@ -65,6 +65,9 @@ COMMANDS = {
     "benchmark_contrast": (
         "flexunet.tools.benchmarks.contrast", "whether scans of one person are labelled alike"
     ),
+    "benchmark_quality": (
+        "flexunet.tools.benchmarks.quality.__main__", "Dice over minutes, beside nnU-Net and MONAI"
+    ),
 }  # fmt: skip
 _HELP_WORDS = ("--help", "-h", "-help", "--helpshort", "--helpfull", "help")
 

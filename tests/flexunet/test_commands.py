@@ -155,6 +155,8 @@ RUN = "--run_dir={run}"
         (("benchmark_input", "--data_dir={root}/none"), "no such folder"),
         (("benchmark_readers", "--data_dir={root}/none"), "no such folder"),
         (("benchmark_trainer", "--data_dir={root}/none"), "no such folder"),
+        (("benchmark_quality", "--sets=a={root}/none:x", "--output_dir={root}/new"),
+         "no such folder"),
         (("benchmark_predict", "--run_dir={root}/none", "--input={root}"), "does not exist"),
         (("benchmark_predict", RUN, "--input={root}"), "model.keras must hold"),
         (("convert_config", "{root}/none"), "cannot be read"),

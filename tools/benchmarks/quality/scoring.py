@@ -1,0 +1,135 @@
+"""Scores label volumes of any system by the project's rules, one volume at a time."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from flexunet import run_folder
+from flexunet.core.errors import InputError
+from flexunet.evaluation import scores, summary
+from flexunet.evaluation.labelled_volumes import LabelledVolume
+from flexunet.prediction import opening
+from flexunet.tools.benchmarks.quality.exported_set import TestVolume
+
+_UNKNOWN_MM = (float("nan"), float("nan"))
+
+
+def predict_with_run(
+    run_dir: pathlib.Path, volumes: Sequence[TestVolume], predictions: pathlib.Path
+) -> None:
+  """Writes the labels of the test volumes as a run predicts them, in the form of a peer.
+
+  Args:
+    run_dir: A trained run.
+    volumes: The test split.
+    predictions: Folder of the answers.
+  """
+  run = run_folder.RunFolder.open(run_dir)
+  options = opening.PredictionOptions(calibrated=False, clean_up=False)
+  predictor = opening.open_run(run, run.read_config(), options)
+  predictions.mkdir(parents=True, exist_ok=True)
+  for one in volumes:
+    volume = one.volume
+    spacing_mm = (*volume.spacing_mm, volume.slice_spacing_mm)
+    labels = list(predictor.labels(volume.images, spacing_mm))
+    whole = [np.stack(labels)] if len(one.files) == 1 else [label[None] for label in labels]
+    for name, label in zip(one.files, whole, strict=True):
+      np.savez(predictions / name, label=label)
+
+
+def score(
+    volumes: Sequence[TestVolume], predictions: pathlib.Path, class_names: Sequence[str]
+) -> dict[str, Any]:
+  """Returns the scores of the predicted labels of a test split.
+
+  Dice is of each volume and class, on the grid of the scan; a class that is empty in truth and
+  prediction has none. `foreground_dice` is the mean over classes, then over volumes, as in
+  `flexunet evaluate`.
+
+  Args:
+    volumes: The test split.
+    predictions: Folder of the answers.
+    class_names: By id, background first.
+
+  Returns:
+    `foreground_dice`, `per_class` {class: mean Dice}, `subjects` (`subject`, `foreground_dice`,
+    `dice` by class) and `volumes` (`subject`, `volume`, `class`, `status`, `dice` and pixels), NaN
+    as None.
+
+  Raises:
+    InputError: An answer is missing or has another shape.
+  """
+  rows = [row for one in volumes for row in _rows(one, predictions, class_names)]
+  whole = summary.statistics(list(summary.foreground_dice(rows).values()))
+  subjects = [
+      _of_subject([row for row in rows if row["subject"] == subject], subject)
+      for subject in dict.fromkeys(row["subject"] for row in rows)
+  ]
+  per_class = {
+      name: summary.statistics([row["dice"] for row in rows if row["class"] == name])["mean"]
+      for name in class_names[1:]
+  }
+  return summary.strict({
+      "foreground_dice": whole["mean"],
+      "per_class": per_class,
+      "subjects": subjects,
+      "volumes": rows,
+  })
+
+
+def _rows(
+    one: TestVolume, predictions: pathlib.Path, class_names: Sequence[str]
+) -> list[dict[str, Any]]:
+  volume = one.volume
+  predicted = _on_native_grid(volume, _read(one, predictions))
+  native = volume.on_native_grid()
+  if native.ignored:
+    predicted = [
+        label * ~ignored for label, ignored in zip(predicted, native.ignored, strict=True)
+    ]
+  truth = np.concatenate([label.ravel() for label in native.labels])[None]
+  found = np.concatenate([label.ravel() for label in predicted])[None]
+  kept = ("class", "status", "dice", "reference_pixels", "predicted_pixels")
+  return [
+      {"subject": volume.subject, "volume": volume.volume, **{name: row[name] for name in kept}}
+      for row in scores.label_scores(truth, found, class_names, _UNKNOWN_MM)
+  ]
+
+
+def _on_native_grid(volume: LabelledVolume, labels: list[np.ndarray]) -> list[np.ndarray]:
+  return [
+      native for place, label in enumerate(labels) for native in volume.to_native_grid(place, label)
+  ]
+
+
+def _read(one: TestVolume, predictions: pathlib.Path) -> list[np.ndarray]:
+  """Returns the predicted label of each slice of a volume, as the network saw it."""
+  slices: list[np.ndarray] = []
+  for name in one.files:
+    path = predictions / name
+    try:
+      with np.load(path) as stored:
+        slices += list(stored["label"])
+    except (OSError, ValueError, KeyError) as error:
+      raise InputError(f"{path} must hold the predicted label: {error}.") from error
+  shapes = [label.shape for label in one.volume.labels]
+  if [label.shape for label in slices] != shapes:
+    raise InputError(
+        f"{predictions / one.files[0]} must have the shape of its case,"
+        f" {len(shapes)} slices of {shapes[0]}. Got: {len(slices)} of {slices[0].shape}."
+    )
+  return slices
+
+
+def _of_subject(rows: Sequence[summary.Row], subject: str) -> dict[str, Any]:
+  classes = dict.fromkeys(row["class"] for row in rows)
+  own = {
+      name: summary.statistics([row["dice"] for row in rows if row["class"] == name])["mean"]
+      for name in classes
+  }
+  overall = summary.statistics(list(summary.foreground_dice(rows).values()))
+  return {"subject": subject, "foreground_dice": overall["mean"], "dice": own}
