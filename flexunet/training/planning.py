@@ -339,7 +339,7 @@ def _num_layers(model: config.ModelConfig, facts: Facts) -> tuple[int, str]:
   largest = _LARGEST_EDGE[facts.device]
   height, width = model.image_size or _largest_slice(facts) or (largest, largest)
   scale = 1.0 if model.image_size else min(1.0, largest / max(height, width))
-  edge = scale * min(height, width)
+  edge = scale * min(height, width) / model.first_scale  # Of the first stage.
   layers = 1 + int(math.log2(max(1.0, edge / _SMALLEST_BOTTLENECK)))
   if layers < 5:
     return max(2, layers), f"more stages would leave nothing of an edge of {round(edge)} pixels"
@@ -349,8 +349,11 @@ def _num_layers(model: config.ModelConfig, facts: Facts) -> tuple[int, str]:
       dilation=model.dilation,
       num_layers=5,
       dropout_rate=0.0,
+      stem=model.stem,
+      encoder_blocks=model.encoder_blocks,
+      decoder_convolutions=model.decoder_convolutions,
   )
-  seen = cost.receptive_fields(shape)[0].decoder
+  seen = cost.output_field(shape)
   return 5, f"five stages see {seen} pixels around each pixel"
 
 
