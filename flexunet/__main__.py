@@ -47,6 +47,7 @@ COMMANDS = {
     "phantom": ("flexunet.tools.phantom.__main__", "synthetic raw scans of each dataset"),
     "benchmark_build": ("flexunet.tools.benchmarks.build", "speed and memory of a build"),
     "benchmark_input": ("flexunet.tools.benchmarks.input", "images per second of the input"),
+    "benchmark_step": ("flexunet.tools.benchmarks.step", "training steps of networks, by layer"),
     "benchmark_trainer": (
         "flexunet.tools.benchmarks.trainer", "what the trainer adds to a bare Keras fit"
     ),
