@@ -47,7 +47,7 @@ _ROUNDS = _PROGRAM.integer("rounds", 5, "Turns of each network.", lower_bound=1)
 _STEPS = _PROGRAM.integer("steps", 4, "Steps in a turn.", lower_bound=1)
 _LAYERS = _PROGRAM.boolean("layers", True, "Times the layers of the first network.")
 _ALL_LAYERS = _PROGRAM.boolean("all_layers", False, "Times the layers of the other networks too.")
-# What planning chooses for hippocampus slices on a CPU.
+# What planning chooses for slices of that size on a CPU.
 _SHAPE = _PROGRAM.fields(ModelConfig, group="Network", defaults={
     "image_size": (176, 176), "num_classes": 4, "base_filters": 16, "base_kernels": 3,
     "num_layers": 5, "dropout_rate": 0.02, "normalization": "batch",
