@@ -94,7 +94,8 @@ def contenders(first: Contender, compare: str) -> list[Contender]:
 
 def _changed(first: Contender, words: list[str]) -> Contender:
   hints = typing.get_type_hints(ModelConfig)
-  knobs, others = {}, {}
+  knobs: dict[str, Any] = {}
+  others: dict[str, Any] = {}
   for word in words:
     name, equals, text = word.partition("=")
     if not equals:
