@@ -53,6 +53,7 @@ COMMANDS = {
     "benchmark_readers": (
         "flexunet.tools.benchmarks.readers", "the readers without TensorFlow beside tf.data"
     ),
+    "benchmark_step": ("flexunet.tools.benchmarks.step", "training steps of networks, by layer"),
     "benchmark_trainer": (
         "flexunet.tools.benchmarks.trainer", "what the trainer adds to a bare Keras fit"
     ),

@@ -22,7 +22,7 @@ KERNEL_INITIALIZERS = (
 STEMS = {
     "full": "the first stage works at full size",
     "half": "each 2x2 pixels become channels, the first stage works at half the size, and the head"
-            " answers for the four pixels: about a third of the time",
+            " answers for the four pixels: about a third of the operations",
     "half_refined": "half, and a light convolution at full size sees the image again before the"
                     " head",
 }  # fmt: skip

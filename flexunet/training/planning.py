@@ -365,7 +365,7 @@ def _num_layers(model: config.ModelConfig, facts: Facts) -> tuple[int, str]:
   largest = recipe.LARGEST_EDGE[facts.device]
   height, width = model.image_size or _largest_slice(facts) or (largest, largest)
   scale = 1.0 if model.image_size else min(1.0, largest / max(height, width))
-  edge = scale * min(height, width)
+  edge = scale * min(height, width) / model.first_scale  # Of the first stage.
   layers = 1 + int(math.log2(max(1.0, edge / recipe.SMALLEST_BOTTLENECK)))
   most = recipe.MOST_LAYERS
   if layers < most:
@@ -376,8 +376,11 @@ def _num_layers(model: config.ModelConfig, facts: Facts) -> tuple[int, str]:
       dilation=model.dilation,
       num_layers=most,
       dropout_rate=0.0,
+      stem=model.stem,
+      encoder_blocks=model.encoder_blocks,
+      decoder_convolutions=model.decoder_convolutions,
   )
-  seen = cost.receptive_fields(shape)[0].decoder
+  seen = cost.output_field(shape)
   return most, f"{most} stages see {seen} pixels around each pixel"
 
 

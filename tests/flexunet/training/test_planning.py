@@ -54,6 +54,16 @@ def test_the_reason_tells_how_far_the_network_sees():
   assert f"see {seen} pixels" in made.reasons["num_layers"]
 
 
+def test_a_first_stage_at_half_size_leaves_a_stage_less_and_is_padded_further():
+  # The first stage of an edge of 64 works at 32, of which four pixels are left after three.
+  made = planned(table(64, 90), model={"stem": "half"})
+  assert (made.model.num_layers, made.model.multiple) == (4, 16)
+  assert made.model.image_size == (64, 96)
+  deep = planned(model={"stem": "half"})
+  assert deep.model.image_size == (192, 192)  # The multiple of 2 x 2 ** 4 above 176.
+  assert f"see {cost.output_field(deep.model)} pixels" in deep.reasons["num_layers"]
+
+
 def test_the_batch_shrinks_until_it_fits_into_the_memory():
   free = planned()
   assert free.training.batch_size == 8
