@@ -155,10 +155,12 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _memory_advice(run_config: config.RunConfig) -> str:
   model, training = run_config.model, run_config.training
-  height, width = model.image_size
+  size, shown = "--image_size", ",".join(map(str, model.image_size))
+  if run_config.data.patch_hw:
+    size, shown = "--patch_size", run_config.data.patch_size
   advice = [
       f"--batch_size (now {training.batch_size})",
-      f"--image_size (now {height},{width})",
+      f"{size} (now {shown})",
       f"--base_filters (now {model.base_filters})",
   ]
   text = f"The run must fit into the device's memory, but it ran out. Lower {', '.join(advice)}"

@@ -53,6 +53,10 @@ CONFLICTS = [
     (["--label_values=0,255"], "--label_values is for datasets built elsewhere"),
     (["--label_values=black,white"], "must be whole numbers such as 0,255"),
     (["--init_from=/nowhere/at/all"], "it is not there"),
+    (["--patch_size=small"], "--patch_size must be auto, none, or one or two whole numbers"),
+    (["--patch_size=16,0"], "whole numbers above 0 such as 96,96. Got: 16,0"),
+    (["--patch_size=16,15"], "must be multiples of 2 for 2 stages. Got: 16,15. Take 16,16"),
+    (["--patch_foreground_share=0.5", "--patch_size=none"], "this run is to train on whole slices"),
     (["--metrics=dise"], "Did you mean 'dice'"),
 ]  # fmt: skip
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 DEEP = ("--num_layers=3",)
+PATCHES = ("--patch_size=16",)
 FOREGROUND = ("--foreground_fraction=0.5",)
 SMALL = ("--image_size=16,48",)
 
@@ -82,6 +83,8 @@ ROWS = {
     "crop_foreground": ("true", lambda r: air(r) < air_of_records(), True),
     "context_slices": ("1", lambda r: bool(np.ptp(r.first_batch()[0], axis=-1).any()), True,
                        ("--image_channels=3",)),
+    "patch_size": ("16", lambda r: r.first_batch()[0].shape[1:3], (16, 16)),
+    "patch_foreground_share": ("0.25", lambda r: r.order.centered, 1, PATCHES),
     "epoch_passes": ("3", lambda r: r.order.passes, 3),
     "foreground_fraction": ("0.5", lambda r: r.order.drawn, 2),
     "class_balance": ("true", lambda r: len(r.order.pools), 2, FOREGROUND),

@@ -46,45 +46,45 @@ def test_image_and_label_are_cut_alike():
 
 
 def test_patches_anywhere_cover_the_slice_up_to_its_corners():
-  count = 2000
+  count = 600
   found, _ = sampler()(*numbered(count), entries_of(count, order.ANYWHERE))
   corners = found.numpy()[:, 0, 0].astype(int)
   assert corners.min() == 0 and (corners.max(axis=0) == [32 - 8, 40 - 12]).all()
   seen = np.zeros((32, 40), int)
   for top, left in corners:
     seen[top : top + 8, left : left + 12] += 1
-  # The middle of a patch lies a quarter of its edges from the border or further inside: a patch
-  # ends at the border in 2 of 28 and in 3 of 34 cases.
-  assert seen.min() > 0.3 * count * (2 / 28) * (3 / 34)
+  # The middle lies a quarter of the edges from the border or further inside, so that a patch ends
+  # at a given border in 2 of 28 and in 3 of 34 cases: 4 of 600 in a given corner.
+  assert seen.min() >= 1
 
 
 @pytest.mark.parametrize("target", [order.ANY_CLASS, 2])
 def test_patches_around_foreground_hold_a_drawn_pixel_anywhere_in_them(target):
-  count = 600
+  count = 300
   image, label = numbered(count)
   label[:, 15, 21], label[:, 29, 2] = 2, 1
   ids = sampler()(image, label, entries_of(count, target))[1].numpy()
   if target == 2:
     assert (ids == 2).any(axis=(1, 2)).all()
-    # All places of a patch, each equally often: 96 of them, 600 draws.
+    # All 96 places of a patch, each equally often: 300 draws miss 4 of them.
     places = np.argwhere(ids == 2)[:, 1:]
-    assert len(np.unique(places, axis=0)) > 0.95 * 96
+    assert len(np.unique(places, axis=0)) > 0.9 * 96
   else:  # Each pixel with the same chance.
     assert (ids > 0).any(axis=(1, 2)).all()
     assert 0.4 < (ids == 1).any(axis=(1, 2)).mean() < 0.6
 
 
 def test_a_class_that_the_slice_lacks_gives_any_foreground_and_no_foreground_anything():
-  image, label = numbered(200)
-  label[:100, 20, 20] = 1
-  label[100:] = IGNORED  # Counts as no class.
-  found, ids = sampler()(image, label, entries_of(200, 2))
-  assert (ids.numpy()[:100] == 1).any(axis=(1, 2)).all()
-  assert len(np.unique(found.numpy()[100:, 0, 0], axis=0)) > 60
+  image, label = numbered(80)
+  label[:40, 20, 20] = 1
+  label[40:] = IGNORED  # Counts as no class.
+  found, ids = sampler()(image, label, entries_of(80, 2))
+  assert (ids.numpy()[:40] == 1).any(axis=(1, 2)).all()
+  assert len(np.unique(found.numpy()[40:, 0, 0], axis=0)) > 30
 
 
 def test_patches_lie_in_the_slice_and_not_in_the_border_around_it():
-  count = 500
+  count = 200
   found, _ = sampler()(*numbered(count), entries_of(count, order.ANYWHERE, box=[8, 10, 16, 20]))
   corners = found.numpy()[:, 0, 0].astype(int)
   # The middle is at least a quarter of the edges, 2 and 3 pixels, inside of the box.

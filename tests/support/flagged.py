@@ -5,6 +5,8 @@ import functools
 import pathlib
 
 import dataset_samples
+import keras
+import numpy as np
 
 from flexunet import config
 from flexunet.core import flags
@@ -117,3 +119,28 @@ def setup(data_dir: pathlib.Path, *given: str) -> Setup:
       parts["model"], parts["data"], parts["training"], opened, parts["augmentation"]
   )
   return Setup(complete, opened)
+
+
+def finished(run: Setup, steps: int = 4) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Returns (image, label) of the first steps as the network sees them; every pixel counts."""
+  made = []
+  for batch in run.streams.training(run.order, 0, steps):
+    image, label, weight = run.streams.finished(batch)
+    assert (weight.numpy() == 1).all()
+    made.append((image.numpy(), label.numpy()))
+  return made
+
+
+def losses(run: Setup, steps: int = 4) -> list[float]:
+  """Trains some steps and returns the loss of each."""
+  prepared, noted = run.prepared, []
+
+  class Note(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+      noted.append(logs["loss"])
+
+  prepared.network.fit(
+      prepared.batches.training(prepared.epoch_order, 0, steps), verbose=0, callbacks=[Note()],
+      shuffle=False,
+  )  # fmt: skip
+  return noted

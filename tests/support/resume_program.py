@@ -111,6 +111,7 @@ def main() -> None:
   parser.add_argument("--kill")
   parser.add_argument("--knobs", default="{}", help="JSON of TrainingConfig")
   parser.add_argument("--model", default="{}", help="JSON of ModelConfig")
+  parser.add_argument("--patch_size", default="none")
   parser.add_argument("--cache", default="ram")
   parser.add_argument("--logical_devices", type=int, default=1)
   parser.add_argument("--dropout", type=float, default=0.2)
@@ -143,7 +144,9 @@ def main() -> None:
       "reduce_lr_patience": 1, "warmup_steps": 5, "validation_epochs": 1,
       **json.loads(options.knobs),
   }  # fmt: skip
-  data = config.DataConfig(data_dir=options.data_dir, cache=options.cache)
+  data = config.DataConfig(
+      data_dir=options.data_dir, cache=options.cache, patch_size=options.patch_size
+  )
   opened = input_pipeline.open_data(data)
   try:
     run_config = run_setup.complete(

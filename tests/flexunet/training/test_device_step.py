@@ -25,30 +25,8 @@ def data_dir(tmp_path_factory):
   return flagged.write_dataset(tmp_path_factory.mktemp("data"))
 
 
-def finished(run, steps=4):
-  """Returns (image, label) of the first steps as the network sees them."""
-  made = []
-  for batch in run.streams.training(run.order, 0, steps):
-    image, label, weight = run.streams.finished(batch)
-    assert (weight.numpy() == 1).all()
-    made.append((image.numpy(), label.numpy()))
-  return made
-
-
 def losses(data_dir, *given, steps=4):
-  """Returns the loss of each of the first training steps."""
-  run = flagged.setup(data_dir, *AUGMENTED, *given)
-  prepared, noted = run.prepared, []
-
-  class Note(keras.callbacks.Callback):
-    def on_train_batch_end(self, batch, logs=None):
-      noted.append(logs["loss"])
-
-  prepared.network.fit(
-      prepared.batches.training(prepared.epoch_order, 0, steps), verbose=0, callbacks=[Note()],
-      shuffle=False,
-  )  # fmt: skip
-  return noted
+  return flagged.losses(flagged.setup(data_dir, *AUGMENTED, *given), steps)
 
 
 @pytest.mark.slow
@@ -58,9 +36,9 @@ def losses(data_dir, *given, steps=4):
      ((*ON_DEVICE, "--cache=none"), ("--image_channels=3",))],
 )  # fmt: skip
 def test_the_device_gives_the_examples_of_the_host(data_dir, device, channels):
-  host = finished(flagged.setup(data_dir, *AUGMENTED, *channels))
-  found = finished(flagged.setup(data_dir, *AUGMENTED, *device, *channels))
-  plain = finished(flagged.setup(data_dir, *channels))
+  host = flagged.finished(flagged.setup(data_dir, *AUGMENTED, *channels))
+  found = flagged.finished(flagged.setup(data_dir, *AUGMENTED, *device, *channels))
+  plain = flagged.finished(flagged.setup(data_dir, *channels))
   assert len(found) == len(host) == 4
   for (image, label), (wanted, truth), (before, _) in zip(found, host, plain, strict=True):
     assert image.shape == wanted.shape == (4, 20, 28, 3 if channels else 1)
@@ -74,7 +52,8 @@ def test_a_cache_on_the_device_gives_the_same_slices_without_augmentation(data_d
   cached, plain = flagged.setup(data_dir, *CACHED), flagged.setup(data_dir, "--cache=none")
   batch = next(iter(cached.streams.training(cached.order, 0, 1)))
   assert set(batch) == {"row", "seed"}  # No image travels.
-  for (image, label), (wanted, truth) in zip(finished(cached), finished(plain), strict=True):
+  pairs = zip(flagged.finished(cached), flagged.finished(plain), strict=True)
+  for (image, label), (wanted, truth) in pairs:
     np.testing.assert_array_equal(image, wanted)
     np.testing.assert_array_equal(label, truth)
 
