@@ -16,6 +16,7 @@ from flexunet.core.errors import unknown_name
 # Command -> (module with `run`, what it does), in the order of the work.
 COMMANDS = {
     "build": ("flexunet.tools.build", "raw scans become records, split by subject"),
+    "plan": ("flexunet.tools.plan", "what a training would do and take, without training"),
     "train": ("flexunet.train", "train a network on a built dataset"),
     "cross_validate": (
         "flexunet.tools.cross_validate", "train and score every fold, pool the held-out"
@@ -56,6 +57,9 @@ COMMANDS = {
     "benchmark_step": ("flexunet.tools.benchmarks.step", "training steps of networks, by layer"),
     "benchmark_trainer": (
         "flexunet.tools.benchmarks.trainer", "what the trainer adds to a bare Keras fit"
+    ),
+    "benchmark_step_times": (
+        "flexunet.tools.benchmarks.step_times", "the table that times are predicted from"
     ),
     "benchmark_predict": (
         "flexunet.tools.benchmarks.predict", "volumes a minute, against a loop over slices"

@@ -24,6 +24,7 @@ from flexunet.objectives import names
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.pipelines.feature_keys import FeatureFlags
 from flexunet.pipelines.laterality import Laterality
+from flexunet.presets import budgets
 
 # May change when a run is resumed: how long it lasts, where the data lie, what is shown and kept.
 MAY_CHANGE = (
@@ -164,6 +165,21 @@ def _edges(text: str) -> tuple[int, int]:
 class TrainingConfig(Checked):
   """How the weights are found."""
 
+  budget: str | None = knob(
+      None,
+      "For those who do not know what to ask for: sets --max_minutes, more or less by the size of"
+      " the data and the speed of the machine, and --network_size. What is given beside it wins.",
+      choices=budgets.BUDGET_HELP,
+      unset="",
+      group=_OPTIMIZER,
+  )
+  network_size: str | None = knob(
+      None,
+      "Width of the network; --base_filters wins over it.",
+      choices=budgets.NETWORK_SIZES,
+      unset="M, or that of --budget",
+      group="Network",
+  )
   batch_size: int = knob(None, "Slices per step.", minimum=1, group=_OPTIMIZER)
   epochs: int = knob(
       None,

@@ -34,7 +34,14 @@ from flexunet.prediction.ensemble import Ensemble
 from flexunet.prediction.opening import PredictionOptions
 from flexunet.prediction.test_time import ViewOptions
 from flexunet.prediction.tiles import TileOptions
-from flexunet.training import input_pipeline, trainer
+from flexunet.training import (
+  devices,
+  forecast,
+  input_pipeline,
+  plan_lines,
+  run_setup,
+  trainer,
+)
 
 _PASSES = ("tile", "overlap", "tta", "tta_scales", "calibrated", "clean_up")
 _PARTS = {
@@ -325,15 +332,44 @@ def load(
   return Run(found, found.read_config())
 
 
-def plan(**settings: Any) -> config.RunConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunPlan(config.RunConfig):
+  """The complete config that a run would have, and what the run is expected to take.
+
+  Attributes:
+    expected: Steps, seconds and memory.
+    lines: The plan for people, as `flexunet train` says it before it begins.
+  """
+
+  expected: forecast.Forecast
+  lines: tuple[str, ...]
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns the config alone, as `config.json` holds it."""
+    return {name: value for name, value in super().to_json().items() if name not in _OF_PLANS}
+
+
+_OF_PLANS = ("expected", "lines")
+
+
+def plan(**settings: Any) -> RunPlan:
   """Returns the complete config that `fit` would train with, and the reason for each choice.
 
   Args:
     **settings: By the names of the trainer's flags: dataset="hippocampus_t1w", data_dir="DATA",
       max_minutes=5.0, base_filters=16, ...
   """
-  parts = settings_of(settings)
-  return trainer.complete(parts, input_pipeline.open_data(parts.data, parts.model.image_size))
+  return plan_of(settings_of(settings))
+
+
+def plan_of(settings: trainer.Settings) -> RunPlan:
+  """Returns the plan of settings as they were given; see `plan`."""
+  opened = input_pipeline.open_data(settings.data, settings.model.image_size)
+  made = trainer.complete(settings, opened)
+  expected = run_setup.expected(made, opened)
+  shown = plan_lines.lines(made, opened, devices.device_names(), expected)
+  fields = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
+  return RunPlan(**fields, expected=expected, lines=tuple(shown))
 
 
 def fit(run_dir: str | os.PathLike, *, resume: bool = False, **settings: Any) -> Run:

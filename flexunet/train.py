@@ -29,8 +29,8 @@ from flexunet.training import resuming
 _PROGRAM = flags.Program(
     __doc__,
     first=(
-        "dataset", "data_dir", "run_dir", "max_minutes", "epochs", "preset", "resume", "fold",
-        "init_from", "seed",
+        "dataset", "data_dir", "run_dir", "budget", "max_minutes", "epochs", "preset", "resume",
+        "fold", "init_from", "seed",
     ),
 )  # fmt: skip
 _RUN_DIR = _PROGRAM.string("run_dir", None, "New folder for everything of this run.", required=True)

@@ -27,8 +27,7 @@ FOREGROUND_FRACTION = 0.5
 # Seen less often, slices cannot be learnt by heart, and augmentation costs more than it gives.
 FEW_PASSES = 5
 
-# The network.
-BASE_FILTERS = {"cpu": 16, "gpu": 32}
+# The network; its filters: NETWORK_SIZES of budgets.py.
 BASE_KERNELS = 3
 MOST_LAYERS = 5
 SMALLEST_BOTTLENECK = 4  # Pixels along the shorter edge; fewer hold no shape.

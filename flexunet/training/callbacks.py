@@ -15,6 +15,7 @@ import keras
 from absl import logging
 
 from flexunet import run_folder
+from flexunet.core import machine
 from flexunet.training import time_budget
 
 # Mean over the held-out volumes of the mean Dice of their classes, at the network's size.
@@ -125,6 +126,19 @@ class RunClock(RunCallback):
     if self.limit_s:
       return f"{text} after {self.elapsed_s / 60:.1f} of {self.limit_s / 60:.1f} minutes"
     return f"{text} of {self.total_steps}"
+
+  def taken(self) -> dict[str, Any]:
+    """Returns what the run has taken so far, by the names of `forecast.Forecast`.
+
+    Time is that of all its processes, memory the most that this one has held.
+    """
+    step_s = self.budget.execution_s / self._steps_per_execution
+    return {
+        "steps": self.step,
+        "step_seconds": round(step_s, 4),
+        "seconds": round(self.elapsed_s, 1),
+        "memory_bytes": int(machine.peak_mib() * 2**20),
+    }
 
   def state(self) -> dict[str, Any]:
     """Returns the position, and what the ends of epochs have cost."""

@@ -7,8 +7,10 @@ import dataclasses
 import functools
 import os
 import pathlib
+import statistics
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -18,6 +20,8 @@ from flexunet import config
 from flexunet.core import machine
 from flexunet.core.errors import InputError
 
+# Of `convolution_speed`.
+_LEAST_TRIALS, _TRIALS_S = 5, 0.3
 _CPU_INFO = pathlib.Path("/proc/cpuinfo")
 
 
@@ -184,6 +188,38 @@ def default_precision() -> tuple[str, str]:
     if any(detail.get("compute_capability", (8, 0)) < (8, 0) for detail in details):
       return "mixed_float16", "the GPU computes in float16, but not in bfloat16"
   return "mixed_bfloat16", "the GPU computes in bfloat16, which has the range of float32"
+
+
+@functools.cache
+def convolution_speed(policy: str) -> float:
+  """Returns the operations a second of a convolution alone, timed on this machine once.
+
+  The median over a third of a second, so that other programs on the machine count as they will
+  while it trains.
+
+  Args:
+    policy: Precision of the layers, e.g. "mixed_bfloat16".
+  """
+  convolve, operations = convolution(policy)
+  times: list[float] = []
+  while len(times) < _LEAST_TRIALS or sum(times) < _TRIALS_S:
+    started = time.perf_counter()
+    convolve()
+    times.append(time.perf_counter() - started)
+  return operations / statistics.median(times[1:])  # The first one prepares.
+
+
+def convolution(policy: str) -> tuple[Callable[[], None], float]:
+  """Returns a call that computes one convolution, of a middle stage, and its operations."""
+  dtype = keras.DTypePolicy(policy).compute_dtype
+  image = keras.ops.ones((8, 64, 64, 32), dtype=dtype)
+  kernel = keras.ops.ones((3, 3, 32, 32), dtype=dtype)
+
+  def convolve() -> None:
+    answer = keras.ops.conv(image, kernel, padding="same", data_format="channels_last")
+    float(keras.ops.cast(answer[0, 0, 0, 0], "float32"))  # Waits until it has been computed.
+
+  return convolve, 2.0 * 8 * 64 * 64 * 9 * 32 * 32
 
 
 def num_sharing(num_devices: int) -> int:

@@ -231,3 +231,12 @@ class WeightAverages(keras.callbacks.Callback):
 
   def on_epoch_end(self, epoch, logs=None):
     copy_averages(self.model, self._kept)
+
+
+def weight_averages(
+    kept: keras.Model, settings: config.TrainingConfig, clock: callbacks.RunClock
+) -> list[WeightAverages]:
+  """Returns the callback of a run that keeps an average, in a list."""
+  if not run_optimizer.keeps_average(settings):
+    return []
+  return [WeightAverages(kept, clock, settings.weight_average or 0.0)]

@@ -9,28 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
 from flexunet import config
 from flexunet.core.errors import InputError
-from flexunet.network import architecture, cost
+from flexunet.network import architecture, cost, step_time
 from flexunet.objectives import loss_settings
 from flexunet.pipelines.augmentation.config import AugmentationConfig
-from flexunet.pipelines.laterality import Laterality
-from flexunet.pipelines.record_table import RecordTable
-from flexunet.presets import recipe
-from flexunet.training import patch_plan
+from flexunet.presets import budgets, recipe
+from flexunet.training import forecast, patch_plan
+from flexunet.training.forecast import Facts
 
 _Config = TypeVar("_Config", config.ModelConfig, config.DataConfig, config.TrainingConfig)
 
 _FROM_START = ("base_filters", "base_kernels", "num_layers", "normalization")
-# Operations a second in training, to estimate what a time limit allows: two cores did 110e9 each
-# with bfloat16, 57e9 without. That of a GPU is a guess at the lower end.
-_CPU_CORE_SPEED = 80e9
-_GPU_SPEED = 10e12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +56,7 @@ def plan(
   made.reasons |= reasons
   _plan_drawing(made, facts)
   plan_batch(made, facts)
+  _plan_budget(made, facts)
   _plan_epoch(made, facts)
   _plan_training(made, facts)
   _plan_optimizer(made, facts)
@@ -116,9 +111,21 @@ def _rarest_class(facts: Facts) -> tuple[bool, str]:
   return bool(slices[least] < recipe.RARE_CLASS * slices.max()), f"{counted} {slices.max()}"
 
 
+def _plan_budget(made: Choices, facts: Facts) -> None:
+  """Sets the time limit of --budget, unless a length is given."""
+  settings = made.training
+  if settings.budget is None or settings.max_minutes or settings.epochs is not None:
+    return
+  step_s = step_time.step_seconds(made.model, settings.batch_size, facts.machine)
+  part, _ = forecast.passes_per_step(made.model, made.data, settings, facts)
+  minutes, why = budgets.minutes_of(budgets.BUDGETS[settings.budget], step_s / part)
+  made.training = dataclasses.replace(settings, max_minutes=minutes)
+  made.reasons["max_minutes"] = f"--budget={settings.budget}: {why}"
+
+
 def _plan_epoch(made: Choices, facts: Facts) -> None:
   training = made.training
-  once = steps_per_pass(training, made.data, facts)
+  once = forecast.steps_per_pass(training, made.data, facts)
   if training.epochs is not None:
     passes, why = 1, "--epochs counts passes over the training slices"
   else:
@@ -137,7 +144,7 @@ def _plan_training(made: Choices, facts: Facts) -> None:
       "epochs", recipe.ENDLESS_EPOCHS if timed else recipe.EPOCHS,
       "--max_minutes ends the run" if timed else "enough for a few dozen subjects",
   )
-  steps = expected_steps(made.model, made.data, made.training, facts)
+  steps = forecast.expected_steps(made.model, made.data, made.training, facts)
   warmup = min(recipe.WARMUP_STEPS, math.ceil(recipe.WARMUP_SHARE * steps))
   choose("warmup_steps", warmup, "the first steps of Adam are noisy")
   choose("loss", recipe.LOSS, "Dice for small structures, cross-entropy for smoothness")
@@ -160,7 +167,7 @@ def _plan_optimizer(made: Choices, facts: Facts) -> None:
 
   choose("optimizer", recipe.OPTIMIZER, "decoupled weight decay")
   optimizer = made.training.optimizer
-  steps = expected_steps(made.model, made.data, made.training, facts)
+  steps = forecast.expected_steps(made.model, made.data, made.training, facts)
   long = steps >= recipe.LONG_RUN
   if normalized or optimizer == "sgd":
     why = f"about {steps:.2g} steps: best of those tried with adamw"
@@ -232,7 +239,7 @@ def _preset(
   """Decides what "auto" stands for, and why."""
   if augmentation.augmentation != "auto":
     return augmentation, f"preset {augmentation.augmentation}"
-  passes, basis = expected_passes(made.model, made.data, made.training, facts)
+  passes, basis = forecast.expected_passes(made.model, made.data, made.training, facts)
   few = passes < recipe.FEW_PASSES and not augmentation.given
   name = "none" if few else "default"
   why = f"preset {name}: {basis}"
@@ -248,40 +255,9 @@ def _validation_epochs(
     facts: Facts,
 ) -> tuple[int, str]:
   """Validates as often as costs at most about a tenth of the time."""
-  steps = data.epoch_passes * steps_per_pass(training, data, facts)
-  # A training step costs about three forward passes.
-  seen = steps * training.batch_size * data.share_of_slice(model)
-  share = len(facts.validation) / max(1, 3 * seen)
+  share = forecast.validation_share(model, training, data, facts)
   every = max(1, math.ceil(share / recipe.VALIDATION_SHARE))
   return every, f"a validation costs about {100 * share:.0f} % of an epoch"
-
-
-@dataclasses.dataclass(frozen=True)
-class Facts:
-  """What planning knows of the data and the machine.
-
-  Attributes:
-    train, validation: Records of the two splits.
-    class_names: Classes of the dataset, background first.
-    device: "cpu" or "gpu".
-    cpu_cores: That training may use.
-    memory_bytes: Free memory of the device; None where unknown.
-    spacing_mm: Median (row, column) spacing of the slices; None where unknown.
-    start: The network that training starts from, if any.
-    laterality: Whether images may be mirrored.
-    channel_names: Those of the dataset.
-  """
-
-  train: RecordTable
-  validation: RecordTable
-  class_names: Sequence[str]
-  device: str = "cpu"
-  cpu_cores: int = 1
-  memory_bytes: int | None = None
-  spacing_mm: Sequence[float] | None = None
-  start: config.ModelConfig | None = None
-  laterality: Laterality = dataclasses.field(default_factory=Laterality)
-  channel_names: Sequence[str] = ("image",)
 
 
 class Choices:
@@ -329,7 +305,9 @@ def plan_network(made: Choices, facts: Facts) -> None:
       made.choose_model(name, getattr(facts.start, name), "as in the network to start from")
   layers, why = _num_layers(made.model, facts)
   made.choose_model("num_layers", layers, why)
-  made.choose_model("base_filters", recipe.BASE_FILTERS[device], f"affordable on a {device}")
+  size, why = budgets.chosen_size(made.training.network_size, made.training.budget)
+  filters = budgets.filters_of(size, device)
+  made.choose_model("base_filters", filters, f"{why}, on a {device}")
   made.choose_model(
       "base_kernels", recipe.BASE_KERNELS, "the usual small kernel; others were not compared"
   )
@@ -423,86 +401,3 @@ def plan_batch(made: Choices, facts: Facts) -> None:
   if made.data.patch_hw:
     size, why = patch_plan.batch_size(size, made.data.share_of_slice(made.model))
   made.choose_training("batch_size", size, why)
-
-
-def memory_warning(
-    model: config.ModelConfig,
-    training: config.TrainingConfig,
-    memory_bytes: int | None,
-    num_sharing: int = 1,
-    size_flag: str = "--image_size",
-) -> str | None:
-  """Returns a line for the user when a training step is estimated to need more than is free.
-
-  A CPU's kernel ends a process that runs out of memory without a word, so it is said before.
-
-  Args:
-    model, training: Complete; the network as a step sees it.
-    memory_bytes: Free on each device; None where unknown.
-    num_sharing: Devices that share a batch.
-    size_flag: Names the size of what a step sees.
-  """
-  shape = model
-  number = 2 if training.precision.startswith("mixed") else 4
-
-  def needed(batch_size: int) -> int:
-    share = math.ceil(batch_size / num_sharing)
-    return cost.training_bytes(shape, share, bytes_per_number=number)
-
-  size = training.batch_size
-  if memory_bytes is None or needed(size) <= memory_bytes:
-    return None
-  fits = next((n for n in range(size - 1, 0, -1) if needed(n) <= memory_bytes), None)
-  would = f"{fits} would fit" if fits else "not even 1 would fit"
-  return (
-      f"Warning: a training step needs about {needed(size) / 1e9:.1f} GB by the estimate of"
-      f" `flexunet inspect`, but {memory_bytes / 1e9:.1f} GB are free: the system may end"
-      f" the run without a word. Lower --batch_size (now {size}; {would}), {size_flag} (now"
-      f" {','.join(map(str, model.image_size))}) or --base_filters (now {model.base_filters})."
-  )
-
-
-def steps_per_pass(
-    training: config.TrainingConfig, data: config.DataConfig, facts: Facts
-) -> int:
-  """Returns the steps of one pass over the training slices."""
-  size = training.batch_size
-  uniform = max(1, size - round(size * data.foreground_fraction))
-  return max(1, math.ceil(len(facts.train) / uniform))
-
-
-def expected_steps(
-    model: config.ModelConfig,
-    data: config.DataConfig,
-    training: config.TrainingConfig,
-    facts: Facts,
-) -> float:
-  """Returns the steps of the run; with a time limit a rough guess, at most those of its epochs.
-
-  Args:
-    model, data, training: Planned as far as network, drawing, batch and epochs go.
-    facts: What is known of the data and the machine.
-  """
-  steps = training.epochs * data.epoch_passes * steps_per_pass(training, data, facts)
-  if not training.max_minutes:
-    return steps
-  shape = data.step_model(model)
-  # A training step computes about three times what a prediction does, twice a multiply-add.
-  work = 6 * sum(row.multiply_adds for row in cost.rows(shape)) * training.batch_size
-  speed = _GPU_SPEED if facts.device == "gpu" else _CPU_CORE_SPEED * facts.cpu_cores
-  return min(steps, 60 * training.max_minutes * speed / work)
-
-
-def expected_passes(
-    model: config.ModelConfig,
-    data: config.DataConfig,
-    training: config.TrainingConfig,
-    facts: Facts,
-) -> tuple[float, str]:
-  """Returns how often the run sees a slice, one with foreground where those are drawn, and why."""
-  steps = expected_steps(model, data, training, facts)
-  drawn = round(training.batch_size * data.foreground_fraction)
-  passes = data.share_of_slice(model) * steps / steps_per_pass(training, data, facts)
-  passes += steps * drawn / max(1, len(facts.train.foreground))
-  what = "slices with foreground" if drawn else "the training slices"
-  return passes, f"about {passes:.2g} passes over {what}"

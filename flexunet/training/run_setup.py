@@ -19,7 +19,7 @@ from flexunet.dataset_facts import DatasetFacts
 from flexunet.imaging import label_scheme
 from flexunet.imaging.intensity import IntensityWindow
 from flexunet.imaging.slicing import SlicePlan
-from flexunet.network import cost, pretrained
+from flexunet.network import pretrained
 from flexunet.objectives import loss_settings, metrics
 from flexunet.pipelines import dataset_source, laterality, readers
 from flexunet.pipelines.augmentation.config import AugmentationConfig
@@ -27,7 +27,7 @@ from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.pixel_size import PixelSizes
 from flexunet.pipelines.record_table import RecordTable
 from flexunet.pipelines.resizing import Resizing
-from flexunet.training import devices, input_pipeline, monitoring, planning
+from flexunet.training import devices, forecast, input_pipeline, monitoring, planning
 
 _DEFAULT_AUGMENTATION = AugmentationConfig()
 
@@ -50,30 +50,26 @@ def complete(
   facts = _dataset_facts(source, data.label_key, model.num_classes, spacing_mm)
   mirroring = _laterality(opened, data, augmentation, facts.label_scheme.names)
   start = pretrained.open_start(training.init_from) if training.init_from else None
-  machine_facts = _machine_facts(opened.free_device_bytes)
-  plan = planning.plan(
-      model,
-      data,
-      training,
-      augmentation,
-      planning.Facts(
-          train=opened.train,
-          validation=opened.validation,
-          class_names=facts.label_scheme.names,
-          spacing_mm=facts.spacing_mm,
-          laterality=mirroring,
-          channel_names=facts.channel_names,
-          start=start.config if start else None,
-          **machine_facts,
-      ),
+  # A run that time ends is planned by what the machine can do, any other one by its steps alone.
+  timed = bool(training.max_minutes or training.budget)
+  known = forecast.Facts(
+      train=opened.train,
+      validation=opened.validation,
+      class_names=facts.label_scheme.names,
+      spacing_mm=facts.spacing_mm,
+      laterality=mirroring,
+      channel_names=facts.channel_names,
+      start=start.config if start else None,
+      **_machine_facts(opened, training, timed),
   )
+  plan = planning.plan(model, data, training, augmentation, known)
   _check(plan, facts.label_scheme.num_classes, source.name)
   if start:
     pretrained.check_same_kind(start, plan.model)
   settings, reasons = devices.complete(
       plan.training, cache=plan.data.cache, augmented=plan.augmentation.enabled
   )
-  _warn_of_memory(plan, settings, machine_facts["memory_bytes"])
+  _warn_of_memory(plan, settings, opened.free_device_bytes)
   scales = _input_scales(plan, opened.train.take(rows))
   completed = config.RunConfig(
       model=plan.model,
@@ -89,11 +85,11 @@ def complete(
 
 
 def _warn_of_memory(
-    plan: planning.Plan, settings: config.TrainingConfig, memory_bytes: int
+    plan: planning.Plan, settings: config.TrainingConfig, free_bytes: int | None
 ) -> None:
   sharing, shape = devices.num_sharing(settings.num_devices), plan.data.step_model(plan.model)
   flag = "--patch_size" if plan.data.patch_hw else "--image_size"
-  if warning := planning.memory_warning(shape, settings, memory_bytes, sharing, flag):
+  if warning := forecast.memory_warning(shape, settings, free_bytes, sharing, flag):
     progress.say(warning)
 
 
@@ -177,12 +173,41 @@ def _pixel_facts(scales: np.ndarray | None, spacing_mm: np.ndarray) -> dict[str,
   }
 
 
-def _machine_facts(free_device_bytes: int | None) -> dict[str, Any]:
+def _machine_facts(
+    opened: input_pipeline.TrainingData, training: config.TrainingConfig, measure: bool
+) -> dict[str, Any]:
+  """Returns what planning knows of the machine, by the names of `forecast.Facts`.
+
+  Args:
+    opened: The data, which know the memory.
+    training: Settings; the precision may be open.
+    measure: Whether to time a convolution.
+  """
+  precision = training.precision
+  precision = devices.default_precision()[0] if precision == "auto" else precision
+  gpu = devices.has_gpu()
   return {
-      "device": "gpu" if devices.has_gpu() else "cpu",
+      "device": "gpu" if gpu else "cpu",
       "cpu_cores": machine.available_cpus(),
-      "memory_bytes": free_device_bytes,
+      "memory_bytes": opened.free_device_bytes,
+      "precision": precision,
+      "convolution_speed": devices.convolution_speed(precision) if measure and not gpu else None,
   }
+
+
+def expected(
+    run_config: config.RunConfig, opened: input_pipeline.TrainingData
+) -> forecast.Forecast:
+  """Returns what a run is expected to take on this machine; a convolution is timed for it."""
+  settings = run_config.training
+  known = forecast.Facts(
+      train=opened.train,
+      validation=opened.validation,
+      class_names=run_config.dataset_facts.label_scheme.names,
+      **_machine_facts(opened, settings, True),
+  )
+  sharing = devices.num_sharing(settings.num_devices)
+  return forecast.forecast(run_config.model, run_config.data, settings, known, sharing)
 
 
 def _laterality(
@@ -249,44 +274,3 @@ def label_warnings(
       tables[split] = opened.source.records(split)
   pixels = {name: table.pixels for name, table in tables.items() if table.pixels is not None}
   return label_scheme.presence_warnings(run_config.dataset_facts.label_scheme.names, pixels)
-
-
-def data_line(opened: input_pipeline.TrainingData) -> str:
-  """Returns the line that says what is trained and validated on."""
-  parts = []
-  for what, table in (("train", opened.train), ("validate", opened.validation)):
-    subjects = len(set(table.subject.tolist()) - {""})
-    people = f"{progress.count(subjects, 'subject')}, " if subjects else ""
-    parts.append(f"{what} on {people}{progress.count(len(table), 'slice')}")
-  return f"Data     {opened.source.name}\n         {'; '.join(parts)}"
-
-
-def plan_lines(run_config: config.RunConfig, device_names: Sequence[str]) -> list[str]:
-  """Returns what a run will do, in lines for the terminal.
-
-  Args:
-    run_config: Complete.
-    device_names: Those it may train on, e.g. ["CPU"].
-  """
-  model, settings = run_config.model, run_config.training
-  parameters = cost.count_parameters(model)
-  size = "x".join(map(str, [*model.image_size, model.image_channels]))
-  deepest = model.stages()[-1].filters
-  filters = f"{model.base_filters}..{deepest}" if model.num_layers > 1 else f"{deepest}"
-  length = progress.count(settings.epochs, "epoch")
-  if settings.max_minutes:
-    length = f"{settings.max_minutes:g} minutes"
-  device = ", ".join(sorted(set(device_names)))
-  device += f" x {len(device_names)}" if len(device_names) > 1 else ""
-  if device == "CPU":
-    device += f" ({machine.available_cpus()} cores)"
-  precision = settings.precision.removeprefix("mixed_")
-  batch = f"batches of {settings.batch_size} slices"
-  if patch_hw := run_config.data.patch_hw:
-    batch = f"batches of {settings.batch_size} patches of {'x'.join(map(str, patch_hw))} pixels"
-  return [
-      f"Network  {size} pixels, {model.num_layers} stages of {filters} filters,"
-      f" {parameters / 1e6:.2f} M parameters",
-      f"Device   {device}, {precision}, {batch}",
-      f"Training {length}, {settings.loss}, {settings.optimizer} {settings.learning_rate:g}",
-  ]

@@ -18,7 +18,6 @@ from flexunet import config, run_folder, seen_subjects
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
 from flexunet.network import weights
-from flexunet.optimizers import run_optimizer
 from flexunet.pipelines import dataset_source, order
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.reporting import report
@@ -29,10 +28,12 @@ from flexunet.training import (
   device_step,
   devices,
   diagnostics,
+  forecast,
   input_pipeline,
   manifest,
   monitoring,
   networks,
+  plan_lines,
   resuming,
   run_setup,
   time_budget,
@@ -118,12 +119,12 @@ def train(
   started = resuming.check_paths(given.data, given.training, run_dir, resume=resume)
   progress.say("Opening the dataset ...")
   opened = input_pipeline.open_data(given.data, given.model.image_size)
-  progress.say(run_setup.data_line(opened))
   run_config = complete(given, opened)
   shown = resuming.merge(started.read_config(), run_config) if started else run_config
-  for line in run_setup.plan_lines(shown, devices.device_names()):
+  expected = run_setup.expected(shown, opened)
+  for line in plan_lines.lines(shown, opened, devices.device_names(), expected):
     progress.say(line)
-  return fit(run_config, run_dir, opened, command, resume=resume)
+  return fit(run_config, run_dir, opened, command, resume=resume, expected=expected)
 
 
 def fit(
@@ -133,6 +134,7 @@ def fit(
     argv: Sequence[str] = (),
     *,
     resume: bool = False,
+    expected: forecast.Forecast | None = None,
 ) -> tuple[run_folder.RunFolder, list[dict[str, Any]]]:
   """Trains, writing everything into the run folder.
 
@@ -143,6 +145,7 @@ def fit(
     argv: The command, for the manifest.
     resume: Continues the run in `run_dir`, bit for bit as if it had never stopped; starts one if
       there is none yet.
+    expected: What the run will take, for the manifest.
 
   Returns:
     (the run folder, its history with one row per epoch).
@@ -154,7 +157,7 @@ def fit(
   """
   folder = pathlib.Path(run_dir).expanduser()
   with files.locked(folder, "--run_dir"):
-    return _fit_locked(run_config, folder, opened, argv, resume)
+    return _fit_locked(run_config, folder, opened, argv, resume, expected)
 
 
 def _fit_locked(
@@ -163,6 +166,7 @@ def _fit_locked(
     opened: input_pipeline.TrainingData,
     argv: Sequence[str],
     resume: bool,
+    expected: forecast.Forecast | None,
 ) -> tuple[run_folder.RunFolder, list[dict[str, Any]]]:
   """Trains in a folder that no other program writes into."""
   existing = resuming.existing_run(run_dir) if resume else None
@@ -180,6 +184,8 @@ def _fit_locked(
       run.checkpoints.mkdir(exist_ok=True)
       run.write_config(run_config)
       _write_manifest(run, run_config, setup, argv, started=existing is None)
+      if expected and existing is None:
+        manifest.note(run.manifest_json, "expected", expected.to_json())
       trainer_of_run.train()
     return run, trainer_of_run.report()
 
@@ -290,7 +296,7 @@ class Trainer:
     self.steering: list[keras.callbacks.Callback] = [
         self.clock,
         diagnostics.NanGuard(self.clock, setup.epoch_order, setup.data.train),
-        *_weight_averages(setup, settings, self.clock),
+        *networks.weight_averages(setup.kept, settings, self.clock),
         self._validation,
         learning_rate,
         callbacks.BestModel(run, setup.kept, settings.monitor, settings.save_best),
@@ -326,6 +332,7 @@ class Trainer:
         ):
           self._fit_spans()
         self.writer.wait()
+        manifest.note(self._run.manifest_json, "took", self.clock.taken())
       except checkpointing.Interrupted as interrupted:
         self._checkpointer.save_interrupted(self._validation.pending)
         progress.say(
@@ -461,14 +468,6 @@ def _validation(
       watchers=[checkpointing.InterruptionWatcher(interruption)],
       note=functools.partial(manifest.note, run.manifest_json, "validation"),
   )
-
-
-def _weight_averages(
-    setup: TrainingSetup, settings: config.TrainingConfig, clock: callbacks.RunClock
-) -> list[networks.WeightAverages]:
-  if not run_optimizer.keeps_average(settings):
-    return []
-  return [networks.WeightAverages(setup.kept, clock, settings.weight_average or 0.0)]
 
 
 def _learning_rate(

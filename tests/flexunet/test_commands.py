@@ -88,8 +88,8 @@ def test_the_help_of_training_begins_with_what_is_used_most():
   text = start("train", "--help").stdout
   first = text.split("Most used:")[1].split("\n\n")[0]
   flags = re.findall(r"^  --(?:\[no\])?(\w+)", first, re.MULTILINE)
-  assert flags == ["dataset", "data_dir", "run_dir", "max_minutes", "epochs", "preset", "resume",
-                   "fold", "init_from", "seed"]  # fmt: skip
+  assert flags == ["dataset", "data_dir", "run_dir", "budget", "max_minutes", "epochs", "preset",
+                   "resume", "fold", "init_from", "seed"]  # fmt: skip
   headings = re.findall(r"^(\S.*):$", text, re.MULTILINE)
   assert headings == ["Most used", "Data", "Network", "Optimizer and schedule", "Loss",
                       "Validation and stopping", "Checkpoints and output", "Devices and precision",

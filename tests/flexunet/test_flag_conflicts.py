@@ -36,6 +36,8 @@ CONFLICTS = [
     (["--clipvalue=1", "--clipnorm=1"], "cannot both be above 0"),
     (["--optimizer=adam", "--weight_decay=0.1"], "--weight_decay is of --optimizer=adamw"),
     (["--momentum=0.9"], "--momentum is of --optimizer=sgd"),
+    (["--budget=standart"], "Did you mean 'standard'"),
+    (["--network_size=XL"], "must be one of S, M, L"),
     (["--optimizer=moun"], "Did you mean 'muon'"),
     (["--optimizer=schedule_free", "--schedule=cosine"], "Leave --schedule out"),
     (["--optimizer=schedule_free", "--ema_momentum=0.9"], "keeps one average of its weights"),

@@ -115,6 +115,7 @@ ROWS = {
 # Rows that need more than an expected value; each is a test of its own below or elsewhere.
 OWN_TESTS = {
     "dataset", "data_dir", "cache_dir", "skip_corrupt", "seed", "deterministic", "shown_channel",
+    "budget", "network_size",  # tests/flexunet/training/test_planning.py
     "log_to",  # tests/flexunet/training/test_monitoring.py
     # Of datasets built elsewhere: tests/pipelines/test_foreign_dataset.py.
     "label_values", "subject_key", "volume_key", "slice_key", "spacing_key",

@@ -10,6 +10,9 @@ import flexunet
 from flexunet import library, run_folder
 from flexunet.core.errors import InputError
 
+PLAN = ["Data", "Network", "Time", "Training", "More"]
+CONFIG = {"model", "data", "training", "augmentation", "dataset_facts", "laterality", "reasons"}
+
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
@@ -58,6 +61,8 @@ def test_a_dataset_gives_batches_and_volumes(blob_data):
 
 def test_a_plan_is_complete_and_a_misspelt_setting_gets_its_nearest_name(blob_data):
   planned = flexunet.plan(data_dir=str(blob_data), epochs=2, base_filters=4)
+  assert [line.split()[0] for line in planned.lines] == PLAN
+  assert planned.expected.steps > 0 and set(planned.to_json()) == CONFIG
   assert planned.model.base_filters == 4 and planned.training.epochs == 2
   assert planned.model.num_layers and planned.reasons["num_layers"]
   sizes = planned.dataset_facts.pixel_sizes

@@ -5,7 +5,6 @@ import dataclasses
 import run_samples
 
 from flexunet import run_folder, train
-from flexunet.training import run_setup
 
 
 def row(epoch: int, dice: float, loss: float) -> dict:
@@ -46,10 +45,3 @@ def test_the_saved_model_is_the_later_of_equals_or_of_least_loss_or_the_last():
   assert train.best_row(dataclasses.replace(settings, monitor="loss"), ROWS)["epoch"] == 1
   assert train.best_row(dataclasses.replace(settings, save_best=False), ROWS[:2])["epoch"] == 2
   assert train.best_row(settings, []) is None
-
-
-def test_the_plan_of_a_run_fits_80_columns():
-  lines = run_setup.plan_lines(run_samples.run_config(), ["CPU"])
-  assert all(len(line) <= 80 for line in lines)
-  text = "\n".join(lines)
-  assert "32x32x1" in text and "CPU (" in text and "parameters" in text

@@ -141,10 +141,15 @@ def test_the_same_command_twice_gives_the_same_weights(blob_data, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ema_momentum", [0.0, 0.9])
-def test_two_devices_share_a_batch_and_resume_exactly(blob_data, tmp_path, ema_momentum):
+@pytest.mark.parametrize(
+    "averages",
+    [{"ema_momentum": 0.0}, {"ema_momentum": 0.9}, {"optimizer": "schedule_free"},
+     {"weight_average": 0.7, "optimizer": "muon"}],
+    ids=lambda knobs: "_".join(map(str, knobs.values())),
+)  # fmt: skip
+def test_two_devices_share_a_batch_and_resume_exactly(blob_data, tmp_path, averages):
   both = ("--logical_devices=2",)
-  knobs = {"epochs": 2, "num_devices": 2, "ema_momentum": ema_momentum}
+  knobs = {"epochs": 2, "num_devices": 2, **averages}
   whole = train(blob_data, tmp_path / "whole", *both, **knobs)
   killed = subprocess.run(
       [sys.executable, str(_PROGRAM), str(blob_data), str(tmp_path / "run"), *both,
@@ -156,7 +161,8 @@ def test_two_devices_share_a_batch_and_resume_exactly(blob_data, tmp_path, ema_m
   manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
   assert manifest["devices_sharing_a_batch"] == 2
   # Each device draws its own dropout; else they are one (test_replicas.py).
-  alone = json.loads(train(blob_data, tmp_path / "alone", epochs=2, num_devices=1)["history"])
+  knobs["num_devices"] = 1
+  alone = json.loads(train(blob_data, tmp_path / "alone", **knobs)["history"])
   assert json.loads(whole["history"])[0]["loss"] == pytest.approx(alone[0]["loss"], rel=0.1)
 
 
@@ -184,11 +190,17 @@ def test_the_trainer_gives_the_same_loss_curve_on_other_backends(backend, blob_d
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", OTHER_BACKENDS)
+@pytest.mark.parametrize(
+    "averages",
+    [{"ema_momentum": 0.9}, {"optimizer": "schedule_free"},
+     {"weight_average": 0.7, "optimizer": "muon", "gradient_accumulation": 2}],
+    ids=lambda knobs: "_".join(map(str, knobs.values())),
+)  # fmt: skip
 def test_a_run_with_dropout_resumes_exactly_on_other_backends(
-    backend, blob_data, tmp_path, monkeypatch
+    backend, averages, blob_data, tmp_path, monkeypatch
 ):
   monkeypatch.setenv("KERAS_BACKEND", backend)
-  knobs = {"epochs": 2, "ema_momentum": 0.9}
+  knobs = {"epochs": 2, **averages}
   whole = train(blob_data, tmp_path / "whole", **knobs)
   killed = subprocess.run(
       [sys.executable, str(_PROGRAM), str(blob_data), str(tmp_path / "run"),
@@ -196,6 +208,23 @@ def test_a_run_with_dropout_resumes_exactly_on_other_backends(
   )  # fmt: skip
   assert killed.returncode == 128 + 15
   assert train(blob_data, tmp_path / "run", "--resume", **knobs) == whole
+
+
+def test_the_speed_of_a_convolution_is_that_of_the_clock_and_timed_once(monkeypatch):
+  ticks = iter([0, 100, *range(101, 1000)])  # The first one takes 100 s, each other one 1 s.
+  monkeypatch.setattr(devices.time, "perf_counter", lambda: float(next(ticks)))
+  monkeypatch.setattr(devices, "_TRIALS_S", 200.0)
+  devices.convolution_speed.cache_clear()
+  found = devices.convolution_speed("float32")
+  assert devices.convolution_speed("float32") == found
+  devices.convolution_speed.cache_clear()
+  assert found == pytest.approx(2 * 8 * 64 * 64 * 9 * 32 * 32)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_a_convolution_is_timed_in_each_precision(policy):
+  devices.convolution_speed.cache_clear()
+  assert 1e6 < devices.convolution_speed(policy) < 1e15
 
 
 def test_deterministic_operations_and_xla_exclude_each_other():

@@ -7,11 +7,11 @@ import pytest
 import run_samples
 
 from flexunet import config
-from flexunet.network import cost
+from flexunet.network import cost, step_time
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.pipelines.laterality import Laterality
 from flexunet.pipelines.record_table import RecordTable
-from flexunet.presets import recipe
+from flexunet.presets import budgets, recipe
 from flexunet.training import planning
 
 
@@ -214,9 +214,14 @@ def test_the_passes_that_a_time_limit_allows_grow_with_time_and_cores():
       image_size=(176, 176), image_channels=1, num_classes=2, base_filters=16, base_kernels=3,
       num_layers=5, dropout_rate=0.02, normalization="batch",
   )  # fmt: skip
-  images = 1200 * 80e9 / (6 * sum(row.multiply_adds for row in cost.rows(shape)))
+  speed = step_time.speed(shape, step_time.Machine())
+  images = 1200 * speed / (6 * sum(row.multiply_adds for row in cost.rows(shape)))
   assert told() == pytest.approx(images / 2000, rel=0.05)
   assert told(cpu_cores=4) == pytest.approx(4 * images / 2000, rel=0.05)
+  # A machine on which a convolution takes twice the time does half of it.
+  slow = step_time.table()["measured"][0]["convolution_speed"] / 2
+  fast = told(convolution_speed=2 * slow)
+  assert told(convolution_speed=slow) == pytest.approx(fast / 2, rel=0.05)
 
 
 def test_slices_with_foreground_are_seen_more_often_where_they_are_drawn():
@@ -228,33 +233,43 @@ def test_slices_with_foreground_are_seen_more_often_where_they_are_drawn():
   assert "about 44 passes over slices with foreground" in made.reasons["augmentation"]
 
 
+@pytest.mark.parametrize("name", budgets.BUDGETS)
+def test_a_budget_sets_time_and_network_and_what_is_given_wins(name):
+  budget = budgets.BUDGETS[name]
+  made = planned(training={"budget": name})
+  low, high = budget.minutes / 2, budget.minutes * 2
+  assert low <= made.training.max_minutes <= high and made.training.schedule == "cosine"
+  assert f"--budget={name}" in made.reasons["max_minutes"]
+  filters = budgets.FILTERS["cpu"][budget.network_size]
+  assert made.model.base_filters == filters and f"--budget={name}" in made.reasons["base_filters"]
+  assert planned(training={"budget": name, "max_minutes": 7.0}).training.max_minutes == 7
+  given = planned(training={"budget": name, "epochs": 3}).training
+  assert (given.max_minutes, given.epochs) == (0, 3)
+  wide = planned(training={"budget": name, "network_size": "L"}).model.base_filters
+  assert wide == budgets.FILTERS["cpu"]["L"]
+  assert planned(training={"budget": name}, model={"base_filters": 5}).model.base_filters == 5
+
+
+def test_a_budget_gives_large_data_more_time_and_small_data_less():
+  small, large = (
+      planned(table(times=times), training={"budget": "standard"}).training.max_minutes
+      for times in (20, 20_000)
+  )
+  assert (small, large) == (8, 30)  # Half and twice of 15 minutes; whole ones above five.
+
+
+@pytest.mark.parametrize(("device", "size", "filters"), [
+    ("cpu", None, 16), ("cpu", "S", 8), ("cpu", "L", 32), ("gpu", None, 32), ("gpu", "S", 16),
+])  # fmt: skip
+def test_the_width_follows_the_network_size_and_the_device(device, size, filters):
+  made = planned(training={"network_size": size}, device=device)
+  assert made.model.base_filters == filters
+  assert f"on a {device}" in made.reasons["base_filters"]
+
+
 def test_every_value_has_a_reason():
   made = planned()
   for part in (config.ModelConfig, config.DataConfig, config.TrainingConfig):
     for name, field in part.__dataclass_fields__.items():
       if field.default is None and field.metadata["unset"] == "planned from the data":
         assert made.reasons[name], name
-
-
-def warned(memory_bytes, num_sharing=1, **training):
-  model = config.ModelConfig(image_size=(64, 96), num_classes=2, base_filters=8, base_kernels=3,
-                             num_layers=3, dropout_rate=0.0, normalization="none")  # fmt: skip
-  settings = config.TrainingConfig(**{"batch_size": 16, "precision": "float32", **training})
-  return planning.memory_warning(model, settings, memory_bytes, num_sharing)
-
-
-def test_a_given_batch_that_does_not_fit_is_told_with_its_flags_and_figures():
-  shape = run_samples.published(
-      image_size=(64, 96), image_channels=1, num_classes=2, base_filters=8, base_kernels=3,
-      num_layers=3, dropout_rate=0.0,
-  )  # fmt: skip
-  needed = cost.training_bytes(shape, 16)
-  assert warned(needed) is None and warned(None) is None
-  told = warned(needed - 1)
-  assert "\n" not in told and "--batch_size (now 16; 15 would fit)" in told
-  assert "--image_size (now 64,96)" in told and "--base_filters (now 8)" in told
-  assert f"about {needed / 1e9:.1f} GB" in told and f"{(needed - 1) / 1e9:.1f} GB are free" in told
-  assert "not even 1 would fit" in warned(1000)
-  # Half the numbers, or two devices that take half of the batch each, fit.
-  assert warned(needed - 1, precision="mixed_bfloat16") is None
-  assert warned(needed - 1, num_sharing=2) is None

@@ -138,6 +138,15 @@ def test_gradients_are_clipped_once_they_are_summed():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["muon", "schedule_free"])
+def test_every_optimizer_takes_the_step_of_one_device(name):
+  settings = {"optimizer": name, "learning_rate": 0.01, "momentum": 0.9, "clipvalue": 0.0,
+              "weight_decay": 0.01}  # fmt: skip
+  # Both divide by the root of small second moments, which makes rounding grow.
+  assert_equal(curves(["dice_cross_entropy"], settings=settings), tolerance=2e-3)
+
+
+@pytest.mark.slow
 def test_batch_normalization_takes_its_statistics_over_all_devices():
   found = curves(["dice_cross_entropy"], shape={"normalization": "batch"})
   # Sums in another order, 20 times through the statistics: rounding grows.

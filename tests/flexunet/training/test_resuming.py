@@ -106,6 +106,28 @@ def test_with_averages_accumulation_and_several_steps_a_go_it_ends_the_same(blob
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
+    "knobs",
+    [
+        {"optimizer": "muon", "ema_momentum": 0.9, "gradient_accumulation": 2},
+        {"optimizer": "schedule_free", "steps_per_execution": 4, "checkpoint_steps": 4},
+        {"weight_average": 0.5, "precision": "mixed_float16", "label_smoothing": 0.1},
+    ],
+    ids=lambda knobs: next(iter(knobs.values())),
+)
+def test_with_every_optimizer_and_average_it_ends_the_same(blob_data, tmp_path, knobs):
+  code, expected, stderr = train(blob_data, tmp_path / "whole", epochs=2, **knobs)
+  assert code == 0, stderr
+  # Behind the middle, where the mean of the last weights has begun.
+  killed, _, stderr = train(
+      blob_data, tmp_path / "run", "--kill=within_step:14", epochs=2, **knobs
+  )
+  assert killed == _KILLED, stderr
+  code, found, stderr = train(blob_data, tmp_path / "run", "--resume", epochs=2, **knobs)
+  assert (code, found) == (0, expected), stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
     "model, knobs",
     [({"deep_supervision": True, "num_layers": 3}, {}), ({}, {"precision": "mixed_float16"})],
 )
