@@ -52,8 +52,8 @@ class DataConfig(FeatureFlags):
   )
   data_dir: str = knob(
       "~/tensorflow_datasets",
-      "Folder of built datasets, or the version folder of one; also an address of a bucket, such as"
-      " gs://BUCKET/DATA, from which the dataset is copied once.",
+      "Folder of built datasets, or the version folder of one; or an address, e.g. gs://BUCKET/DATA,"
+      " from which the dataset is copied once.",
   )
   train_split: str = knob("train", "Split that is trained on.")
   validation_split: str = knob("validation", "Split that picks the best checkpoint.")
@@ -146,18 +146,15 @@ class DataConfig(FeatureFlags):
 
   def share_of_slice(self, model: ModelConfig) -> float:
     """Returns the pixels that a step sees of a slice, as a share of all of the input's."""
-    if self.patch_hw is None or model.image_size is None:
-      return 1.0
-    return math.prod(self.patch_hw) / math.prod(model.image_size)
+    seen, whole = self.patch_hw, model.image_size
+    return math.prod(seen) / math.prod(whole) if seen and whole else 1.0
 
 
 def _edges(text: str) -> tuple[int, int]:
   words = text.split(",")
   if len(words) not in (1, 2) or not all(word.isdecimal() and int(word) > 0 for word in words):
-    raise InputError(
-        "--patch_size must be auto, none, or one or two whole numbers above 0 such as 96,96. Got:"
-        f" {text:.99}."
-    )
+    must = "auto, none, or one or two whole numbers above 0 such as 96,96"
+    raise InputError(f"--patch_size must be {must}. Got: {text:.99}.")
   return int(words[0]), int(words[-1])
 
 
@@ -180,7 +177,7 @@ class TrainingConfig(Checked):
       unset="M, or that of --budget",
       group="Network",
   )
-  batch_size: int = knob(None, "Slices per step.", minimum=1, group=_OPTIMIZER)
+  batch_size: int = knob(None, "Slices or patches per step.", minimum=1, group=_OPTIMIZER)
   epochs: int = knob(
       None,
       "Largest number of epochs; with it, an epoch is one pass over the training split.",
@@ -189,8 +186,7 @@ class TrainingConfig(Checked):
   )
   max_minutes: float = knob(
       0.0,
-      "Ends training cleanly after this time, and fits the learning-rate schedule to it; 0: no"
-      " limit.",
+      "Ends training cleanly after this time, and fits the learning-rate schedule to it; 0: never.",
       minimum=0.0,
       group=_OPTIMIZER,
   )

@@ -72,7 +72,8 @@ def test_several_devices_share_the_time_and_the_memory_of_a_step():
 def test_a_pass_counts_the_slices_that_are_drawn():
   # Half of a batch of 8 is drawn from 16 slices with foreground: 4 of 80 others, 4 of 16 a step.
   data = config.DataConfig(foreground_fraction=0.5)
-  part, what = forecast.passes_per_step(run_samples.published(**SHAPE), data, settings(), known(foreground=16))
+  model = run_samples.published(**SHAPE)
+  part, what = forecast.passes_per_step(model, data, settings(), known(foreground=16))
   assert part == pytest.approx(1 / 20 + 4 / 16) and what == "slices with foreground"
 
 
