@@ -96,10 +96,9 @@ class DataConfig(FeatureFlags):
   )
   patch_size: str = knob(
       "auto",
-      "Height and width of the patches that are trained on, e.g. 96,96 (one number means a square),"
-      " each a multiple of 2 ** (num_layers - 1); 'none': whole slices. 'auto': patches where the"
-      " foreground is a small part of its slices. Validation, prediction and model.keras keep"
-      " --image_size.",
+      "Height and width of the patches that are trained on, e.g. 96,96 (one number means a square);"
+      " 'none': whole slices. 'auto': patches where they are at most half of a slice. Validation,"
+      " prediction and model.keras keep --image_size.",
   )
   patch_foreground_share: float = knob(
       None,
@@ -483,6 +482,7 @@ class RunConfig:
     if not texts:
       raise InputError(f"reasons must be names with a text each. Got: {reasons!r:.99}.")
     built: dict[str, Any] = {name: from_mapping(part, values[name]) for name, part in parts.items()}
+    built["model"] = built["model"].of_run()
     built["augmentation"] = AugmentationConfig.of_run(values["augmentation"])
     facts = DatasetFacts.from_json(values["dataset_facts"])
     return cls(**built, dataset_facts=facts, reasons=dict(reasons))

@@ -113,7 +113,7 @@ class ModelConfig(Checked):
       "Trains outputs of the next stages too, up to three, each half as heavy as the one before;"
       " the saved model has the main output alone.",
   )
-  stem: str = knob("full", "Size at which the first stage works.", choices=STEMS)
+  stem: str = knob(None, "Size at which the first stage works.", choices=STEMS)
   block: str = knob("plain", "How convolutions of the encoder are joined.", choices=BLOCKS)
   encoder_blocks: int = knob(
       1,
@@ -157,6 +157,10 @@ class ModelConfig(Checked):
           " or turn it off."
       )
 
+  def of_run(self) -> ModelConfig:
+    """Returns it as it stands for in a run's config: one from before `stem` works at full size."""
+    return self if self.stem else dataclasses.replace(self, stem="full")
+
   def require_complete(self) -> None:
     """Raises an InputError when a field other than `image_size` is open."""
     for field in dataclasses.fields(self):
@@ -166,7 +170,7 @@ class ModelConfig(Checked):
   @property
   def first_scale(self) -> int:
     """Pixels of the input along the edge of a pixel of the first stage."""
-    return 1 if self.stem == "full" else 2
+    return 2 if self.stem in ("half", "half_refined") else 1
 
   @property
   def multiple(self) -> int:
@@ -217,4 +221,5 @@ PUBLISHED = ModelConfig(
     num_layers=8,
     dropout_rate=0.05,
     normalization="none",
+    stem="full",
 )

@@ -28,6 +28,10 @@ FOREGROUND_FRACTION = 0.5
 FEW_PASSES = 5
 
 # The network; its filters: NETWORK_SIZES of budgets.py.
+# Device -> where the first stage works, if no edge of the input is below so many pixels: at half
+# the size a step takes half of the time. Not measured on a GPU.
+STEM = {"cpu": "half_refined", "gpu": "full"}
+STEM_FROM_EDGE = 128
 BASE_KERNELS = 3
 MOST_LAYERS = 5
 SMALLEST_BOTTLENECK = 4  # Pixels along the shorter edge; fewer hold no shape.

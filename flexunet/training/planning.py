@@ -24,7 +24,7 @@ from flexunet.training.forecast import Facts
 
 _Config = TypeVar("_Config", config.ModelConfig, config.DataConfig, config.TrainingConfig)
 
-_FROM_START = ("base_filters", "base_kernels", "num_layers", "normalization")
+_FROM_START = ("base_filters", "base_kernels", "num_layers", "normalization", "stem")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +93,8 @@ def _plan_drawing(made: Choices, facts: Facts) -> None:
         "--class_balance needs --foreground_fraction above 0: the classes take turns in that"
         f" share of each batch. Got: {made.data.foreground_fraction:g}."
     )
+  if not rare and made.data.patch_hw and len(facts.class_names) > 2:
+    rare, why = True, "a patch lies around one class at no cost"
   made.choose_data("class_balance", rare and drawn, why if drawn else "no share of a batch is drawn"
   )
 
@@ -303,6 +305,7 @@ def plan_network(made: Choices, facts: Facts) -> None:
   if facts.start is not None:
     for name in _FROM_START:
       made.choose_model(name, getattr(facts.start, name), "as in the network to start from")
+  made.choose_model("stem", *_stem(made.model, facts))
   layers, why = _num_layers(made.model, facts)
   made.choose_model("num_layers", layers, why)
   size, why = budgets.chosen_size(made.training.network_size, made.training.budget)
@@ -362,6 +365,14 @@ def _num_layers(model: config.ModelConfig, facts: Facts) -> tuple[int, str]:
   return most, f"{most} stages see {seen} pixels around each pixel"
 
 
+def _stem(model: config.ModelConfig, facts: Facts) -> tuple[str, str]:
+  edge = min(model.image_size or _largest_slice(facts) or (0, 0))
+  if edge < recipe.STEM_FROM_EDGE:
+    return "full", f"little would be left of an edge of {edge} pixels at half the size"
+  stem = recipe.STEM[facts.device]
+  return stem, "twice the steps in the same time" if stem != "full" else "others were not compared"
+
+
 def _plan_size(made: Choices, facts: Facts) -> None:
   multiple = made.model.multiple
   largest = recipe.LARGEST_EDGE[facts.device]
@@ -390,14 +401,15 @@ def _plan_size(made: Choices, facts: Facts) -> None:
 
 def plan_batch(made: Choices, facts: Facts) -> None:
   """Chooses the batch size that fits the memory."""
-  size, why = recipe.BATCH_SIZE, "smooth gradients at an affordable step"
+  wanted, why = recipe.BATCH_SIZE, "smooth gradients at an affordable step"
+  if made.data.patch_hw:
+    wanted, why = patch_plan.batch_size(made.data.patch_hw)
+  size, seen = wanted, made.data.step_model(made.model)
   if facts.memory_bytes is not None:
     free = recipe.MEMORY_SHARE * facts.memory_bytes
-    while size > 1 and cost.training_bytes(made.model, size) > free:
+    while size > 1 and cost.training_bytes(seen, size) > free:
       size //= 2
-    if size < recipe.BATCH_SIZE:
-      needed, there = cost.training_bytes(made.model, 2 * size) / 1e9, facts.memory_bytes / 1e9
+    if size < wanted:
+      needed, there = cost.training_bytes(seen, 2 * size) / 1e9, facts.memory_bytes / 1e9
       why = f"{2 * size} would need about {needed:.1f} GB, and {there:.1f} GB are free"
-  if made.data.patch_hw:
-    size, why = patch_plan.batch_size(size, made.data.share_of_slice(made.model))
   made.choose_training("batch_size", size, why)

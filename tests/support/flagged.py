@@ -29,7 +29,7 @@ SEEN_IN_RUNS = {
     "validation_epochs", "previews", "tensorboard_graph", "checkpoint_steps", "keep_checkpoints",
 }  # fmt: skip
 # Small and fast where a test says nothing else.
-# Rounding must not depend on the CPU: "auto" is bfloat16 where there are instructions for it.
+# Rounding must not depend on the CPU: "auto" is bfloat16 where there is a matrix unit for it.
 BASE = ("--num_layers=2", "--base_filters=4", "--batch_size=4", "--epochs=2", "--previews=0",
         "--augmentation=none", "--precision=float32")  # fmt: skip
 SIZE = (20, 28)

@@ -30,9 +30,12 @@ OTHER_BACKENDS = [
 
 @pytest.mark.parametrize(
     ("flags", "precision"),
-    [("fpu avx512f avx512_bf16", "mixed_bfloat16"), ("fpu avx512f", "float32"), ("", "float32")],
+    [
+        ("fpu avx512_bf16 amx_bf16", "mixed_bfloat16"), ("fpu avx512_bf16", "float32"),
+        ("", "float32"),
+    ],
 )
-def test_a_cpu_computes_in_bfloat16_where_it_has_instructions_for_it(
+def test_a_cpu_computes_in_bfloat16_where_it_has_a_matrix_unit_for_it(
     monkeypatch, tmp_path, flags, precision
 ):
   file = tmp_path / "cpuinfo"
@@ -171,7 +174,7 @@ def loss_curve(backend, data_dir):
   with tempfile.TemporaryDirectory() as folder:
     done = subprocess.run(
         [sys.executable, str(_PROGRAM), str(data_dir), f"{folder}/run", "--dropout=0", "--losses",
-         # "auto" is bfloat16 on TensorFlow alone, where the CPU has instructions for it.
+         # "auto" is bfloat16 on TensorFlow alone, where the CPU has a matrix unit for it.
          '--knobs={"epochs": 2, "precision": "float32"}'],
         capture_output=True, text=True, check=False, env={**os.environ, "KERAS_BACKEND": backend},
     )  # fmt: skip

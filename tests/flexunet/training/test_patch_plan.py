@@ -30,54 +30,44 @@ def model(layers=4, image_size=(160, 192)):
   return run_samples.published(num_layers=layers, image_size=image_size, dropout_rate=0.0)
 
 
-# Discs of 20 and of 10 pixels: areas of 314 and 79 pixels, together 1.3 % of a slice.
 SMALL = table([[314, 79]] * 9)
 
 
-def test_small_structures_are_trained_on_in_patches():
-  size, why = patch_plan.choose(model(), SMALL)
-  # Three diameters of the larger structure are 60 pixels, in multiples of 2 ** 3.
-  assert size == (64, 64)
-  assert "foreground fills 1.3 % of a slice" in why and "about 20 pixels wide" in why
+def test_patches_have_64_pixels_along_an_edge_or_a_quarter_of_the_input():
+  assert patch_plan.choose(model(), SMALL)[0] == (64, 64)
+  assert patch_plan.choose(model(image_size=(512, 320)), SMALL)[0] == (128, 128)
 
 
-def test_the_deepest_stage_has_four_pixels_along_a_patch():
-  assert patch_plan.choose(model(layers=5), SMALL)[0] == (64, 64)  # 4 x 16.
-  size, why = patch_plan.choose(model(layers=6), SMALL)
-  assert size is None and "patches of 128x128 would be hardly smaller" in why
+def test_the_deepest_stage_has_two_pixels_along_a_patch():
+  assert patch_plan.choose(model(layers=6), SMALL)[0] == (64, 64)  # 2 x 32.
+  assert patch_plan.choose(model(layers=7), SMALL)[0] is None  # 128 x 128 of 160 x 192.
+  half = dataclasses.replace(model(layers=6, image_size=(512, 512)), stem="half")
+  assert patch_plan.choose(half, SMALL)[0] == (128, 128)  # 2 x 64.
 
 
 def test_a_patch_is_no_larger_than_the_input():
-  assert patch_plan.choose(model(image_size=(40, 768)), SMALL)[0] == (40, 64)
+  assert patch_plan.choose(model(image_size=(40, 256)), SMALL)[0] == (40, 64)
 
 
 @pytest.mark.parametrize(
-    ("slices", "why"),
+    ("slices", "image_size", "why"),
     [
-        (table([[1500, 200]] * 9), "foreground fills 5.5 % of a slice"),
-        (table([[0, 0]] * 9), "it is not listed how much foreground"),
-        (dataclasses.replace(SMALL, pixels=None), "it is not listed how much foreground"),
+        (table([[0, 0]] * 9), (160, 192), "it is not listed how much foreground"),
+        (dataclasses.replace(SMALL, pixels=None), (160, 192), "it is not listed how much"),
+        (SMALL, (80, 96), "patches of 64x64 would be hardly smaller"),  # 4,096 of 7,680 pixels.
     ],
 )
-def test_else_whole_slices_are_trained_on(slices, why):
-  size, reason = patch_plan.choose(model(), slices)
+def test_else_whole_slices_are_trained_on(slices, image_size, why):
+  size, reason = patch_plan.choose(model(image_size=image_size), slices)
   assert size is None and reason.startswith("whole slices") and why in reason
 
 
-def test_slices_that_are_scaled_down_have_smaller_structures():
-  large = table([[4 * 314]] * 9, height=320, width=384)
-  assert patch_plan.choose(model(), large)[0] == (64, 64)
-  assert "about 20 pixels wide" in patch_plan.choose(model(), large)[1]
-
-
-def test_a_step_has_half_of_the_pixels_of_whole_slices():
-  data = config.DataConfig(patch_size="64")
-  share = data.share_of_slice(model())
-  assert share == 64 * 64 / (160 * 192)
-  # Half of 8 slices are 122,880 pixels, 30 patches of 4,096: a multiple of 4.
-  assert patch_plan.batch_size(8, share)[0] == 28
-  assert "47 % of the pixels of 8 slices" in patch_plan.batch_size(8, share)[1]
-  assert patch_plan.batch_size(1, 0.9)[0] == 8
+@pytest.mark.parametrize(
+    ("patch_hw", "count"), [((64, 64), 32), ((96, 96), 12), ((48, 48), 56), ((256, 256), 8)]
+)
+def test_a_step_has_as_many_pixels_as_32_patches_of_64x64(patch_hw, count):
+  # 131,072 pixels: 14 patches of 96x96, 56 of 48x48, 2 of 256x256; multiples of 4, at least 8.
+  assert patch_plan.batch_size(patch_hw)[0] == count
 
 
 def test_given_values_stay_and_open_ones_are_filled_in_with_a_reason():
@@ -86,7 +76,7 @@ def test_given_values_stay_and_open_ones_are_filled_in_with_a_reason():
   assert done == given and set(reasons.values()) == {"given"}
   done, reasons = patch_plan.complete(model(), config.DataConfig(), SMALL)
   assert (done.patch_hw, done.patch_foreground_share) == ((64, 64), 0.5)
-  assert "foreground fills" in reasons["patch_size"]
+  assert "more slices" in reasons["patch_size"]
   none, reasons = patch_plan.complete(model(), config.DataConfig(patch_size="none"), SMALL)
   assert (none.patch_hw, none.patch_foreground_share) == (None, 0.0)
   assert reasons["patch_size"] == "given"
