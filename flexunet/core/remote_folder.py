@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-from flexunet.core import files, progress
+from flexunet.core import files
 from flexunet.core.errors import InputError
 
 # pathlib makes one slash of the two; a single letter is a drive.
@@ -82,6 +82,9 @@ class RemoteFolder:
     Raises:
       InputError: There is too little room, or a file cannot be read.
     """
+    # Readers without TensorFlow import this file, and have no tqdm.
+    from flexunet.core import progress
+
     with files.locked(self.path, "--data_dir"):
       record = self.path / _FETCHED_NAME
       known = files.read_json(record) if record.is_file() else {}
