@@ -118,7 +118,8 @@ def _plan_budget(made: Choices, facts: Facts) -> None:
   settings = made.training
   if settings.budget is None or settings.max_minutes or settings.epochs is not None:
     return
-  step_s = step_time.step_seconds(made.model, settings.batch_size, facts.machine)
+  seen = made.data.step_model(made.model)
+  step_s = step_time.step_seconds(seen, settings.batch_size, facts.machine)
   part, _ = forecast.passes_per_step(made.model, made.data, settings, facts)
   minutes, why = budgets.minutes_of(budgets.BUDGETS[settings.budget], step_s / part)
   made.training = dataclasses.replace(settings, max_minutes=minutes)
