@@ -28,10 +28,13 @@ FOREGROUND_FRACTION = 0.5
 FEW_PASSES = 5
 
 # The network; its filters: NETWORK_SIZES of budgets.py.
-# Device -> where the first stage works, if no edge of the input is below so many pixels: at half
-# the size a step takes half of the time. Not measured on a GPU.
-STEM = {"cpu": "half_refined", "gpu": "full"}
-STEM_FROM_EDGE = 128
+# At half the size a step takes half of the time. In five minutes that won for the hippocampus and
+# lost for brain tissues, in a minute for both; on a GPU it was not compared.
+QUICK_STEM = "half_refined"
+# It is taken where foreground is at most this share of the slices that hold some (median), and no
+# edge of the input is below so many pixels.
+SMALL_FOREGROUND = 0.05
+QUICK_STEM_EDGE = 128
 BASE_KERNELS = 3
 MOST_LAYERS = 5
 SMALLEST_BOTTLENECK = 4  # Pixels along the shorter edge; fewer hold no shape.

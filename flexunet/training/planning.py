@@ -367,11 +367,27 @@ def _num_layers(model: config.ModelConfig, facts: Facts) -> tuple[int, str]:
 
 
 def _stem(model: config.ModelConfig, facts: Facts) -> tuple[str, str]:
+  """Decides whether the first stage works at half the size, and why."""
+  if facts.device != "cpu":
+    return "full", "half the size was not compared on a GPU"
   edge = min(model.image_size or _largest_slice(facts) or (0, 0))
-  if edge < recipe.STEM_FROM_EDGE:
-    return "full", f"little would be left of an edge of {edge} pixels at half the size"
-  stem = recipe.STEM[facts.device]
-  return stem, "twice the steps in the same time" if stem != "full" else "others were not compared"
+  if edge < recipe.QUICK_STEM_EDGE:
+    return "full", f"half of an edge of {edge} pixels would be little"
+  share = _foreground_share(facts)
+  if share is None:
+    return "full", "it is not listed how much foreground the slices hold"
+  filled = f"foreground fills {100 * share:.2g} % of a slice that holds some (median)"
+  if share > recipe.SMALL_FOREGROUND:
+    return "full", f"{filled}: borders count for more than steps"
+  return recipe.QUICK_STEM, f"{filled}: twice the steps in the same time count for more"
+
+
+def _foreground_share(facts: Facts) -> float | None:
+  """Returns the median share of foreground in the slices that hold some; None where unknown."""
+  if facts.train.pixels is None or not len(facts.train.foreground):
+    return None
+  pixels = facts.train.pixels[facts.train.foreground]
+  return float(np.median(pixels[:, 1:].sum(axis=1) / np.maximum(pixels.sum(axis=1), 1)))
 
 
 def _plan_size(made: Choices, facts: Facts) -> None:

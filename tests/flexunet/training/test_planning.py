@@ -64,6 +64,23 @@ def test_a_first_stage_at_half_size_leaves_a_stage_less_and_is_padded_further():
   assert f"see {cost.output_field(deep.model)} pixels" in deep.reasons["num_layers"]
 
 
+@pytest.mark.parametrize(
+    ("size", "foreground", "facts", "stem"),
+    [
+        ((176, 176), 300, {}, "half_refined"),  # 1 % of 30,976 pixels.
+        ((176, 176), 3000, {}, "full"),  # 10 %.
+        ((176, 176), 300, {"device": "gpu"}, "full"),
+        ((176, 120), 300, {}, "full"),
+    ],
+)
+def test_small_structures_are_learnt_at_half_the_size_on_a_cpu(size, foreground, facts, stem):
+  records = table(*size)
+  pixels = np.tile([size[0] * size[1] - foreground, foreground], (len(records), 1))
+  made = planned(dataclasses.replace(records, pixels=pixels), **facts)
+  assert made.model.stem == stem
+  assert planned(records, model={"stem": "half"}, **facts).model.stem == "half"
+
+
 def test_the_batch_shrinks_until_it_fits_into_the_memory():
   free = planned()
   assert free.training.batch_size == 8
