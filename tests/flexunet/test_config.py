@@ -22,7 +22,7 @@ PARTS = (
 
 def run_config(**training) -> config.RunConfig:
   return config.RunConfig(
-      model=config.ModelConfig(image_size=(64, 48), num_classes=2),
+      model=config.ModelConfig(image_size=(64, 48), num_classes=2, stem="full"),
       data=config.DataConfig(dataset="toy"),
       training=config.TrainingConfig(**training),
       dataset_facts=DatasetFacts(

@@ -156,6 +156,8 @@ def write_model(path, filters: int = 4, weights: bytes = b"") -> None:
   conv = {"filters": filters, "kernel_size": [3, 3], "dilation_rate": [1, 1], "activation": "relu",
           "kernel_initializer": {"class_name": "HeNormal"}}  # fmt: skip
   layers = {"image": {"batch_shape": [None, 32, 32, 1]}, "encoder0_conv0": conv, "pool0": {},
+            "encoder0_conv1": conv, "encoder1_conv0": {**conv, "filters": 2 * filters},
+            "encoder1_conv1": {**conv, "filters": 2 * filters},
             "head": {"filters": 3}, "scale": {}}  # fmt: skip
   entries = [{"class_name": "Rescaling", "config": {"name": name, **values}}
              for name, values in layers.items()]  # fmt: skip

@@ -104,6 +104,7 @@ def test_a_patch_larger_than_the_slice_is_surrounded_by_zeros(augmentation):
   assert (ids.numpy()[:, 8:40] == 1).mean() > 0.5
 
 
+@pytest.mark.slow
 def test_a_patch_is_a_function_of_its_seed_alone_in_every_form():
   image, label = numbered(6, (40, 40))
   label[:, 5:30, 12:30] = 1
@@ -187,6 +188,7 @@ def test_a_stream_of_patches_is_the_same_with_any_cache_and_from_any_step(source
   assert (first["label"][:3] > 0).any(axis=(1, 2)).all()
 
 
+@pytest.mark.slow
 def test_an_augmented_stream_of_patches_starts_anywhere(source, tmp_path):
   config = dataclasses.replace(STRONG, elastic_probability=0.0)
   loader, made, sample = stream_parts(source, config)

@@ -43,6 +43,7 @@ def run_config(
       "num_layers": 2,
       "dropout_rate": 0.0,
       "normalization": "none",
+      "stem": "full",
       **model,
   }
   return config.RunConfig(

@@ -70,7 +70,7 @@ def measured_row(width: int, edge: int, precision: str, cores: int) -> dict[str,
   """Returns what was measured of a network: its shape, seconds a step, operations a second."""
   model = ModelConfig(
       image_size=(edge, edge), num_classes=2, base_filters=width, base_kernels=3, num_layers=5,
-      dropout_rate=0.02, normalization="batch",
+      dropout_rate=0.02, normalization="batch", stem="full",
   )  # fmt: skip
   seconds = step_seconds(model, precision, cores)
   return {

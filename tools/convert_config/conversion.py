@@ -47,6 +47,8 @@ _PUBLISHED_RECIPE: dict[str, Any] = {
     "epoch_passes": 1,
     "class_prior": False,
     "ema_momentum": 0.0,
+    "stem": "full",
+    "patch_size": "none",
 }
 
 

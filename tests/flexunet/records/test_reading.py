@@ -73,6 +73,7 @@ def test_the_values_of_real_scans_are_those_of_tf_data(realdata_tree, tmp_path):
       assert found == digests_of_tensorflow(folder, split)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_threads_forks_and_spawned_processes_read_the_same(built, form):
   records = open_records(built[form])

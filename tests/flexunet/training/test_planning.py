@@ -31,8 +31,8 @@ def planned(records=None, model=(), data=(), training=(), augmentation=(), **fac
   names = ["background", *(f"class_{n}" for n in range(records.pixels.shape[1] - 1))]
   facts = {"train": records, "validation": records, "class_names": names, **facts}
   return planning.plan(
-      config.ModelConfig(**dict(model)),
-      config.DataConfig(**dict(data)),
+      config.ModelConfig(**{"stem": "full", **dict(model)}),
+      config.DataConfig(**{"patch_size": "none", **dict(data)}),
       config.TrainingConfig(**dict(training)),
       AugmentationConfig(**dict(augmentation)),
       planning.Facts(**facts),
@@ -76,7 +76,7 @@ def test_a_first_stage_at_half_size_leaves_a_stage_less_and_is_padded_further():
 def test_small_structures_are_learnt_at_half_the_size_on_a_cpu(size, foreground, facts, stem):
   records = table(*size)
   pixels = np.tile([size[0] * size[1] - foreground, foreground], (len(records), 1))
-  made = planned(dataclasses.replace(records, pixels=pixels), **facts)
+  made = planned(dataclasses.replace(records, pixels=pixels), model={"stem": None}, **facts)
   assert made.model.stem == stem
   assert planned(records, model={"stem": "half"}, **facts).model.stem == "half"
 

@@ -109,6 +109,7 @@ def test_it_is_a_function_of_the_seed_alone():
   assert (other != out).any(axis=(1, 2, 3)).all()
 
 
+@pytest.mark.slow
 def test_the_compiled_step_makes_what_the_input_pipeline_makes():
   images, labels = slices(6)
   config = AugmentationConfig(augmentation="contrast", synthetic_share=1.0).resolve()

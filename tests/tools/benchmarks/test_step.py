@@ -12,7 +12,7 @@ from flexunet.tools.benchmarks import step
 
 SHAPE = ModelConfig(
     image_size=(8, 12), num_classes=3, base_filters=4, base_kernels=3, num_layers=2,
-    dropout_rate=0.0, normalization="batch",
+    dropout_rate=0.0, normalization="batch", stem="full",
 )  # fmt: skip
 FIRST = step.Contender("first", SHAPE, 2, "float32")
 
