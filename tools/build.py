@@ -63,9 +63,9 @@ _NUM_WORKERS = _PROGRAM.integer(
 )  # fmt: skip
 _BEAM_OPTIONS = _PROGRAM.string(
     "beam_options", None,
-    "Reads the cases on Apache Beam, by its options, such as"
-    " direct_running_mode=multi_processing,direct_num_workers=4 (other runners have not been tried);"
-    " all workers must see both folders. case_minutes=30 is the longest wait without a case being finished.",
+    "Reads the cases on Apache Beam, by its options, such as direct_num_workers=4 (runners of other"
+    " machines have not been tried); all workers must see both folders. case_minutes=30 is the"
+    " longest wait without a case being finished.",
 )  # fmt: skip
 _FILE_FORMAT = _PROGRAM.enum(
     "file_format", "tfrecord", ["tfrecord", "array_record"],
