@@ -173,6 +173,6 @@ def pools(table: RecordTable, *, by_class: bool) -> tuple[np.ndarray, ...]:
 
 def pool_classes(table: RecordTable, *, by_class: bool) -> tuple[int, ...]:
   """Returns the class that each of the `pools` is drawn for, `ANY_CLASS` for the one of all."""
-  if not by_class:
+  if not by_class or table.pixels is None:
     return (ANY_CLASS,)
   return tuple(int(one) for one in np.flatnonzero((table.pixels[:, 1:] > 0).any(axis=0)) + 1)

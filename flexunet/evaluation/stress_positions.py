@@ -195,9 +195,8 @@ class Flip(Disturbance):
   strengths = (1.0,)
 
   def apply(self, volume: LabelledVolume, strength: float, setting: Setting) -> Disturbed:
-    relabel = setting.sides
-    if (np.arange(len(relabel)) == relabel).all():
-      relabel = None
+    sides = setting.sides
+    relabel = None if (np.arange(len(sides)) == sides).all() else sides
     axis = sides_axis(setting.plan)
     if axis == 2:
       geometry = Geometry(reversed_order=True, relabel=relabel)

@@ -247,7 +247,7 @@ def figures_of(
   if not volumes:
     return None
   clean = table.mean(CLEAN, "", volumes)
-  grades = []
+  grades: list[dict[str, Any]] = []
   for strength, text in zip(strengths, texts, strict=True):
     own = table.mean(name, text, volumes)
     per_class = {one: table.mean(name, text, volumes, one)["dice"] for one in class_names}

@@ -144,7 +144,8 @@ def window_at(
       turn = tf.math.floormod(line, 2.0 * whole)
       line = tf.minimum(turn, 2.0 * whole - 1 - turn)
     lines.append(line)
-  return spatial.Window(*lines, first)
+  rows, columns = lines
+  return spatial.Window(rows, columns, first)
 
 
 def cut_out(pixels: tf.Tensor, window: spatial.Window) -> tf.Tensor:

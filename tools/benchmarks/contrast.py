@@ -101,7 +101,7 @@ def measure(
   figures: dict[str, Any] = {"compared_voxels": [int(mask.sum()) for mask in masks], "runs": {}}
   for run_dir in run_dirs:
     run = libraries().library.load(run_dir)
-    found = []
+    found: list[dict[str, Any]] = []
     for scans, mask in zip(persons, masks, strict=True):
       labels = {scan.name: run.predict(scan)[mask] for scan in scans}
       found.append({

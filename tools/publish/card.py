@@ -136,7 +136,8 @@ def _classes(dataset: BuiltDataset) -> str:
 
 
 def _splits(dataset: BuiltDataset) -> str:
-  rows = [("split", "subjects", "volumes", "records", "records with foreground")]
+  titles = ("split", "subjects", "volumes", "records", "records with foreground")
+  rows: list[tuple[str, ...]] = [titles]
   rows += [
       (name, *(f"{entry[key]:,}" for key in
                ("num_subjects", "num_volumes", "num_records", "num_foreground_records")))
