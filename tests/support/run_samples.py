@@ -55,7 +55,10 @@ def run_config(
           context_slices=context_slices,
           foreground_fraction=0.5,
       ),
-      training=config.TrainingConfig(batch_size=4, epochs=3, learning_rate=1e-3, loss="dice"),
+      training=config.TrainingConfig(
+          batch_size=4, epochs=3, learning_rate=1e-3, loss="dice", optimizer="adam", clipvalue=0.5,
+          weight_decay=0.0, momentum=0.0, ema_momentum=0.0, weight_average=0.0,
+      ),
       dataset_facts=DatasetFacts(
           name="blobs/slices/1.0.0",
           fingerprint="f" * 16,

@@ -142,7 +142,7 @@ def test_the_command_of_tfds_takes_its_options(tmp_path):
       capture_output=True, check=True,
   )  # fmt: skip
   local = build("hippocampus_t1w", raw, tmp_path / "local", num_workers=1)
-  [report] = (tmp_path / "out").rglob("build_report.json")
+  [report] = (tmp_path / "out").rglob("slices/*/build_report.json")
   assert json.loads(report.read_text()) == json.loads((local / "build_report.json").read_text())
 
 

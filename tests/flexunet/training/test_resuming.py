@@ -117,9 +117,10 @@ def test_with_averages_accumulation_and_several_steps_a_go_it_ends_the_same(blob
 def test_with_every_optimizer_and_average_it_ends_the_same(blob_data, tmp_path, knobs):
   code, expected, stderr = train(blob_data, tmp_path / "whole", epochs=2, **knobs)
   assert code == 0, stderr
-  # Behind the middle, where the mean of the last weights has begun.
+  # Behind the middle, where the mean of the last weights has begun; executions are counted.
+  execution = 14 // knobs.get("steps_per_execution", 1)
   killed, _, stderr = train(
-      blob_data, tmp_path / "run", "--kill=within_step:14", epochs=2, **knobs
+      blob_data, tmp_path / "run", f"--kill=within_step:{execution}", epochs=2, **knobs
   )
   assert killed == _KILLED, stderr
   code, found, stderr = train(blob_data, tmp_path / "run", "--resume", epochs=2, **knobs)
