@@ -229,8 +229,8 @@ def passes_per_step(
     (the part, what is counted).
   """
   drawn = round(training.batch_size * data.foreground_fraction)
-  part = data.share_of_slice(model) / steps_per_pass(training, data, facts)
-  part += drawn / max(1, len(facts.train.foreground))
+  part = 1.0 / steps_per_pass(training, data, facts) + drawn / max(1, len(facts.train.foreground))
+  part *= data.share_of_slice(model)
   return part, "slices with foreground" if drawn else "the training slices"
 
 

@@ -207,12 +207,12 @@ def test_an_epoch_of_few_slices_has_several_passes_unless_epochs_are_given():
 @pytest.mark.parametrize(
     ("training", "augmentation", "preset"),
     [
-        ({"epochs": 4}, {}, "none"),
-        ({"epochs": 5}, {}, "default"),
-        ({"epochs": 4}, {"augmentation": "strong"}, "strong"),
-        ({"epochs": 4}, {"rotation_degrees": 30.0}, "default"),
+        ({"epochs": 19}, {}, "none"),
+        ({"epochs": 20}, {}, "default"),
+        ({"epochs": 19}, {"augmentation": "strong"}, "strong"),
+        ({"epochs": 19}, {"rotation_degrees": 30.0}, "default"),
         ({"max_minutes": 0.1}, {}, "none"),
-        ({"max_minutes": 60.0}, {}, "default"),
+        ({"max_minutes": 240.0}, {}, "default"),
     ],
 )
 def test_a_run_that_sees_slices_a_few_times_only_is_not_augmented(training, augmentation, preset):
