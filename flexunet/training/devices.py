@@ -98,14 +98,19 @@ def _check_together(
 ) -> None:
   """Raises InputError for settings that exclude each other.
 
-  Deterministic operations and XLA, which Keras cannot do together on TensorFlow; XLA and several
-  devices; a cache on the device and augmentation before it; a step on the device and another
+  Deterministic operations and XLA, which Keras cannot do together on TensorFlow; XLA, or Muon, and
+  several devices; a cache on the device and augmentation before it; a step on the device and another
   backend than TensorFlow.
   """
   if wants_jit and sharing > 1:
     raise InputError(
         f"--jit_compile=on needs a single device, but {sharing} are to share a batch. Use"
         " --num_devices=1, or leave --jit_compile out."
+    )
+  if settings.optimizer == "muon" and sharing > 1:
+    raise InputError(
+        f"--optimizer=muon trains on a single device, but {sharing} are to share a batch: killed"
+        " and resumed it did not end the same. Use --num_devices=1, or another optimizer."
     )
   if cache == "device" and settings.augment_on == "host" and augmented:
     raise InputError(

@@ -102,7 +102,7 @@ def test_a_run_on_one_container_killed_and_resumed_ends_like_one_on_the_other(
 ):
   code, expected, stderr = resume_runs.train(blob_data, tmp_path / "whole")
   assert code == 0, stderr
-  code, _, _ = resume_runs.train(packed, tmp_path / "run", "--kill=step:7")
+  code, _, _ = resume_runs.train(packed, tmp_path / "run", "--kill=within_step:7")
   assert code == -9
   code, found, stderr = resume_runs.train(packed, tmp_path / "run", "--resume")
   assert code == 0, stderr

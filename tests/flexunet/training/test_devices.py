@@ -143,11 +143,17 @@ def test_the_same_command_twice_gives_the_same_weights(blob_data, tmp_path):
   assert other["model"] != one["model"]
 
 
+def test_muon_is_refused_on_several_devices(monkeypatch):
+  monkeypatch.setattr(devices, "num_sharing", lambda count: 2)
+  with pytest.raises(InputError, match="muon trains on a single device, but 2 are to share"):
+    devices.complete(config.TrainingConfig(optimizer="muon", num_devices=2))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "averages",
     [{"ema_momentum": 0.0}, {"ema_momentum": 0.9}, {"optimizer": "schedule_free"},
-     {"weight_average": 0.7, "optimizer": "muon"}],
+     {"weight_average": 0.7}],
     ids=lambda knobs: "_".join(map(str, knobs.values())),
 )  # fmt: skip
 def test_two_devices_share_a_batch_and_resume_exactly(blob_data, tmp_path, averages):
