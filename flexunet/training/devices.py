@@ -98,9 +98,9 @@ def _check_together(
 ) -> None:
   """Raises InputError for settings that exclude each other.
 
-  Deterministic operations and XLA, which Keras cannot do together on TensorFlow; XLA and several
-  devices; Muon and several devices; a cache on the device and augmentation before it; a step on the device and another
-  backend than TensorFlow.
+  Deterministic operations and XLA, which Keras cannot do together on TensorFlow; XLA, and Muon,
+  with several devices; a cache on the device and augmentation before it; a step on the device and
+  another backend than TensorFlow.
   """
   if wants_jit and sharing > 1:
     raise InputError(
