@@ -11,9 +11,9 @@ import math
 
 # Network size -> what it means. The filters of each are in `FILTERS`.
 NETWORK_SIZES = {
-    "S": "8 filters at full size (GPU: 16): a quarter of the time of a step of M",
+    "S": "8 filters (GPU: 16), about a quarter of the operations of M; not compared yet",
     "M": "16 filters (GPU: 32): the one that the measured results are of",
-    "L": "32 filters (GPU: 64): four times the time of a step of M; not compared yet",
+    "L": "32 filters (GPU: 64), about four times the operations of M; not compared yet",
 }
 # Device -> network size -> channels of the first stage. Those of a GPU are not measured.
 FILTERS = {"cpu": {"S": 8, "M": 16, "L": 32}, "gpu": {"S": 16, "M": 32, "L": 64}}
