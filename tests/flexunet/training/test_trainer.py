@@ -172,7 +172,7 @@ def test_flipped_bits_of_a_model_file_without_a_run_end_in_one_line(finished, tm
 
 @pytest.fixture(scope="module")
 def finished(data_dir, tmp_path_factory):
-  return train(data_dir, tmp_path_factory.mktemp("runs") / "run")
+  return train(data_dir, tmp_path_factory.mktemp("runs") / "run", validation_epochs=1)
 
 
 def test_a_second_trainer_in_a_run_folder_is_refused(data_dir, tmp_path):
