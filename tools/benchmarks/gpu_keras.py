@@ -5,7 +5,6 @@ TensorFlow need not be installed.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -48,7 +47,7 @@ class KerasTraining:
   def step(self, times: int) -> None:
     """Trains so many times on the batch that lies on the device, and waits until it is done."""
     if self._step is None:
-      self.fit(itertools.repeat(self._batch), 1)  # Makes all variables.
+      self._network.optimizer.build(self._network.trainable_variables)
       make = _jax_step if keras.backend.backend() == "jax" else _torch_step
       self._step = make(self._network, self._batch)
     self.loss = self._step(times)
