@@ -55,6 +55,9 @@ COMMANDS = {
         "flexunet.tools.benchmarks.readers", "the readers without TensorFlow beside tf.data"
     ),
     "benchmark_step": ("flexunet.tools.benchmarks.step", "training steps of networks, by layer"),
+    "benchmark_gpu": (
+        "flexunet.tools.benchmarks.gpu", "training by Keras on JAX beside PyTorch, no TensorFlow"
+    ),
     "benchmark_trainer": (
         "flexunet.tools.benchmarks.trainer", "what the trainer adds to a bare Keras fit"
     ),

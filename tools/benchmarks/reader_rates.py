@@ -8,19 +8,20 @@ standard input, and answers with a line of JSON: images, CPU seconds and seconds
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from flexunet.records import Records, open_records
+from flexunet.tools.benchmarks import processes
 
 
 def main(kind: str, folder: str, split: str, share: str, of: str, count: str) -> None:
+  answer = processes.answers()
   records = open_records(folder, split, features=("image", "label"))
   rows = np.resize(np.arange(len(records)), int(count))
   rows = np.random.default_rng(0).permutation(rows)[int(share) :: int(of)].tolist()
@@ -28,11 +29,14 @@ def main(kind: str, folder: str, split: str, share: str, of: str, count: str) ->
     ways = monai_ways(records, rows, scratch) if kind == "monai" else {}
     if kind == "records":
       ways["records"] = lambda: map(records.__getitem__, rows)
-    for way in ways.values():
-      timed(way)  # Files are opened, caches filled.
-    print("ready", flush=True)
+    expected = pixel_sum(records[row] for row in rows)
+    for name, way in ways.items():
+      pixel_sum(way())  # Files are opened, caches filled.
+      if (found := pixel_sum(way())) != expected:
+        raise RuntimeError(f"{name} gives other pixels: their sum is {found}, not {expected}")
+    answer({"ways": list(ways)})
     for _ in sys.stdin:
-      print(json.dumps({name: timed(way) for name, way in ways.items()}), flush=True)
+      answer({name: timed(way) for name, way in ways.items()})
 
 
 def timed(way: Callable[[], Iterator[Any]]) -> dict[str, float]:
@@ -44,6 +48,12 @@ def timed(way: Callable[[], Iterator[Any]]) -> dict[str, float]:
       "cpu_s": time.process_time() - cpu,
       "seconds": time.perf_counter() - began,
   }
+
+
+def pixel_sum(examples: Iterable[Any]) -> int:
+  """Returns the sum of all pixels of images and labels, arrays or tensors."""
+  arrays = (np.asarray(one[key]) for one in examples for key in ("image", "label"))
+  return sum(int(array.sum(dtype=np.int64)) for array in arrays)
 
 
 def monai_ways(
@@ -58,10 +68,17 @@ def monai_ways(
   """
   # Only where it is compared with; the readers do without it.
   import monai.data
+  import monai.transforms
+
+  class Decode(monai.transforms.Transform):
+    """Reads a record by its number; MONAI keeps no result of what is not a `Transform` of its."""
+
+    def __call__(self, data: int) -> dict[str, Any]:
+      return records[data]
 
   once = list(range(len(records)))
-  kept = monai.data.PersistentDataset(once, records.__getitem__, cache_dir=scratch)
-  in_memory = monai.data.CacheDataset(once, records.__getitem__, progress=False, num_workers=1)
+  kept = monai.data.PersistentDataset(once, Decode(), cache_dir=scratch)
+  in_memory = monai.data.CacheDataset(once, Decode(), progress=False, num_workers=1)
   return {
       "monai_persistent": lambda: map(kept.__getitem__, rows),
       "monai_cache": lambda: map(in_memory.__getitem__, rows),

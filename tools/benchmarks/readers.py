@@ -10,7 +10,8 @@ of --rounds.
   tf_data            the stream of the trainer, as NumPy arrays
   records_N          `flexunet.records` in N processes
   monai_persistent   MONAI's PersistentDataset over the same records: decoded ones from the disk
-  monai_cache        MONAI's CacheDataset over the same records: decoded ones from the memory
+  monai_cache        MONAI's CacheDataset over the same records: decoded ones from the memory,
+                     handed out as they are, so nothing is left to be done for an image
 
 tf.data and MONAI are measured where they are installed; --peer_python names another Python that has
 MONAI, PyTorch, NumPy and Pillow.
@@ -22,9 +23,7 @@ import contextlib
 import functools
 import importlib.util
 import json
-import os
 import pathlib
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,10 +31,10 @@ from typing import Any
 
 import numpy as np
 
-import flexunet
 from flexunet.core import command_line, flags, machine, progress
 from flexunet.core.errors import InputError
 from flexunet.pipelines import dataset_source
+from flexunet.tools.benchmarks import processes
 
 _PROGRAM = flags.Program(__doc__)
 _DATASET = _PROGRAM.string("dataset", None, "Built dataset, name/config, below --data_dir.")
@@ -48,6 +47,7 @@ _ROUNDS = _PROGRAM.integer("rounds", 3, "Turns; the best of each counts.", lower
 _PROCESSES = _PROGRAM.string("processes", "1,2,4", "Numbers of processes of the readers.")
 _PEER_PYTHON = _PROGRAM.string("peer_python", None, "Python in which MONAI is installed.")
 
+_PROCESS = "flexunet.tools.benchmarks.reader_rates"
 # Returns {way: {"images", "cpu_s", "seconds"}} of one turn.
 Turn = Callable[[], dict[str, dict[str, float]]]
 
@@ -142,44 +142,29 @@ def workers(python: str, kind: str, path: pathlib.Path, count: int) -> Iterator[
     count: How many processes.
 
   Raises:
-    InputError: One does not start.
+    InputError: One ends before it answers.
   """
-  root = pathlib.Path(flexunet.__file__).parent.parent
-  words = [python, "-m", "flexunet.tools.benchmarks.reader_rates", kind, str(path), _SPLIT.value]
-  # One thread each: what a process takes is what a core does.
-  one_thread = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-  started = [
-      subprocess.Popen(
-          [*words, str(share), str(count), str(_RECORDS.value)], text=True,
-          stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **one_thread},
-      )
+  tasks = [
+      [kind, str(path), _SPLIT.value, str(share), str(count), str(_RECORDS.value)]
       for share in range(count)
-  ]  # fmt: skip
+  ]
+  # One thread each: what a process takes is what a core does.
+  one_thread = {"OMP_NUM_THREADS": "1"}
   try:
-    for process in started:
-      _answer(process, "ready")
-    yield lambda: _turn(started)
-  finally:
-    for process in started:
-      process.kill()
-      process.communicate()
-
-
-def _answer(process: subprocess.Popen, expected: str = "") -> str:
-  line = process.stdout.readline() if process.stdout else ""
-  if not line or (expected and line.strip() != expected):
+    with processes.started(python, _PROCESS, tasks, one_thread) as group:
+      yield lambda: _turn(group)
+  except processes.EndedError as error:
     raise InputError(
         "A process must read the records, but it ended: its error stands above. It needs NumPy and"
         " Pillow, and for MONAI's datasets torch and monai."
-    )
-  return line
+    ) from error
 
 
-def _turn(started: Sequence[subprocess.Popen]) -> dict[str, dict[str, float]]:
+def _turn(group: Sequence[processes.Worker]) -> dict[str, dict[str, float]]:
   """Lets all processes read once; sums images and CPU seconds, the slowest counts for the time."""
-  for process in started:
-    print(file=process.stdin, flush=True)
-  answers = [json.loads(_answer(process)) for process in started]
+  for worker in group:
+    worker.send()
+  answers = [worker.receive() for worker in group]
   return {
       name: {
           "images": sum(answer[name]["images"] for answer in answers),

@@ -437,6 +437,11 @@ def _figures(runner: Runner, first: Runner, roof: Roof) -> dict[str, Any]:
       "training": training.to_json(),
       "inference": predicting.to_json(),
       "steps_per_s": round(1 / statistics.median(training.wall), 3),
+      # Of networks on patches and on whole slices alike, where steps and images differ in size.
+      "training_megapixel_per_s": round(
+          size * math.prod(contender.model.image_size or (512, 512))
+          / statistics.median(training.wall) / 1e6, 4
+      ),
       "training_share_of_peak": round(_BACKWARD * flops / peak / training.counted, 4),
       "training_time_per_image_to_first": round(
           images * training.counted / first.training.counted, 4

@@ -75,6 +75,9 @@ def test_the_benchmark_prints_networks_and_layers_as_json():
   assert first["training_time_per_image_to_first"] == 1
   assert (half["name"], half["batch_size"]) == ("stem=half batch_size=4", 4)
   assert "layers" not in half
+  assert half["training_megapixel_per_s"] == pytest.approx(
+      half["steps_per_s"] * 4 * 96 / 1e6, abs=1e-4
+  )
   layers = {layer["name"]: layer for layer in first["layers"]}
   assert sum(layer["forward_flops"] for layer in first["layers"]) == FIRST.forward_flops
   # 2 images of 96 pixels from 1 to 4 channels, 9 taps from 1 to 4 and 4 biases, 4 bytes each.
