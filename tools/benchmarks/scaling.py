@@ -64,14 +64,14 @@ import json, pathlib, resource, sys, time
 from flexunet.pipelines import record_table
 listing, shard = map(pathlib.Path, sys.argv[1:])
 # Of the shard only the size is looked at: it is as long as the rows say, and empty.
-before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+began = time.perf_counter()
 table = record_table.read(listing, "train", [str(shard)])
 seconds = time.perf_counter() - began
 held = sum(getattr(table, name).nbytes for name in ("shard", "offset", "subject", "volume",
            "slice_index", "fold", "height", "width", "pixels"))
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({"records": len(table), "seconds": seconds, "table_mb": held / 1e6,
-                  "peak_mb": (peak - before) / 1e3}))
+                  "peak_mb": peak / 1e3}))
 """
 
 
@@ -90,8 +90,12 @@ class Line:
   worst: float
 
   def at(self, number: float) -> float:
-    """Returns the figure for a number that was not measured."""
-    return self.fixed + self.per_unit * number
+    """Returns the figure for a number that was not measured; more data never costs less."""
+    return self.fixed + max(self.per_unit, 0.0) * number
+
+  def to_json(self) -> dict[str, float]:
+    """Returns its fields with four digits."""
+    return {name: float(f"{value:.4g}") for name, value in dataclasses.asdict(self).items()}
 
 
 def fit(numbers: Sequence[float], figures: Sequence[float]) -> Line:
@@ -198,11 +202,11 @@ def measure_builds(raws: Sequence[pathlib.Path], cases: Sequence[int]) -> dict[s
   }
   return {
       "runs": runs,
-      "raw_mb_per_case": raw_bytes / 1e6 / cases[-1],
+      "raw_mb_per_case": round(raw_bytes / 1e6 / cases[-1], 4),
       "records_per_case": runs[-1]["records"] / cases[-1],
       "workers": workers,
       "speedup_of_workers": round(runs[-1]["seconds"] / parallel["seconds"], 3),
-      "per_case": {name: dataclasses.asdict(line) for name, line in lines.items()},
+      "per_case": {name: line.to_json() for name, line in lines.items()},
   }
 
 
@@ -243,7 +247,7 @@ def measure_listings(folder: pathlib.Path, records: Sequence[int]) -> dict[str, 
   }
   return {
       "runs": [{name: round(value, 4) for name, value in run.items()} for run in runs],
-      "per_record": {name: dataclasses.asdict(line) for name, line in lines.items()},
+      "per_record": {name: line.to_json() for name, line in lines.items()},
   }
 
 
@@ -365,7 +369,7 @@ def measure_evaluation(dataset: pathlib.Path, folder: pathlib.Path) -> dict[str,
     runs.append({"volumes": count, "seconds": round(seconds, 2)})
   line = fit([one["volumes"] for one in runs], [one["seconds"] for one in runs])
   return {
-      "runs": runs, "training_s": round(training, 1), "per_volume": dataclasses.asdict(line)
+      "runs": runs, "training_s": round(training, 1), "per_volume": line.to_json()
   }  # fmt: skip
 
 
