@@ -73,6 +73,9 @@ COMMANDS = {
     "benchmark_contrast": (
         "flexunet.tools.benchmarks.contrast", "whether scans of one person are labelled alike"
     ),
+    "benchmark_scaling": (
+        "flexunet.tools.benchmarks.scaling", "what a thousand times the data would cost"
+    ),
     "benchmark_quality": (
         "flexunet.tools.benchmarks.quality.__main__", "Dice over minutes, beside nnU-Net and MONAI"
     ),

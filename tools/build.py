@@ -23,7 +23,7 @@ import contextlib
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +32,7 @@ from absl import flags as absl_flags
 from flexunet.core import command_line, flags, progress
 from flexunet.core.errors import InputError
 from flexunet.datasets import built_dataset, catalog, subject_splits
-from flexunet.datasets.builder import plugin, splits_file, subject_names
+from flexunet.datasets.builder import bucket_build, plugin, splits_file, subject_names
 from flexunet.imaging import pictures, scan_files
 
 if TYPE_CHECKING:
@@ -43,10 +43,13 @@ _PROGRAM = flags.Program(
     __doc__, usage="flexunet build DATASET --manual_dir=RAW --data_dir=DATA",
     first=("manual_dir", "data_dir", "dry_run"),
 )  # fmt: skip
-_MANUAL_DIR = _PROGRAM.string("manual_dir", None, "Raw folder: the unpacked download.")
+_MANUAL_DIR = _PROGRAM.string(
+    "manual_dir", None, "Raw folder: the unpacked download, or its address (gs://...)."
+)
 _DATA_DIR = _PROGRAM.string(
     "data_dir", "~/tensorflow_datasets",
-    "Folder in which datasets are built; it is created where there is none.",
+    "Folder in which datasets are built, or its address (gs://...); it is created where there is"
+    " none.",
 )
 _DRY_RUN = _PROGRAM.boolean(
     "dry_run", False, "Check the raw folder, list its files, build nothing."
@@ -64,8 +67,9 @@ _NUM_WORKERS = _PROGRAM.integer(
 _BEAM_OPTIONS = _PROGRAM.string(
     "beam_options", None,
     "Reads the cases on Apache Beam, by its options, such as direct_num_workers=4 (runners of other"
-    " machines have not been tried); all workers must see both folders. case_minutes=30 is the"
-    " longest wait without a case being finished.",
+    " machines have not been tried); all workers must see both folders, or both lie in a bucket."
+    " start_minutes=10, silent_minutes=5, case_minutes=30 are the longest waits for a worker, for a"
+    " sign of one, and for a finished case.",
 )  # fmt: skip
 _FILE_FORMAT = _PROGRAM.enum(
     "file_format", "tfrecord", ["tfrecord", "array_record"],
@@ -134,15 +138,19 @@ def main(argv: Sequence[str]) -> None:
     )
   dataset = argv[1] if len(argv) > 1 else ""
   options = _options(dataset.partition("/")[0])
-  manual_dir, data_dir = _raw_folder(dataset), pathlib.Path(_DATA_DIR.value).expanduser()
+  if _MANUAL_DIR.value is None:
+    name = dataset.partition("/")[0] or _BUILDER.value
+    raise InputError(
+        f"--manual_dir is missing: the raw folder of {name}. {_instructions(dataset)}"
+    )
+  folders = bucket_build.BuildFolders(_MANUAL_DIR.value, _DATA_DIR.value)
+  manual_dir, data_dir = _raw_folder(dataset, folders.raw), folders.data
   if data_dir.is_file():
     raise InputError(f"--data_dir {data_dir}: this is a file; name a folder.")
 
   if _BEAM_OPTIONS.value is not None and _NUM_WORKERS.value is not None:
     raise InputError("--num_workers is of builds without Beam; leave it out beside --beam_options.")
-  # The flags and the help must not wait for TFDS.
-  from flexunet.datasets.builder import build_tool
-
+  build_tool = _build_tool()
   make_builder = build_tool.maker(
       dataset,
       # A dry run reads no built dataset either.
@@ -154,18 +162,39 @@ def main(argv: Sequence[str]) -> None:
       builder_path=_BUILDER.value,
       name_options=flags.read(subject_names.NameOptions, _NAMES),
   )
-  builder = make_builder()
   try:
     if _DRY_RUN.value:
       with build_tool.recognising(manual_dir):
-        print_files(builder, manual_dir)
-    elif not _OVERWRITE.value and build_tool.is_built(builder):
-      print(f"Already built: {builder.data_path} (--overwrite builds it again).")
+        print_files(make_builder(), manual_dir)
     else:
-      print_summary(build_tool.build(make_builder, manual_dir, _BEAM_OPTIONS.value))
+      _build(make_builder, folders)
   except KeyboardInterrupt:
     print("\nInterrupted. The same command continues where it stopped.", file=sys.stderr)
     sys.exit(130)  # What a shell expects of a program ended by Ctrl-C.
+
+
+def _build(
+    make_builder: Callable[[], SegmentationBuilder], folders: bucket_build.BuildFolders
+) -> None:
+  """Builds what is not built yet, and prints where it lies."""
+  build_tool = _build_tool()
+  folder = make_builder().data_path
+  folders.fetch_built(folder)
+  if not _OVERWRITE.value and build_tool.is_built(make_builder()):
+    print(f"Already built: {folders.shown(folder)} (--overwrite builds it again).")
+  else:
+    beam_options = folders.beam_options(_BEAM_OPTIONS.value)
+    builder = build_tool.build(make_builder, folders.raw, beam_options)
+    folders.publish(folder)
+    print_summary(builder, folders)
+  folders.forget(folder)
+
+
+def _build_tool() -> Any:
+  # The flags and the help must not wait for TFDS.
+  from flexunet.datasets.builder import build_tool
+
+  return build_tool
 
 
 def _class_of(dataset: str) -> type[SegmentationBuilder]:
@@ -203,13 +232,7 @@ def _options(dataset: str) -> dict[str, Any]:
   return {name: getattr(found, name) for name in [*given, *read]}
 
 
-def _raw_folder(dataset: str) -> pathlib.Path:
-  name = dataset.partition("/")[0] or _BUILDER.value
-  if _MANUAL_DIR.value is None:
-    raise InputError(
-        f"--manual_dir is missing: the raw folder of {name}. {_instructions(dataset)}"
-    )
-  folder = pathlib.Path(_MANUAL_DIR.value).expanduser()
+def _raw_folder(dataset: str, folder: pathlib.Path) -> pathlib.Path:
   try:
     is_empty = folder.is_dir() and not any(folder.iterdir())
   except OSError as error:
@@ -220,7 +243,7 @@ def _raw_folder(dataset: str) -> pathlib.Path:
   return folder
 
 
-def print_summary(builder: SegmentationBuilder) -> None:
+def print_summary(builder: SegmentationBuilder, folders: bucket_build.BuildFolders) -> None:
   """Prints what was built: a row per split, what was left out, and where it lies."""
   report = built_dataset.read_report(pathlib.Path(builder.data_path))
   rows: list[tuple[str, ...]] = [("split", "subjects", "volumes", "records", "with foreground")]
@@ -246,11 +269,13 @@ def print_summary(builder: SegmentationBuilder) -> None:
     print(f"subjects{decided}")
   if builder.names is not None and builder.names.uses_key:
     print(f"Whose the pseudonyms are is in {builder.names.key_path}: keep it, and keep it secret.")
-  print(f"{builder.info.full_name} lies in {builder.data_path}")
-  if counts.keys() != {"publisher"}:
+  shown = folders.shown(builder.data_path)
+  print(f"{builder.info.full_name} lies in {shown}")
+  # A file of splits is read from this machine alone.
+  if counts.keys() != {"publisher"} and not folders.data_address:
     print(
         "To add subjects later without moving anyone:"
-        f" --overwrite --splits_file={pathlib.Path(builder.data_path) / splits_file.NAME}"
+        f" --overwrite --splits_file={shown}/{splits_file.NAME}"
     )
 
 

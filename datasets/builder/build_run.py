@@ -170,14 +170,19 @@ def build(builder: RunBuilder, root: pathlib.Path, download_config: Any) -> None
     missing = [task for task in tasks if not case_records.is_finished(task.stem)]
     # The longest first, so that no worker is left alone with one at the end.
     missing.sort(key=lambda task: task.case.num_bytes, reverse=True)
-    if problems := _read_cases(builder, missing, len(tasks) - len(missing), download_config):
+    done = len(tasks) - len(missing)
+    if problems := _read_cases(builder, missing, done, findings.root, download_config):
       raise errors.from_problems(problems, "Nothing was built.")
     read = [ReadCase(task, *case_records.read_index(task.stem)) for task in tasks]
     _assemble(builder, folder, findings, read, assigned, names, download_config)
 
 
 def _read_cases(
-    builder: RunBuilder, tasks: list[CaseTask], done: int, download_config: Any
+    builder: RunBuilder,
+    tasks: list[CaseTask],
+    done: int,
+    root: pathlib.Path,
+    download_config: Any,
 ) -> list[str]:
   """Writes the work files of tasks here or on Beam; returns the messages of bad input."""
   address = address_of(builder)
@@ -189,7 +194,7 @@ def _read_cases(
   from flexunet.datasets.builder import beam_cases
 
   options = beam_cases.options_of("") if options is None else options
-  return beam_cases.read_cases(address, tasks, options, runner, done)
+  return beam_cases.read_cases(address, tasks, options, root, runner, done)
 
 
 def address_of(builder: RunBuilder) -> workers.BuilderAddress:

@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 
 from flexunet.core.errors import InputError
 from flexunet.datasets import built_dataset, catalog, dataset_folders
+from flexunet.datasets.builder.bucket_build import BuildFolders
 from flexunet.datasets.builder.raw_folder import NothingFoundError
 from flexunet.datasets.builder.record_options import SPLIT_FIELDS, split_options
 from flexunet.datasets.builder.segmentation_builder import SegmentationBuilder
@@ -41,8 +42,8 @@ def build_dataset(
 
   Args:
     dataset: Name, or name/config, such as "hippocampus_t1w/left_right".
-    manual_dir: Raw folder: the unpacked download. Nothing in it is changed.
-    data_dir: Folder of built datasets; it is created where there is none.
+    manual_dir: Raw folder: the unpacked download, or its address (gs://...). It is not changed.
+    data_dir: Folder of built datasets, or its address; it is created where there is none.
     overwrite: Builds again what is built already.
     num_workers: Processes that read scans; by default as many as there are CPUs.
     file_format: "tfrecord" (default) or "array_record".
@@ -56,14 +57,16 @@ def build_dataset(
     **options: Those of the dataset, by the names of their flags, such as plane="axial".
 
   Returns:
-    The version folder: data_dir/NAME/CONFIG/VERSION.
+    The version folder: data_dir/NAME/CONFIG/VERSION. In a bucket it is the path of its address,
+    as which other functions take it.
 
   Raises:
     InputError: An unknown dataset or option, or all problems of the raw folder.
   """
+  folders = BuildFolders(manual_dir, data_dir)
   make_builder = maker(
       dataset,
-      data_dir=pathlib.Path(data_dir).expanduser(),
+      data_dir=folders.data,
       num_workers=num_workers,
       options=options,
       config_name=config_name,
@@ -73,9 +76,13 @@ def build_dataset(
           subject_names=subject_names, key_file=os.fspath(key_file) if key_file else None
       ),
   )
+  version_folder = make_builder().data_path
+  folders.fetch_built(version_folder)
   if overwrite or not is_built(make_builder()):
-    build(make_builder, pathlib.Path(manual_dir).expanduser(), beam_options)
-  return pathlib.Path(make_builder().data_path)
+    build(make_builder, folders.raw, folders.beam_options(beam_options))
+    folders.publish(version_folder)
+  folders.forget(version_folder)
+  return pathlib.Path(folders.shown(version_folder))
 
 
 def is_built(builder: SegmentationBuilder) -> bool:

@@ -13,7 +13,7 @@ import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from flexunet.core import files
@@ -59,7 +59,7 @@ class RemoteFolder:
     if ".." in pathlib.PurePosixPath(below).parts:
       raise InputError(f"{address}: must not hold '..'. Name the folder itself.")
     self.path = (cache or files.user_cache_folder() / "remote") / scheme / below
-    self._system, self._root = _connect(address, scheme)
+    self._system, self._root = connect(address)
     try:
       found = self._system.find(self._root, detail=True)
     except Exception as error:  # Each file system raises kinds of its own.
@@ -71,6 +71,11 @@ class RemoteFolder:
         pathlib.PurePosixPath(name.strip("/")).relative_to(root).as_posix(): info
         for name, info in found.items()
     }
+
+  @property
+  def names(self) -> Collection[str]:
+    """Paths of all files below the folder."""
+    return self._files.keys()
 
   def fetch(self, wanted: Callable[[str], bool], check: Callable[[], None] | None = None) -> None:
     """Copies files that are not here yet, or changed.
@@ -101,7 +106,7 @@ class RemoteFolder:
       with progress.bar(total=total, unit="B", unit_scale=True, disable=None, leave=False) as bar:
         for name in missing:
           self._copy(name, bar.update)
-          known[name] = _version(self._files[name])
+          known[name] = version_of(self._files[name])
       if missing:
         files.write_json(record, known)
       if check is not None:
@@ -112,7 +117,7 @@ class RemoteFolder:
     return (
         path.is_file()
         and path.stat().st_size == info.get("size")
-        and known.get(name) == _version(info)
+        and known.get(name) == version_of(info)
     )
 
   def _copy(self, name: str, update: Callable[[int], Any]) -> None:
@@ -133,8 +138,13 @@ class RemoteFolder:
       raise
 
 
-def _connect(address: str, scheme: str) -> tuple[Any, str]:
-  """Returns the file system of an address, and the path in it."""
+def connect(address: str) -> tuple[Any, str]:
+  """Returns the file system of fsspec that reads an address, and the path in it.
+
+  Raises:
+    InputError: Nothing reads such addresses here.
+  """
+  scheme = address.partition("://")[0]
   # Local paths, which most are, need none of it.
   import fsspec
 
@@ -154,7 +164,8 @@ def _connect(address: str, scheme: str) -> tuple[Any, str]:
     raise _unreadable(address, error) from error
 
 
-def _version(info: dict[str, Any]) -> str:
+def version_of(info: dict[str, Any]) -> str:
+  """Returns what a file system says of a file's version, from its listing."""
   return json.dumps({key: str(info[key]) for key in _VERSION_KEYS if key in info})
 
 

@@ -33,7 +33,7 @@ _FEW = _PROGRAM.integer("few", 5, "Cases of the small build.", lower_bound=1)
 _REPEATS = _PROGRAM.integer("repeats", 1, "The fastest of so many runs counts.", lower_bound=1)
 _SAMPLE_SECONDS = 0.05
 _BUILD_ONE = """
-import json, sys, time
+import json, pathlib, sys, time
 import tensorflow_datasets as tfds
 from flexunet.datasets import catalog
 dataset, raw, out, workers, cases = sys.argv[1:]
@@ -49,7 +49,8 @@ start = time.perf_counter()
 builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=raw))
 seconds = time.perf_counter() - start
 records = sum(split.num_examples for split in builder.info.splits.values())
-print(json.dumps({"seconds": seconds, "records": records}))
+size = sum(path.stat().st_size for path in pathlib.Path(out).rglob("*") if path.is_file())
+print(json.dumps({"seconds": seconds, "records": records, "bytes": size}))
 """
 # What anyone would write who needs the slices of some scans: no check, no window, nothing written.
 _READ_ONE = """
@@ -87,12 +88,12 @@ def main(argv: Sequence[str]) -> None:
   serial = _fastest(argv[1], raw, 1, _MANY.value)
   parallel = _fastest(argv[1], raw, workers, _MANY.value)
   # In runs of their own: looking at a process's memory holds it up.
-  many_mb = _measure(argv[1], raw, workers, _MANY.value, look=True)["peak_mb"]
-  few_mb = _measure(argv[1], raw, workers, _FEW.value, look=True)["peak_mb"]
+  many_mb = measure(argv[1], raw, workers, _MANY.value, look=True)["peak_mb"]
+  few_mb = measure(argv[1], raw, workers, _FEW.value, look=True)["peak_mb"]
   reading = min((_read(groups, look=False) for _ in range(_REPEATS.value)),
                 key=lambda run: run["seconds"])  # fmt: skip
   reading_mb = _read(groups, look=True)["peak_mb"]
-  one_mb = _measure(argv[1], raw, 1, _MANY.value, look=True)["peak_mb"]
+  one_mb = measure(argv[1], raw, 1, _MANY.value, look=True)["peak_mb"]
   volumes = _MANY.value
   print(json.dumps({
       "dataset": argv[1],
@@ -136,14 +137,25 @@ def _read(groups: list[list[str]], look: bool) -> dict[str, float]:
 
 
 def _fastest(dataset: str, raw: pathlib.Path, workers: int, cases: int) -> dict[str, float]:
-  runs = [_measure(dataset, raw, workers, cases, look=False) for _ in range(_REPEATS.value)]
+  runs = [measure(dataset, raw, workers, cases, look=False) for _ in range(_REPEATS.value)]
   return min(runs, key=lambda run: run["seconds"])
 
 
-def _measure(
+def measure(
     dataset: str, raw: pathlib.Path, workers: int, cases: int, look: bool
 ) -> dict[str, float]:
-  """Builds once; with `look` the memory is watched, else only the time counts."""
+  """Builds once in a process of its own, into a temporary folder.
+
+  Args:
+    dataset: Its name.
+    raw: The raw folder.
+    workers: Processes that read.
+    cases: The first so many cases are built.
+    look: Watches the memory, which holds the build up; else only the time counts.
+
+  Returns:
+    seconds, records, bytes on disk, and with `look` peak_mb.
+  """
   with tempfile.TemporaryDirectory(prefix="benchmark_build_") as out:
     arguments = [dataset, str(raw), out, str(workers), str(cases)]
     return _watched([sys.executable, "-c", _BUILD_ONE, *arguments], look)
