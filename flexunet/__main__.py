@@ -32,6 +32,9 @@ COMMANDS = {
     "compare": (
         "flexunet.tools.compare.__main__", "runs on the same subjects: paired differences and tests"
     ),
+    "data_service": (
+        "flexunet.tools.data_service.__main__", "processes that compute batches for trainings"
+    ),
     "verify": ("flexunet.tools.verify_records", "read every record against the build report"),
     "publish": (
         "flexunet.tools.publish.__main__", "check whether a dataset may be passed on, and do so"
@@ -60,6 +63,9 @@ COMMANDS = {
     ),
     "benchmark_trainer": (
         "flexunet.tools.benchmarks.trainer", "what the trainer adds to a bare Keras fit"
+    ),
+    "benchmark_devices": (
+        "flexunet.tools.benchmarks.devices", "steps a second of 1, 2, 4 devices that share a batch"
     ),
     "benchmark_step_times": (
         "flexunet.tools.benchmarks.step_times", "the table that times are predicted from"

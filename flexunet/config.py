@@ -18,6 +18,7 @@ from typing import Any
 from flexunet.core import remote_folder
 from flexunet.core.config_fields import Checked, from_mapping, knob, refuse_unknown
 from flexunet.core.errors import InputError, unknown_name
+from flexunet.core.service_address import ServiceFlags
 from flexunet.dataset_facts import DatasetFacts
 from flexunet.network.architecture import ModelConfig
 from flexunet.objectives import names
@@ -28,8 +29,9 @@ from flexunet.presets import budgets
 
 # May change when a run is resumed: how long it lasts, where the data lie, what is shown and kept.
 MAY_CHANGE = (
-    "epochs", "max_minutes", "dataset", "data_dir", "cache", "cache_dir", "previews",
-    "shown_channel", "tensorboard_graph", "log_to", "checkpoint_steps", "keep_checkpoints",
+    "epochs", "max_minutes", "dataset", "data_dir", "cache", "cache_dir", "previews", "log_to",
+    "shown_channel", "tensorboard_graph", "checkpoint_steps", "keep_checkpoints", "data_service",
+    "data_service_timeout_s",
 )  # fmt: skip
 
 # Headings of the help, under which flags stand together.
@@ -41,7 +43,7 @@ _DEVICES = "Devices and precision"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig(FeatureFlags):
+class DataConfig(FeatureFlags, ServiceFlags):
   """Which records are read, and how they become batches."""
 
   dataset: str | None = knob(
@@ -120,9 +122,7 @@ class DataConfig(FeatureFlags):
       " RUN/manifest.json says why.",
       choices=("auto", "device", "ram", "disk", "none"),
   )
-  cache_dir: str | None = knob(
-      None, "Folder of --cache=disk. Default: the user's cache folder.", unset=""
-  )
+  cache_dir: str | None = knob(None, "Folder of --cache=disk. Default: the user's.", unset="")
   skip_corrupt: int = knob(
       0,
       "Reads all records first and leaves out unreadable ones, at most this many; each is named.",
@@ -314,8 +314,7 @@ class TrainingConfig(Checked):
       group=_OPTIMIZER,
   )
   validation_epochs: int = knob(
-      None, "Epochs from one validation to the next.", minimum=1,
-      group=_VALIDATION,
+      None, "Epochs from one validation to the next.", minimum=1, group=_VALIDATION,
   )
   previews: int = knob(
       4, "Validation slices drawn into RUN/previews after each validation; 0: none.", minimum=0,
@@ -388,7 +387,8 @@ class TrainingConfig(Checked):
   )
   num_devices: int = knob(
       0,
-      "Devices that share each batch; 0: all GPUs, or the CPU. Several need TensorFlow.",
+      "Devices that share each batch; 0: all GPUs, or the CPU. Several need TensorFlow; without a"
+      " GPU they are parts of the CPU, which trains alike, but not faster.",
       minimum=0,
       group=_DEVICES,
   )

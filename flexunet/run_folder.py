@@ -226,6 +226,9 @@ class RunFolder:
   def write_config(self, run_config: config.RunConfig) -> None:
     """Replaces `config.json` in one step; its paths say nothing of the user and the machine."""
     portable = _with_paths(run_config, lambda path: private_paths.stored(path, self.path))
+    # An address names a machine, and is of the command alone.
+    data = dataclasses.replace(portable.data, data_service=None)
+    portable = dataclasses.replace(portable, data=data)
     files.write_json(self.config_json, portable.to_json())
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from flexunet import config, run_folder
 from flexunet.core import command_line, flags, progress
+from flexunet.core.service_address import ServiceFlags
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.pipelines.feature_keys import FeatureFlags
 from flexunet.presets import preset_files
@@ -47,8 +48,11 @@ class TrainerFlags:
 
   def __init__(self, program: flags.Program, skip: Sequence[str] = ()):
     """Defines them, without those of the fields in `skip`."""
-    of_others = [field.name for field in dataclasses.fields(FeatureFlags)]
+    of_others = [
+        field.name for cls in (FeatureFlags, ServiceFlags) for field in dataclasses.fields(cls)
+    ]
     data = program.fields(config.DataConfig, group="Data", skip=[*of_others, *skip])
+    data |= program.fields(ServiceFlags)
     self._holders: dict[str, tuple[type, dict[str, flags.FlagHolder]]] = {
         "model": (config.ModelConfig, program.fields(config.ModelConfig, group="Network")),
         "training": (config.TrainingConfig, program.fields(config.TrainingConfig)),

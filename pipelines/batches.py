@@ -99,6 +99,50 @@ def training_batches(
   if cache is not None and not augments:
     # One thread: copying is bound by the memory, and several threads get in each other's way.
     return tf_data.untuned(entries.map(_gather(loader, cache, patches)).prefetch(_BATCHES_AHEAD))
+  example = _example_of(loader, cache, augment, patches)
+  return _batched(entries.unbatch(), example, part, calls).apply(
+      tf.data.experimental.assert_cardinality(num_steps)  # `unbatch` loses the count.
+  )
+
+
+def batches_of_steps(
+    loader: Loader,
+    order: EpochOrder,
+    steps: tf.data.Dataset,
+    *,
+    augment: Augment | None = None,
+    patches: PatchSampler | None = None,
+    host: Host = Host(),
+) -> tf.data.Dataset:
+  """Returns the batch of each step in a dataset of step numbers, whatever order these stand in.
+
+  As `training_batches` without a cache; the batches also hold `step` int64 [B], the number that
+  each of their examples is of. Nothing outside of its graph is needed, so that it may be computed
+  in another process. Threads are as many as the process has.
+  """
+  part = order.batch_size // host.count
+  places = tf.cast(tf.range(part) + host.index * part, tf.int64)
+
+  def of_step(step):
+    entries = _entries_at(order, step * order.batch_size + places, patches)
+    return {**entries, "step": tf.fill([part], step)}
+
+  finished = _example_of(loader, None, augment, patches)
+  return _batched(
+      steps.map(of_step).unbatch(),
+      lambda entry: {**finished(entry), "step": entry["step"]},
+      part,
+      tf.data.AUTOTUNE,
+  )
+
+
+def _example_of(
+    loader: Loader,
+    cache: ExampleCache | None,
+    augment: Augment | None,
+    patches: PatchSampler | None,
+) -> Callable[[dict], dict]:
+  """Returns what makes an example of a batch, as in the module's docstring, of a step's entry."""
   load = _gather_one(cache) if cache is not None else loader
 
   def example(entry):
@@ -110,9 +154,7 @@ def training_batches(
       image, label = patches.example(image, label, entry)
     return _finished(loader, image, label, entry["row"], tf.constant(True))
 
-  return _batched(entries.unbatch(), example, part, calls).apply(
-      tf.data.experimental.assert_cardinality(num_steps)  # `unbatch` loses the count.
-  )
+  return example
 
 
 def step_entries(
@@ -135,11 +177,7 @@ def step_entries(
 
   def block(first_step):
     positions = tf.reshape(first_step * order.batch_size + places, [-1])
-    rows, epochs, in_epoch = order.records_at(positions)
-    entries = {"row": rows, "seed": order.example_seeds(epochs, in_epoch)}
-    if patches is not None:
-      entries["target"] = order.targets_at(positions)
-      entries["content"] = tf.gather(tf.constant(patches.content, tf.int32), rows)
+    entries = _entries_at(order, positions, patches)
     return {
         name: tf.reshape(one, [_STEPS_AT_ONCE, part, *one.shape[1:]])
         for name, one in entries.items()
@@ -152,6 +190,18 @@ def step_entries(
       .take(num_steps)
       .apply(tf.data.experimental.assert_cardinality(num_steps))  # `unbatch` loses the count.
   )
+
+
+def _entries_at(
+    order: EpochOrder, positions: tf.Tensor, patches: PatchSampler | None
+) -> dict[str, tf.Tensor]:
+  """Positions int64 [n] -> what `step_entries` gives of each."""
+  rows, epochs, in_epoch = order.records_at(positions)
+  entries = {"row": rows, "seed": order.example_seeds(epochs, in_epoch)}
+  if patches is not None:
+    entries["target"] = order.targets_at(positions)
+    entries["content"] = tf.gather(tf.constant(patches.content, tf.int32), rows)
+  return entries
 
 
 def evaluation_batches(

@@ -26,11 +26,12 @@ class Interrupted(Exception):
 
   Attributes:
     signal_number: What asked; a program ends with 128 plus this number, as a shell would say.
+    error: What the run cannot continue without; None: a signal asked.
   """
 
-  def __init__(self, signal_number: int):
-    super().__init__(signal.Signals(signal_number).name)
-    self.signal_number = signal_number
+  def __init__(self, signal_number: int, error: InputError | None = None):
+    super().__init__("Ending" if error else signal.Signals(signal_number).name)
+    self.signal_number, self.error = signal_number, error
 
 
 class Interruption:
@@ -46,6 +47,7 @@ class Interruption:
   def __init__(self):
     self._before: dict[int, Any] = {}
     self.signal_number: int | None = None
+    self._error: InputError | None = None
 
   def __enter__(self) -> Interruption:
     # Python lets only the main thread listen to signals.
@@ -67,8 +69,14 @@ class Interruption:
     self.signal_number = number
     self.__exit__()
 
+  def stop(self, error: InputError) -> None:
+    """Asks the run to end between two steps, as a signal does, because of an error."""
+    self._error = error
+
   def check(self) -> None:
-    """Raises Interrupted if a signal has come."""
+    """Raises Interrupted if a signal has come, or an error after which the run is to end."""
+    if self._error is not None:
+      raise Interrupted(signal.SIGTERM, self._error)
     if self.signal_number is not None:
       raise Interrupted(self.signal_number)
 

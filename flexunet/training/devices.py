@@ -52,7 +52,11 @@ def has_gpu() -> bool:
 
 
 def complete(
-    settings: config.TrainingConfig, *, cache: str = "auto", augmented: bool = True
+    settings: config.TrainingConfig,
+    *,
+    cache: str = "auto",
+    augmented: bool = True,
+    served: bool = False,
 ) -> tuple[config.TrainingConfig, dict[str, str]]:
   """Returns the settings with what depends on the devices filled in, and a reason for each.
 
@@ -60,6 +64,7 @@ def complete(
     settings: With None or "auto" where a choice is left open.
     cache: `DataConfig.cache`.
     augmented: Whether the run augments at all.
+    served: Whether a data service computes its batches.
 
   Raises:
     InputError: Settings exclude each other, or the backend cannot do what was asked for.
@@ -67,6 +72,11 @@ def complete(
   gpu = has_gpu()
   wants_jit = settings.jit_compile == "on" and keras.config.backend() == "tensorflow"
   sharing = num_sharing(settings.num_devices)
+  if served and cache not in ("auto", "none"):
+    raise InputError(
+        f"--cache={cache} keeps decoded training slices beside the trainer, but workers of"
+        " --data_service decode them. Leave --cache out."
+    )
   _check_together(settings, cache, augmented, wants_jit, sharing)
   if wants_jit:
     deterministic = (False, "--jit_compile=on excludes it")
@@ -76,7 +86,7 @@ def complete(
       "deterministic": deterministic,
       "precision": default_precision(),
       "jit_compile": default_jit(sharing),
-      "augment_on": default_augment_on(cache),
+      "augment_on": default_augment_on(cache, served),
       "steps_per_execution": (
           (4, "a GPU would wait for Python between short steps")
           if gpu
@@ -232,8 +242,10 @@ def num_sharing(num_devices: int) -> int:
   return num_devices or (len(device_names()) if has_gpu() else 1)
 
 
-def default_augment_on(cache: str) -> tuple[str, str]:
+def default_augment_on(cache: str, served: bool = False) -> tuple[str, str]:
   """Returns where a run with that `DataConfig.cache` augments, "host" or "device", and why."""
+  if served:
+    return "host", "the workers of --data_service augment"
   if keras.config.backend() != "tensorflow":
     return "host", "the step on the device augments on TensorFlow alone"
   if cache == "device":
@@ -285,6 +297,43 @@ def prepare(settings: config.TrainingConfig) -> None:
       tf.config.set_visible_devices([], "GPU")
 
 
+def divide_cpu(num_devices: int, *, more_than_processors: bool = False) -> None:
+  """Divides the CPU where a run on TensorFlow asks for several devices and there is no GPU.
+
+  Each part is a device with its share of the processors: an operation of one uses that many
+  threads. Call it before TensorFlow computes anything; later it has no effect, and `strategy`
+  refuses a number that is not there. It trains as several GPUs would, and not faster than the
+  undivided CPU, whose operations use all processors anyway.
+
+  Args:
+    num_devices: Of the run; below 2 nothing is done.
+    more_than_processors: Allows more parts than there are processors, to try them.
+
+  Raises:
+    InputError: There are not so many processors.
+  """
+  if num_devices < 2 or keras.config.backend() != "tensorflow" or has_gpu():
+    return
+  cpu = tf.config.list_physical_devices("CPU")[0]
+  if tf.config.get_logical_device_configuration(cpu):
+    return  # Divided already, by whoever uses this as a library.
+  cores = machine.available_cpus()
+  if num_devices > cores and not more_than_processors:
+    raise InputError(
+        f"--num_devices={num_devices} must be at most the processors of this machine without a GPU,"
+        f" {cores}. Leave it out to use all of them for one device."
+    )
+  parts = [tf.config.LogicalDeviceConfiguration()] * num_devices
+  with contextlib.suppress(RuntimeError):  # TensorFlow has computed already.
+    tf.config.set_logical_device_configuration(cpu, parts)
+    tf.config.threading.set_intra_op_parallelism_threads(max(1, cores // num_devices))
+
+
+def num_sharing_hardware(num_devices: int) -> int:
+  """Returns by how much several devices are more hardware than one: parts of a CPU are not."""
+  return num_sharing(num_devices) if has_gpu() else 1
+
+
 def strategy(num_devices: int, batch_size: int) -> Any:
   """Returns a MirroredStrategy over several devices, or None for one.
 
@@ -305,7 +354,7 @@ def strategy(num_devices: int, batch_size: int) -> Any:
   if count > len(found):
     raise InputError(
         f"--num_devices={num_devices} must be at most the number of devices, {len(found)}. Use"
-        " --num_devices=0 for all of them."
+        " --num_devices=0 for all of them. (A CPU is divided at the start of a program alone.)"
     )
   if batch_size % count:
     raise InputError(

@@ -98,6 +98,7 @@ def forecast(
     training: config.TrainingConfig,
     facts: Facts,
     num_sharing: int = 1,
+    faster: int | None = None,
 ) -> Forecast:
   """Returns what a run is expected to take, its validations included.
 
@@ -105,9 +106,11 @@ def forecast(
     model, data, training: Complete.
     facts: What is known of the data and the machine.
     num_sharing: Devices that share a batch.
+    faster: Times the hardware of one device that they are; None: as many.
   """
   seen = data.step_model(model)
-  step_s = step_time.step_seconds(seen, training.batch_size, facts.machine) / num_sharing
+  step_s = step_time.step_seconds(seen, training.batch_size, facts.machine)
+  step_s /= faster or num_sharing
   share = validation_share(model, training, data, facts) / (training.validation_epochs or 1)
   with_validation_s = step_s * (1.0 + share)
   steps = training.epochs * data.epoch_passes * steps_per_pass(training, data, facts)

@@ -21,6 +21,7 @@ from flexunet.network import cost
 from flexunet.pipelines import (
   batches,
   cache,
+  data_service,
   foreground_boxes,
   order,
   readers,
@@ -134,6 +135,7 @@ class Streams:
     held_out_volumes: Number of the volume of each held-out row, int32 [N], from 0 on.
     patches: Draws patches in the input pipeline; None: whole slices, or the training step does.
     ignores: Whether labels hold pixels that are not to be counted.
+    service: Computes the training batches elsewhere; None: this process does.
   """
 
   train: readers.Loader
@@ -147,6 +149,7 @@ class Streams:
   patches: PatchSampler | None = None
   device_input: device_step.DeviceInput | None = None
   ignores: bool = False
+  service: data_service.DataService | None = None
 
   def training(
       self, epoch_order: order.EpochOrder, start_step: int, num_steps: int
@@ -159,15 +162,33 @@ class Streams:
     if self.device_input is not None:
       return batches.prefetch_to_device(self._unfinished(epoch_order, start_step, num_steps))
     return self._for_keras(
-        batches.training_batches(
-            self.train,
-            epoch_order,
-            start_step=start_step,
-            num_steps=num_steps,
-            cache=self.train_cache,
-            augment=self.augment,
-            patches=self.patches,
-        )
+        self._batches(epoch_order, start_step, num_steps, self.augment, self.patches)
+    )
+
+  def local(self) -> Streams:
+    """Returns the same streams, all of them computed by this process."""
+    return dataclasses.replace(self, service=None)
+
+  def _batches(
+      self,
+      epoch_order: order.EpochOrder,
+      start_step: int,
+      num_steps: int,
+      augment_one: batches.Augment | None = None,
+      patches: PatchSampler | None = None,
+  ) -> tf.data.Dataset:
+    """Returns training batches as dicts, from the data service where there is one."""
+    if self.service is None:
+      return batches.training_batches(
+          self.train, epoch_order, start_step=start_step, num_steps=num_steps,
+          cache=self.train_cache, augment=augment_one, patches=patches,
+      )  # fmt: skip
+    return self.service.stream(
+        functools.partial(
+            batches.batches_of_steps, self.train, epoch_order, augment=augment_one, patches=patches
+        ),
+        start_step,
+        num_steps,
     )
 
   def finished(self, batch: Any) -> tuple:
@@ -204,9 +225,7 @@ class Streams:
     entries = batches.step_entries(epoch_order, batches.Host(), start_step, num_steps, sampler)
     if finish is not None and finish.cache is not None:
       return tf_data.untuned(entries.prefetch(2))
-    images = batches.training_batches(
-        self.train, epoch_order, start_step=start_step, num_steps=num_steps, cache=self.train_cache
-    )
+    images = self._batches(epoch_order, start_step, num_steps)
     channels = self.train.channels  # Repeated grey is repeated on the device.
     return tf.data.Dataset.zip((images, entries)).map(
         lambda batch, entry: {
@@ -257,6 +276,7 @@ def make_streams(
   caches = make_caches(run_config.data, (train, held_out), keys, room)
   augmentation = run_config.augmentation if run_config.augmentation.enabled else None
   device_input = None
+  service = _service(run_config.data, opened.train)
   separate = len(run_config.dataset_facts.channel_names) > 1
   sampler = _patch_sampler(run_config, opened.train, spec.resizing)
   # What is gathered on the device is augmented there, whatever else was chosen.
@@ -281,16 +301,29 @@ def make_streams(
       held_out_batch_size=-(-run_config.held_out_batch_size // replicas) * replicas,
       cache_choice=caches.choice,
       augment=(
-          functools.partial(
-              augment.augment_example, augmentation, separate_channels=separate
-          )
+          functools.partial(augment.augment_example, augmentation, separate_channels=separate)
           if augmentation and not on_device and sampler is None
           else None
       ),
       patches=sampler if device_input is None else None,
       device_input=device_input,
       ignores=opened.source.ignores,
+      service=service,
   )
+
+
+def _service(
+    data: config.DataConfig, table: RecordTable
+) -> data_service.DataService | None:
+  """Returns the service that computes the training batches; None: this process does.
+
+  Raises:
+    InputError: The records can be read by this process alone.
+  """
+  if not data.data_service:
+    return None
+  data_service.check_readable(table)
+  return data_service.DataService(data.data_service, data.data_service_timeout_s)
 
 
 def _patch_sampler(
@@ -351,7 +384,7 @@ def pixel_shares(
     return drawn_pixel_shares(table, epoch_order)
   counts = np.zeros(max(2, run_config.model.num_classes), np.float64)
   steps = max(1, math.ceil(_PATCHES_COUNTED / epoch_order.batch_size))
-  for batch in streams.training(epoch_order, 0, steps):
+  for batch in streams.local().training(epoch_order, 0, steps):
     _, label, weight = streams.finished(batch)
     ids, weights = label.numpy(), weight.numpy()
     weights = np.broadcast_to(weights if weights.ndim == 3 else weights[:, None, None], ids.shape)
@@ -411,6 +444,10 @@ def make_caches(
   def fill(loader, choice, key):
     return None if choice.mode == "none" else cache.fill(loader, choice, folder, key)
 
+  if data.data_service:
+    rest = cache.choose(data.cache, cache.num_bytes(held_out), folder)
+    choice = cache.Choice("none", f"--data_service decodes elsewhere; validation: {rest.mode}")
+    return RunCaches(choice, None, fill(held_out, rest, keys[1]))
   choice, missed = cache.choose_on_device(data.cache, cache.num_bytes_on_device(train), room)
   if choice is not None:
     on_device = cache.fill_on_device(train, cache.device_name())

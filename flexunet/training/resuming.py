@@ -9,7 +9,7 @@ import pathlib
 from typing import Any
 
 from flexunet import config, run_folder
-from flexunet.core import files
+from flexunet.core import files, service_address
 from flexunet.core.errors import InputError
 from flexunet.dataset_facts import DatasetFacts
 from flexunet.pipelines import dataset_source
@@ -137,4 +137,8 @@ def check_paths(
   dataset_source.check_folder(data.dataset, data.data_dir, splits, data.fold)
   if training.init_from:
     run_folder.network_file(training.init_from, "--init_from")
+  if data.data_service:
+    service_address.check_reachable(
+        data.data_service, "--data_service", "Start one: flexunet data_service."
+    )
   return started

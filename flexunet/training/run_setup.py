@@ -67,7 +67,10 @@ def complete(
   if start:
     pretrained.check_same_kind(start, plan.model)
   settings, reasons = devices.complete(
-      plan.training, cache=plan.data.cache, augmented=plan.augmentation.enabled
+      plan.training,
+      cache=plan.data.cache,
+      augmented=plan.augmentation.enabled,
+      served=bool(plan.data.data_service),
   )
   _warn_of_memory(plan, settings, opened.free_device_bytes)
   scales = _input_scales(plan, opened.train.take(rows))
@@ -207,7 +210,8 @@ def expected(
       **_machine_facts(opened, settings, True),
   )
   sharing = devices.num_sharing(settings.num_devices)
-  return forecast.forecast(run_config.model, run_config.data, settings, known, sharing)
+  faster = devices.num_sharing_hardware(settings.num_devices)
+  return forecast.forecast(run_config.model, run_config.data, settings, known, sharing, faster)
 
 
 def _laterality(

@@ -117,6 +117,7 @@ def train(
     checkpointing.Interrupted: SIGTERM or SIGINT came; everything is saved.
   """
   started = resuming.check_paths(given.data, given.training, run_dir, resume=resume)
+  devices.divide_cpu(given.training.num_devices)
   progress.say("Opening the dataset ...")
   opened = input_pipeline.open_data(given.data, given.model.image_size)
   run_config = complete(given, opened)
@@ -275,6 +276,8 @@ class Trainer:
     self._ended_before = False
     self._network, self._steps = setup.network, setup.epoch_order.steps_per_epoch
     self._interruption = checkpointing.Interruption()
+    if setup.batches.service:
+      setup.batches.service.on_loss = self._interruption.stop
     held_out = validation.HeldOut(
         setup.batches.validation,
         validation.spread_rows(setup.data.validation),
@@ -339,6 +342,8 @@ class Trainer:
             f"{interrupted}: saved at {self.clock.position()}. The same command"
             " with --resume continues from there."
         )
+        if interrupted.error:
+          raise interrupted.error from None
         raise
       except Exception:
         with contextlib.suppress(InputError):  # One that is being written may still be whole.

@@ -117,6 +117,7 @@ OWN_TESTS = {
     "dataset", "data_dir", "cache_dir", "skip_corrupt", "seed", "deterministic", "shown_channel",
     "budget", "network_size",  # tests/flexunet/training/test_planning.py
     "log_to",  # tests/flexunet/training/test_monitoring.py
+    "data_service", "data_service_timeout_s",  # tests/flexunet/training/test_served_runs.py
     # Of datasets built elsewhere: tests/pipelines/test_foreign_dataset.py.
     "label_values", "subject_key", "volume_key", "slice_key", "spacing_key",
 }  # fmt: skip

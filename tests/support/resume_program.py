@@ -113,6 +113,8 @@ def main() -> None:
   parser.add_argument("--model", default="{}", help="JSON of ModelConfig")
   parser.add_argument("--patch_size", default="none")
   parser.add_argument("--cache", default="ram")
+  parser.add_argument("--data_service")
+  parser.add_argument("--data_service_timeout_s", type=float, default=120.0)
   parser.add_argument("--logical_devices", type=int, default=1)
   parser.add_argument("--dropout", type=float, default=0.2)
   parser.add_argument("--losses", action="store_true", help="prints the running loss of each step")
@@ -145,7 +147,8 @@ def main() -> None:
       **json.loads(options.knobs),
   }  # fmt: skip
   data = config.DataConfig(
-      data_dir=options.data_dir, cache=options.cache, patch_size=options.patch_size
+      data_dir=options.data_dir, cache=options.cache, patch_size=options.patch_size,
+      data_service=options.data_service, data_service_timeout_s=options.data_service_timeout_s,
   )
   opened = input_pipeline.open_data(data)
   try:

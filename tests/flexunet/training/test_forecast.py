@@ -66,6 +66,9 @@ def test_several_devices_share_the_time_and_the_memory_of_a_step():
   model, facts = run_samples.published(**SHAPE), known()
   one, two = (forecast.forecast(model, data, settings(), facts, count) for count in (1, 2))
   assert two.step_seconds == pytest.approx(one.step_seconds / 2)
+  # Two parts of one CPU are no more hardware.
+  parts = forecast.forecast(model, data, settings(), facts, 2, 1)
+  assert (parts.step_seconds, parts.memory_bytes) == (one.step_seconds, two.memory_bytes)
   assert two.memory_bytes < one.memory_bytes
 
 
