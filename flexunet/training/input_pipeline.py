@@ -17,6 +17,7 @@ from absl import logging
 from flexunet import config
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
+from flexunet.distributed import hosts
 from flexunet.network import cost
 from flexunet.pipelines import (
   batches,
@@ -134,6 +135,7 @@ class Streams:
     held_out_volumes: Number of the volume of each held-out row, int32 [N], from 0 on.
     patches: Draws patches in the input pipeline; None: whole slices, or the training step does.
     ignores: Whether labels hold pixels that are not to be counted.
+    host: Which part of each batch this process reads.
   """
 
   train: readers.Loader
@@ -147,6 +149,7 @@ class Streams:
   patches: PatchSampler | None = None
   device_input: device_step.DeviceInput | None = None
   ignores: bool = False
+  host: batches.Host = dataclasses.field(default_factory=batches.Host)
 
   def training(
       self, epoch_order: order.EpochOrder, start_step: int, num_steps: int
@@ -167,6 +170,7 @@ class Streams:
             cache=self.train_cache,
             augment=self.augment,
             patches=self.patches,
+            host=self.host,
         )
     )
 
@@ -225,7 +229,8 @@ class Streams:
     """
     return self._for_keras(
         batches.evaluation_batches(
-            self.held_out, self.held_out_batch_size, cache=self.held_out_cache, rows=rows
+            self.held_out, self.held_out_batch_size, cache=self.held_out_cache, rows=rows,
+            host=self.host,
         ),
         volume_of_record=self.held_out_volumes,
     )
@@ -256,8 +261,7 @@ def make_streams(
   room = device_room(run_config, opened.free_device_bytes, replicas)
   caches = make_caches(run_config.data, (train, held_out), keys, room)
   augmentation = run_config.augmentation if run_config.augmentation.enabled else None
-  device_input = None
-  separate = len(run_config.dataset_facts.channel_names) > 1
+  device_input, separate = None, len(run_config.dataset_facts.channel_names) > 1
   sampler = _patch_sampler(run_config, opened.train, spec.resizing)
   # What is gathered on the device is augmented there, whatever else was chosen.
   on_device = run_config.training.augment_on == "device" or caches.on_device is not None
@@ -290,6 +294,7 @@ def make_streams(
       patches=sampler if device_input is None else None,
       device_input=device_input,
       ignores=opened.source.ignores,
+      host=batches.Host(hosts.index(), hosts.count()),
   )
 
 
@@ -351,7 +356,8 @@ def pixel_shares(
     return drawn_pixel_shares(table, epoch_order)
   counts = np.zeros(max(2, run_config.model.num_classes), np.float64)
   steps = max(1, math.ceil(_PATCHES_COUNTED / epoch_order.batch_size))
-  for batch in streams.training(epoch_order, 0, steps):
+  whole = dataclasses.replace(streams, host=batches.Host())  # The same shares in every process.
+  for batch in whole.training(epoch_order, 0, steps):
     _, label, weight = streams.finished(batch)
     ids, weights = label.numpy(), weight.numpy()
     weights = np.broadcast_to(weights if weights.ndim == 3 else weights[:, None, None], ids.shape)
