@@ -113,7 +113,7 @@ def _train_with_others(given: dict[str, Any], member: Membership) -> None:
     launch.end_at_once(str(error))
   except Exception as error:
     if launch.means_lost(error):
-      launch.end_at_once(launch.lost_sentence(member))
+      launch.end_at_once(launch.lost_sentence(member, error))
     traceback.print_exc()
     launch.end_at_once(None)
 

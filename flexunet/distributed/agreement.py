@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import keras
+import tensorflow as tf
+
+import flexunet
 from flexunet import config
 from flexunet.distributed import hosts
 
@@ -14,12 +19,22 @@ _OWN = ("data_dir", "cache_dir")
 
 
 def check_flags(given: Mapping[str, Any], resume: bool) -> None:
-  """Raises InputError in all processes unless they were started with the same flags.
+  """Raises InputError in all processes unless they have the same flags and versions.
 
   Args:
     given: Part -> config as given, with open fields.
     resume: Whether a run is to be continued.
   """
+  if hosts.count() == 1:
+    return
+  # Others would compute other numbers, or be other programs.
+  versions = {
+      "flexunet": flexunet.__version__,
+      "keras": keras.__version__,
+      "tensorflow": tf.__version__,
+      "jax": importlib.metadata.version("jax"),
+  }
+  hosts.check_same("the same versions", versions)
   flags = {"--resume": resume}
   for part in given.values():
     for name, value in dataclasses.asdict(part).items():

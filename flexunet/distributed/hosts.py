@@ -27,16 +27,27 @@ def join(member: Membership) -> None:
   """Waits for all processes of the run and lets Keras spread batches over their devices.
 
   Call it before anything is computed. Variables made afterwards are copies on all devices.
+
+  Raises:
+    InputError: The address of the first process is taken or wrong.
   """
   global _member
-  _jax().distributed.initialize(
-      member.coordinator,
-      member.count,
-      member.index,
-      cluster_detection_method="deactivate",  # Under Slurm it would take one GPU of each node.
-      initialization_timeout=launch.START_S,
-      heartbeat_timeout_seconds=launch.HEARTBEAT_S,
-  )
+  try:
+    _jax().distributed.initialize(
+        member.coordinator,
+        member.count,
+        member.index,
+        cluster_detection_method="deactivate",  # Under Slurm it would take one GPU of each node.
+        initialization_timeout=launch.START_S,
+        heartbeat_timeout_seconds=launch.HEARTBEAT_S,
+    )
+  except (RuntimeError, ValueError) as error:
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    raise InputError(
+        f"Process {member.index} must be able to {'listen' if not member.index else 'connect'} at"
+        f" --coordinator {member.coordinator}. JAX says: {first_line:.200} Name a free port of the"
+        " host of process 0, and start each --process_id once."
+    ) from error
   _member = member
   # The input pipeline gives each process its own part of a batch.
   keras.distribution.set_distribution(
@@ -176,7 +187,7 @@ def check_same(what: str, values: dict[str, Any]) -> None:
   all_of_them = [json.loads(text) for text in _texts(json.dumps(own))]
   for number, other in enumerate(all_of_them):
     for name in dict.fromkeys([*all_of_them[0], *other]):
-      first, found = all_of_them[0].get(name), other.get(name)
+      first, found = str(all_of_them[0].get(name)), str(other.get(name))
       if first != found:
         raise InputError(
             f"All processes of a run need {what}, but process {number} has {name} {found:.99},"

@@ -45,11 +45,17 @@ _PROGRAM = (
 _asked: list[int] = []
 
 
-def lost_sentence(member: Membership) -> str:
-  """Returns what the user reads where another process of the run is gone."""
+def lost_sentence(member: Membership, cause: BaseException | None = None) -> str:
+  """Returns what the user reads where another process of the run is gone.
+
+  Args:
+    member: The place of this process.
+    cause: By which it has noticed; its first words are shown.
+  """
+  said = f" (JAX: {str(cause).splitlines()[0]:.120})" if cause and str(cause) else ""
   return (
       f"All {member.count} processes of a run must stay, but another one than process"
-      f" {member.index} has ended or no longer answers; its own lines say why. {_RESUME}"
+      f" {member.index} has ended or no longer answers{said}; its own lines say why. {_RESUME}"
   )
 
 

@@ -25,7 +25,7 @@ FLAGS = (
     "--num_layers=2", "--base_filters=4", "--normalization=batch", "--dropout_rate=0",
     "--batch_size=12", "--foreground_fraction=0", f"--epochs={STEPS}", "--validation_epochs=10",
     "--early_stopping_patience=0", "--previews=1", "--augmentation=default", "--patch_size=none",
-    "--precision=float32", "--keep_checkpoints=2",
+    "--precision=float32", "--keep_checkpoints=2", "--image_size=20,28",
 )  # fmt: skip
 PATIENCE_S = 400
 
