@@ -15,6 +15,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 from flexunet.core import flags
 from flexunet.core.errors import InputError
@@ -157,7 +158,7 @@ def find(
   return Membership(_checked_address(str(chosen["--coordinator"])), index, count)
 
 
-def _first(*values: object) -> object:
+def _first(*values: Any) -> Any:
   return next((value for value in values if value is not None), None)
 
 
@@ -170,7 +171,7 @@ def _checked_address(text: str) -> str:
   return text
 
 
-def _of_launcher(variables: Mapping[str, str]) -> dict[str, object]:
+def _of_launcher(variables: Mapping[str, str]) -> dict[str, Any]:
   """Returns what the variables of Keras say, or else those of a Slurm step of several tasks."""
   if addresses := variables.get(f"{_KERAS}JOB_ADDRESSES"):
     named = addresses.split(",")
