@@ -16,12 +16,16 @@ import math
 import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flexunet import config, run_folder
 from flexunet.core import command_line, flags, progress
+from flexunet.core.errors import InputError
 from flexunet.core.service_address import ServiceFlags
+from flexunet.distributed import launch
+from flexunet.distributed.membership import HostFlags, Membership
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.pipelines.feature_keys import FeatureFlags
 from flexunet.presets import preset_files
@@ -82,25 +86,70 @@ _JSON = _PROGRAM.boolean(
 )  # fmt: skip
 
 
+_HOSTS = HostFlags(_PROGRAM)
+
+
 def main(argv: Sequence[str]) -> None:
   command_line.no_words(argv)
   given = _TRAINER.read()
-  resuming.check_paths(given["data"], given["training"], _RUN_DIR.value, resume=_RESUME.value)
+  member = _HOSTS.membership()
+  _HOSTS.set_backend(member)
+  if member and given["data"].data_service:
+    raise InputError(
+        "--data_service computes whole batches, of which several processes would need parts. Leave"
+        " it out: each process computes its own part."
+    )
+  resuming.check_paths(
+      given["data"], given["training"], _RUN_DIR.value,
+      resume=_RESUME.value, writes=member is None or member.index == 0,
+  )  # fmt: skip
+  if member is None:
+    _train(given)
+  elif Membership.of_environment() == member:
+    _train_with_others(given, member)
+  else:
+    sys.exit(launch.watched(member, sys.argv[1:]))
 
+
+def _train_with_others(given: dict[str, Any], member: Membership) -> None:
+  """Trains as one of several processes; none waits for one that has failed."""
+  launch.follow_the_watcher()
+  if member.index:
+    progress.be_quiet()
+  try:
+    _train(given, member)
+  except InputError as error:
+    launch.end_at_once(str(error))
+  except Exception as error:
+    if launch.means_lost(error):
+      launch.end_at_once(launch.lost_sentence(member, error))
+    traceback.print_exc()
+    launch.end_at_once(None)
+
+
+def _train(given: dict[str, Any], member: Membership | None = None) -> None:
   progress.say("Loading TensorFlow ...")
   command_line.load_tensorflow()
   # Heavy: a wrong flag or path is answered before they are loaded.
-  from flexunet.training import checkpointing, monitoring, trainer
+  from flexunet.distributed import hosts
+  from flexunet.training import checkpointing, devices, monitoring, trainer
 
+  devices.leave_gpus_to_keras()
+  if member:
+    progress.say(f"Waiting for {member.count - 1} other processes ...")
+    hosts.join(member)
   settings = trainer.Settings(**given)
   try:
     run, rows = trainer.train(settings, _RUN_DIR.value, resume=_RESUME.value, command=sys.argv)
   except KeyboardInterrupt:  # Before the first step: there is nothing to save yet.
     sys.exit(128 + signal.SIGINT)
   except checkpointing.Interrupted as interrupted:
+    hosts.leave()
     sys.exit(128 + interrupted.signal_number)  # As a shell reports it: 143 SIGTERM, 130 Ctrl-C.
-  shown = run.read_config().training
-  print(monitoring.final_line(rows) if _JSON.value else result_text(run, shown, rows))
+  if hosts.is_first():
+    shown = run.read_config().training
+    print(monitoring.final_line(rows) if _JSON.value else result_text(run, shown, rows))
+  hosts.leave()
 
 
 def result_text(

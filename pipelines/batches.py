@@ -210,6 +210,7 @@ def evaluation_batches(
     *,
     cache: ExampleCache | None = None,
     rows: np.ndarray | None = None,
+    host: Host = Host(),
     threads: int = 0,
 ) -> tf.data.Dataset:
   """Returns every record once, in file order; the last batch is filled up and marked invalid.
@@ -219,11 +220,14 @@ def evaluation_batches(
     batch_size: Examples per batch.
     cache: Decoded examples of the loader's rows.
     rows: int64 [N], only these, in this order.
+    host: Which part of each batch this process reads; all processes have as many batches.
     threads: Parallel reads and decodes; 0 takes `tf_data.default_threads`.
 
   Returns:
-    Batches as in the module's docstring.
+    Batches as in the module's docstring, `host`'s part of each.
   """
+  if batch_size % host.count:
+    raise ValueError(f"batch_size {batch_size} must be a multiple of {host.count} hosts.")
   count = loader.num_rows if rows is None else len(rows)
   load = _gather_one(cache) if cache is not None else loader
 
@@ -235,8 +239,11 @@ def evaluation_batches(
     return _finished(loader, loaded["image"], loaded["label"], row, position < count)
 
   filled = -(-count // batch_size) * batch_size
-  positions = tf.data.Dataset.range(filled)
-  return _batched(positions, example, batch_size, threads or tf_data.default_threads())
+  part = batch_size // host.count
+  positions = tf.data.Dataset.range(filled // host.count).map(
+      lambda place: place // part * batch_size + host.index * part + place % part
+  )
+  return _batched(positions, example, part, threads or tf_data.default_threads())
 
 
 def check_sizes(table: RecordTable, resizing: Resizing) -> None:

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 import tqdm
 
 _TERMINAL_SECONDS, _LOG_SECONDS = 0.3, 30.0
+_quiet = False
 _LINE_UP = "\x1b[A"  # By which tqdm returns from the line of a second bar.
 _MOST_COLUMNS = 120
 _SHORTEST_CELL = 8
@@ -40,11 +41,19 @@ def bar(iterable: Iterable | None = None, **options: Any) -> tqdm.tqdm:
     iterable: What is gone through; None where `total` is given and `update` is called.
     **options: Those of tqdm.
   """
+  if _quiet:
+    return tqdm.tqdm(iterable, **{**options, "disable": True})
   if sys.stderr.isatty():
     settings = {"file": sys.stderr, "dynamic_ncols": True, "mininterval": _TERMINAL_SECONDS}
   else:
     settings = {"file": _LogLines(sys.stderr), "mininterval": _LOG_SECONDS}
   return tqdm.tqdm(iterable, **{**settings, **options})
+
+
+def be_quiet() -> None:
+  """Leaves messages and bars out from now on, in a process beside which another one speaks."""
+  global _quiet
+  _quiet = True
 
 
 def set_log_interval(seconds: float) -> None:
@@ -55,6 +64,8 @@ def set_log_interval(seconds: float) -> None:
 
 def say(text: str) -> None:
   """Shows the user a message on a line of its own, above a bar that is alive."""
+  if _quiet:
+    return
   if sys.stderr.isatty():
     tqdm.tqdm.write(text, file=sys.stderr)
   else:

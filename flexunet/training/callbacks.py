@@ -16,6 +16,7 @@ from absl import logging
 
 from flexunet import run_folder
 from flexunet.core import machine
+from flexunet.distributed import hosts
 from flexunet.training import time_budget
 
 # Mean over the held-out volumes of the mean Dice of their classes, at the network's size.
@@ -77,16 +78,29 @@ class RunClock(RunCallback):
     self.step = 0
     self.previous_step = 0  # Before the last execution.
     self.spent_s = 0.0  # Before this process started, for a resumed run.
-    self._started = self._step_started = time.monotonic()
+    self._agreed_s: float | None = None
+    self.agree()
+    self._started = self._step_started = self._now()
     self._validation_started: float | None = None
     self._last_validation_s = 0.0  # 0: none at this epoch's end.
     self._epoch_ended: float | None = None
     self._between_epochs_s: list[float] = []  # Validation, saving and drawing, in this process.
 
+  def _now(self) -> float:
+    return time.monotonic() if self._agreed_s is None else self._agreed_s
+
+  def agree(self) -> None:
+    """Takes the time of the first of several processes, where a limit makes decisions of it.
+
+    All of them must call it at the same points of the run; time then stands still in between.
+    """
+    if self.limit_s and hosts.count() > 1:
+      self._agreed_s = hosts.time_of_first(time.monotonic())
+
   @property
   def elapsed_s(self) -> float:
     """Time spent on the run so far, by all of its processes."""
-    return self.spent_s + time.monotonic() - self._started
+    return self.spent_s + self._now() - self._started
 
   @property
   def progress(self) -> float:
@@ -157,11 +171,13 @@ class RunClock(RunCallback):
     self.budget.validation_s = state["validation_s"]
     self.budget.closing_s = state["closing_s"]
     self.validation_batches = state["validation_batches"]
-    self._started = time.monotonic()
+    self.agree()
+    self._started = self._now()
     self.previous_step = self.step
 
   def on_epoch_begin(self, epoch, logs=None):
-    self._step_started = now = time.monotonic()
+    self.agree()
+    self._step_started = now = self._now()
     if self._epoch_ended is not None:
       self._between_epochs_s.append(now - self._epoch_ended)
       if self._last_validation_s:
@@ -174,8 +190,9 @@ class RunClock(RunCallback):
     # The last execution of an epoch can be a shorter one.
     left = self._steps_per_epoch - self.step % self._steps_per_epoch
     self.step += min(self._steps_per_execution, left)
+    self.agree()
     # From end to end, so that waiting for data counts on every backend.
-    now = time.monotonic()
+    now = self._now()
     self.budget.add_steps(now - self._step_started, self.step - self.previous_step)
     self._step_started = now
     needed_s = self.budget.execution_s + self.budget.reserve_s
@@ -184,14 +201,17 @@ class RunClock(RunCallback):
       self.model.stop_training = True
 
   def on_epoch_end(self, epoch, logs=None):
-    self._epoch_ended = time.monotonic()
+    self.agree()
+    self._epoch_ended = self._now()
 
   def on_test_begin(self, logs=None):
-    self._validation_started = time.monotonic()
+    self.agree()
+    self._validation_started = self._now()
 
   def on_test_end(self, logs=None):
+    self.agree()
     if self._validation_started is not None:
-      self._last_validation_s = time.monotonic() - self._validation_started
+      self._last_validation_s = self._now() - self._validation_started
       self.budget.validation_s = max(self.budget.validation_s, self._last_validation_s)
 
   def validate_on(self, batches: int) -> None:

@@ -14,7 +14,10 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from flexunet import run_folder
+from flexunet.core import progress
 from flexunet.core.errors import InputError
+from flexunet.distributed import hosts, launch
 from flexunet.pipelines.record_table import RecordTable
 from flexunet.training import callbacks, checkpoints
 
@@ -36,6 +39,8 @@ class Interrupted(Exception):
 
 class Interruption:
   """While entered, SIGTERM and SIGINT only leave a note, which `check` looks at between steps.
+
+  Of several processes that train together all end at the same step, whichever got the signal.
 
   A second signal acts as usual: pressing Ctrl-C twice means not wanting to wait. A signal that is
   ignored stays ignored: a shell starts background jobs so, and they must not end at a Ctrl-C that
@@ -74,11 +79,14 @@ class Interruption:
     self._error = error
 
   def check(self) -> None:
-    """Raises Interrupted if a signal has come, or an error after which the run is to end."""
+    """Raises Interrupted if a signal has come, or an error after which the run is to end.
+
+    The signal may have come to another process of the run.
+    """
     if self._error is not None:
       raise Interrupted(signal.SIGTERM, self._error)
-    if self.signal_number is not None:
-      raise Interrupted(self.signal_number)
+    if number := hosts.largest(self.signal_number or launch.asked_signal()):
+      raise Interrupted(number)
 
 
 class InterruptionWatcher(keras.callbacks.Callback):
@@ -148,6 +156,8 @@ class Checkpointer(keras.callbacks.Callback):
     self._submit(**more)
 
   def _submit(self, **more: Any) -> None:
+    if not hosts.is_first():
+      return
     self._writer.wait()  # The copy goes where the one before lies.
     self._writer.submit(self._state.take(self._clock.step, **more))
 
@@ -265,6 +275,52 @@ class RunState:
     if within_epoch:
       groups["metrics"] = _parts(network, network.metrics_variables)
     return groups
+
+
+def newest_of_first(
+    run: run_folder.RunFolder, store: checkpoints.CheckpointStore
+) -> tuple[checkpoints.Checkpoint, str] | None:
+  """Returns the newest whole checkpoint that the first process finds, and its name.
+
+  What a kill has left behind is removed before. Of several processes the others need no such
+  folder: they are sent the values.
+
+  Returns:
+    None: There is none yet.
+
+  Raises:
+    InputError: There are checkpoints, but none is whole.
+  """
+  found = hosts.on_all(lambda: _newest(run, store) if hosts.is_first() else None)
+  if hosts.count() == 1:
+    return found
+  arrays = found[0].arrays if found else {}
+  kinds = {name: [(one.shape, one.dtype.str) for one in group] for name, group in arrays.items()}
+  shared = hosts.value_of_first([found[0].state, found[1], kinds] if found else None)
+  if shared is None:
+    return None
+  state, name, kinds = shared
+  values = {
+      group: [
+          hosts.array_of_first(arrays[group][place] if arrays else np.zeros(shape, dtype))
+          for place, (shape, dtype) in enumerate(each)
+      ]
+      for group, each in kinds.items()
+  }
+  return checkpoints.Checkpoint(values, state), name
+
+
+def _newest(
+    run: run_folder.RunFolder, store: checkpoints.CheckpointStore
+) -> tuple[checkpoints.Checkpoint, str] | None:
+  run.remove_partial()
+  store.remove_partial()
+  if not store.names():
+    return None
+  checkpoint, name, damaged = store.read()
+  for problem in damaged:
+    progress.say(f"A damaged checkpoint is skipped: {problem}.")
+  return checkpoint, name
 
 
 def data_identity(tables: Mapping[str, RecordTable], fingerprint: str | None) -> dict[str, Any]:

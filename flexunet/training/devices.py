@@ -19,6 +19,7 @@ import tensorflow as tf
 from flexunet import config
 from flexunet.core import machine
 from flexunet.core.errors import InputError
+from flexunet.distributed import hosts
 
 # Of `convolution_speed`.
 _LEAST_TRIALS, _TRIALS_S = 5, 0.3
@@ -128,6 +129,11 @@ def _check_together(
         " and so they are augmented there. Leave --augment_on out, or use --cache=ram."
     )
   check_backend(settings.augment_on == "device", cache == "device")
+  if hosts.count() > 1 and settings.jit_compile == "off":
+    raise InputError(
+        "--jit_compile=off computes operation by operation, which several hosts cannot. Leave the"
+        " flag out."
+    )
   if settings.deterministic and wants_jit:
     raise InputError(
         "--deterministic and --jit_compile=on exclude each other: Keras turns XLA off where"
@@ -238,7 +244,7 @@ def convolution(policy: str) -> tuple[Callable[[], None], float]:
 def num_sharing(num_devices: int) -> int:
   """Returns how many devices share a batch, as `strategy` finds them; 0 means all GPUs."""
   if keras.config.backend() != "tensorflow":
-    return 1
+    return hosts.num_devices()
   return num_devices or (len(device_names()) if has_gpu() else 1)
 
 
@@ -275,7 +281,7 @@ def default_jit(sharing: int = 1) -> tuple[str, str]:
     return "off", "on a CPU steps compiled by XLA are several times slower"
   if keras.config.backend() == "torch":
     return "off", "PyTorch does not use XLA"
-  if sharing > 1:
+  if sharing > 1 and keras.config.backend() == "tensorflow":
     return "off", f"XLA compiles for one device, and {sharing} share a batch"
   return "on", "XLA joins the element-wise work between convolutions"
 
@@ -291,8 +297,12 @@ def prepare(settings: config.TrainingConfig) -> None:
     tf.config.experimental.enable_op_determinism()
     if backend == "torch":
       _torch().use_deterministic_algorithms(True, warn_only=True)
-  if backend != "tensorflow":
-    # TensorFlow only feeds batches then, and would take the GPU's memory from the trainer.
+  leave_gpus_to_keras()
+
+
+def leave_gpus_to_keras() -> None:
+  """Hides the GPUs from TensorFlow where it only feeds batches: it would take their memory."""
+  if keras.config.backend() != "tensorflow":
     with contextlib.suppress(RuntimeError):  # Its devices are in use already: too late, no harm.
       tf.config.set_visible_devices([], "GPU")
 
@@ -346,6 +356,7 @@ def strategy(num_devices: int, batch_size: int) -> Any:
           f"--num_devices={num_devices} needs KERAS_BACKEND=tensorflow. Got:"
           f" {keras.config.backend()}. Use --num_devices=1."
       )
+    hosts.check_batch(batch_size)
     return None
   found = tf.config.list_logical_devices("GPU")
   if not found:

@@ -17,6 +17,7 @@ from absl import logging
 from flexunet import config
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
+from flexunet.distributed import hosts
 from flexunet.network import cost
 from flexunet.pipelines import (
   batches,
@@ -136,6 +137,7 @@ class Streams:
     patches: Draws patches in the input pipeline; None: whole slices, or the training step does.
     ignores: Whether labels hold pixels that are not to be counted.
     service: Computes the training batches elsewhere; None: this process does.
+    host: Which part of each batch this process reads.
   """
 
   train: readers.Loader
@@ -150,6 +152,7 @@ class Streams:
   device_input: device_step.DeviceInput | None = None
   ignores: bool = False
   service: data_service.DataService | None = None
+  host: batches.Host = dataclasses.field(default_factory=batches.Host)
 
   def training(
       self, epoch_order: order.EpochOrder, start_step: int, num_steps: int
@@ -166,8 +169,8 @@ class Streams:
     )
 
   def local(self) -> Streams:
-    """Returns the same streams, all of them computed by this process."""
-    return dataclasses.replace(self, service=None)
+    """Returns the same streams, whole batches of them computed by this process."""
+    return dataclasses.replace(self, service=None, host=batches.Host())
 
   def _batches(
       self,
@@ -181,7 +184,7 @@ class Streams:
     if self.service is None:
       return batches.training_batches(
           self.train, epoch_order, start_step=start_step, num_steps=num_steps,
-          cache=self.train_cache, augment=augment_one, patches=patches,
+          cache=self.train_cache, augment=augment_one, patches=patches, host=self.host,
       )  # fmt: skip
     return self.service.stream(
         functools.partial(
@@ -244,7 +247,8 @@ class Streams:
     """
     return self._for_keras(
         batches.evaluation_batches(
-            self.held_out, self.held_out_batch_size, cache=self.held_out_cache, rows=rows
+            self.held_out, self.held_out_batch_size, cache=self.held_out_cache, rows=rows,
+            host=self.host,
         ),
         volume_of_record=self.held_out_volumes,
     )
@@ -309,6 +313,7 @@ def make_streams(
       device_input=device_input,
       ignores=opened.source.ignores,
       service=service,
+      host=batches.Host(hosts.index(), hosts.count()),
   )
 
 

@@ -14,8 +14,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from flexunet import run_folder
-from flexunet.core import files, private_paths
+from flexunet import config, run_folder, seen_subjects
+from flexunet.core import files, private_paths, progress
+from flexunet.pipelines import dataset_source
+from flexunet.training import input_pipeline, run_setup
 
 _PACKAGES = (
     "flexunet", "tensorflow", "keras", "tensorflow-datasets", "numpy", "nibabel", "pillow", "scipy",
@@ -70,6 +72,53 @@ def write(path: pathlib.Path, entry: dict[str, Any], started: bool) -> None:
     return
   before["resumed"] = [*before.get("resumed", []), entry]
   files.write_json(path, before)
+
+
+def write_start(
+    run: run_folder.RunFolder,
+    run_config: config.RunConfig,
+    opened: input_pipeline.TrainingData,
+    entry: dict[str, Any],
+    started: bool,
+) -> None:
+  """Writes what is known before the first step, and says what the user should know of the data.
+
+  Args:
+    run: Where it goes.
+    run_config: Complete.
+    opened: Without the records that were left out.
+    entry: From `collect`, with "left_out" and what else the trainer adds.
+    started: Whether the run is new; otherwise this is where it is resumed.
+  """
+  data = run_config.data
+  entry["splits"] = dataset_source.split_counts(
+      opened.source, data.train_split, data.validation_split, data.fold
+  )
+  if not run_folder.read_manifest(run.manifest_json):
+    entry |= run_folder.started_with(run_config)
+    entry[seen_subjects.KEY] = _subjects_seen(run_config, opened)
+    entry["label_warnings"] = run_setup.label_warnings(run_config, opened)
+    for line in entry["label_warnings"]:
+      progress.say(f"Warning: {line}")
+  write(run.manifest_json, entry, started)
+  for record in entry["left_out"]:
+    progress.say(f"Left out, because it cannot be read: {record}.")
+
+
+def _subjects_seen(
+    run_config: config.RunConfig, opened: input_pipeline.TrainingData
+) -> list[dict[str, Any]]:
+  """Returns whom the run sees, and warns where its start was trained on the validation split."""
+  tables = (opened.train, opened.validation)
+  name = run_config.dataset_facts.name
+  own = seen_subjects.SubjectsSeen(name, *(seen_subjects.names_of(one.subject) for one in tables))
+  before = seen_subjects.of_start(run_config.training.init_from)
+  if known := seen_subjects.overlap(own.validation, name, before).trained:
+    progress.say(
+        f"Warning: --init_from was trained on {len(known)} of the {len(own.validation)} subjects"
+        " of the validation split: its scores are too good for new people."
+    )
+  return [one.to_json() for one in (own, *before)]
 
 
 def note(path: pathlib.Path, name: str, value: Any) -> None:

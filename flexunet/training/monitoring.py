@@ -26,6 +26,7 @@ import tensorflow as tf
 from flexunet import config, run_folder
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
+from flexunet.distributed import hosts
 from flexunet.imaging.label_scheme import LabelScheme
 from flexunet.network import probabilities
 from flexunet.network.model import accept_any_size
@@ -203,6 +204,8 @@ class Previews(keras.callbacks.Callback):
       self._any_size = accept_any_size(network)
     images = [one.image for one in self._slices]
     predicted = predict_labels(self._any_size or network, images, self._tiler)
+    if not hosts.is_first():  # Several hosts compute together, one draws.
+      return
     drawn = []
     for one, guess in zip(self._slices, predicted, strict=True):
       drawn += self._tiles(one, guess)
@@ -461,7 +464,11 @@ def _finite(figures: Mapping[str, Any]) -> dict[str, float]:
 def _running_loss(network: keras.Model) -> float:
   """Returns the mean loss of the epoch so far, as the metrics of the network hold it."""
   found = next((metric for metric in network.metrics if metric.name == "loss"), None)
-  return 0.0 if found is None else float(keras.ops.convert_to_numpy(found.result()))
+  if found is None:
+    return 0.0
+  # By NumPy: several processes would have to compute it together, and only one asks.
+  total, count = (keras.ops.convert_to_numpy(part) for part in (found.total, found.count))
+  return float(total / count) if count else 0.0
 
 
 def hyperparameters(run_config: config.RunConfig) -> dict[str, bool | float | str]:

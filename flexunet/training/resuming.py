@@ -37,6 +37,14 @@ def existing_run(path: str | os.PathLike) -> run_folder.RunFolder | None:
   return None
 
 
+def is_there(run_dir: pathlib.Path, *, resume: bool) -> bool:
+  """Returns whether there is a run to resume; refuses a folder that no new one can be put into."""
+  if resume:
+    return existing_run(run_dir) is not None
+  run_folder.check_new(run_dir)
+  return False
+
+
 def _check_checkpoints(run: run_folder.RunFolder) -> None:
   """Refuses a run whose checkpoints are gone: it would begin again over its own results.
 
@@ -118,21 +126,20 @@ def check_paths(
     run_dir: str | os.PathLike,
     *,
     resume: bool,
+    writes: bool = True,
 ) -> run_folder.RunFolder | None:
   """Refuses what folders and small files alone show to be wrong, loading no library.
 
+  Args:
+    data, training: As given.
+    run_dir: The run folder.
+    resume: Whether a run in it is to be continued.
+    writes: False for a process beside another one that writes the run folder.
+
   Returns:
-    The run to resume; None where a new one is to be started.
+    The run to resume; None where a new one is to be started, or another process writes.
   """
-  folder = pathlib.Path(run_dir).expanduser()
-  files.check_unlocked(folder, "--run_dir")
-  started = existing_run(folder) if resume else None
-  if started:
-    started.read_config()
-    started.check_model_kept()
-  if not resume:
-    run_folder.check_new(folder)
-  files.check_writable(folder, "--run_dir")
+  started = _check_run_dir(pathlib.Path(run_dir).expanduser(), resume) if writes else None
   splits = (data.train_split, data.validation_split)
   dataset_source.check_folder(data.dataset, data.data_dir, splits, data.fold)
   if training.init_from:
@@ -141,4 +148,16 @@ def check_paths(
     service_address.check_reachable(
         data.data_service, "--data_service", "Start one: flexunet data_service."
     )
+  return started
+
+
+def _check_run_dir(folder: pathlib.Path, resume: bool) -> run_folder.RunFolder | None:
+  files.check_unlocked(folder, "--run_dir")
+  started = existing_run(folder) if resume else None
+  if started:
+    started.read_config()
+    started.check_model_kept()
+  if not resume:
+    run_folder.check_new(folder)
+  files.check_writable(folder, "--run_dir")
   return started

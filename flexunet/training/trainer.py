@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import math
 import os
 import pathlib
@@ -14,11 +13,12 @@ from typing import Any
 import keras
 from absl import logging
 
-from flexunet import config, run_folder, seen_subjects
+from flexunet import config, run_folder
 from flexunet.core import files, progress
 from flexunet.core.errors import InputError
+from flexunet.distributed import agreement, hosts
 from flexunet.network import weights
-from flexunet.pipelines import dataset_source, order
+from flexunet.pipelines import order
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.reporting import report
 from flexunet.training import (
@@ -60,6 +60,11 @@ _AFTER_FIGURES = (
     monitoring.MlflowLog,
     checkpointing.Checkpointer,  # Last: it saves what all others have done.
 )
+# Of several processes the first one alone writes; these compute nothing with the others.
+_OF_FIRST = (
+    callbacks.BestModel, monitoring.History, monitoring.ProgressLine, monitoring.TensorBoardLog,
+    monitoring.MlflowLog,
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +88,16 @@ class TrainingSetup:
   left_out: list[str]
   replicas: int
 
+  def described(self) -> dict[str, Any]:
+    """Returns what the manifest says of it."""
+    return {
+        "left_out": self.left_out,
+        "cache": dataclasses.asdict(self.batches.cache_choice),
+        "steps_per_epoch": self.epoch_order.steps_per_epoch,
+        "devices_sharing_a_batch": self.replicas,
+        **({"processes": hosts.count()} if hosts.count() > 1 else {}),
+    }
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -96,9 +111,7 @@ class Settings:
 
 def complete(given: Settings, opened: input_pipeline.TrainingData) -> config.RunConfig:
   """Plans what was left open."""
-  return run_setup.complete(
-      given.model, given.data, given.training, opened, given.augmentation
-  )
+  return run_setup.complete(given.model, given.data, given.training, opened, given.augmentation)
 
 
 def train(
@@ -116,15 +129,21 @@ def train(
   Raises:
     checkpointing.Interrupted: SIGTERM or SIGINT came; everything is saved.
   """
-  started = resuming.check_paths(given.data, given.training, run_dir, resume=resume)
+  agreement.check_flags(vars(given), resume)
+  started = hosts.on_all(
+      lambda: resuming.check_paths(
+          given.data, given.training, run_dir, resume=resume, writes=hosts.is_first()
+      )
+  )
   devices.divide_cpu(given.training.num_devices)
   progress.say("Opening the dataset ...")
-  opened = input_pipeline.open_data(given.data, given.model.image_size)
-  run_config = complete(given, opened)
-  shown = resuming.merge(started.read_config(), run_config) if started else run_config
-  expected = run_setup.expected(shown, opened)
-  for line in plan_lines.lines(shown, opened, devices.device_names(), expected):
-    progress.say(line)
+  opened = hosts.on_all(lambda: input_pipeline.open_data(given.data, given.model.image_size))
+  run_config = agreement.config_of_first(lambda: complete(given, opened), given.data)
+  expected = None
+  if hosts.is_first():
+    shown = resuming.merge(started.read_config(), run_config) if started else run_config
+    expected = run_setup.expected(shown, opened)
+    progress.say("\n".join(plan_lines.lines(shown, opened, devices.device_names(), expected)))
   return fit(run_config, run_dir, opened, command, resume=resume, expected=expected)
 
 
@@ -157,7 +176,8 @@ def fit(
       program trains in the folder.
   """
   folder = pathlib.Path(run_dir).expanduser()
-  with files.locked(folder, "--run_dir"):
+  with contextlib.ExitStack() as locks:
+    hosts.on_first(lambda: locks.enter_context(files.locked(folder, "--run_dir")))
     return _fit_locked(run_config, folder, opened, argv, resume, expected)
 
 
@@ -170,23 +190,29 @@ def _fit_locked(
     expected: forecast.Forecast | None,
 ) -> tuple[run_folder.RunFolder, list[dict[str, Any]]]:
   """Trains in a folder that no other program writes into."""
-  existing = resuming.existing_run(run_dir) if resume else None
-  if existing is not None:
-    run_config = resuming.merge(existing.read_config(), run_config)
-  run = existing or run_folder.RunFolder(run_folder.check_new(run_dir))
+  run, given = run_folder.RunFolder(run_dir), run_config
+  exists = hosts.on_first(lambda: resuming.is_there(run_dir, resume=resume))
+  if exists:
+    run_config = agreement.config_of_first(
+        lambda: resuming.merge(run.read_config(), given), given.data
+    )
   devices.prepare(run_config.training)
   with diagnostics.explained(run_config, opened):
     setup = prepare(run_config, opened)
   with diagnostics.disk_explained(run):
     trainer_of_run = Trainer(run, run_config, setup)
     if not trainer_of_run.resume():
-      # Only now, when nothing is left that could be refused. The folder of checkpoints comes first:
-      # where there is a config without one, it was removed.
-      run.checkpoints.mkdir(exist_ok=True)
-      run.write_config(run_config)
-      _write_manifest(run, run_config, setup, argv, started=existing is None)
-      if expected and existing is None:
-        manifest.note(run.manifest_json, "expected", expected.to_json())
+      if hosts.is_first():  # Only now, when nothing is left that could be refused.
+        # The folder of checkpoints first: where there is a config without one, it was removed.
+        run.checkpoints.mkdir(exist_ok=True)
+        run.write_config(run_config)
+        entry = manifest.collect(
+            argv, run_config.dataset_facts.fingerprint, devices.device_names()
+        )
+        entry |= setup.described()
+        manifest.write_start(run, run_config, setup.data, entry, started=not exists)
+        if expected and not exists:
+          manifest.note(run.manifest_json, "expected", expected.to_json())
       trainer_of_run.train()
     return run, trainer_of_run.report()
 
@@ -199,10 +225,13 @@ def prepare(run_config: config.RunConfig, opened: input_pipeline.TrainingData) -
   """
   settings = run_config.training
   strategy = devices.strategy(settings.num_devices, settings.batch_size)
-  replicas = strategy.num_replicas_in_sync if strategy else 1
-  opened, left_out = diagnostics.leave_out_corrupt(run_config, opened)
+  replicas = strategy.num_replicas_in_sync if strategy else hosts.num_devices()
+  opened, left_out = hosts.on_all(lambda: diagnostics.leave_out_corrupt(run_config, opened))
+  hosts.check_same("the same data", _data_identity(run_config, opened))
   epoch_order = input_pipeline.make_order(run_config, opened.train)
-  batches = input_pipeline.make_streams(run_config, opened, replicas=replicas)
+  batches = hosts.on_all(
+      lambda: input_pipeline.make_streams(run_config, opened, replicas=replicas)
+  )
   with devices.scope(strategy), devices.precision(settings.precision):
     network = networks.build(run_config, batches.device_input)
     weights.set_from_seed(network, settings.seed)
@@ -216,47 +245,6 @@ def prepare(run_config: config.RunConfig, opened: input_pipeline.TrainingData) -
     if strategy and batches.device_input:
       device_step.build_metrics(network, settings.batch_size)
   return TrainingSetup(network, kept, opened, epoch_order, batches, left_out, replicas)
-
-
-def _write_manifest(
-    run: run_folder.RunFolder,
-    run_config: config.RunConfig,
-    setup: TrainingSetup,
-    argv: Sequence[str],
-    started: bool,
-) -> None:
-  entry = manifest.collect(argv, run_config.dataset_facts.fingerprint, devices.device_names())
-  data = run_config.data
-  entry["splits"] = dataset_source.split_counts(
-      setup.data.source, data.train_split, data.validation_split, data.fold
-  )
-  entry["left_out"] = setup.left_out
-  entry["cache"] = dataclasses.asdict(setup.batches.cache_choice)
-  entry["steps_per_epoch"] = setup.epoch_order.steps_per_epoch
-  entry["devices_sharing_a_batch"] = setup.replicas
-  if not run_folder.read_manifest(run.manifest_json):
-    entry |= run_folder.started_with(run_config)
-    entry[seen_subjects.KEY] = _subjects_seen(run_config, setup)
-    entry["label_warnings"] = run_setup.label_warnings(run_config, setup.data)
-    for line in entry["label_warnings"]:
-      progress.say(f"Warning: {line}")
-  manifest.write(run.manifest_json, entry, started)
-  for record in setup.left_out:
-    progress.say(f"Left out, because it cannot be read: {record}.")
-
-
-def _subjects_seen(run_config: config.RunConfig, setup: TrainingSetup) -> list[dict[str, Any]]:
-  """Returns whom the run sees, and warns where its start was trained on the validation split."""
-  tables = (setup.data.train, setup.data.validation)
-  name = run_config.dataset_facts.name
-  own = seen_subjects.SubjectsSeen(name, *(seen_subjects.names_of(one.subject) for one in tables))
-  before = seen_subjects.of_start(run_config.training.init_from)
-  if known := seen_subjects.overlap(own.validation, name, before).trained:
-    progress.say(
-        f"Warning: --init_from was trained on {len(known)} of the {len(own.validation)} subjects"
-        " of the validation split: its scores are too good for new people."
-    )
-  return [one.to_json() for one in (own, *before)]
 
 
 class Trainer:
@@ -310,6 +298,8 @@ class Trainer:
         monitoring.TensorBoardLog(run, run_config, self._history, learning_rate, self._steps),
         *self._mlflow,
     ]
+    if not hosts.is_first():
+      self.steering = [one for one in self.steering if not isinstance(one, _OF_FIRST)]
     self._state = checkpointing.RunState(self._network, self.steering, _identity(run_config, setup))
     self._store = checkpoints.CheckpointStore(run.checkpoints, settings.keep_checkpoints)
     self.writer = checkpoints.BackgroundWriter(self._store)
@@ -335,7 +325,8 @@ class Trainer:
         ):
           self._fit_spans()
         self.writer.wait()
-        manifest.note(self._run.manifest_json, "took", self.clock.taken())
+        if hosts.is_first():
+          manifest.note(self._run.manifest_json, "took", self.clock.taken())
       except checkpointing.Interrupted as interrupted:
         self._checkpointer.save_interrupted(self._validation.pending)
         progress.say(
@@ -372,8 +363,11 @@ class Trainer:
 
   def report(self) -> list[dict[str, Any]]:
     """Writes the report unless it is there; returns the history."""
+    if not hosts.is_first():
+      return []
     if not (self._ended_before and self._run.report_html.is_file()):
-      report.write_report(self._run)
+      with hosts.alone():
+        report.write_report(self._run)
     else:
       progress.say("Nothing to do: this run has ended. Its report is report.html.")
     for log in self._mlflow:
@@ -386,13 +380,10 @@ class Trainer:
     Raises:
       InputError: There are checkpoints, but none is whole, or none of this run.
     """
-    self._run.remove_partial()
-    self._store.remove_partial()
-    if not self._store.names():
+    found = checkpointing.newest_of_first(self._run, self._store)
+    if found is None:
       return False
-    checkpoint, name, damaged = self._store.read()
-    for problem in damaged:
-      progress.say(f"A damaged checkpoint is skipped: {problem}.")
+    checkpoint, name = found
     self._restore(checkpoint)
     progress.say(f"Resuming from {self.clock.position()} (checkpoint {name}).")
     logging.info("Resumed from %s.", name)
@@ -410,7 +401,8 @@ class Trainer:
       callback.set_model(self._network)
     if checkpoint.arrays.get("metrics"):
       # Keras creates the variables of the metrics when it sees the first batch.
-      device_step.build_metrics(self._network, self._config.training.batch_size)
+      own_part = self._config.training.batch_size // hosts.count()
+      device_step.build_metrics(self._network, own_part)
     self._state.put_back(checkpoint)
     self._checkpointer.resume_from(checkpoint)
 
@@ -464,6 +456,10 @@ def _validation(
     held_out: validation.HeldOut,
     interruption: checkpointing.Interruption,
 ) -> validation.Validation:
+  def note(entry: dict[str, Any]) -> None:
+    if hosts.is_first():
+      manifest.note(run.manifest_json, "validation", entry)
+
   return validation.Validation(
       setup.kept,
       clock,
@@ -471,7 +467,7 @@ def _validation(
       every=settings.validation_epochs,
       epochs=settings.epochs,
       watchers=[checkpointing.InterruptionWatcher(interruption)],
-      note=functools.partial(manifest.note, run.manifest_json, "validation"),
+      note=note,
   )
 
 
@@ -490,9 +486,15 @@ def _learning_rate(
 
 def _identity(run_config: config.RunConfig, setup: TrainingSetup) -> dict[str, Any]:
   """Returns what must be the same when the run is resumed."""
-  tables = {"train": setup.data.train, "validation": setup.data.validation}
   return {
-      **checkpointing.data_identity(tables, run_config.dataset_facts.fingerprint),
+      **_data_identity(run_config, setup.data),
       "Keras backend": keras.config.backend(),
       "devices sharing a batch": setup.replicas,
   }
+
+
+def _data_identity(
+    run_config: config.RunConfig, opened: input_pipeline.TrainingData
+) -> dict[str, Any]:
+  tables = {"train": opened.train, "validation": opened.validation}
+  return checkpointing.data_identity(tables, run_config.dataset_facts.fingerprint)

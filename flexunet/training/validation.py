@@ -184,6 +184,7 @@ class _Allowance(keras.callbacks.Callback):
     self._ends_s = self._before_s + allowed_s
 
   def on_test_batch_end(self, batch, logs=None):
+    self._clock.agree()
     now_s = self._clock.elapsed_s
     self.batches += self.model.steps_per_execution
     self._shortest_s = min(self._shortest_s, now_s - self._before_s)

@@ -93,7 +93,7 @@ def test_the_help_of_training_begins_with_what_is_used_most():
   headings = re.findall(r"^(\S.*):$", text, re.MULTILINE)
   assert headings == ["Most used", "Data", "Network", "Optimizer and schedule", "Loss",
                       "Validation and stopping", "Checkpoints and output", "Devices and precision",
-                      "Augmentation", "Features of a dataset built elsewhere",
+                      "Augmentation", "Features of a dataset built elsewhere", "Several hosts",
                       "General"]  # fmt: skip
   for name in ("published/hippocampus_t1w", "dice_cross_entropy", "tversky", "sensitivity"):
     assert name in text

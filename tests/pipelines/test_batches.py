@@ -63,6 +63,25 @@ def test_two_hosts_together_read_what_one_reads(source):
       np.testing.assert_array_equal(values, np.concatenate([left[key], right[key]]))
 
 
+def test_two_hosts_together_evaluate_each_record_once(source):
+  loader = make_loader(source)
+  size = 4 if loader.num_rows % 4 else 8  # The last batch is filled up.
+  one = list(batches.evaluation_batches(loader, size).as_numpy_iterator())
+  halves = [
+      list(batches.evaluation_batches(
+          loader, size, host=batches.Host(index, 2)).as_numpy_iterator())
+      for index in (0, 1)
+  ]  # fmt: skip
+  seen = []
+  for batch, left, right in zip(one, *halves, strict=True):
+    for key, values in batch.items():
+      np.testing.assert_array_equal(values, np.concatenate([left[key], right[key]]))
+    seen += batch["record"][batch["valid"]].tolist()
+  assert seen == list(range(loader.num_rows))
+  with pytest.raises(ValueError, match="must be a multiple of 2 hosts"):
+    batches.evaluation_batches(loader, 3, host=batches.Host(0, 2))
+
+
 @pytest.mark.parametrize("mode", ["none", "ram"])
 def test_augmentation_gets_a_seed_of_its_own_for_each_example_and_epoch(source, tmp_path, mode):
   import tensorflow as tf
