@@ -246,6 +246,6 @@ def test_tests_lie_where_their_module_is():
 
 def test_the_house_keeps_its_size():
   modules = [path for path in SOURCES if path.name != "__init__.py"]
-  assert len(modules) <= 315
+  assert len(modules) <= 325
   assert len(list((ROOT / "datasets").glob("*.py"))) <= 6
   assert len(list((ROOT / "flexunet" / "training").glob("*.py"))) <= 22

@@ -280,7 +280,6 @@ def make_streams(
   caches = make_caches(run_config.data, (train, held_out), keys, room)
   augmentation = run_config.augmentation if run_config.augmentation.enabled else None
   device_input = None
-  service = _service(run_config.data, opened.train)
   separate = len(run_config.dataset_facts.channel_names) > 1
   sampler = _patch_sampler(run_config, opened.train, spec.resizing)
   # What is gathered on the device is augmented there, whatever else was chosen.
@@ -312,7 +311,7 @@ def make_streams(
       patches=sampler if device_input is None else None,
       device_input=device_input,
       ignores=opened.source.ignores,
-      service=service,
+      service=_service(run_config.data, opened.train),
       host=batches.Host(hosts.index(), hosts.count()),
   )
 
