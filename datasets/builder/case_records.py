@@ -10,6 +10,7 @@ import io
 import json
 import os
 import pathlib
+import secrets
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
@@ -100,7 +101,8 @@ def write_case(builder: CaseReader, task: CaseTask) -> str | None:
   serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
   notes = Notes()
   rows: list[RecordRow] = []
-  temporary = task.stem.with_suffix(".part")
+  # A name of its own: a worker of a killed build may still be writing this case.
+  temporary = task.stem.with_suffix(f".{secrets.token_hex(4)}.part")
   start, checksum = 0, 0
   try:
     with open(temporary, "wb") as stream:

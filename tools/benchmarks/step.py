@@ -139,11 +139,12 @@ def libraries() -> types.SimpleNamespace:
   # So are these.
   from flexunet.network import inference, model
   from flexunet.objectives import losses, metrics
+  from flexunet.optimizers import run_optimizer
   from flexunet.training import devices, networks
 
   return types.SimpleNamespace(
       keras=keras, tf=tf, inference=inference, model=model, losses=losses, metrics=metrics,
-      devices=devices, networks=networks,
+      devices=devices, networks=networks, run_optimizer=run_optimizer,
   )  # fmt: skip
 
 
@@ -204,7 +205,7 @@ class Runner:
     classes = shape.num_classes
     names = [f"class {index}" for index in range(max(2, classes))]
     self.network.compile(
-        optimizer=lib.networks.make_optimizer(settings),
+        optimizer=lib.run_optimizer.make(settings),
         loss=lib.losses.make("dice_cross_entropy", classes, from_logits=True),
         weighted_metrics=lib.metrics.training_metrics(["dice"], classes, names),
         jit_compile=lib.devices.default_jit()[0] == "on",

@@ -15,8 +15,9 @@ from flexunet.core import files
 from flexunet.core.errors import InputError
 
 _HOLD = """
-import pathlib, sys, time
+import pathlib, signal, sys, time
 from flexunet.core import files
+signal.signal(signal.SIGINT, signal.default_int_handler)  # Ignored below a shell's background job.
 if sys.argv[2] == "create":
   files.lock_stream = lambda stream: (_ for _ in ()).throw(OSError(files.errno.ENOLCK, ""))
 with files.locked(pathlib.Path(sys.argv[1]), "--run_dir"):

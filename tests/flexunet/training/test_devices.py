@@ -152,8 +152,7 @@ def test_muon_is_refused_on_several_devices(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "averages",
-    [{"ema_momentum": 0.0}, {"ema_momentum": 0.9}, {"optimizer": "schedule_free"},
-     {"weight_average": 0.7}],
+    [{"ema_momentum": 0.9}, {"optimizer": "schedule_free"}],
     ids=lambda knobs: "_".join(map(str, knobs.values())),
 )  # fmt: skip
 def test_two_devices_share_a_batch_and_resume_exactly(blob_data, tmp_path, averages):
