@@ -14,7 +14,7 @@ turns; `first_step_s`, with compilation and the choice of algorithms, stands apa
 
 Needs no TensorFlow: pip install numpy pillow absl-py tqdm wrapt keras "jax[cuda12]" torch, and this
 package with --no-deps. Where no GPU is seen it runs on the processor and says so in `note`; ratios
-are then by CPU time. On a GPU both frameworks compute float32 convolutions in TF32.
+are then by CPU time. On a GPU both frameworks may compute float32 convolutions in TF32.
 
 Prints one JSON object.
 """

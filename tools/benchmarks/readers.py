@@ -11,7 +11,7 @@ of --rounds.
   records_N          `flexunet.records` in N processes
   monai_persistent   MONAI's PersistentDataset over the same records: decoded ones from the disk
   monai_cache        MONAI's CacheDataset over the same records: decoded ones from the memory,
-                     handed out as they are, so nothing is left to be done for an image
+                     handed out as they are: nothing is left to be done
 
 tf.data and MONAI are measured where they are installed; --peer_python names another Python that has
 MONAI, PyTorch, NumPy and Pillow.
