@@ -215,7 +215,8 @@ def test_a_killed_worker_of_a_pool_ends_the_build_and_the_next_one_finishes(tmp_
       tmp_path
   ) as (process, pool):
     options = (f"runner=PortableRunner,job_endpoint={server},environment_type=EXTERNAL,"
-               f"environment_config={pool},silent_minutes=0.2")  # fmt: skip
+               # Shorter than a build: Beam would end the stream of the job's states by it.
+               f"environment_config={pool},silent_minutes=0.2,job_server_timeout=5")  # fmt: skip
     killed = beam_servers.when_a_case_is_done(
         out, lambda: kill(beam_servers.children(process.pid))
     )
@@ -229,12 +230,12 @@ def test_a_killed_process_of_three_ends_the_build_and_leaves_none_behind(tmp_pat
   run, expected = slow_builds(tmp_path, "slow_process")
   out = tmp_path / "beam"
   options = "direct_num_workers=3,direct_running_mode=multi_processing,silent_minutes=0.2"
-  before = set(beam_servers.children(os.getpid()))
+  before = set(beam_servers.workers(os.getpid()))
 
   def own():
-    return [pid for pid in beam_servers.children(os.getpid()) if pid not in before]
+    return [pid for pid in beam_servers.workers(os.getpid()) if pid not in before]
 
-  killed = beam_servers.when_a_case_is_done(out, lambda: kill(own()[:-1]))
+  killed = beam_servers.when_a_case_is_done(out, lambda: kill(own()[:1]))
   with killed, pytest.raises(UnfinishedError, match="no worker gave a sign of life"):
     run(out, beam_options=options)
   end = time.monotonic() + 20
