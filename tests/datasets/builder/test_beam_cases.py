@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import apache_beam as beam
 import beam_servers
@@ -15,7 +16,7 @@ import build_samples
 import pytest
 
 from flexunet.core.errors import InputError, UnfinishedError
-from flexunet.datasets.builder import beam_cases, build_tool, case_records
+from flexunet.datasets.builder import beam_cases, build_tool, case_records, shared_work
 
 # Every builder; images alone and scans.
 BUILDS = [
@@ -137,6 +138,25 @@ def test_a_pipeline_that_stands_still_ends_in_bounded_time(tmp_path, monkeypatch
   monkeypatch.setattr(beam_cases._Progress, "look", lambda self: 0)
   with pytest.raises(UnfinishedError, match=r"no case was finished for 0\.001 minutes"):
     build("hippocampus_t1w", raw, tmp_path / "out", beam_options="case_minutes=0.001")
+
+
+def test_a_sign_that_no_longer_changes_is_no_sign(tmp_path):
+  """What a killed worker leaves behind stays as it is."""
+  waits = beam_cases.options_of("silent_minutes=0.002,start_minutes=9").view_as(
+      beam_cases.CaseOptions
+  )
+  task = types.SimpleNamespace(stem=tmp_path / "case")
+  waiting = beam_cases._Progress([task], shared_work.SharedWork(tmp_path), waits)
+  assert waiting.start() == [task]
+  for count in (1, 2):  # Each later than the longest wait, but another one.
+    time.sleep(0.15)
+    (tmp_path / "case-1.alive").write_bytes(b"." * count)
+    waiting.look()
+    waiting.check()
+  time.sleep(0.15)
+  waiting.look()
+  with pytest.raises(UnfinishedError, match=r"no worker gave a sign of life for 0\.002 minutes"):
+    waiting.check()
 
 
 def test_the_same_case_read_twice_is_written_once(tmp_path):
