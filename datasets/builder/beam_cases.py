@@ -41,7 +41,7 @@ from flexunet.datasets.builder.workers import BuilderAddress
 # A name that workers of this machine look for: the build has failed.
 _STOP = "stop"
 _POLL_SECONDS, _BUCKET_POLL_SECONDS, _CANCEL_SECONDS, _CONNECT_SECONDS = 0.2, 2.0, 10.0, 10.0
-# Beam ends the stream of a job's states after this time, whatever its help says.
+# Beam ends the stream of a job's states after `job_server_timeout`, whatever its help says.
 _JOB_SECONDS = 90 * 86400
 _LOCAL_RUNNERS = ("", "FnApiRunner", "DirectRunner", "BundleBasedDirectRunner")
 
@@ -210,7 +210,7 @@ def read_cases(
   folder = tasks[0].stem.parent
   within = f"{waits.work_address.rstrip('/')}/{folder.name}" if waits.work_address else None
   shared = SharedWork(folder, within)
-  shared.remove(_STOP)
+  (folder / _STOP).unlink(missing_ok=True)
   progress_of = _Progress(tasks, shared, waits)
   missing = progress_of.start()
   bar = progress.bar(
@@ -393,8 +393,7 @@ class _Progress:
 
   def stop(self) -> None:
     """Lets the worker processes of this machine end."""
-    if self._shared.address is None:
-      (self._shared.folder / _STOP).touch()
+    (self._shared.folder / _STOP).touch()
 
   def unfinished(self, reason: str) -> UnfinishedError:
     """Returns the error of a build that ends early, with what to do."""

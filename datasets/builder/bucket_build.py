@@ -90,6 +90,7 @@ class BuildFolders:
       # What says that the old one is whole goes first.
       for path in sorted(stale, key=lambda path: not path.endswith(f"/{INFO_NAME}")):
         system.rm_file(path)
+    system.makedirs(root, exist_ok=True)
     paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != INFO_NAME)
     with progress.bar(
         [*paths, folder / INFO_NAME], desc="Putting", unit=" file", disable=None, leave=False

@@ -37,6 +37,7 @@ class SharedWork:
     if address is not None:
       self._system, self._root = remote_folder.connect(address)
       self._root = self._root.rstrip("/")
+      self._system.makedirs(self._root, exist_ok=True)  # Buckets have no folders; others do.
 
   @contextlib.contextmanager
   def scratch(self) -> Iterator[pathlib.Path]:

@@ -72,6 +72,11 @@ def children(pid: int) -> list[int]:
   return [child for child in found if "Z" not in pathlib.Path(f"/proc/{child}/stat").read_text()]
 
 
+def workers(pid: int) -> list[int]:
+  """Returns the last of those that a process has started, not the shells between."""
+  return [below for child in children(pid) for below in workers(child) or [child]]
+
+
 @contextlib.contextmanager
 def when_a_case_is_done(data_dir: pathlib.Path, do):
   """Calls `do` as soon as the first case of the build within lies in its work folder."""

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import apache_beam as beam
 import beam_servers
@@ -15,7 +16,7 @@ import build_samples
 import pytest
 
 from flexunet.core.errors import InputError, UnfinishedError
-from flexunet.datasets.builder import beam_cases, build_tool, case_records
+from flexunet.datasets.builder import beam_cases, build_tool, case_records, shared_work
 
 # Every builder; images alone and scans.
 BUILDS = [
@@ -139,6 +140,25 @@ def test_a_pipeline_that_stands_still_ends_in_bounded_time(tmp_path, monkeypatch
     build("hippocampus_t1w", raw, tmp_path / "out", beam_options="case_minutes=0.001")
 
 
+def test_a_sign_that_no_longer_changes_is_no_sign(tmp_path):
+  """What a killed worker leaves behind stays as it is."""
+  waits = beam_cases.options_of("silent_minutes=0.002,start_minutes=9").view_as(
+      beam_cases.CaseOptions
+  )
+  task = types.SimpleNamespace(stem=tmp_path / "case")
+  waiting = beam_cases._Progress([task], shared_work.SharedWork(tmp_path), waits)
+  assert waiting.start() == [task]
+  for count in (1, 2):  # Each later than the longest wait, but another one.
+    time.sleep(0.15)
+    (tmp_path / "case-1.alive").write_bytes(b"." * count)
+    waiting.look()
+    waiting.check()
+  time.sleep(0.15)
+  waiting.look()
+  with pytest.raises(UnfinishedError, match=r"no worker gave a sign of life for 0\.002 minutes"):
+    waiting.check()
+
+
 def test_the_same_case_read_twice_is_written_once(tmp_path):
   raw = build_samples.raw_folder("hippocampus_t1w", tmp_path / "raw")
   local = build("hippocampus_t1w", raw, tmp_path / "local", num_workers=1)
@@ -215,7 +235,8 @@ def test_a_killed_worker_of_a_pool_ends_the_build_and_the_next_one_finishes(tmp_
       tmp_path
   ) as (process, pool):
     options = (f"runner=PortableRunner,job_endpoint={server},environment_type=EXTERNAL,"
-               f"environment_config={pool},silent_minutes=0.2")  # fmt: skip
+               # Shorter than a build: Beam would end the stream of the job's states by it.
+               f"environment_config={pool},silent_minutes=0.2,job_server_timeout=5")  # fmt: skip
     killed = beam_servers.when_a_case_is_done(
         out, lambda: kill(beam_servers.children(process.pid))
     )
@@ -229,12 +250,12 @@ def test_a_killed_process_of_three_ends_the_build_and_leaves_none_behind(tmp_pat
   run, expected = slow_builds(tmp_path, "slow_process")
   out = tmp_path / "beam"
   options = "direct_num_workers=3,direct_running_mode=multi_processing,silent_minutes=0.2"
-  before = set(beam_servers.children(os.getpid()))
+  before = set(beam_servers.workers(os.getpid()))
 
   def own():
-    return [pid for pid in beam_servers.children(os.getpid()) if pid not in before]
+    return [pid for pid in beam_servers.workers(os.getpid()) if pid not in before]
 
-  killed = beam_servers.when_a_case_is_done(out, lambda: kill(own()[:-1]))
+  killed = beam_servers.when_a_case_is_done(out, lambda: kill(own()[:1]))
   with killed, pytest.raises(UnfinishedError, match="no worker gave a sign of life"):
     run(out, beam_options=options)
   end = time.monotonic() + 20
