@@ -66,6 +66,27 @@ def test_more_devices_than_there_are_is_refused():
     devices.strategy(99, 99)
 
 
+def test_a_cpu_is_divided_into_at_most_its_processors(monkeypatch):
+  monkeypatch.setattr(devices, "device_names", lambda: ["CPU"])
+  monkeypatch.setattr(devices.machine, "available_cpus", lambda: 2)
+  with pytest.raises(InputError, match="--num_devices=3 must be at most the processors .*, 2"):
+    devices.divide_cpu(3)
+
+
+@pytest.mark.slow
+def test_parts_of_a_cpu_have_their_share_of_the_processors():
+  program = (
+      "from flexunet.core import machine\nmachine.available_cpus = lambda: 5\n"
+      "from flexunet.training import devices\nimport tensorflow as tf\ndevices.divide_cpu(2)\n"
+      "tf.zeros(1)\ndevices.divide_cpu(4)\n"  # Too late: without effect.
+      "print(len(tf.config.list_logical_devices('CPU')),"
+      " tf.config.threading.get_intra_op_parallelism_threads(), devices.num_sharing(2),"
+      " devices.num_sharing_hardware(2), devices.strategy(2, 4).num_replicas_in_sync)"
+  )
+  done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+  assert done.stdout.split() == ["2", "2", "2", "1", "2"]
+
+
 def test_one_device_needs_no_strategy():
   assert devices.strategy(1, 7) is None
 
@@ -170,6 +191,12 @@ def test_two_devices_share_a_batch_and_resume_exactly(blob_data, tmp_path, avera
   assert manifest["devices_sharing_a_batch"] == 2
   # Each device draws its own dropout; else they are one (test_replicas.py).
   knobs["num_devices"] = 1
+  other = subprocess.run(
+      [sys.executable, str(_PROGRAM), str(blob_data), str(tmp_path / "run"), "--resume",
+       f"--knobs={json.dumps(knobs | {'epochs': 3})}"],
+      capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert other.returncode == 1 and "--num_devices was 2, now it is 1" in other.stderr
   alone = json.loads(train(blob_data, tmp_path / "alone", **knobs)["history"])
   assert json.loads(whole["history"])[0]["loss"] == pytest.approx(alone[0]["loss"], rel=0.1)
 

@@ -56,7 +56,7 @@ def checkpoints(run_dir):
   return list(run_dir.glob("checkpoints/*_step_*"))
 
 
-LONG = {"epochs": 60}
+LONG = {"epochs": 16}
 
 
 @pytest.fixture(scope="module")
@@ -103,16 +103,16 @@ def test_a_lost_service_ends_the_run_in_time_and_it_resumes_alone(
   with servers(1) as (address, started):
     trainer = resume_runs.start(
         blob_data, run, "--cache=none", f"--data_service={address}",
-        "--data_service_timeout_s=8", **LONG,
+        "--data_service_timeout_s=20", **LONG,
     )  # fmt: skip
     wait_for(lambda: checkpoints(run) or trainer.poll() is not None)
     for one in started if lost == "dispatcher" else started[1:]:
       os.kill(one.pid, signal.SIGKILL)
     began = time.monotonic()
     _, stderr = trainer.communicate(timeout=300)
-    assert trainer.returncode == 1 and time.monotonic() - began < 60, stderr
+    assert trainer.returncode == 1 and time.monotonic() - began < 90, stderr
   (line,) = (line for line in stderr.splitlines() if line.startswith("error:"))
-  assert "within 8 s" in line and f"The {lost}" in line and "--resume" in line
+  assert "within 20 s" in line and f"The {lost}" in line and "--resume" in line
   assert "saved at" in stderr
   code, found, stderr = resume_runs.train(blob_data, run, "--resume", **LONG)
   assert (code, found) == (0, alone), stderr
