@@ -299,7 +299,7 @@ def test_a_resumed_run_continues_its_curves_without_a_step_twice(tmp_path):
 
 
 def test_the_loss_of_a_step_within_a_resumed_epoch_is_its_own():
-  metric = types.SimpleNamespace(name="loss", result=lambda: np.float32(0.5))
+  metric = types.SimpleNamespace(name="loss", total=np.float32(1.0), count=np.float32(2.0))
   history = types.SimpleNamespace(step=2)
   settings = types.SimpleNamespace(training=config.TrainingConfig())
   log = monitoring.TensorBoardLog(None, settings, history, types.SimpleNamespace(rate=0.1), 5)
