@@ -41,6 +41,11 @@ def join(member: Membership) -> None:
         initialization_timeout=launch.START_S,
         heartbeat_timeout_seconds=launch.HEARTBEAT_S,
     )
+  except TypeError as error:  # It has no such argument.
+    raise InputError(
+        f"Several hosts need a JAX that notices a silent one. Got: jax {_jax().__version__}."
+        " Install 0.10 or later, which needs Python 3.11: pip install 'jax>=0.10'."
+    ) from error
   except (RuntimeError, ValueError) as error:
     first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     raise InputError(

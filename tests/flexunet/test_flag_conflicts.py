@@ -50,7 +50,7 @@ CONFLICTS = [
     (["--cache=ram", "--cache_dir=/tmp"], "--cache_dir is of --cache=disk"),
     (["--data_service=node7"], "--data_service must be grpc://HOST:PORT, e.g."),
     (["--data_service=grpc://node7:5050", "--cache=ram"], "but workers of --data_service decode"),
-    (["--data_service_timeout_s=0"], "not a number in the range"),
+    (["--data_service_timeout_s=0"], "0.0 is not number >= 1.0"),
     (["--train_split=validation"], "must differ"),
     (["--fold=7"], "It has: 0, 1, 2. Got: 7"),
     (["--label_key=mask"], "mask"),

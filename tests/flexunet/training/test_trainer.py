@@ -206,7 +206,8 @@ def test_the_config_is_complete_and_reads_back(finished):
   for part in (stored.model, stored.data, stored.training):
     for name, value in vars(part).items():
       open_ones = {
-          "dataset", "cache_dir", "init_from", "shown_channel", "budget", "network_size", *of_others
+          "dataset", "cache_dir", "init_from", "shown_channel", "budget", "network_size",
+          "data_service", *of_others,
       }  # fmt: skip
       assert value is not None or name in open_ones, name
   assert stored.model.image_size == (20, 28) and stored.data.resize_mode == "pad"
