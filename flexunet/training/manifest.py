@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from flexunet import run_folder
-from flexunet.core import files, private_paths
+from flexunet.core import files, private_paths, service_address
 
 _PACKAGES = (
     "flexunet", "tensorflow", "keras", "tensorflow-datasets", "numpy", "nibabel", "pillow", "scipy",
@@ -34,7 +34,10 @@ def collect(argv: Sequence[str], fingerprint: str | None, devices: Sequence[str]
   Nothing of it names the user or the machine.
   """
   return {
-      "command": ["flexunet.train", *map(private_paths.without_folders, argv[1:])],
+      "command": [
+          "flexunet.train",
+          *map(private_paths.without_folders, map(service_address.without_address, argv[1:])),
+      ],
       "data_fingerprint": fingerprint,
       "revision": _revision(),
       "versions": {name: version for name in _PACKAGES if (version := _version(name))},
