@@ -38,6 +38,11 @@ class ServiceFlags(Checked):
       parse(self.data_service, "--data_service")
 
 
+def without_address(word: str) -> str:
+  """Returns a word of a command without the machine that it names, for what is kept of a run."""
+  return re.sub(r"grpc://[^\s,]+", "grpc://HOST:PORT", word)
+
+
 def parse(address: str, flag: str) -> tuple[str, int]:
   """Returns (host, port) of an address; brackets around an IPv6 host are taken off.
 

@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from flexunet import config, run_folder, seen_subjects
-from flexunet.core import files, private_paths, progress
+from flexunet.core import files, private_paths, progress, service_address
 from flexunet.pipelines import dataset_source
 from flexunet.training import input_pipeline, run_setup
 
@@ -36,7 +36,10 @@ def collect(argv: Sequence[str], fingerprint: str | None, devices: Sequence[str]
   Nothing of it names the user or the machine.
   """
   return {
-      "command": ["flexunet.train", *map(private_paths.without_folders, argv[1:])],
+      "command": [
+          "flexunet.train",
+          *map(private_paths.without_folders, map(service_address.without_address, argv[1:])),
+      ],
       "data_fingerprint": fingerprint,
       "revision": _revision(),
       "versions": {name: version for name in _PACKAGES if (version := _version(name))},

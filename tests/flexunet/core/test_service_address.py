@@ -38,3 +38,9 @@ def test_where_nothing_listens_the_remedy_is_named():
     with pytest.raises(OSError, match="in use"):
       service_address.free_port(port)
   assert service_address.free_port() > 0
+
+
+def test_a_kept_command_names_no_machine():
+  word = service_address.without_address("--data_service=grpc://node7:5050")
+  assert word == "--data_service=grpc://HOST:PORT"
+  assert service_address.without_address("--epochs=3") == "--epochs=3"

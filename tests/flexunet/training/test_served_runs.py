@@ -118,19 +118,6 @@ def test_a_lost_service_ends_the_run_in_time_and_it_resumes_alone(
   assert (code, found) == (0, alone), stderr
 
 
-@pytest.mark.slow
-def test_a_service_feeds_two_devices(blob_data, tmp_path):
-  knobs = {"epochs": 2, "num_devices": 2}
-  both = ("--logical_devices=2",)
-  code, expected, stderr = resume_runs.train(blob_data, tmp_path / "alone", *both, **knobs)
-  assert code == 0, stderr
-  with servers(1) as (address, _):
-    code, found, stderr = resume_runs.train(
-        blob_data, tmp_path / "run", *both, "--cache=none", f"--data_service={address}", **knobs
-    )
-  assert (code, found) == (0, expected), stderr
-
-
 def test_a_wrong_address_is_one_line_before_tensorflow_is_loaded(blob_data, tmp_path):
   port = service_address.free_port()
   done = subprocess.run(
