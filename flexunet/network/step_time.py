@@ -76,18 +76,22 @@ def speed(model: ModelConfig, machine: Machine) -> float:
   convolution = machine.convolution_speed
   if convolution is None:
     convolution = entry["convolution_speed"] * machine.cores / entry["cores"]
-  return convolution * share_of_convolution(entry["rows"], model.base_filters)
+  return convolution * share_of_convolution(entry["rows"], model.stem, model.base_filters)
 
 
-def share_of_convolution(rows: list[dict[str, Any]], base_filters: int) -> float:
+def share_of_convolution(
+    rows: list[dict[str, Any]], stem: str | None, base_filters: int
+) -> float:
   """Returns the share of a convolution's speed that steps of such a network reach.
 
   Between measured widths it is interpolated over the logarithm; beyond them it stays.
 
   Args:
-    rows: Measured steps: base_filters, and `share`, the figure for each.
+    rows: Measured steps: stem, base_filters, and `share`, the figure for each.
+    stem: Form of the first stage; of one that was not measured all rows count.
     base_filters: Channels of the first stage.
   """
+  rows = [row for row in rows if row["stem"] == stem] or rows
   widths = sorted({row["base_filters"] for row in rows})
   means = [
       np.exp(np.mean([math.log(row["share"]) for row in rows if row["base_filters"] == width]))

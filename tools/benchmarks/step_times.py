@@ -10,6 +10,7 @@ on which other programs run.
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 import statistics
@@ -25,13 +26,17 @@ from flexunet.network.architecture import ModelConfig
 
 _PROGRAM = flags.Program(__doc__)
 _FILTERS = _PROGRAM.list("base_filters", "8,16,32", "Widths to measure.")
-_SIZES = _PROGRAM.list("edges", "96,176", "Edges of the square images.")
+_STEMS = _PROGRAM.list("stems", "full,half_refined", "First stages to measure.")
+_SIZES = _PROGRAM.list("edges", "64,176", "Edges of the square images.")
 _PRECISIONS = _PROGRAM.list(
-    "precisions", "mixed_bfloat16,float32", "Precisions to measure; the first is also taken for"
+    "precisions", "float32,mixed_bfloat16", "Precisions to measure; the first is also taken for"
     " others that were not.",
 )  # fmt: skip
 _STEPS = _PROGRAM.integer("steps", 10, "Steps measured of each network.", lower_bound=3)
-_BATCH = _PROGRAM.integer("batch_size", 8, "Images a step.", lower_bound=1)
+_PIXELS = _PROGRAM.integer(
+    "pixels", 32 * 64 * 64, "Pixels of a step, as many as planning takes in patches; the batches"
+    " follow.", lower_bound=1,
+)  # fmt: skip
 _BUSY = _PROGRAM.boolean("busy", False, "Counts the time of the processor.")
 
 
@@ -45,16 +50,15 @@ def main(argv: Sequence[str]) -> None:
   for precision in _PRECISIONS.value:
     speeds: list[float] = []
     rows = []
-    for width in filters:
-      for edge in edges:
-        progress.say(f"{precision}, {width} filters, {edge} x {edge} pixels ...")
-        before = convolution_speed(precision, cores)
-        row = measured_row(width, edge, precision, cores)
-        # Before and after, so that a machine that slows down meanwhile does so for both.
-        convolution = (before * convolution_speed(precision, cores)) ** 0.5
-        speeds.append(convolution)
-        rows.append({**row, "share": round(row["speed"] / convolution, 4)})
-        progress.say(json.dumps(rows[-1]))  # What there is, should the rest not be waited for.
+    for stem, width, edge in itertools.product(_STEMS.value, filters, edges):
+      progress.say(f"{precision}, {stem}, {width} filters, {edge} x {edge} pixels ...")
+      before = convolution_speed(precision, cores)
+      row = measured_row(stem, width, edge, precision, cores)
+      # Before and after, so that a machine that slows down meanwhile does so for both.
+      convolution = (before * convolution_speed(precision, cores)) ** 0.5
+      speeds.append(convolution)
+      rows.append({**row, "share": round(row["speed"] / convolution, 4)})
+      progress.say(json.dumps(rows[-1]))  # What there is, should the rest not be waited for.
     measured.append({
         "precision": precision, "cores": cores, "processor": platform.machine(),
         "convolution_speed": round(statistics.median(speeds)), "rows": rows,
@@ -66,23 +70,27 @@ def main(argv: Sequence[str]) -> None:
   }, indent=1))  # fmt: skip
 
 
-def measured_row(width: int, edge: int, precision: str, cores: int) -> dict[str, Any]:
+def measured_row(
+    stem: str, width: int, edge: int, precision: str, cores: int
+) -> dict[str, Any]:
   """Returns what was measured of a network: its shape, seconds a step, operations a second."""
   model = ModelConfig(
       image_size=(edge, edge), num_classes=2, base_filters=width, base_kernels=3, num_layers=5,
-      dropout_rate=0.02, normalization="batch", stem="full",
+      dropout_rate=0.02, normalization="batch", stem=stem,
   )  # fmt: skip
-  seconds = step_seconds(model, precision, cores)
+  batch_size = max(1, _PIXELS.value // edge**2)
+  seconds = step_seconds(model, batch_size, precision, cores)
   return {
+      "stem": stem,
       "base_filters": width,
       "image_size": [edge, edge],
-      "batch_size": _BATCH.value,
+      "batch_size": batch_size,
       "seconds": round(seconds, 4),
-      "speed": round(step_time.operations(model, _BATCH.value) / seconds),
+      "speed": round(step_time.operations(model, batch_size) / seconds),
   }
 
 
-def step_seconds(model: ModelConfig, precision: str, cores: int) -> float:
+def step_seconds(model: ModelConfig, batch_size: int, precision: str, cores: int) -> float:
   """Returns the median duration of a training step on random images."""
   lib = libraries()
   settings = config.TrainingConfig(
@@ -97,7 +105,7 @@ def step_seconds(model: ModelConfig, precision: str, cores: int) -> float:
         weighted_metrics=lib.metrics.training_metrics(["dice"], 2),
     )
   random = lib.np.random.default_rng(0)
-  image = random.integers(0, 256, (_BATCH.value, *model.image_size, 1)).astype("uint8")
+  image = random.integers(0, 256, (batch_size, *model.image_size, 1)).astype("uint8")
   label = (image[..., 0] > 200).astype("uint8")
 
   def step() -> None:
