@@ -450,8 +450,8 @@ def make_caches(
 
   if data.data_service:
     rest = cache.choose(data.cache, cache.num_bytes(held_out), folder)
-    choice = cache.Choice("none", f"--data_service decodes elsewhere; validation: {rest.mode}")
-    return RunCaches(choice, None, fill(held_out, rest, keys[1]))
+    none = cache.Choice("none", f"--data_service decodes elsewhere; validation: {rest.mode}")
+    return RunCaches(none, None, fill(held_out, rest, keys[1]))
   choice, missed = cache.choose_on_device(data.cache, cache.num_bytes_on_device(train), room)
   if choice is not None:
     on_device = cache.fill_on_device(train, cache.device_name())

@@ -41,7 +41,9 @@ def test_a_step_takes_its_operations_by_the_speed_of_the_machine():
                   if one["precision"] == "mixed_bfloat16")  # fmt: skip
   rows = [row for row in measured if (row["stem"], row["base_filters"]) == ("full", 16)]
   share = math.exp(sum(math.log(row["share"]) for row in rows) / len(rows))
-  assert step_time.step_seconds(made, 8, machine) == pytest.approx(work / (1e11 * share))
+  assert step_time.step_seconds(made, 8, machine) == pytest.approx(
+      work / (step_time.IN_TRAINER * 1e11 * share)
+  )
 
 
 def test_without_a_measurement_speed_goes_by_the_cores():

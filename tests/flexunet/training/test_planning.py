@@ -207,10 +207,10 @@ def test_an_epoch_of_few_slices_has_several_passes_unless_epochs_are_given():
 @pytest.mark.parametrize(
     ("training", "augmentation", "preset"),
     [
-        ({"epochs": 19}, {}, "none"),
-        ({"epochs": 20}, {}, "default"),
-        ({"epochs": 19}, {"augmentation": "strong"}, "strong"),
-        ({"epochs": 19}, {"rotation_degrees": 30.0}, "default"),
+        ({"epochs": recipe.FEW_PASSES - 1}, {}, "none"),
+        ({"epochs": recipe.FEW_PASSES}, {}, "default"),
+        ({"epochs": recipe.FEW_PASSES - 1}, {"augmentation": "strong"}, "strong"),
+        ({"epochs": recipe.FEW_PASSES - 1}, {"rotation_degrees": 30.0}, "default"),
         ({"max_minutes": 0.1}, {}, "none"),
         ({"max_minutes": 240.0}, {}, "default"),
     ],
