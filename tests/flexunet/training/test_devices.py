@@ -227,7 +227,7 @@ def test_the_trainer_gives_the_same_loss_curve_on_other_backends(backend, blob_d
 @pytest.mark.parametrize("backend", OTHER_BACKENDS)
 @pytest.mark.parametrize(
     "averages",
-    [{"ema_momentum": 0.9}, {"optimizer": "schedule_free"},
+    [{"optimizer": "schedule_free"},
      {"weight_average": 0.7, "optimizer": "muon", "gradient_accumulation": 2}],
     ids=lambda knobs: "_".join(map(str, knobs.values())),
 )  # fmt: skip
