@@ -242,7 +242,8 @@ def predict_labels(
     probability = model.predict_on_batch(batch)
     if isinstance(probability, (list, tuple)):  # Deep supervision: the full-size output is first.
       probability = probability[0]
-    return np.asarray(probability)
+    # Each of several devices answers for the whole batch, one after the other.
+    return np.asarray(probability)[: len(batch)]
 
   if tiler is None:
     return list(probabilities.class_ids(network(np.stack(images))).astype(np.uint8))

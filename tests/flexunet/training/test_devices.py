@@ -178,7 +178,7 @@ def test_muon_is_refused_on_several_devices(monkeypatch):
 )  # fmt: skip
 def test_two_devices_share_a_batch_and_resume_exactly(blob_data, tmp_path, averages):
   both = ("--logical_devices=2",)
-  knobs = {"epochs": 2, "num_devices": 2, **averages}
+  knobs = {"epochs": 2, "num_devices": 2, "previews": 3, **averages}
   whole = train(blob_data, tmp_path / "whole", *both, **knobs)
   killed = subprocess.run(
       [sys.executable, str(_PROGRAM), str(blob_data), str(tmp_path / "run"), *both,
