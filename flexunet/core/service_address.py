@@ -39,8 +39,13 @@ class ServiceFlags(Checked):
 
 
 def without_address(word: str) -> str:
-  """Returns a word of a command without the machine that it names, for what is kept of a run."""
-  return re.sub(r"grpc://[^\s,]+", "grpc://HOST:PORT", word)
+  """Returns a word of a command without the machine that it names, for what is kept of a run.
+
+  Args:
+    word: A flag with its value, or a value alone, of --data_service or --coordinator.
+  """
+  name, separator, value = word.rpartition("=")
+  return f"{name}{separator}HOST:PORT" if _FORM.fullmatch(value) else word
 
 
 def parse(address: str, flag: str) -> tuple[str, int]:

@@ -41,6 +41,9 @@ def test_where_nothing_listens_the_remedy_is_named():
 
 
 def test_a_kept_command_names_no_machine():
-  word = service_address.without_address("--data_service=grpc://node7:5050")
-  assert word == "--data_service=grpc://HOST:PORT"
-  assert service_address.without_address("--epochs=3") == "--epochs=3"
+  kept = service_address.without_address
+  assert kept("--data_service=grpc://node7:5050") == "--data_service=HOST:PORT"
+  assert kept("--coordinator=node7.example.org:61500") == "--coordinator=HOST:PORT"
+  assert kept("[::1]:5050") == "HOST:PORT"  # The value stands in a word of its own.
+  for word in ("--epochs=3", "--data_service", "--loss_options=gamma=2"):
+    assert kept(word) == word
