@@ -22,13 +22,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from flexunet import config
 from flexunet.core import command_line, flags, machine, progress
 from flexunet.core.errors import InputError
 from flexunet.pipelines import dataset_source
-from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.presets import preset_files
 from flexunet.tools.benchmarks import trainer
+from flexunet.train import TrainerFlags
 
 _PROGRAM = flags.Program(__doc__)
 _COUNTS = _PROGRAM.list("counts", "1,2,4", "Numbers of devices.")
@@ -38,21 +37,18 @@ _PER_DEVICE = _PROGRAM.boolean("per_device", False, "Multiplies --batch_size by 
 _SERVE = _PROGRAM.integer("serve", 0, "Used by this program to start its processes.")
 _MODULE = "flexunet.tools.benchmarks.devices"
 _SKIP = 2  # Steps left out at the start of a turn.
-_DATA = _PROGRAM.fields(config.DataConfig, group="Data")
-_MODEL = _PROGRAM.fields(config.ModelConfig, group="Network")
-_TRAINING = _PROGRAM.fields(config.TrainingConfig)
-_AUGMENTATION = _PROGRAM.fields(AugmentationConfig, group="Augmentation")
-_PROGRAM.string("preset", None, f"A published recipe: {', '.join(preset_files.names())}.")
+_TRAINER = TrainerFlags(_PROGRAM)
 
 
 def main(argv: Sequence[str]) -> None:
   command_line.no_words(argv)
-  data = flags.read(config.DataConfig, _DATA)
+  given = _TRAINER.read()
+  data = given["data"]
   splits = (data.train_split, data.validation_split)
   dataset_source.check_folder(data.dataset, data.data_dir, splits, data.fold)
   if _SERVE.value:
     command_line.load_tensorflow()
-    serve(_SERVE.value, data)
+    serve(_SERVE.value, given)
     return
   if not all(word.isdecimal() and int(word) > 0 for word in _COUNTS.value):
     raise InputError(f"--counts must be whole numbers above 0. Got: {','.join(_COUNTS.value)}.")
@@ -128,21 +124,20 @@ class Run:
     self._process.communicate()
 
 
-def serve(count: int, data: config.DataConfig) -> None:
+def serve(count: int, given: dict[str, Any]) -> None:
   """Prepares a run on `count` devices and trains some steps for each line of standard input."""
   lib = trainer.libraries()
-  settings = flags.read(
-      config.TrainingConfig, _TRAINING, previews=0, checkpoint_steps=0, num_devices=count
+  settings = dataclasses.replace(
+      given["training"], previews=0, checkpoint_steps=0, num_devices=count
   )
   if _PER_DEVICE.value and settings.batch_size:
     settings = dataclasses.replace(settings, batch_size=settings.batch_size * count)
   gpu = lib.devices.has_gpu()
   if not gpu and count > 1:
     lib.devices.divide_cpu(count, more_than_processors=True)
-  model = flags.read(config.ModelConfig, _MODEL)
+  model, data = given["model"], given["data"]
   opened = lib.input_pipeline.open_data(data, model.image_size)
-  augmentation = flags.read(AugmentationConfig, _AUGMENTATION)
-  run_config = lib.run_setup.complete(model, data, settings, opened, augmentation)
+  run_config = lib.run_setup.complete(model, data, settings, opened, given["augmentation"])
   lib.devices.prepare(run_config.training)
   prepared = lib.trainer.prepare(run_config, opened)
   about = {

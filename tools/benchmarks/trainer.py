@@ -16,6 +16,7 @@ first steps of a round left out) and the ratios. Nothing is kept.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -29,8 +30,8 @@ from typing import Any
 from flexunet import config, run_folder
 from flexunet.core import command_line, flags
 from flexunet.pipelines import dataset_source
-from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.presets import preset_files
+from flexunet.train import TrainerFlags
 
 _PROGRAM = flags.Program(__doc__)
 _EVERY = _PROGRAM.integer("every", 20, "Steps between two checkpoints.", lower_bound=2)
@@ -40,25 +41,20 @@ _STEPS = _PROGRAM.integer(
     "steps", 40, "Measured steps in a turn; a multiple of --every counts checkpoints fairly.",
     lower_bound=1,
 )  # fmt: skip
-_DATA = _PROGRAM.fields(config.DataConfig, group="Data")
-_MODEL = _PROGRAM.fields(config.ModelConfig, group="Network")
-_TRAINING = _PROGRAM.fields(config.TrainingConfig)
-_AUGMENTATION = _PROGRAM.fields(AugmentationConfig, group="Augmentation")
-_PROGRAM.string("preset", None, f"A published recipe: {', '.join(preset_files.names())}.")
+_TRAINER = TrainerFlags(_PROGRAM)
 
 
 def main(argv: Sequence[str]) -> None:
   command_line.no_words(argv)
-  model = flags.read(config.ModelConfig, _MODEL)
-  data = flags.read(config.DataConfig, _DATA)
-  settings = flags.read(config.TrainingConfig, _TRAINING, previews=0, checkpoint_steps=0)
-  augmentation = flags.read(AugmentationConfig, _AUGMENTATION)
+  given = _TRAINER.read()
+  model, data = given["model"], given["data"]
+  settings = dataclasses.replace(given["training"], previews=0, checkpoint_steps=0)
   splits = (data.train_split, data.validation_split)
   dataset_source.check_folder(data.dataset, data.data_dir, splits, data.fold)
   command_line.load_tensorflow()
   lib = libraries()
   opened = lib.input_pipeline.open_data(data, model.image_size)
-  run_config = lib.run_setup.complete(model, data, settings, opened, augmentation)
+  run_config = lib.run_setup.complete(model, data, settings, opened, given["augmentation"])
   with tempfile.TemporaryDirectory() as scratch:
     print(json.dumps(measure(run_config, opened, pathlib.Path(scratch)), indent=2))
 
