@@ -24,9 +24,10 @@ extra = {top for top in tops if top != "flexunet" and not top.endswith(".dist-in
 if extra:
   sys.exit(f"the wheel installs more than the name flexunet: {extra}")
 
-# Sources, templates, presets, licences and citations: all but the shell scripts of the checkout.
+# Sources, templates, presets, licences and citations: all but the checkout's own scripts, tools/*.sh.
 wanted = {path if path.startswith("flexunet/") else f"flexunet/{path}"
-          for path in tracked.read_text().split("\n") if path and not path.endswith(".sh")}
+          for path in tracked.read_text().split("\n")
+          if path and not (path.endswith(".sh") and path.count("/") == 1)}
 found = {path for path in files if path.startswith("flexunet/") and not path.endswith(".pyc")}
 if found != wanted:
   sys.exit(f"the wheel lacks {sorted(wanted - found)} and holds {sorted(found - wanted)} too: see"
