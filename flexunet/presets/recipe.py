@@ -15,7 +15,7 @@ LONG_RUN = 300
 # Validating and saving after fewer steps would take much of the time.
 EPOCH_STEPS = 50
 # A validation may cost this share of an epoch's time.
-VALIDATION_SHARE = 0.07
+VALIDATION_SHARE = 0.04
 PATIENCE = 15  # Epochs without a better score, of runs without a time limit.
 
 # How examples are drawn.

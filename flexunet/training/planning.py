@@ -257,7 +257,7 @@ def _validation_epochs(
     training: config.TrainingConfig,
     facts: Facts,
 ) -> tuple[int, str]:
-  """Validates as often as costs at most about a tenth of the time."""
+  """Validates as often as costs at most about a twentieth of the time."""
   share = forecast.validation_share(model, training, data, facts)
   every = max(1, math.ceil(share / recipe.VALIDATION_SHARE))
   return every, f"a validation costs about {100 * share:.0f} % of an epoch"

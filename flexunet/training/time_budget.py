@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 
 # Where validating all held-out slices takes more than this share of the limit, a part is validated.
-VALIDATION_SHARE = 0.2
+VALIDATION_SHARE = 0.1
 _SLACK_SHARE = 0.01  # A share of the limit, for all that is not counted.
 _VALIDATION_MARGIN = 1.2  # Two validations never take quite the same time.
 # A forward pass is about a third of a training step; loss and scores come on top.

@@ -120,32 +120,32 @@ def test_a_whole_validation_is_used_where_it_fits_and_nothing_is_said(monkeypatc
 
 
 def test_a_validation_that_takes_too_long_is_of_a_part_the_same_each_time(monkeypatch):
-  # A share of 200 / 5 = 40 s holds 20 batches of 2 s; all would take 120 s.
+  # A share of 200 / 10 = 20 s holds 10 batches of 2 s; all would take 120 s.
   world = World(monkeypatch, limit=200, forward=2, batches=60, steps_per_epoch=20).run()
-  assert len(world.read) == 3 and len(world.read[0]) == 120
+  assert len(world.read) == 5 and len(world.read[0]) == 120
   for rows in world.read[1:]:
-    np.testing.assert_array_equal(rows, world.read[0][:40])
-  assert [row["val_slices"] for row in world.history if "val_loss" in row] == [40, 40, 40]
-  assert len([line for line in world.said if "40 of 120 held-out slices" in line]) == 1
-  assert [(note["slices"], note["of"], note["seconds"]) for note in world.notes] == [(40, 120, 40)]
+    np.testing.assert_array_equal(rows, world.read[0][:20])
+  assert [row["val_slices"] for row in world.history if "val_loss" in row] == [20] * 5
+  assert len([line for line in world.said if "20 of 120 held-out slices" in line]) == 1
+  assert [(note["slices"], note["of"], note["seconds"]) for note in world.notes] == [(20, 120, 20)]
 
 
 def test_the_last_validation_may_use_all_that_is_left(monkeypatch):
-  # Ends by its epochs after 52 of 600 s; 300 s are more than a fifth of the limit, but there.
+  # Ends by its epochs after 52 of 600 s; 300 s are more than a tenth of the limit, but there.
   world = World(monkeypatch, limit=600, forward=3, batches=100, epochs=1).run()
   assert world.now == pytest.approx(3 + 49 + 300 + 1) and not world.notes
 
 
 def test_an_epoch_goes_without_validation_where_time_is_left_for_the_last_one_only(monkeypatch):
-  # The second epoch ends after 47 + 30 + 1 + 47 s; 75 s do not hold two validations of 30 s with
+  # The second epoch ends after 97 + 30 + 1 + 97 s; 75 s do not hold two validations of 30 s with
   # the margin of a fifth.
   world = World(
-      monkeypatch, limit=200, first=1, step=1, forward=3, batches=10, steps_per_epoch=47
+      monkeypatch, limit=300, first=1, step=1, forward=3, batches=10, steps_per_epoch=97
   ).run()
   assert ["val_loss" in row for row in world.history] == [True, False, True]
   assert any("before the last one" in line for line in world.said)
   # Training went on as long as 1.2 x 30 + 1 s, 1 % of the limit and one more step were left.
-  assert world.now == pytest.approx(200 - 39 - 1 + 31, abs=1)
+  assert world.now == pytest.approx(300 - 40 - 1 + 31, abs=1)
 
 
 def test_without_a_limit_all_is_validated_in_file_order_whatever_it_takes(monkeypatch):
@@ -159,14 +159,14 @@ def test_a_resumed_run_keeps_its_part_and_the_time_it_has_spent(monkeypatch):
   world = World(monkeypatch, **knobs)
   world.epochs = 1
   world.run()
-  assert world.clock.validation_batches == 20
+  assert world.clock.validation_batches == 10
   state, spent = world.clock.state(), world.now
   world.now += 1000  # Nobody ran meanwhile.
   world.epochs, world.model.stop_training = 10_000, False
   world.begin(state)
   assert world.clock.elapsed_s == pytest.approx(spent)
   world.run()
-  assert {len(rows) for rows in world.read[1:]} == {40} and len(world.notes) == 1
+  assert {len(rows) for rows in world.read[1:]} == {20} and len(world.notes) == 1
   assert world.now - 1000 < 220
 
 
@@ -220,7 +220,7 @@ def test_a_real_evaluation_is_broken_off_and_gives_the_figures_of_its_part(monke
   monkeypatch.setattr(progress, "say", lambda text: None)
   network = keras.Sequential([keras.Input((1,)), keras.layers.Identity()])
   network.compile(loss="mse")
-  clock = callbacks.RunClock(100, 1.0, time_budget.Workload(validation_batches=10))
+  clock = callbacks.RunClock(100, 2.0, time_budget.Workload(validation_batches=10))
   values = np.arange(20, dtype=np.float32)[:, None]
 
   def batches(rows):

@@ -131,7 +131,8 @@ def _run_job(
   )
   try:
     outcome = _train(job, data, places, options, python)
-    scores = scoring.score(data.volumes, places.predictions, data.class_names)
+    ids = None if job.system.program is None else exported_set.class_ids(places.data)
+    scores = scoring.score(data.volumes, places.predictions, data.class_names, ids)
   except (JobError, InputError) as error:
     return {**result, "status": "failed", "error": str(error).splitlines()[0]}
   if not options.keep_work:

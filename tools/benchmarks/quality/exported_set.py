@@ -1,7 +1,9 @@
 """A built dataset as systems beside ours get it: a file per case, and the list of the cases.
 
 The images are those that our network sees, 8 bits, upright; the splits are ours; labels of the test
-split stay here. `peer_task` describes the form.
+split stay here. Classes of which the training split has no pixel are left out and the others
+numbered anew, as a user of these systems would: a network finds a few pixels of what nothing has
+taught it. `peer_task` describes the form.
 """
 
 from __future__ import annotations
@@ -72,6 +74,10 @@ def export(source: DatasetSource, folder: pathlib.Path) -> None:
   shutil.rmtree(folder, ignore_errors=True)
   folder.mkdir(parents=True)
   separate = not _is_of_volumes(source)
+  names = source.label_scheme(source.keys.label).names
+  kept = _learnt_classes(source)
+  renumbered = np.zeros(256, np.uint8)
+  renumbered[kept] = np.arange(len(kept))
   cases: list[dict[str, Any]] = []
   for split in SPLITS:
     first = len(cases)
@@ -86,17 +92,22 @@ def export(source: DatasetSource, folder: pathlib.Path) -> None:
         })
         arrays: dict[str, Any] = {"image": np.moveaxis(np.stack(volume.images[part]), -1, 0)}
         if split != "test":
-          arrays["label"] = np.stack(volume.labels[part])
+          arrays["label"] = renumbered[np.stack(volume.labels[part])]
         np.savez(folder / name, **arrays)
-  names = source.label_scheme(source.keys.label).names
   files.write_json(folder / _LIST, {
       "name": source.name,
-      "classes": names,
+      "classes": [names[number] for number in kept],
+      "class_ids": kept,
       "channels": _channels(source, arrays["image"].shape[0]),
       "dimensions": 2 if separate else 3,
       "mirroring": _may_be_mirrored(source, names),
       "cases": cases,
   })  # fmt: skip
+
+
+def class_ids(folder: pathlib.Path) -> list[int]:
+  """Returns our id of each class of an exported set, by its id there."""
+  return list(json.loads((folder / _LIST).read_text(encoding="utf-8"))["class_ids"])
 
 
 def dimensions_of(folder: pathlib.Path) -> int:
@@ -111,6 +122,15 @@ def _file(split: str, number: int) -> str:
 def _volumes(source: DatasetSource, split: str) -> Any:
   keys = (source.keys.image, source.keys.label)
   return labelled_volumes.read_volumes(source, readers.slice_table(source, split), keys)
+
+
+def _learnt_classes(source: DatasetSource) -> list[int]:
+  """Returns the ids of the background and of the classes with a pixel in the training split."""
+  found = {0}
+  for volume in _volumes(source, "train"):
+    for label in volume.labels:
+      found.update(np.unique(label).tolist())
+  return sorted(found)
 
 
 def _is_of_volumes(source: DatasetSource) -> bool:

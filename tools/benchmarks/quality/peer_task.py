@@ -10,7 +10,8 @@ A peer is a program that is called with one word, the path of `task.json`:
   minutes     how long it may train, without set-up; the schedule must end there
   seed, processors, options (words of its command line)
 
-`set.json`: `classes` (names by id, background first), `channels`, `dimensions` (3: cases are
+`set.json`: `classes` (names by id, background first; those of the training split), `class_ids` (the
+ids that the dataset has for them), `channels`, `dimensions` (3: cases are
 volumes; 2: cases are images, volumes of one slice), `mirroring` (whether left and right may be
 exchanged), and `cases`: `file`, `split` (train, validation or test), `subject`, `spacing_mm`
 (slice, row, column; null where unknown). A case is an NPZ file with `image` uint8 [channels,

@@ -42,7 +42,10 @@ def predict_with_run(
 
 
 def score(
-    volumes: Sequence[TestVolume], predictions: pathlib.Path, class_names: Sequence[str]
+    volumes: Sequence[TestVolume],
+    predictions: pathlib.Path,
+    class_names: Sequence[str],
+    class_ids: Sequence[int] | None = None,
 ) -> dict[str, Any]:
   """Returns the scores of the predicted labels of a test split.
 
@@ -54,6 +57,7 @@ def score(
     volumes: The test split.
     predictions: Folder of the answers.
     class_names: By id, background first.
+    class_ids: The class that each value of the answers stands for; None: its own.
 
   Returns:
     `foreground_dice`, `per_class` {class: mean Dice}, `subjects` (`subject`, `foreground_dice`,
@@ -61,9 +65,14 @@ def score(
     as None.
 
   Raises:
-    InputError: An answer is missing or has another shape.
+    InputError: An answer is missing, has another shape or values that are no class.
   """
-  rows = [row for one in volumes for row in _rows(one, predictions, class_names)]
+  ids = np.asarray(range(len(class_names)) if class_ids is None else class_ids, np.uint8)
+  rows = [
+      row
+      for one in volumes
+      for row in _rows(one, _read(one, predictions, ids), class_names)
+  ]
   whole = summary.statistics(list(summary.foreground_dice(rows).values()))
   subjects = [
       _of_subject([row for row in rows if row["subject"] == subject], subject)
@@ -82,10 +91,10 @@ def score(
 
 
 def _rows(
-    one: TestVolume, predictions: pathlib.Path, class_names: Sequence[str]
+    one: TestVolume, predicted: list[np.ndarray], class_names: Sequence[str]
 ) -> list[dict[str, Any]]:
   volume = one.volume
-  predicted = _on_native_grid(volume, _read(one, predictions))
+  predicted = _on_native_grid(volume, predicted)
   native = volume.on_native_grid()
   if native.ignored:
     predicted = [
@@ -106,8 +115,8 @@ def _on_native_grid(volume: LabelledVolume, labels: list[np.ndarray]) -> list[np
   ]
 
 
-def _read(one: TestVolume, predictions: pathlib.Path) -> list[np.ndarray]:
-  """Returns the predicted label of each slice of a volume, as the network saw it."""
+def _read(one: TestVolume, predictions: pathlib.Path, ids: np.ndarray) -> list[np.ndarray]:
+  """Returns the predicted label of each slice of a volume, as the network saw it, by our ids."""
   slices: list[np.ndarray] = []
   for name in one.files:
     path = predictions / name
@@ -122,7 +131,12 @@ def _read(one: TestVolume, predictions: pathlib.Path) -> list[np.ndarray]:
         f"{predictions / one.files[0]} must have the shape of its case,"
         f" {len(shapes)} slices of {shapes[0]}. Got: {len(slices)} of {slices[0].shape}."
     )
-  return slices
+  if max(int(label.max()) for label in slices) >= len(ids):
+    raise InputError(
+        f"{predictions / one.files[0]} must hold ids of classes, 0 to {len(ids) - 1}. Got:"
+        f" {max(int(label.max()) for label in slices)}."
+    )
+  return [ids[label] for label in slices]
 
 
 def _of_subject(rows: Sequence[summary.Row], subject: str) -> dict[str, Any]:

@@ -90,6 +90,29 @@ def test_a_peer_gets_volumes_with_our_splits_and_no_truth_of_the_test(data, tmp_
   assert np.load(tmp_path / "cases" / listed["cases"][-1]["file"]).files == ["image"]
 
 
+def test_classes_that_nobody_can_learn_are_left_out_and_ids_come_back(tmp_path):
+  bright = [{**one, "label": np.where(one["label"] == 2, 2, 0)} for one in records("ab", 0)]
+  data = dataset_samples.write_dataset(tmp_path / "data", {
+      "train": bright, "validation": records("c", 50), "test": records("d", 90),
+  })  # fmt: skip
+  source = _opened(data)
+  exported_set.export(source, tmp_path / "cases")
+  listed = files.read_json(tmp_path / "cases" / "set.json")
+  assert (listed["classes"], listed["class_ids"]) == (["background", "bright"], [0, 2])
+  held = {case["subject"]: np.load(tmp_path / "cases" / case["file"]) for case in listed["cases"]}
+  expected = [one["label"] == 2 for one in records("c", 50)]
+  np.testing.assert_array_equal(held["c"]["label"], expected)
+  (volume,) = exported_set.read_test_volumes(source)
+  truth = np.stack(volume.volume.labels)
+  np.savez(tmp_path / volume.files[0], label=(truth == 2).astype(np.uint8))
+  ids = exported_set.class_ids(tmp_path / "cases")
+  found = scoring.score([volume], tmp_path, dataset_samples.NAMES, ids)
+  assert found["per_class"] == {"dim": 0.0, "bright": 1.0}
+  np.savez(tmp_path / volume.files[0], label=truth)
+  with pytest.raises(InputError, match="must hold ids of classes, 0 to 1. Got: 2"):
+    scoring.score([volume], tmp_path, dataset_samples.NAMES, ids)
+
+
 def test_slices_with_gaps_are_cases_of_their_own_and_scored_as_a_volume(tmp_path):
   data = dataset_samples.write_dataset(tmp_path / "data", {
       "train": records("ab", 0, first=3), "validation": records("c", 50), "test": records("d", 90),
