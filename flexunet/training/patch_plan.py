@@ -5,6 +5,7 @@ most, but whole-brain tissues as well (see `flexunet/presets/README.md`). The ru
 
 - The edge is `_EDGE` pixels, or `_SHARE_OF_EDGE` of the longer edge of the input where that is
   more, and at least `_BOTTLENECK` pixels of the deepest stage, so that something is left there.
+- Where each image is standardized by its own pixels, whole slices: those of a patch are others.
 - The patch is at most `_LARGEST_SHARE` of the slice; otherwise little would be gained.
 
 A step takes so many patches that they have `_STEP_PIXELS` pixels.
@@ -44,6 +45,8 @@ def choose(model: ModelConfig, table: RecordTable) -> tuple[tuple[int, int] | No
     raise ValueError("Patches are planned once the input size is.")
   if table.pixels is None or not len(table.foreground):
     return None, "whole slices: it is not listed how much foreground the slices hold"
+  if model.input_normalization == "per_image":
+    return None, "whole slices: each is standardized by its own pixels, and a patch has others"
   frame, multiple = model.image_size, model.multiple
   wanted = max(_EDGE, _SHARE_OF_EDGE * max(frame), _BOTTLENECK * multiple)
   edges = [min(math.ceil(wanted / multiple), -(-edge // multiple)) * multiple for edge in frame]
@@ -75,6 +78,12 @@ def complete(
   if data.patch_size == "auto":
     size, why = choose(model, table)
   share, share_why = data.patch_foreground_share, "given"
+  if size and model.input_normalization == "per_image":
+    raise InputError(
+        "--patch_size needs --input_normalization=unit: per_image standardizes by the pixels that"
+        " the network is given, those of a patch in training and of a whole slice later. Leave one"
+        " of the two out."
+    )
   if size:
     _check(model, size)
     if share is None:

@@ -7,6 +7,7 @@ import pytest
 import run_samples
 
 from flexunet import config
+from flexunet.core.errors import InputError
 from flexunet.pipelines.record_table import RecordTable
 from flexunet.training import patch_plan
 
@@ -43,6 +44,14 @@ def test_the_deepest_stage_has_two_pixels_along_a_patch():
   assert patch_plan.choose(model(layers=7), SMALL)[0] is None  # 128 x 128 of 160 x 192.
   half = dataclasses.replace(model(layers=6, image_size=(512, 512)), stem="half")
   assert patch_plan.choose(half, SMALL)[0] == (128, 128)  # 2 x 64.
+
+
+def test_slices_that_are_standardized_by_their_own_pixels_are_trained_on_whole():
+  own = dataclasses.replace(model(), input_normalization="per_image")
+  size, why = patch_plan.choose(own, SMALL)
+  assert size is None and "a patch has others" in why
+  with pytest.raises(InputError, match="--patch_size needs --input_normalization=unit"):
+    patch_plan.complete(own, config.DataConfig(patch_size="64,64"), SMALL)
 
 
 def test_a_patch_is_no_larger_than_the_input():
