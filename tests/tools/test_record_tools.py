@@ -23,7 +23,7 @@ from flexunet.datasets import built_dataset, catalog, dataset_folders
 from flexunet.datasets.builder import tfrecord
 from flexunet.pipelines import dataset_source
 from flexunet.tools import export_images, verify_records
-from flexunet.tools.dataset_report import charts, page, statistics, subjects
+from flexunet.tools.dataset_report import brightness, charts, page, statistics, subjects
 from flexunet.tools.phantom import layouts
 
 SIZES = {
@@ -493,6 +493,21 @@ def test_the_report_says_who_is_in_the_dataset_and_under_which_terms(slices):
   links = set(re.findall(r'href="([^#"][^"]*)"', text))
   assert {"records.csv", "splits.json", "build_report.json"} <= links
   assert all((slices / name).is_file() for name in links)
+
+
+def test_the_report_has_the_mean_intensity_of_each_class_and_subject(slices):
+  dataset = dataset_folders.find_one(slices)
+  figures = statistics.gather(dataset)
+  values = {}
+  for row, example in dataset.records():
+    if row["split"] != "unlabeled":
+      inside = example["image"][example["label"] == 1]
+      values.setdefault((row["split"], row["subject"]), []).extend(inside.tolist())
+  assert values.keys() == figures.grey_totals.keys()
+  shown = brightness.section(dataset, figures.grey_totals)
+  for key, pixels in values.items():
+    assert figures.grey_totals[key][1].tolist() == [len(pixels), sum(pixels)]
+    assert f">{np.mean(pixels):.0f}<" in shown
 
 
 def test_a_report_that_lies_elsewhere_has_no_links_to_files(slices, tmp_path):

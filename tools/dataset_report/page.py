@@ -12,7 +12,7 @@ from flexunet.core.errors import InputError
 from flexunet.datasets.built_dataset import BuiltDataset
 from flexunet.reporting import charts as drawing
 from flexunet.reporting import colors, html_parts, overlay, sources
-from flexunet.tools.dataset_report import charts, statistics, subjects
+from flexunet.tools.dataset_report import brightness, charts, statistics, subjects
 from flexunet.tools.dataset_report.statistics import Statistics
 
 _LINES_SHOWN = 200
@@ -65,11 +65,12 @@ def _page(
       kind="Dataset report",
       heading=dataset.name,
       lead=_lead(dataset),
-      top=_in_words(dataset) + _facts(dataset) + _warnings(dataset),
+      top=_in_words(dataset) + _facts(dataset) + _warnings(dataset) + _unlike(dataset, figures),
       sections=[
           ("source", "Source and licence", sources.section(sources.of_folder(dataset.path))),
           ("splits", "Splits and classes", _split_table(dataset) + _class_table(dataset, figures)),
-          ("subjects", "Subjects", subjects.section(dataset)),
+          ("subjects", "Subjects",
+           subjects.section(dataset) + brightness.section(dataset, figures.grey_totals)),
           ("charts", "Balance, intensity, size",
            html_parts.chart_grid(map(drawing.svg, drawn)) + _size_note(figures)),
           ("slices", "Contact sheets", f'<p class="note">{note}</p>{contact_sheets}'),
@@ -168,6 +169,15 @@ def _warnings(dataset: BuiltDataset) -> str:
     return ""
   lines = "".join(f"<li>{html_parts.text(line)}</li>" for line in warnings[:_LINES_SHOWN])
   return f'<div class="caveats"><h3>Warnings of the build</h3><ul>{lines}</ul></div>'
+
+
+def _unlike(dataset: BuiltDataset, figures: Statistics) -> str:
+  """Returns a box on the subjects whose brightness no training subject has."""
+  found = brightness.outside_of_training(dataset, figures.grey_totals)
+  if not found:
+    return ""
+  lines = "".join(f"<li>{html_parts.text(line)}</li>" for line in found[:_LINES_SHOWN])
+  return f'<div class="caveats"><h3>Subjects unlike those of training</h3><ul>{lines}</ul></div>'
 
 
 def _split_table(dataset: BuiltDataset) -> str:

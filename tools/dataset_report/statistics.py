@@ -40,12 +40,14 @@ class Statistics:
 
   Attributes:
     intensities: int64 [classes, 256], pixels of each class by 8-bit intensity.
+    grey_totals: (split, subject) -> int64 [classes, 2], pixels and the sum of their intensities.
     sizes: (height, width) -> slices.
     spacing_mm: float64 [volumes, 2 or 3] of (row, column, slice); NaN where unknown.
     samples: Class name, "negative" or "unlabeled" -> slices of it.
   """
 
   intensities: np.ndarray
+  grey_totals: dict[tuple[str, str], np.ndarray]
   sizes: dict[tuple[int, int], int]
   spacing_mm: np.ndarray
   samples: dict[str, list[Sample]]
@@ -109,6 +111,7 @@ def gather(dataset: BuiltDataset, show_progress: bool = False) -> Statistics:
   groups = chosen_rows(dataset)
   wanted = {row["key"] for rows in groups.values() for row in rows}
   intensities = np.zeros((num_classes, 256), np.int64)
+  grey_totals: dict[tuple[str, str], np.ndarray] = {}
   sizes: dict[tuple[int, int], int] = {}
   spacing: dict[str, np.ndarray] = {}
   kept: dict[str, tuple[tuple[int, float], Sample]] = {}
@@ -124,7 +127,12 @@ def gather(dataset: BuiltDataset, show_progress: bool = False) -> Statistics:
       if row["split"] != "unlabeled":
         joint = label.astype(np.int64).ravel() * 256 + grey.ravel()
         joint = joint[joint < num_classes * 256]  # Ignored pixels are of no class.
-        intensities += np.bincount(joint, minlength=num_classes * 256).reshape(num_classes, 256)
+        counts = np.bincount(joint, minlength=num_classes * 256).reshape(num_classes, 256)
+        intensities += counts
+        own = grey_totals.setdefault(
+            (row["split"], row["subject"]), np.zeros((num_classes, 2), np.int64)
+        )
+        own += np.stack([counts.sum(axis=1), counts @ np.arange(256)], axis=1)
       label = dataset.scheme.without_ignored(label)
       sizes[label.shape] = sizes.get(label.shape, 0) + 1
       if row["key"] in wanted:
@@ -135,6 +143,7 @@ def gather(dataset: BuiltDataset, show_progress: bool = False) -> Statistics:
   width = max((len(mm) for mm in spacing.values()), default=0)
   return Statistics(
       intensities=intensities,
+      grey_totals=grey_totals,
       sizes=sizes,
       spacing_mm=np.array([mm for mm in spacing.values() if len(mm) == width]).reshape(-1, width),
       samples={name: [kept[row["key"]][1] for row in rows] for name, rows in groups.items()},
