@@ -132,7 +132,7 @@ def _train(given: dict[str, Any], member: Membership | None = None) -> None:
   command_line.load_tensorflow()
   # Heavy: a wrong flag or path is answered before they are loaded.
   from flexunet.distributed import hosts
-  from flexunet.training import checkpointing, devices, monitoring, trainer
+  from flexunet.training import checkpointing, devices, history, trainer
 
   devices.leave_gpus_to_keras()
   if member:
@@ -148,7 +148,7 @@ def _train(given: dict[str, Any], member: Membership | None = None) -> None:
     sys.exit(128 + interrupted.signal_number)  # As a shell reports it: 143 SIGTERM, 130 Ctrl-C.
   if hosts.is_first():
     shown = run.read_config().training
-    print(monitoring.final_line(rows) if _JSON.value else result_text(run, shown, rows))
+    print(history.final_line(rows) if _JSON.value else result_text(run, shown, rows))
   hosts.leave()
 
 

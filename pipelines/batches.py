@@ -123,6 +123,7 @@ def batches_of_steps(
   part = order.batch_size // host.count
   places = tf.cast(tf.range(part) + host.index * part, tf.int64)
 
+  @tf_data.plain_graph
   def of_step(step):
     entries = _entries_at(order, step * order.batch_size + places, patches)
     return {**entries, "step": tf.fill([part], step)}
@@ -175,6 +176,7 @@ def step_entries(
   places = tf.range(_STEPS_AT_ONCE)[:, None] * order.batch_size + tf.range(part) + host.index * part
   places = tf.cast(places, tf.int64)
 
+  @tf_data.plain_graph
   def block(first_step):
     positions = tf.reshape(first_step * order.batch_size + places, [-1])
     entries = _entries_at(order, positions, patches)
@@ -231,6 +233,7 @@ def evaluation_batches(
   count = loader.num_rows if rows is None else len(rows)
   load = _gather_one(cache) if cache is not None else loader
 
+  @tf_data.plain_graph
   def example(position):
     row = tf.minimum(position, count - 1)
     if rows is not None:
@@ -253,6 +256,7 @@ def check_sizes(table: RecordTable, resizing: Resizing) -> None:
       resizing.check(int(table.height[row]), int(table.width[row]), table.describe(row))
 
 
+@tf_data.plain_graph
 def _finished(loader: Loader, image, label, row, valid) -> dict:
   image = to_channels(image, loader.spec.image_channels)
   return {"image": image, "label": label, "record": row, "valid": valid}
@@ -262,6 +266,7 @@ def _gather(loader: Loader, cache: ExampleCache, patches: PatchSampler | None):
   """Returns what copies a whole batch, or a patch of each example, out of the cache."""
   images, labels = cache.tensors()
 
+  @tf_data.plain_graph
   def gather(entry):
     rows = entry["row"]
     image, label = tf.gather(images, rows), tf.gather(labels, rows)
@@ -274,7 +279,12 @@ def _gather(loader: Loader, cache: ExampleCache, patches: PatchSampler | None):
 
 def _gather_one(cache: ExampleCache):
   images, labels = cache.tensors()
-  return lambda row: {"image": images[row], "label": labels[row]}
+
+  @tf_data.plain_graph
+  def gather_one(row):
+    return {"image": images[row], "label": labels[row]}
+
+  return gather_one
 
 
 def _batched(entries: tf.data.Dataset, example, batch_size: int, calls: int) -> tf.data.Dataset:

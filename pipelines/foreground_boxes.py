@@ -165,6 +165,7 @@ def _measured(
   """Yields (row, profile, span of its label, labelled pixels) of each record that can be read."""
   limit = tf.constant(IGNORED, tf.uint8)
 
+  @tf_data.plain_graph
   def measure(row):
     decoded = native(row)
     label = decoded["label"][..., 0]
@@ -213,6 +214,7 @@ def pixels_inside(
     boxes: int32 [rows of the table, 4] (top, left, height, width).
   """
 
+  @tf_data.plain_graph
   def count(row):
     label = native(row)["label"][..., 0]
     inside = tf.cast(foreground_crop.crop(label, tf.gather(boxes, row)), tf.int32)

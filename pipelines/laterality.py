@@ -189,6 +189,7 @@ def _sides(
 
   read: NativeReader = readers.native_reader(source, table, *keys)
 
+  @tf_data.plain_graph
   def count(row):
     decoded = read(row)
     label = tf.cast(decoded["label"][..., 0], tf.int32)

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from flexunet.imaging.label_scheme import IGNORED
+from flexunet.pipelines import tf_data
 from flexunet.pipelines.augmentation import draws, patch
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.pipelines.order import ANYWHERE
@@ -60,8 +61,7 @@ class PatchSampler:
     Returns:
       (images uint8 [B, h, w, C], labels uint8 [B, h, w]).
     """
-    # Nothing here needs AutoGraph, which input pipelines would run over all of it, for seconds.
-    return tf.autograph.experimental.do_not_convert(self._drawn)(images, labels, entries)
+    return tf_data.plain_graph(self._drawn)(images, labels, entries)
 
   def example(
       self, image: tf.Tensor, label: tf.Tensor, entry: Mapping[str, tf.Tensor]

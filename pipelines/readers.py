@@ -74,6 +74,7 @@ class RecordReader:
     self._image_keys, self._label_key = list(image_keys), label_key
     self._read = tf_data.record_reader(table.files, table.shard, table.offset)
 
+  @tf_data.plain_graph
   def serialized(self, row: tf.Tensor) -> tf.Tensor:
     """Row int64 -> the record's bytes; damage is an error of TensorFlow (`named_record`)."""
     return self._read(row)
@@ -162,6 +163,7 @@ class ExampleLoader:
       return self.spec.image_channels
     return stored if stored == self.spec.image_channels else 1
 
+  @tf_data.plain_graph
   def __call__(self, row: tf.Tensor) -> dict[str, tf.Tensor]:
     return self.example(self.serialized(row), row)
 
@@ -423,4 +425,9 @@ def native_reader(
     return _decoded_reader(table.decoded)
   reader = RecordReader(source.info.features, table, source.image_keys(image_key), label_key)
   check_slices(source, image_key)
-  return lambda row: reader.decode(reader.serialized(row))
+
+  @tf_data.plain_graph
+  def read_row(row: tf.Tensor) -> dict[str, tf.Tensor]:
+    return reader.decode(reader.serialized(row))
+
+  return read_row

@@ -15,6 +15,12 @@ from flexunet.datasets.records import shards
 _READ_BYTES = 1 << 16
 
 
+# Marks what stands in a `map` as it is: AutoGraph, which a `map` runs over all that it calls, has
+# nothing to do where no `if` or `for` depends on a tensor, and takes a second or two before the
+# first batch.
+plain_graph = tf.autograph.experimental.do_not_convert
+
+
 def default_threads() -> int:
   """Returns how many examples are read at a time: the cores are busy while some wait."""
   return 2 * machine.available_cpus()

@@ -50,6 +50,16 @@ def realdata_tree(realdata, tmp_path):
 
 
 @pytest.fixture(scope="session")
+def jax_cache(tmp_path_factory):
+  """Variables by which the programs of a test, or of several, compile each step on JAX once."""
+  return {
+      "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+      "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
+      "JAX_PERSISTENT_COMPILATION_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+  }
+
+
+@pytest.fixture(scope="session")
 def blob_data(tmp_path_factory):
   folder = tmp_path_factory.mktemp("data")
 

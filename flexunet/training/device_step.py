@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from flexunet.imaging.label_scheme import IGNORED
+from flexunet.pipelines import tf_data
 from flexunet.pipelines.augmentation import augment
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.pipelines.cache import DeviceCache
@@ -56,8 +57,8 @@ class DeviceInput:
 
     The weight is 1 [B]; of labels with ignored pixels it is [B, h, w], and 0 there.
     """
-    # Nothing here needs AutoGraph, which a distribution strategy would run over it.
-    return tf.autograph.experimental.do_not_convert(self._finished)(batch)
+    # A distribution strategy too would run AutoGraph over it.
+    return tf_data.plain_graph(self._finished)(batch)
 
   def _finished(self, batch):
     if self.cache is None:

@@ -206,6 +206,7 @@ class Streams:
     With the volumes int32 [N] of the records the label is {"label", "volume"}.
     """
 
+    @tf_data.plain_graph
     def finish(batch):
       label, weight = batch["label"], tf.cast(batch["valid"], tf.float32)
       if self.ignores:

@@ -1,19 +1,12 @@
-"""What a user sees while a run trains: the progress line, history.csv, curves and previews.
+"""What a user sees while a run trains: the progress line, previews, TensorBoard and MLflow.
 
-In history.csv `foreground_dice` and `dice_<class>` count the pixels of all slices of an epoch
-together, and so does `val_pooled_foreground_dice` those of the validation. Scores whose names begin
-with `val_` are otherwise means over the held-out volumes, as an evaluation reports them, but at the
-network's size; `val_foreground_dice` chooses the best model. TensorBoard shows every figure of
-history.csv, loss and learning rate of each step, the previews, the graph and, to compare runs, the
-settings with the scores of the kept model.
+TensorBoard shows every figure of history.csv, loss and learning rate of each step, the previews,
+the graph and, to compare runs, the settings with the scores of the kept model.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -34,8 +27,9 @@ from flexunet.pipelines.augmentation.config import PROBABILITIES
 from flexunet.pipelines.feature_keys import FeatureFlags
 from flexunet.prediction import tiles
 from flexunet.prediction.tiles import Tiler
-from flexunet.reporting import charts, event_files, mlflow_store, overlay, sheets, training_section
+from flexunet.reporting import event_files, mlflow_store, overlay, sheets
 from flexunet.training import callbacks, input_pipeline, preview_slices
+from flexunet.training.history import History
 
 # Constants above this size lose their values in the graph: weights would make it as large as the
 # model. Variables are inputs of the graph and have none.
@@ -106,63 +100,6 @@ def _clock_text(seconds: float) -> str:
   minutes, seconds_left = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   return f"{hours}:{minutes:02}:{seconds_left:02}" if hours else f"{minutes}:{seconds_left:02}"
-
-
-class History(callbacks.RunCallback):
-  """Writes history.csv and curves.png after each epoch, one row per epoch.
-
-  The row of an epoch that a time limit cut short stands at the part of it that was done, e.g. 1.4,
-  once the epoch has been continued.
-  """
-
-  _STATE = ("rows",)
-
-  def __init__(self, run: run_folder.RunFolder, clock: callbacks.RunClock):
-    super().__init__()
-    self._run, self._clock = run, clock
-    self.rows: list[dict[str, Any]] = []
-
-  @property
-  def step(self) -> int:
-    """Training steps done."""
-    return self._clock.step
-
-  def kept_epoch(self, training: config.TrainingConfig) -> float | None:
-    """Returns the epoch whose weights are in model.keras; None where nothing was validated."""
-    return training_section.kept_epoch(self.rows, training)
-
-  def on_epoch_end(self, epoch, logs=None):
-    row = {
-        "epoch": epoch + 1,
-        "step": self._clock.step,
-        "seconds": round(self._clock.elapsed_s, 1),
-        "learning_rate": float(
-            keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
-        ),
-        **{name: float(value) for name, value in (logs or {}).items()},
-    }
-    for before in self.rows:
-      # A time limit cut the epoch short and a longer one has continued it: scored twice.
-      if before["epoch"] == row["epoch"]:
-        before["epoch"] = round(self._clock.epochs_at(before["step"]), 3)
-    self.rows.append(row)
-    self.write()
-
-  def write(self) -> None:
-    """Replaces both files."""
-    names = list(dict.fromkeys(name for row in self.rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(self.rows)
-    files.write_bytes(self._run.history_csv, text.getvalue().encode())
-    files.write_bytes(self._run.curves_png, draw_curves(self.rows))
-
-
-def draw_curves(rows: Sequence[dict[str, Any]]) -> bytes:
-  """Returns curves.png: the charts that the report draws of history.csv, side by side."""
-  drawn = training_section.history_charts(rows)
-  return overlay.encode_png(charts.image(drawn, columns=2 if len(drawn) == 4 else 3))
 
 
 class Previews(keras.callbacks.Callback):
@@ -273,19 +210,6 @@ def previews(
   scheme = run_config.dataset_facts.label_scheme
   channel = run_config.shown_channel
   return [Previews(run, slices, scheme, network, shown_channel=channel, tiler=tiler)]
-
-
-def final_line(rows: Sequence[dict[str, Any]]) -> str:
-  """Returns one line of JSON with what a run of these history rows came to."""
-  last = rows[-1] if rows else {}
-  scores = [score for row in rows if math.isfinite(score := row.get(callbacks.MONITOR, math.nan))]
-  names = {"epochs": "epoch", "steps": "step", "seconds": "seconds"}
-  shown = {name: last.get(column) for name, column in names.items()}
-  if "val_slices" in last:
-    shown["val_slices"] = int(last["val_slices"])
-  if scores:
-    shown["best_val_foreground_dice"] = round(max(scores), 4)
-  return json.dumps(shown)
 
 
 def check(settings: config.TrainingConfig) -> None:

@@ -39,6 +39,7 @@ from flexunet.training import (
   time_budget,
   validation,
 )
+from flexunet.training.history import History
 
 # Keras calls callbacks in the order of their list, and here that order is the logic. Until the
 # figures of an epoch are known:
@@ -53,7 +54,7 @@ _AFTER_FIGURES = (
     callbacks.LearningRate,
     callbacks.BestModel,
     callbacks.EarlyStop,
-    monitoring.History,
+    History,
     monitoring.ProgressLine,
     monitoring.Previews,
     monitoring.TensorBoardLog,  # Shows the sheet of the previews.
@@ -62,7 +63,7 @@ _AFTER_FIGURES = (
 )
 # Of several processes the first one alone writes; these compute nothing with the others.
 _OF_FIRST = (
-    callbacks.BestModel, monitoring.History, monitoring.ProgressLine, monitoring.TensorBoardLog,
+    callbacks.BestModel, History, monitoring.ProgressLine, monitoring.TensorBoardLog,
     monitoring.MlflowLog,
 )  # fmt: skip
 
@@ -229,9 +230,7 @@ def prepare(run_config: config.RunConfig, opened: input_pipeline.TrainingData) -
   opened, left_out = hosts.on_all(lambda: diagnostics.leave_out_corrupt(run_config, opened))
   hosts.check_same("the same data", _data_identity(run_config, opened))
   epoch_order = input_pipeline.make_order(run_config, opened.train)
-  batches = hosts.on_all(
-      lambda: input_pipeline.make_streams(run_config, opened, replicas=replicas)
-  )
+  batches = hosts.on_all(lambda: input_pipeline.make_streams(run_config, opened, replicas=replicas))
   with devices.scope(strategy), devices.precision(settings.precision):
     network = networks.build(run_config, batches.device_input)
     weights.set_from_seed(network, settings.seed)
@@ -280,7 +279,7 @@ class Trainer:
     )
     self._validation = _validation(run, setup, settings, self.clock, held_out, self._interruption)
     self._early_stop = callbacks.EarlyStop(settings.early_stopping_patience, settings.monitor)
-    self._history = monitoring.History(run, self.clock)
+    self._history = History(run, self.clock)
     self._progress_line = monitoring.ProgressLine(self.clock)
     learning_rate = _learning_rate(settings, self.clock)
     self._mlflow = monitoring.mlflow_logs(run, run_config, self._history)
@@ -365,6 +364,7 @@ class Trainer:
     """Writes the report unless it is there; returns the history."""
     if not hosts.is_first():
       return []
+    rows = self._history.finish()
     if not (self._ended_before and self._run.report_html.is_file()):
       with hosts.alone():
         report.write_report(self._run)
@@ -372,7 +372,7 @@ class Trainer:
       progress.say("Nothing to do: this run has ended. Its report is report.html.")
     for log in self._mlflow:
       log.finish()
-    return self._history.rows
+    return rows
 
   def resume(self) -> bool:
     """Restores the newest whole checkpoint, if any; returns whether the run had ended with it.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from flexunet.pipelines import tf_data
 from flexunet.pipelines.augmentation import contrast, draws, intensity, spatial
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 
@@ -80,8 +81,7 @@ def augment_batch(
     ]
     return tf.concat(changed, axis=-1), labels
 
-  # Nothing here needs AutoGraph, which input pipelines would run over all of it, for seconds.
-  return tf.autograph.experimental.do_not_convert(changed)(images, labels, seeds)
+  return tf_data.plain_graph(changed)(images, labels, seeds)
 
 
 def draws_of_channels(

@@ -1,5 +1,6 @@
 """A cross-validation as a whole: what is left to do, what is refused, kills and continuations."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ import flexunet
 from flexunet import config, ensemble_folder, seen_subjects
 from flexunet.core import files
 from flexunet.core.errors import InputError
-from flexunet.cross_validation import cross_validate, processes
+from flexunet.cross_validation import cross_validate, folder, processes
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 
 SETTINGS = {"epochs": 2, "num_layers": 2, "base_filters": 4, "batch_size": 4, "previews": 0,
@@ -207,6 +208,18 @@ def program(data_dir, path, *more):
   )  # fmt: skip
 
 
+def with_two_folds_trained(whole, path):
+  """Makes what a cross-validation has written when its third fold starts, of one that has ended."""
+  shutil.copytree(whole, path)
+  shutil.rmtree(path / "fold_2")
+  begun = folder.CrossValidationFolder(path)
+  begun.remove_results()
+  plan = begun.read_plan()
+  trained = {name: plan.trained[name] for name in ("fold_0", "fold_1")}
+  begun.write(dataclasses.replace(plan, trained=trained))
+  return path
+
+
 @pytest.mark.slow
 def test_killed_in_the_third_fold_and_resumed_the_table_is_the_same(data_dir, tmp_path):
   figures = flexunet.cross_validate(
@@ -215,7 +228,8 @@ def test_killed_in_the_third_fold_and_resumed_the_table_is_the_same(data_dir, tm
   held_out = [one["subjects"] for one in figures.figures["per_fold"]]
   assert [sorted(names) for names in held_out] == [["a", "d"], ["b"], ["c"]]
   assert [run.config.data.fold for run in figures.runs] == [0, 1, 2]
-  process = program(data_dir, tmp_path / "cv")
+  begun = with_two_folds_trained(tmp_path / "whole", tmp_path / "cv")
+  process = program(data_dir, begun, "--resume")
   saved = tmp_path / "cv" / "fold_2" / "checkpoints"
   while not list(saved.glob("*_step_*")):
     assert process.poll() is None

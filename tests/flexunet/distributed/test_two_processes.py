@@ -36,14 +36,9 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
+def compiled(jax_cache):
   """The environment in which all processes of these tests compile each program once."""
-  return {
-      **os.environ,
-      "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-      "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
-      "JAX_PERSISTENT_COMPILATION_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-  }
+  return {**os.environ, **jax_cache}
 
 
 def start(environment, data_dir, run_dir, *flags):

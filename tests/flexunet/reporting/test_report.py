@@ -18,7 +18,7 @@ from flexunet.config import DataConfig, TrainingConfig
 from flexunet.core.errors import InputError
 from flexunet.pipelines.augmentation.config import AugmentationConfig
 from flexunet.reporting import report, sources, training_section
-from flexunet.training import callbacks, monitoring
+from flexunet.training import callbacks, history
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_epochs_without_a_validation_are_no_gaps_and_the_kept_one_is_marked():
 
 def test_curves_png_is_of_the_charts_that_have_something_to_show():
   rows = [{"epoch": 1, "loss": 1.0, "learning_rate": 0.5, "foreground_dice": float("nan")}]
-  size = Image.open(io.BytesIO(monitoring.draw_curves(rows))).size
+  size = Image.open(io.BytesIO(history.draw_curves(rows))).size
   assert size[0] == 2 * 360 * 1.5  # Loss and learning rate.
 
 

@@ -54,10 +54,13 @@ print(json.dumps(found))
 
 
 @functools.lru_cache
-def numbers(backend: str, normalization: str) -> dict[str, float]:
+def numbers(
+    backend: str, normalization: str, variables: tuple[tuple[str, str], ...]
+) -> dict[str, float]:
   done = subprocess.run(
       [sys.executable, "-c", _PROGRAM, normalization],
-      env={**os.environ, "KERAS_BACKEND": backend}, capture_output=True, text=True, check=False,
+      env={**os.environ, **dict(variables), "KERAS_BACKEND": backend},
+      capture_output=True, text=True, check=False,
   )  # fmt: skip
   assert done.returncode == 0, done.stderr[-2000:]
   return json.loads(done.stdout.strip().splitlines()[-1])
@@ -66,8 +69,10 @@ def numbers(backend: str, normalization: str) -> dict[str, float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", OTHER_BACKENDS)
 @pytest.mark.parametrize("normalization", ["batch", "group"])
-def test_numbers_agree_with_tensorflow(backend, normalization):
-  expected, found = numbers("tensorflow", normalization), numbers(backend, normalization)
+def test_numbers_agree_with_tensorflow(backend, normalization, jax_cache):
+  variables = tuple(jax_cache.items())
+  expected = numbers("tensorflow", normalization, variables)
+  found = numbers(backend, normalization, variables)
   assert found == pytest.approx(expected, rel=2e-4, abs=2e-5)
   # The training step did something.
   assert found["fit_loss"] != pytest.approx(found["basnet_hybrid"], rel=1e-3)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flexunet import run_folder
-from flexunet.training import callbacks, monitoring
+from flexunet.training import callbacks, history
 
 
 class FakeModel:
@@ -100,18 +100,42 @@ def test_any_dice_ranks_above_none_and_among_none_the_lower_loss_wins():
 def test_an_epoch_cut_by_a_time_limit_and_continued_is_no_second_epoch_of_its_number(
     tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(monitoring, "draw_curves", lambda rows: b"")
+  monkeypatch.setattr(history, "draw_curves", lambda rows: b"")
   clock = callbacks.RunClock(30, 0, steps_per_epoch=10)
-  history = monitoring.History(run_folder.RunFolder(tmp_path), clock)
-  history.set_model(FakeModel())
+  table = history.History(run_folder.RunFolder(tmp_path), clock)
+  table.set_model(FakeModel())
   for step, epoch in ((10, 0), (14, 1), (20, 1), (30, 2)):  # Cut after 4 of the 10 steps.
     clock.step = step
-    history.on_epoch_end(epoch, {"loss": 1.0})
-  assert [row["epoch"] for row in history.rows] == [1, 1.4, 2, 3]
+    table.on_epoch_end(epoch, {"loss": 1.0})
+  assert [row["epoch"] for row in table.rows] == [1, 1.4, 2, 3]
   assert [line.split(",")[0] for line in (tmp_path / "history.csv").read_text().split()] == [
       "epoch", "1", "1.4", "2", "3"
   ]  # fmt: skip
-  assert json.loads(monitoring.final_line(history.rows))["epochs"] == 3
+  assert json.loads(history.final_line(table.rows))["epochs"] == 3
+
+
+def test_curves_are_drawn_in_a_small_share_of_the_time_and_at_the_end(tmp_path, monkeypatch):
+  now, drawn = [100.0], []
+
+  def draw(rows):
+    now[0] += 1.0
+    drawn.append(len(rows))
+    return b"png"
+
+  monkeypatch.setattr(history, "draw_curves", draw)
+  monkeypatch.setattr(history.time, "monotonic", lambda: now[0])
+  run = run_folder.RunFolder(tmp_path)
+  table = history.History(run, callbacks.RunClock(90, 0, steps_per_epoch=10))
+  table.set_model(FakeModel())
+  for epoch in range(9):
+    now[0] += 10.0
+    table.on_epoch_end(epoch, {"loss": 1.0})
+    assert len(run.history_csv.read_text().splitlines()) == epoch + 2
+  # A second each, so 50 s after the last one at the earliest.
+  assert drawn == [1, 6] and run.curves_png.read_bytes() == b"png"
+  assert len(table.finish()) == 9 and drawn == [1, 6, 9]
+  table.finish()
+  assert drawn == [1, 6, 9]
 
 
 def test_the_last_line_has_the_best_score_of_the_epochs_that_have_one():
@@ -120,6 +144,6 @@ def test_the_last_line_has_the_best_score_of_the_epochs_that_have_one():
       {"epoch": epoch, "step": 9, "seconds": 2.0, "val_foreground_dice": score}
       for epoch, score in enumerate(scores, 1)
   ]
-  line = json.loads(monitoring.final_line(rows))
+  line = json.loads(history.final_line(rows))
   assert line == {"epochs": 3, "steps": 9, "seconds": 2.0, "best_val_foreground_dice": 0.5}
-  assert "best_val_foreground_dice" not in json.loads(monitoring.final_line(rows[:1]))
+  assert "best_val_foreground_dice" not in json.loads(history.final_line(rows[:1]))

@@ -2,8 +2,6 @@
 
 import functools
 import json
-import os
-import pathlib
 import subprocess
 import sys
 import tempfile
@@ -12,15 +10,13 @@ import types
 import keras
 import numpy as np
 import pytest
-import resume_program
+import resume_runs
 
 from flexunet import config
 from flexunet.core.errors import InputError
 from flexunet.network import model, weights
 from flexunet.objectives import losses
 from flexunet.training import devices
-
-_PROGRAM = pathlib.Path(resume_program.__file__)
 
 # The backends of Keras beside TensorFlow, each an extra of setup.cfg.
 OTHER_BACKENDS = [
@@ -147,20 +143,20 @@ def test_half_precision_follows_the_losses_of_float32(policy):
   np.testing.assert_allclose(curves[1], curves[0], rtol=0.03)
 
 
-def train(data_dir, run_dir, *arguments, **knobs):
-  done = subprocess.run(
-      [sys.executable, str(_PROGRAM), str(data_dir), str(run_dir), f"--knobs={json.dumps(knobs)}",
-       *arguments], capture_output=True, text=True, check=False,
-  )  # fmt: skip
-  assert done.returncode == 0, done.stderr[-3000:]
-  return json.loads(done.stdout.splitlines()[-1])
+def trained(found):
+  """Takes what `resume_runs.train` returns; returns what a run that has ended tells."""
+  code, told, stderr = found
+  assert code == 0, stderr[-3000:]
+  return told
 
 
 @pytest.mark.slow
 def test_the_same_command_twice_gives_the_same_weights(blob_data, tmp_path):
-  one, two = (train(blob_data, tmp_path / name, epochs=2) for name in ("one", "two"))
+  one, two, other = (
+      trained(resume_runs.train(blob_data, tmp_path / f"run_{number}", epochs=2, seed=seed))
+      for number, seed in enumerate((1, 1, 2))
+  )
   assert one == two
-  other = train(blob_data, tmp_path / "other", epochs=2, seed=2)
   assert other["model"] != one["model"]
 
 
@@ -170,6 +166,11 @@ def test_muon_is_refused_on_several_devices(monkeypatch):
     devices.complete(config.TrainingConfig(optimizer="muon", num_devices=2))
 
 
+def on_two(data_dir, run_dir, *arguments, **knobs):
+  knobs = {"epochs": 2, "num_devices": 2, "previews": 3, **knobs}
+  return resume_runs.train(data_dir, run_dir, "--logical_devices=2", *arguments, **knobs)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "averages",
@@ -177,41 +178,35 @@ def test_muon_is_refused_on_several_devices(monkeypatch):
     ids=lambda knobs: "_".join(map(str, knobs.values())),
 )  # fmt: skip
 def test_two_devices_share_a_batch_and_resume_exactly(blob_data, tmp_path, averages):
-  both = ("--logical_devices=2",)
-  knobs = {"epochs": 2, "num_devices": 2, "previews": 3, **averages}
-  whole = train(blob_data, tmp_path / "whole", *both, **knobs)
-  killed = subprocess.run(
-      [sys.executable, str(_PROGRAM), str(blob_data), str(tmp_path / "run"), *both,
-       f"--knobs={json.dumps(knobs)}", "--kill=terminate_step:14"],
-      capture_output=True, check=False,
-  )  # fmt: skip
-  assert killed.returncode == 128 + 15
-  assert train(blob_data, tmp_path / "run", *both, "--resume", **knobs) == whole
-  manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+  whole = trained(on_two(blob_data, tmp_path / "whole", **averages))
+  run = tmp_path / "run"
+  assert on_two(blob_data, run, "--kill=terminate_step:14", **averages)[0] == 128 + 15
+  assert trained(on_two(blob_data, run, "--resume", **averages)) == whole
+  manifest = json.loads((run / "manifest.json").read_text())
   assert manifest["devices_sharing_a_batch"] == 2
+
+
+@pytest.mark.slow
+def test_another_number_of_devices_is_refused_and_the_losses_are_alike(blob_data, tmp_path):
+  both = trained(on_two(blob_data, tmp_path / "both", epochs=1))
+  code, _, stderr = resume_runs.train(
+      blob_data, tmp_path / "both", "--resume", epochs=2, num_devices=1, previews=3
+  )
+  assert code == 1 and "--num_devices was 2, now it is 1" in stderr
   # Each device draws its own dropout; else they are one (test_replicas.py).
-  knobs["num_devices"] = 1
-  other = subprocess.run(
-      [sys.executable, str(_PROGRAM), str(blob_data), str(tmp_path / "run"), "--resume",
-       f"--knobs={json.dumps(knobs | {'epochs': 3})}"],
-      capture_output=True, text=True, check=False,
-  )  # fmt: skip
-  assert other.returncode == 1 and "--num_devices was 2, now it is 1" in other.stderr
-  alone = json.loads(train(blob_data, tmp_path / "alone", **knobs)["history"])
-  assert json.loads(whole["history"])[0]["loss"] == pytest.approx(alone[0]["loss"], rel=0.1)
+  alone = trained(resume_runs.train(blob_data, tmp_path / "alone", epochs=1, num_devices=1))
+  losses = [json.loads(run["history"])[0]["loss"] for run in (both, alone)]
+  assert losses[0] == pytest.approx(losses[1], rel=0.1)
 
 
 @functools.lru_cache
 def loss_curve(backend, data_dir):
   with tempfile.TemporaryDirectory() as folder:
-    done = subprocess.run(
-        [sys.executable, str(_PROGRAM), str(data_dir), f"{folder}/run", "--dropout=0", "--losses",
-         # "auto" is bfloat16 on TensorFlow alone, where the CPU has a matrix unit for it.
-         '--knobs={"epochs": 2, "precision": "float32"}'],
-        capture_output=True, text=True, check=False, env={**os.environ, "KERAS_BACKEND": backend},
-    )  # fmt: skip
-  assert done.returncode == 0, done.stderr[-3000:]
-  return json.loads(done.stdout.splitlines()[-1])
+    # "auto" is bfloat16 on TensorFlow alone, where the CPU has a matrix unit for it.
+    return trained(resume_runs.train_apart(
+        {"KERAS_BACKEND": backend}, data_dir, f"{folder}/run", "--dropout=0", "--losses", epochs=2,
+        precision="float32",
+    ))  # fmt: skip
 
 
 @pytest.mark.slow
@@ -232,17 +227,17 @@ def test_the_trainer_gives_the_same_loss_curve_on_other_backends(backend, blob_d
     ids=lambda knobs: "_".join(map(str, knobs.values())),
 )  # fmt: skip
 def test_a_run_with_dropout_resumes_exactly_on_other_backends(
-    backend, averages, blob_data, tmp_path, monkeypatch
+    backend, averages, blob_data, tmp_path, jax_cache
 ):
-  monkeypatch.setenv("KERAS_BACKEND", backend)
-  knobs = {"epochs": 2, **averages}
-  whole = train(blob_data, tmp_path / "whole", **knobs)
-  killed = subprocess.run(
-      [sys.executable, str(_PROGRAM), str(blob_data), str(tmp_path / "run"),
-       f"--knobs={json.dumps(knobs)}", "--kill=terminate_step:5"], capture_output=True, check=False,
-  )  # fmt: skip
-  assert killed.returncode == 128 + 15
-  assert train(blob_data, tmp_path / "run", "--resume", **knobs) == whole
+  def train(name, *arguments):
+    variables = {"KERAS_BACKEND": backend, **jax_cache}
+    return resume_runs.train_apart(
+        variables, blob_data, tmp_path / name, *arguments, epochs=2, **averages
+    )
+
+  whole = trained(train("whole"))
+  assert train("run", "--kill=terminate_step:5")[0] == 128 + 15
+  assert trained(train("run", "--resume")) == whole
 
 
 def test_the_speed_of_a_convolution_is_that_of_the_clock_and_timed_once(monkeypatch):
