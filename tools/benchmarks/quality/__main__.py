@@ -7,7 +7,8 @@ Beside flexunet, with any flags of its trainer (flexunet:--batch_size=4), there 
 MONAI, in an environment of their own, and programs of your own (program:FILE). All train on the
 same slices of the same subjects and on the same processors, one after the other; the learning
 rate of each reaches its end with the time. Minutes count from the first training step. The labels
-that each predicts for the test subjects are scored by one program.
+that each predicts for the test subjects are scored by one program. flexunet_folds and
+flexunet_planes spend the minutes on several networks, a fold or a plane each, and average them.
 
 OUT/results holds a file per training, so that the same command with --resume continues, and one
 with more sets, systems, minutes or seeds adds to it; OUT/summary.json, table.md, dice.png and
@@ -31,7 +32,8 @@ _PROGRAM = flags.Program(__doc__, first=("sets", "systems", "minutes", "seeds", 
 _SETS = _PROGRAM.string(
     "sets", None,
     "Built datasets: NAME=DATA_DIR:DATASET[/CONFIG], with commas between several, or a JSON file,"
-    " {NAME: \"DATA_DIR:DATASET\"}.",
+    " {NAME: \"DATA_DIR:DATASET\"} or {NAME: {\"data_dir\": ..., \"dataset\": ..., \"title\": ...,"
+    " \"planes\": [\"DATA_DIR:DATASET\", ...]}}; planes are the same scans, cut in other planes.",
     required=True,
 )  # fmt: skip
 _SYSTEMS = _PROGRAM.string(

@@ -130,9 +130,7 @@ def _run_job(
       log=options.folder / "logs" / f"{job.key}.txt",
   )
   try:
-    outcome = _train(job, data, places, options, python)
-    ids = None if job.system.program is None else exported_set.class_ids(places.data)
-    scores = scoring.score(data.volumes, places.predictions, data.class_names, ids)
+    outcome, scores = _train(job, data, places, options, python)
   except (JobError, InputError) as error:
     return {**result, "status": "failed", "error": str(error).splitlines()[0]}
   if not options.keep_work:
@@ -142,16 +140,22 @@ def _run_job(
 
 def _train(
     job: Job, data: _OpenedSet, places: Places, options: Options, python: pathlib.Path
-) -> Outcome:
-  """Trains, and leaves the predicted labels of the test split."""
+) -> tuple[Outcome, dict[str, Any]]:
+  """Trains, predicts the test split, and returns what it took with the scores."""
   if job.system.program is None:
-    outcome = running.train_flexunet(job, places, options.patience_minutes)
-    scoring.predict_with_run(places.run_dir, data.volumes, places.predictions)
-    return outcome
+    networks = running.members(job, places)
+    outcome = running.train_flexunet(job, networks, options.patience_minutes)
+    runs = [one.places.run_dir for one in networks]
+    if len(runs) > 1:
+      return outcome, scoring.score_ensemble(runs, places.work / "ensemble", data.class_names)
+    scoring.predict_with_run(runs[0], data.volumes, places.predictions)
+    return outcome, scoring.score(data.volumes, places.predictions, data.class_names)
   data.exported()
-  return running.train_peer(
+  outcome = running.train_peer(
       job, places, python, machine.available_cpus(), options.patience_minutes
   )
+  ids = exported_set.class_ids(places.data)
+  return outcome, scoring.score(data.volumes, places.predictions, data.class_names, ids)
 
 
 def _said(result: results.Result) -> str:

@@ -16,9 +16,13 @@ from flexunet.core import files
 from flexunet.core.errors import InputError, unknown_name
 
 _NNUNET, _MONAI = "nnunet_peer.py", "monai_peer.py"
+# Ours too: several networks in the minutes of one, which then predict together.
+FOLDS, PLANES = "flexunet_folds", "flexunet_planes"
 # Name -> (program beside this file, None: our trainer; its options; what the help says).
 SYSTEMS: Mapping[str, tuple[str | None, tuple[str, ...], str]] = {
     "flexunet": (None, (), "our trainer"),
+    FOLDS: (None, (), "ours, a network for each fold of the dataset, the minutes divided by them"),
+    PLANES: (None, (), "ours, a network for each plane that the set names, likewise"),
     "nnunet_2d": (_NNUNET, ("--configuration=2d",), "nnU-Net 2d as it plans for 8 GB"),
     "nnunet_2d_small": (
         _NNUNET, ("--configuration=2d", "--memory_gb=1"), "nnU-Net 2d as it plans for 1 GB",
@@ -55,12 +59,14 @@ class BenchSet:
     dataset: name[/config[/version]] below `data_dir`; None where that is the version folder.
     data_dir: Folder of built datasets.
     title: What images and tables call it.
+    planes: (dataset, data_dir) of the same scans cut in other planes.
   """
 
   name: str
   dataset: str | None
   data_dir: str
   title: str = ""
+  planes: tuple[tuple[str | None, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +77,13 @@ class System:
     name: In tables and images.
     program: File that is run in the environment of the peers; None: our trainer.
     options: Words of its command line.
+    ensemble: FOLDS or PLANES: what the networks of our trainer differ in; "": there is one.
   """
 
   name: str
   program: pathlib.Path | None
   options: tuple[str, ...] = ()
+  ensemble: str = ""
 
   @property
   def needs_peers_env(self) -> bool:
@@ -108,6 +116,11 @@ class Job:
       processors: How many the system may use.
     """
     program = self.system.program
+    own: dict[str, Any] = {}
+    if self.system.ensemble:
+      own["ensemble"] = self.system.ensemble
+    if self.system.ensemble == PLANES:
+      own["planes"] = [dataset for dataset, _ in self.data.planes]
     return {
         "set": self.data.name,
         "records": identity,
@@ -117,6 +130,7 @@ class Job:
         "minutes": self.minutes,
         "seed": self.seed,
         "processors": processors,
+        **own,
     }
 
 
@@ -125,8 +139,8 @@ def parse_sets(text: str) -> list[BenchSet]:
 
   Args:
     text: NAME=DATA_DIR:DATASET, with commas between several, or a JSON file of the form
-      {NAME: "DATA_DIR:DATASET"} or {NAME: {"data_dir": ..., "dataset": ..., "title": ...}}, whose
-      relative folders count from where it lies.
+      {NAME: "DATA_DIR:DATASET"} or {NAME: {"data_dir": ..., "dataset": ..., "title": ...,
+      "planes": ["DATA_DIR:DATASET", ...]}}, whose relative folders count from where it lies.
 
   Raises:
     InputError: It is neither, or a name stands twice.
@@ -152,21 +166,33 @@ def _sets_of_file(path: pathlib.Path) -> list[BenchSet]:
 
 def _set_of(name: str, place: Any, base: pathlib.Path) -> BenchSet:
   if isinstance(place, str):
-    folder, _, dataset = place.rpartition(":")
-    place = {"data_dir": folder or dataset, "dataset": dataset if folder else None}
-  known = {"data_dir", "dataset", "title"}
+    place = dict(zip(("dataset", "data_dir"), _place_of(place), strict=True))
+  known = {"data_dir", "dataset", "title", "planes"}
   right = isinstance(place, dict) and set(place) <= known and place.get("data_dir")
-  if not right or not _NAME.fullmatch(name):
+  planes = place.get("planes", []) if right else []
+  named = isinstance(planes, list) and all(isinstance(one, str) and one for one in planes)
+  if not right or not named or not _NAME.fullmatch(name):
     raise InputError(
         "A set must be NAME=DATA_DIR:DATASET[/CONFIG], its name of letters, digits, '_', '.', '+'"
         f" and '-'. Got: {name}={json.dumps(place)}."
     )
+
+  def absolute(folder: str) -> str:
+    return str((base / pathlib.Path(folder).expanduser()).absolute())
+
   return BenchSet(
       name,
       place.get("dataset"),
-      str((base / pathlib.Path(place["data_dir"]).expanduser()).absolute()),
+      absolute(place["data_dir"]),
       place.get("title") or name,
+      tuple((dataset, absolute(folder)) for dataset, folder in map(_place_of, planes)),
   )
+
+
+def _place_of(text: str) -> tuple[str | None, str]:
+  """Returns (dataset, data_dir) of DATA_DIR:DATASET, or of a version folder."""
+  folder, _, dataset = text.rpartition(":")
+  return (dataset, folder) if folder else (None, dataset)
 
 
 def parse_systems(text: str) -> list[System]:
@@ -204,7 +230,8 @@ def _system_of(word: str) -> System:
     raise unknown_name("system", kind, [*SYSTEMS, PROGRAM])
   program, own, _ = SYSTEMS[kind]
   place = pathlib.Path(__file__).with_name(program) if program else None
-  return System(label or (word if given else kind), place, (*own, *given))
+  ensemble = kind if kind in (FOLDS, PLANES) else ""
+  return System(label or (word if given else kind), place, (*own, *given), ensemble)
 
 
 def parse_minutes(words: Sequence[str]) -> list[float]:
@@ -228,7 +255,17 @@ def all_jobs(
     minutes: Sequence[float],
     seeds: Sequence[int],
 ) -> list[Job]:
-  """Returns every combination; short ones first, so that an early end leaves whole comparisons."""
+  """Returns every combination; short ones first, so that an early end leaves whole comparisons.
+
+  Raises:
+    InputError: A set names no other planes, and a system needs them.
+  """
+  alone = [data.name for data in sets if not data.planes]
+  if alone and any(system.ensemble == PLANES for system in systems):
+    raise InputError(
+        f"--systems={PLANES} needs sets of a JSON file that name the same scans in other planes,"
+        f' {{NAME: {{..., "planes": ["DATA_DIR:DATASET", ...]}}}}. Got none of {", ".join(alone)}.'
+    )
   return [
       Job(data, system, budget, seed)
       for budget in minutes

@@ -21,7 +21,8 @@ import flexunet
 from flexunet import run_folder
 from flexunet.core import files
 from flexunet.core.errors import InputError
-from flexunet.tools.benchmarks.quality.jobs import Job
+from flexunet.pipelines import dataset_source
+from flexunet.tools.benchmarks.quality.jobs import FOLDS, PLANES, SPLITS, Job
 
 _PEER_PACKAGES = ("nnunetv2", "monai", "torch", "einops")
 _REQUIREMENTS = pathlib.Path(__file__).with_name("peers.txt")
@@ -64,6 +65,22 @@ class Places:
 
 
 @dataclasses.dataclass(frozen=True)
+class Member:
+  """A network of ours: one of an ensemble, or all there is.
+
+  Attributes:
+    dataset, data_dir: What it is trained on.
+    flags: Of its own.
+    places: Where; each has a run folder and a log.
+  """
+
+  dataset: str | None
+  data_dir: str
+  flags: tuple[str, ...]
+  places: Places
+
+
+@dataclasses.dataclass(frozen=True)
 class Outcome:
   """What a training took.
 
@@ -83,25 +100,61 @@ class Outcome:
   versions: dict[str, str]
 
 
-def train_flexunet(job: Job, places: Places, patience_minutes: float) -> Outcome:
-  """Trains by `flexunet train`; the run is left in `places.run_dir`.
+def members(job: Job, places: Places) -> list[Member]:
+  """Returns the networks that a system of ours trains, one after the other.
+
+  Raises:
+    InputError: The dataset has one fold, where there must be more.
+  """
+  data = job.data
+  parts: list[tuple[str | None, str, tuple[str, ...]]] = [(data.dataset, data.data_dir, ())]
+  if job.system.ensemble == PLANES:
+    parts += [(*one, ()) for one in data.planes]
+  elif job.system.ensemble == FOLDS:
+    folds = dataset_source.folds_of(data.dataset, data.data_dir, SPLITS[:2])
+    parts = [(data.dataset, data.data_dir, (f"--fold={fold}",)) for fold in folds]
+  if not job.system.ensemble:
+    return [Member(*parts[0], places)]
+  return [
+      Member(*part, dataclasses.replace(
+          places, work=places.work / f"member_{number}",
+          log=places.log.with_name(f"{places.log.stem}__member_{number}.txt"),
+      ))
+      for number, part in enumerate(parts)
+  ]  # fmt: skip
+
+
+def train_flexunet(job: Job, networks: Sequence[Member], patience_minutes: float) -> Outcome:
+  """Trains by `flexunet train`; each run is left in its own `places.run_dir`.
 
   Args:
     job: Of our trainer.
-    places: Where.
-    patience_minutes: How long set-up may take.
+    networks: Those of the system, which share the minutes evenly.
+    patience_minutes: How long the set-up of each may take.
 
   Raises:
-    JobError: It has failed.
+    JobError: One has failed.
   """
-  dataset = [f"--dataset={job.data.dataset}"] if job.data.dataset else []
+  found = [_train_one(job, one, job.minutes / len(networks), patience_minutes) for one in networks]
+  first = found[0]
+  return dataclasses.replace(
+      first,
+      training_s=sum(one.training_s for one in found),
+      with_setup_s=sum(one.with_setup_s for one in found),
+      steps=sum(one.steps for one in found),
+      details={**first.details, "networks": len(found)} if len(found) > 1 else first.details,
+  )
+
+
+def _train_one(job: Job, one: Member, minutes: float, patience_minutes: float) -> Outcome:
+  dataset = [f"--dataset={one.dataset}"] if one.dataset else []
   command = [
-      sys.executable, "-m", "flexunet", "train", *dataset, f"--data_dir={job.data.data_dir}",
-      f"--run_dir={places.run_dir}", f"--max_minutes={job.minutes:g}", f"--seed={job.seed}",
-      *job.system.options,
+      sys.executable, "-m", "flexunet", "train", *dataset, f"--data_dir={one.data_dir}",
+      f"--run_dir={one.places.run_dir}", f"--max_minutes={minutes:g}", f"--seed={job.seed}",
+      *one.flags, *job.system.options,
   ]  # fmt: skip
-  whole_s = run_program(command, places, job.minutes + patience_minutes)
-  run = run_folder.RunFolder.open(places.run_dir)
+  whole_s = run_program(command, one.places, minutes + patience_minutes)
+  run = run_folder.RunFolder.open(one.places.run_dir)
   with open(run.history_csv, newline="", encoding="utf-8") as stream:
     last = list(csv.DictReader(stream))[-1]
   config, manifest = run.read_config(), files.read_json(run.manifest_json)

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from flexunet import run_folder
+from flexunet import ensemble_folder, run_folder
 from flexunet.core.errors import InputError
-from flexunet.evaluation import scores, summary
+from flexunet.cross_validation import pooling
+from flexunet.evaluation import evaluate_ensemble, scores, summary
 from flexunet.evaluation.labelled_volumes import LabelledVolume
 from flexunet.prediction import opening
 from flexunet.tools.benchmarks.quality.exported_set import TestVolume
 
+_KEPT = ("class", "status", "dice", "reference_pixels", "predicted_pixels")
 _UNKNOWN_MM = (float("nan"), float("nan"))
 
 
@@ -60,9 +62,7 @@ def score(
     class_ids: The class that each value of the answers stands for; None: its own.
 
   Returns:
-    `foreground_dice`, `per_class` {class: mean Dice}, `subjects` (`subject`, `foreground_dice`,
-    `dice` by class) and `volumes` (`subject`, `volume`, `class`, `status`, `dice` and pixels), NaN
-    as None.
+    As `_summed`.
 
   Raises:
     InputError: An answer is missing, has another shape or values that are no class.
@@ -73,6 +73,44 @@ def score(
       for one in volumes
       for row in _rows(one, _read(one, predictions, ids), class_names)
   ]
+  return _summed(rows, class_names)
+
+
+def score_ensemble(
+    run_dirs: Sequence[pathlib.Path], folder: pathlib.Path, class_names: Sequence[str]
+) -> dict[str, Any]:
+  """Returns what `score` does, of runs that predict the test split together.
+
+  They may be of different planes. Each counts the same.
+
+  Args:
+    run_dirs: Trained runs; the first decides the plane in which slices are counted.
+    folder: Where the evaluation goes.
+    class_names: By id, background first.
+
+  Raises:
+    InputError: The runs cannot answer together.
+  """
+  found = tuple(run_folder.RunFolder.open(path) for path in run_dirs)
+  runs = ensemble_folder.RunSet(found, (1 / len(found),) * len(found))
+  options = opening.PredictionOptions(calibrated=False, clean_up=False)
+  evaluate_ensemble.evaluate_ensemble(
+      runs, ["test"], output_dir=folder, weights="equal", options=options, lesions="off",
+      show_progress=False,
+  )  # fmt: skip
+  rows = pooling.read_rows(ensemble_folder.EnsembleFolder(folder), "test")
+  kept = ("subject", "volume", *_KEPT)
+  return _summed([{name: row[name] for name in kept} for row in rows], class_names)
+
+
+def _summed(rows: Sequence[summary.Row], class_names: Sequence[str]) -> dict[str, Any]:
+  """Returns the figures of the rows of a test split.
+
+  Returns:
+    `foreground_dice`, `per_class` {class: mean Dice}, `subjects` (`subject`, `foreground_dice`,
+    `dice` by class) and `volumes` (`subject`, `volume`, `class`, `status`, `dice` and pixels), NaN
+    as None.
+  """
   whole = summary.statistics(list(summary.foreground_dice(rows).values()))
   subjects = [
       _of_subject([row for row in rows if row["subject"] == subject], subject)
@@ -102,9 +140,8 @@ def _rows(
     ]
   truth = np.concatenate([label.ravel() for label in native.labels])[None]
   found = np.concatenate([label.ravel() for label in predicted])[None]
-  kept = ("class", "status", "dice", "reference_pixels", "predicted_pixels")
   return [
-      {"subject": volume.subject, "volume": volume.volume, **{name: row[name] for name in kept}}
+      {"subject": volume.subject, "volume": volume.volume, **{name: row[name] for name in _KEPT}}
       for row in scores.label_scores(truth, found, class_names, _UNKNOWN_MM)
   ]
 

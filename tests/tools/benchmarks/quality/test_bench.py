@@ -15,7 +15,7 @@ from flexunet.evaluation import evaluate
 from flexunet.pipelines import dataset_source
 from flexunet.run_folder import RunFolder
 from flexunet.tools.benchmarks.quality import __main__ as program
-from flexunet.tools.benchmarks.quality import bench, exported_set, jobs, scoring
+from flexunet.tools.benchmarks.quality import bench, exported_set, jobs, running, scoring
 
 # What a peer is, in short: it labels by brightness, and says what it took.
 PEER = """
@@ -47,7 +47,7 @@ def records(subjects, seed, slices=4, first=0):
     made.append({
         "image": image, "label": label, "subject": subject, "volume": subject,
         "slice_index": first + place % slices * (2 if first else 1),
-        "spacing_mm": (1.0, 2.0), "slice_spacing_mm": 3.0,
+        "spacing_mm": (1.0, 2.0), "slice_spacing_mm": 3.0, "fold": place // slices % 3,
     })  # fmt: skip
   return made
 
@@ -215,21 +215,61 @@ def test_wrong_flags_end_in_one_line_and_leave_nothing(words, message, data, tmp
   assert not (tmp_path / "out").exists()
 
 
+def test_the_networks_of_an_ensemble_share_the_minutes(data, tmp_path, monkeypatch):
+  other = tmp_path / "data_of_another_plane"
+  listed = tmp_path / "sets.json"
+  listed.write_text(json.dumps({"blobs": {"data_dir": str(data), "planes": [str(other)]}}))
+  (one,) = jobs.parse_sets(str(listed))
+  commands = []
+
+  def train(command, places, most_minutes):
+    commands.append(command)
+    raise running.JobError("stop")
+
+  monkeypatch.setattr(running, "run_program", train)
+  for name, folders, flags in (
+      ("flexunet_planes", [str(data), str(other)], [[], []]),
+      ("flexunet_folds", [str(data)] * 3, [["--fold=0"], ["--fold=1"], ["--fold=2"]]),
+      ("flexunet", [str(data)], [[]]),
+  ):  # fmt: skip
+    (job,) = jobs.all_jobs([one], jobs.parse_systems(f"{name}:--seed=4"), [6.0], [1])
+    places = running.Places(data, tmp_path / "work", tmp_path, tmp_path / "log.txt")
+    networks = running.members(job, places)
+    assert [network.data_dir for network in networks] == folders
+    assert [list(network.flags) for network in networks] == flags
+    for of_all in ("run_dir", "log"):
+      assert len({getattr(network.places, of_all) for network in networks}) == len(networks)
+    with pytest.raises(running.JobError):
+      running.train_flexunet(job, networks, 1.0)
+    assert f"--max_minutes={6 / len(networks):g}" in commands.pop()
+
+
 @pytest.mark.slow
 def test_our_trainer_gets_the_figure_of_its_own_evaluation(data, tmp_path):
   out = tmp_path / "out"
+  small = ":--base_filters=4 --num_layers=2 --image_size=32,32"
   command = [
       sys.executable, "-m", "flexunet", "benchmark_quality", f"--sets=blobs={data}",
-      "--systems=flexunet:--base_filters=4 --num_layers=2 --image_size=32,32", "--minutes=0.1",
+      f"--systems=flexunet{small},three=flexunet_folds{small}", "--minutes=0.1",
       "--seeds=3", f"--output_dir={out}", "--keep_work", "--json",
   ]  # fmt: skip
   done = subprocess.run(command, capture_output=True, text=True, timeout=600)
   assert done.returncode == 0, done.stderr
-  (entry,) = json.loads(done.stdout)["entries"]
+  found = json.loads(done.stdout)["entries"]
+  entries = {entry["system"].partition(":")[0]: entry for entry in found}
   (run_dir,) = out.glob("work/*/run")
   scores = evaluate.evaluate(RunFolder.open(run_dir), ["test"], show_progress=False)["test"]
-  assert entry["dice"]["mean"] == pytest.approx(scores["foreground_dice"]["mean"], abs=1e-12)
-  assert 0 < entry["training_s"] < entry["with_setup_s"] and entry["steps"] > 0
+  alone = entries["flexunet"]
+  assert alone["dice"]["mean"] == pytest.approx(scores["foreground_dice"]["mean"], abs=1e-12)
+  assert 0 < alone["training_s"] < alone["with_setup_s"] and alone["steps"] > 0
+  members = sorted(out.glob("work/*/member_*/run"))
+  assert [RunFolder.open(path).read_config().data.fold for path in members] == [0, 1, 2]
+  metrics = files.read_json(next(out.glob("work/*/ensemble/evaluation/metrics.json")))["test"]
+  assert entries["three"]["dice"]["mean"] == pytest.approx(
+      metrics["foreground_dice"]["mean"], abs=1e-12
+  )
+  (result,) = (files.read_json(path) for path in out.glob("results/*three*.json"))
+  assert result["details"]["networks"] == 3 and result["scores"]["subjects"]
   again = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=300)
   assert again.returncode == 0 and "0 trainings" in again.stderr
   refused = subprocess.run(command, capture_output=True, text=True, timeout=300)

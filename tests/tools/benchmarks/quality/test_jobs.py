@@ -66,6 +66,25 @@ def test_sets_are_named_in_words_or_in_a_file(tmp_path):
   assert (two.data_dir, two.dataset, two.title) == ("/own", None, "Our own")
 
 
+def test_other_planes_of_a_set_are_named_in_its_file(tmp_path):
+  listed = tmp_path / "sets.json"
+  place = {"data_dir": "data", "dataset": "hip/slices", "planes": ["data:hip/axial", "/own/1.0.0"]}
+  listed.write_text(json.dumps({"hip": place}))
+  (one,) = jobs.parse_sets(str(listed))
+  assert one.planes == (("hip/axial", str(tmp_path / "data")), (None, "/own/1.0.0"))
+  systems = jobs.parse_systems("flexunet,flexunet_folds,both=flexunet_planes:--num_layers=4")
+  assert [system.ensemble for system in systems] == ["", jobs.FOLDS, jobs.PLANES]
+  alone, folds, planes = (job.settings("a", 2) for job in jobs.all_jobs([one], systems, [1.0], [1]))
+  assert not {"ensemble", "planes"} & set(alone) and "planes" not in folds
+  assert planes["planes"] == ["hip/axial", None] and planes["options"] == ["--num_layers=4"]
+  (other,) = jobs.parse_sets("hip=data:hip/slices")
+  with pytest.raises(InputError, match='--systems=flexunet_planes needs .*"planes".* none of hip'):
+    jobs.all_jobs([other], systems, [1.0], [1])
+  listed.write_text(json.dumps({"hip": {**place, "planes": "data:hip/axial"}}))
+  with pytest.raises(InputError, match="A set must be"):
+    jobs.parse_sets(str(listed))
+
+
 @pytest.mark.parametrize("text", ["", "hip", "a=x:y,a=x:z", "a/b=x:y"])
 def test_wrong_sets_are_refused(text):
   with pytest.raises(InputError):
