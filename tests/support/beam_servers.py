@@ -90,6 +90,27 @@ def when_a_case_is_done(data_dir: pathlib.Path, do):
   thread.join()
 
 
+@contextlib.contextmanager
+def out_of_memory_after(cases: int):
+  """Within, Beam's work fails in this process once it has read so many cases."""
+  # The job server, which this file is too, needs neither.
+  import pytest
+
+  from flexunet.datasets.builder import beam_cases
+
+  served, begun = beam_cases.ReadCase.process, []
+
+  def fails(self, element):
+    begun.append(element)
+    if len(begun) > cases:
+      raise RuntimeError("out of memory")
+    yield from served(self, element)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(beam_cases.ReadCase, "process", fails)
+    yield
+
+
 def serve(port_file: str, workers: str) -> None:
   """Runs the job server with so many workers."""
   from apache_beam.runners.portability import local_job_service_main

@@ -5,7 +5,10 @@ import hashlib
 import json
 import pathlib
 
+import pytest
+
 from flexunet.datasets import catalog
+from flexunet.datasets.builder import case_records
 from flexunet.tools.phantom import layouts
 
 SIZES = {
@@ -33,6 +36,26 @@ def build(dataset: str, raw: pathlib.Path, out: pathlib.Path, workers: int = 1, 
   builder.num_workers = workers
   builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=raw))
   return builder
+
+
+class Interrupted(BaseException):
+  """Stands for Ctrl-C."""
+
+
+def build_until(cases: int, dataset: str, raw: pathlib.Path, out: pathlib.Path) -> list[str]:
+  """Builds until so many cases are written, and is interrupted then; returns their keys."""
+  write_case, done = case_records.write_case, []
+
+  def interrupted(builder, task):
+    if len(done) == cases:
+      raise Interrupted
+    done.append(task.case.key)
+    return write_case(builder, task)
+
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+    patch.setattr(case_records, "write_case", interrupted)
+    build(dataset, raw, out)
+  return done
 
 
 def report_of(builder) -> dict:

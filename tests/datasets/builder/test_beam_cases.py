@@ -106,18 +106,7 @@ def test_a_failure_of_beam_keeps_what_is_done(tmp_path, monkeypatch):
   """A second start, here without Beam, reads the other cases alone."""
   raw = build_samples.raw_folder("hippocampus_t1w", tmp_path / "raw")
   local = build("hippocampus_t1w", raw, tmp_path / "local", num_workers=1)
-  served = beam_cases.ReadCase.process
-  count = 0
-
-  def dies(self, element):
-    nonlocal count
-    count += 1
-    if count > 2:
-      raise RuntimeError("out of memory")
-    yield from served(self, element)
-
-  with monkeypatch.context() as patched, pytest.raises(UnfinishedError) as raised:
-    patched.setattr(beam_cases.ReadCase, "process", dies)
+  with beam_servers.out_of_memory_after(2), pytest.raises(UnfinishedError) as raised:
     build("hippocampus_t1w", raw, tmp_path / "out", beam_options="")
   assert "Beam failed" in str(raised.value) and "out of memory" in str(raised.value)
   assert "2 of 5 cases were read and are kept" in str(raised.value)

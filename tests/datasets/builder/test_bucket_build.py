@@ -3,13 +3,13 @@
 import pathlib
 import shutil
 
+import beam_servers
 import build_samples
 import fsspec
 import pytest
 
 from flexunet.core.errors import InputError, UnfinishedError
 from flexunet.datasets.builder import (
-    beam_cases,
     bucket_build,
     build_tool,
     case_records,
@@ -116,17 +116,8 @@ def test_bad_files_are_named_as_on_one_machine(bucket, tmp_path):
 def test_cases_that_lie_in_the_bucket_are_not_read_again(bucket, monkeypatch):
   """Also where the machine of the build is another one than the first time."""
   raw, _, data_address, memory = bucket
-  served, count = beam_cases.ReadCase.process, 0
-
-  def dies(self, element):
-    nonlocal count
-    count += 1
-    if count > 2:
-      raise RuntimeError("out of memory")
-    yield from served(self, element)
-
-  with monkeypatch.context() as patched, pytest.raises(UnfinishedError, match="2 of 5 cases"):
-    patched.setattr(beam_cases.ReadCase, "process", dies)
+  failing = beam_servers.out_of_memory_after(2)
+  with failing, pytest.raises(UnfinishedError, match="2 of 5 cases"):
     build(raw, data_address, beam_options="")
   work = [path for path in memory.find("/built/data") if path.endswith(".records")]
   assert len(work) == 2

@@ -154,25 +154,13 @@ def test_no_local_path_reaches_the_built_files(built, raw):
     assert str(raw).encode() not in path.read_bytes()
 
 
-class Interrupted(BaseException):
-  """Stands for Ctrl-C."""
-
-
 def test_an_interrupted_build_leaves_no_dataset_and_goes_on_where_it_stopped(
     raw, built, tmp_path, monkeypatch
 ):
-  write_case, done = case_records.write_case, []
-
-  def interrupted(builder, task):
-    if len(done) == 3:
-      raise Interrupted
-    done.append(task.case.key)
-    return write_case(builder, task)
-
-  monkeypatch.setattr(case_records, "write_case", interrupted)
-  with pytest.raises(Interrupted):
-    build_samples.build(HIPPOCAMPUS, raw, tmp_path)
+  done = build_samples.build_until(3, HIPPOCAMPUS, raw, tmp_path)
   assert not list(tmp_path.rglob("dataset_info.json"))
+
+  write_case = case_records.write_case
 
   def counting(builder, task):
     done.append(task.case.key)
@@ -185,23 +173,12 @@ def test_an_interrupted_build_leaves_no_dataset_and_goes_on_where_it_stopped(
   assert not list(tmp_path.rglob(".work-*"))
 
 
-def test_a_damaged_work_file_is_written_again(raw, built, tmp_path, monkeypatch):
-  write_case, done = case_records.write_case, []
-
-  def interrupted(builder, task):
-    if len(done) == 3:
-      raise Interrupted
-    done.append(task.case.key)
-    return write_case(builder, task)
-
-  monkeypatch.setattr(case_records, "write_case", interrupted)
-  with pytest.raises(Interrupted):
-    build_samples.build(HIPPOCAMPUS, raw, tmp_path)
+def test_a_damaged_work_file_is_written_again(raw, built, tmp_path):
+  build_samples.build_until(3, HIPPOCAMPUS, raw, tmp_path)
   victim = sorted(tmp_path.rglob("*.records"))[0]
   content = bytearray(victim.read_bytes())
   content[100] ^= 1
   victim.write_bytes(content)
-  monkeypatch.setattr(case_records, "write_case", write_case)
   builder = build_samples.build(HIPPOCAMPUS, raw, tmp_path)
   assert build_samples.digests(builder.data_path) == build_samples.digests(built.data_path)
 

@@ -19,11 +19,11 @@ from flexunet.tools.data_service import server
 
 
 @contextlib.contextmanager
-def servers(*places):
+def servers(workers, work_dir=None):
   """Starts a dispatcher and workers as processes; yields (address, processes, dispatcher first)."""
-  ports = [service_address.free_port() for _ in range(places[0] + 1)]
+  ports = [service_address.free_port() for _ in range(workers + 1)]
   dispatcher = f"localhost:{ports[0]}"
-  started = [process(server.Task(ports[0], None, dispatcher))]
+  started = [process(server.Task(ports[0], None, dispatcher, work_dir))]
   started += [process(server.Task(p, dispatcher, f"localhost:{p}")) for p in ports[1:]]
   try:
     for one in started:
@@ -116,6 +116,38 @@ def test_a_lost_service_ends_the_run_in_time_and_it_resumes_alone(
   assert "saved at" in stderr
   code, found, stderr = resume_runs.train(blob_data, run, "--resume", **LONG)
   assert (code, found) == (0, alone), stderr
+
+
+@pytest.mark.slow
+def test_a_dispatcher_that_keeps_its_state_may_die_and_come_back(blob_data, alone, tmp_path):
+  run, state = tmp_path / "run", tmp_path / "state"
+  state.mkdir()
+  with servers(1, str(state)) as (address, started):
+    trainer = resume_runs.start(
+        blob_data, run, "--cache=none", f"--data_service={address}", **LONG
+    )
+    wait_for(lambda: checkpoints(run) or trainer.poll() is not None)
+    started[0].kill()
+    started[0].communicate()
+    port = int(address.rpartition(":")[2])
+    started[0] = process(server.Task(port, None, f"localhost:{port}", str(state)))
+    assert started[0].stdout.readline().strip() == server.READY
+    out, stderr = trainer.communicate(timeout=300)
+  assert trainer.returncode == 0, stderr
+  assert json.loads(out.splitlines()[-1]) == alone
+
+
+@pytest.mark.slow
+def test_two_devices_fed_by_a_service_train_as_without_it(blob_data, tmp_path):
+  knobs = {"epochs": 2, "num_devices": 2}
+  both = ("--logical_devices=2", "--cache=none")
+  code, expected, stderr = resume_runs.train(blob_data, tmp_path / "without", *both, **knobs)
+  assert code == 0, stderr
+  with servers(1) as (address, _):
+    found = resume_runs.train(
+        blob_data, tmp_path / "run", *both, f"--data_service={address}", **knobs
+    )
+  assert found[:2] == (0, expected), found[2]
 
 
 def test_a_wrong_address_is_one_line_before_tensorflow_is_loaded(blob_data, tmp_path):
