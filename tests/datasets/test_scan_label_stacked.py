@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scan_folders
 import tensorflow_datasets as tfds
+from scan_label_cases import found_in, refusal
 
 from flexunet.core.errors import InputError
 from flexunet.datasets import catalog
@@ -17,16 +18,6 @@ from flexunet.imaging import volume_bytes
 from flexunet.tools.build import print_files
 
 CHANNELS = ("FLAIR", "T1w", "t1gd")
-
-
-def found_in(root, tmp_path, **options):
-  return catalog.builder("scan_label", tmp_path / "out", options=options).inspect_source(root)
-
-
-def refusal(root, tmp_path, **options) -> str:
-  with pytest.raises(InputError) as error:
-    found_in(root, tmp_path, **options)
-  return str(error.value)
 
 
 @pytest.fixture
