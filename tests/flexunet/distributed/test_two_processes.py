@@ -24,7 +24,8 @@ STEPS = 20
 FLAGS = (
     "--num_layers=2", "--base_filters=4", "--normalization=batch", "--dropout_rate=0",
     "--batch_size=12", "--foreground_fraction=0", f"--epochs={STEPS}", "--validation_epochs=10",
-    "--early_stopping_patience=0", "--previews=1", "--augmentation=default", "--patch_size=none",
+    "--early_stopping_patience=0", "--previews=1", "--augmentation=default", "--patch_size=16",
+    "--ema_momentum=0.9",
     "--precision=float32", "--keep_checkpoints=2", "--image_size=20,28",
 )  # fmt: skip
 PATIENCE_S = 400
