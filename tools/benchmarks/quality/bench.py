@@ -43,7 +43,8 @@ class _OpenedSet:
   def __init__(self, data: BenchSet, folder: pathlib.Path):
     self.source: DatasetSource = dataset_source.open_dataset(data.dataset, data.data_dir)
     self.class_names = self.source.label_scheme(self.source.keys.label).names
-    self.shared = folder / "work" / f"set_{data.name}_{self.source.identity[:8]}"
+    made = f"{self.source.identity[:8]}_form{exported_set.FORM}"
+    self.shared = folder / "work" / f"set_{data.name}_{made}"
     self._volumes: list[TestVolume] | None = None
 
   @property

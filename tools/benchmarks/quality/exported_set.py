@@ -25,6 +25,8 @@ from flexunet.pipelines.dataset_source import DatasetSource
 from flexunet.pipelines.record_table import RecordTable
 from flexunet.tools.benchmarks.quality.jobs import SPLITS
 
+# Of the cases and their list; raised whenever these change, so that earlier ones are not taken.
+FORM = 2
 _LIST = "set.json"
 
 
