@@ -164,7 +164,7 @@ class TrainingConfig(Checked):
   budget: str | None = knob(
       None,
       "For those who do not know what to ask for: sets --max_minutes, more or less by the size of"
-      " the data and the speed of the machine, and --network_size. What is given beside it wins.",
+      " the data and the speed of the machine. What is given beside it wins.",
       choices=budgets.BUDGET_HELP,
       unset="",
       group=_OPTIMIZER,
@@ -173,7 +173,7 @@ class TrainingConfig(Checked):
       None,
       "Width of the network; --base_filters wins over it.",
       choices=budgets.NETWORK_SIZES,
-      unset="M, or that of --budget",
+      unset="M",
       group="Network",
   )
   batch_size: int = knob(None, "Slices or patches per step.", minimum=1, group=_OPTIMIZER)

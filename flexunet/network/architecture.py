@@ -122,7 +122,7 @@ class ModelConfig(Checked):
       minimum=1, maximum=12,
   )
   decoder_convolutions: int = knob(
-      2, "Convolutions in each decoder stage; nnU-Net's residual networks have 1.",
+      None, "Convolutions in each decoder stage; nnU-Net's residual networks have 1.",
       minimum=1, maximum=4,
   )
   upsampling: str = knob(
@@ -158,8 +158,12 @@ class ModelConfig(Checked):
       )
 
   def of_run(self) -> ModelConfig:
-    """Returns it as it stands for in a run's config: one from before `stem` works at full size."""
-    return self if self.stem else dataclasses.replace(self, stem="full")
+    """Returns it as it stands for in a run's config: what an earlier one lacks as it was then."""
+    return dataclasses.replace(
+        self,
+        stem=self.stem or "full",
+        decoder_convolutions=self.decoder_convolutions or 2,
+    )
 
   def require_complete(self) -> None:
     """Raises an InputError when a field other than `image_size` is open."""
@@ -222,4 +226,5 @@ PUBLISHED = ModelConfig(
     dropout_rate=0.05,
     normalization="none",
     stem="full",
+    decoder_convolutions=2,
 )

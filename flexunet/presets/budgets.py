@@ -1,6 +1,6 @@
 """`--budget` and `--network_size`: choices for people who do not know what to ask for.
 
-A budget is a time for which a network of some size is trained; what is given beside it wins. Times
+A budget is a time, more or less by the data and the machine; what is given beside it wins. Times
 and sizes are those of a CPU; on a GPU none has been measured.
 """
 
@@ -11,7 +11,7 @@ import math
 
 # Network size -> what it means. The filters of each are in `FILTERS`.
 NETWORK_SIZES = {
-    "S": "8 filters (GPU: 16), about a quarter of the operations of M; not compared yet",
+    "S": "8 filters (GPU: 16), about a quarter of the operations of M; better in no measured time",
     "M": "16 filters (GPU: 32): the one that the measured results are of",
     "L": "32 filters (GPU: 64), about four times the operations of M; not compared yet",
 }
@@ -27,31 +27,26 @@ class Budget:
   Attributes:
     minutes: Usual length.
     passes: How often each slice should be seen, those with foreground where they are drawn.
-    network_size: Key of `NETWORK_SIZES`.
     tta: Views to predict with later, as `flexunet predict --tta` takes them; "" for none.
     more: What gives a better answer than this budget, for the user.
   """
 
   minutes: float
   passes: float
-  network_size: str
   tta: str
   more: str
 
 
 # The minutes are those of the measured recipes; passes bring a run closer to what its data need.
 BUDGETS = {
-    "preview": Budget(2.0, 10, "S", "", "--budget=standard"),
-    "standard": Budget(15.0, 80, "M", "", "--budget=best"),
+    "preview": Budget(2.0, 10, "", "--budget=standard"),
+    "standard": Budget(15.0, 80, "", "--budget=best"),
     "best": Budget(
-        60.0, 300, "M", "mirror",
+        60.0, 300, "mirror",
         "flexunet cross_validate with the same flags: five networks that answer as one",
     ),
 }  # fmt: skip
-BUDGET_HELP = {
-    name: f"about {budget.minutes:g} minutes, a network of size {budget.network_size}"
-    for name, budget in BUDGETS.items()
-}
+BUDGET_HELP = {name: f"about {budget.minutes:g} minutes" for name, budget in BUDGETS.items()}
 # Small data end sooner and large ones later, by at most this factor.
 _STRETCH = 2.0
 
@@ -82,11 +77,8 @@ def filters_of(network_size: str, device: str) -> int:
   return FILTERS[device][network_size]
 
 
-def chosen_size(network_size: str | None, budget: str | None) -> tuple[str, str]:
-  """Returns the network size that was given, or that of the budget, or the usual one; and why."""
+def chosen_size(network_size: str | None) -> tuple[str, str]:
+  """Returns the network size that was given, or the usual one; and why."""
   if network_size:
     return network_size, "--network_size"
-  if budget:
-    size = BUDGETS[budget].network_size
-    return size, f"--budget={budget} takes size {size}"
   return DEFAULT_SIZE, f"the usual size {DEFAULT_SIZE}"

@@ -24,7 +24,9 @@ from flexunet.training.forecast import Facts
 
 _Config = TypeVar("_Config", config.ModelConfig, config.DataConfig, config.TrainingConfig)
 
-_FROM_START = ("base_filters", "base_kernels", "num_layers", "normalization", "stem")
+_FROM_START = (
+    "base_filters", "base_kernels", "num_layers", "normalization", "stem", "decoder_convolutions",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +52,34 @@ def plan(
   Raises:
     InputError: A given value cannot be had, e.g. balanced class weights without a record table.
   """
+  usual = _planned(model, data, training, augmentation, facts)
+  if few := _few_steps(usual, facts):
+    return _planned(model, data, training, augmentation, facts, few)
+  return usual
+
+
+def _few_steps(usual: Plan, facts: Facts) -> str:
+  """Returns why a lighter network is taken: time leaves the usual one few steps; "" elsewhere."""
+  apart = facts.device != "cpu" or usual.model.stem != "full" or facts.start is not None
+  if apart or not usual.training.max_minutes:
+    return ""
+  steps = forecast.expected_steps(usual.model, usual.data, usual.training, facts)
+  if steps >= recipe.LONG_RUN:
+    return ""
+  return f"about {steps:.2g} steps of the usual network: in so few a lighter one learns more"
+
+
+def _planned(
+    model: config.ModelConfig,
+    data: config.DataConfig,
+    training: config.TrainingConfig,
+    augmentation: AugmentationConfig,
+    facts: Facts,
+    few_steps: str = "",
+) -> Plan:
+  """Returns the plan, with a lighter network for the reason in `few_steps`."""
   made = Choices(model=model, data=data, training=training)
-  plan_network(made, facts)
+  plan_network(made, facts, few_steps)
   made.data, reasons = patch_plan.complete(made.model, made.data, facts.train)
   made.reasons |= reasons
   _plan_drawing(made, facts)
@@ -295,7 +323,7 @@ class Choices:
     return dataclasses.replace(part, **{name: value})  # type: ignore[type-var]
 
 
-def plan_network(made: Choices, facts: Facts) -> None:
+def plan_network(made: Choices, facts: Facts, few_steps: str = "") -> None:
   """Chooses the shape of the network, its input size and the resize mode."""
   device = facts.device
   if len(facts.channel_names) > 1:
@@ -307,19 +335,33 @@ def plan_network(made: Choices, facts: Facts) -> None:
     for name in _FROM_START:
       made.choose_model(name, getattr(facts.start, name), "as in the network to start from")
   made.choose_model("stem", *_stem(made.model, facts))
-  layers, why = _num_layers(made.model, facts)
-  made.choose_model("num_layers", layers, why)
-  size, why = budgets.chosen_size(made.training.network_size, made.training.budget)
+  _plan_depth(made, facts, few_steps)
+  size, why = budgets.chosen_size(made.training.network_size)
   filters = budgets.filters_of(size, device)
   made.choose_model("base_filters", filters, f"{why}, on a {device}")
   made.choose_model(
       "base_kernels", recipe.BASE_KERNELS, "the usual small kernel; others were not compared"
   )
-  made.choose_model("dropout_rate", recipe.DROPOUT_RATE, "light: patients, not pixels, are scarce")
   made.choose_model(
       "normalization", recipe.NORMALIZATION, "usual for batches; others were not compared"
   )
   _plan_size(made, facts)
+
+
+def _plan_depth(made: Choices, facts: Facts, few_steps: str) -> None:
+  """Chooses stages, convolutions of the decoder and dropout."""
+  convolutions, why = recipe.DECODER_CONVOLUTIONS, "the usual two; fewer won in few steps alone"
+  if few_steps:
+    convolutions, why = recipe.HURRIED_DECODER_CONVOLUTIONS, few_steps
+  made.choose_model("decoder_convolutions", convolutions, why)
+  layers, why = _num_layers(made.model, facts)
+  if few_steps and layers > recipe.HURRIED_LAYERS:
+    layers, why = recipe.HURRIED_LAYERS, few_steps
+  made.choose_model("num_layers", layers, why)
+  dropout, why = recipe.DROPOUT_RATE, "light: patients, not pixels, are scarce"
+  if few_steps:
+    dropout, why = recipe.HURRIED_DROPOUT_RATE, few_steps
+  made.choose_model("dropout_rate", dropout, why)
 
 
 def _plan_channels(made: Choices, facts: Facts) -> None:

@@ -22,7 +22,9 @@ PARTS = (
 
 def run_config(**training) -> config.RunConfig:
   return config.RunConfig(
-      model=config.ModelConfig(image_size=(64, 48), num_classes=2, stem="full"),
+      model=config.ModelConfig(
+          image_size=(64, 48), num_classes=2, stem="full", decoder_convolutions=2
+      ),
       data=config.DataConfig(dataset="toy"),
       training=config.TrainingConfig(**training),
       dataset_facts=DatasetFacts(

@@ -44,6 +44,7 @@ def run_config(
       "dropout_rate": 0.0,
       "normalization": "none",
       "stem": "full",
+      "decoder_convolutions": 2,
       **model,
   }
   return config.RunConfig(

@@ -64,7 +64,7 @@ _SHAPE = _PROGRAM.fields(
     ModelConfig, group="Network", skip=("image_size", "num_classes", "deep_supervision"),
     defaults={
         "base_filters": 32, "base_kernels": 3, "num_layers": 5, "dropout_rate": 0.02,
-        "normalization": "batch", "stem": "full",
+        "normalization": "batch", "stem": "full", "decoder_convolutions": 2,
     },
 )  # fmt: skip
 _CLASSES = _PROGRAM.integer(

@@ -51,6 +51,7 @@ _ALL_LAYERS = _PROGRAM.boolean("all_layers", False, "Times the layers of the oth
 _SHAPE = _PROGRAM.fields(ModelConfig, group="Network", defaults={
     "image_size": (176, 176), "num_classes": 4, "base_filters": 16, "base_kernels": 3,
     "num_layers": 5, "dropout_rate": 0.02, "normalization": "batch", "stem": "full",
+    "decoder_convolutions": 2,
 })  # fmt: skip
 
 # Edge, channels and kernel of square convolutions, of batches of 8: those that reach most.

@@ -76,7 +76,7 @@ def measured_row(
   """Returns what was measured of a network: its shape, seconds a step, operations a second."""
   model = ModelConfig(
       image_size=(edge, edge), num_classes=2, base_filters=width, base_kernels=3, num_layers=5,
-      dropout_rate=0.02, normalization="batch", stem=stem,
+      dropout_rate=0.02, normalization="batch", stem=stem, decoder_convolutions=2,
   )  # fmt: skip
   batch_size = max(1, _PIXELS.value // edge**2)
   seconds = step_seconds(model, batch_size, precision, cores)

@@ -48,6 +48,7 @@ _PUBLISHED_RECIPE: dict[str, Any] = {
     "class_prior": False,
     "ema_momentum": 0.0,
     "stem": "full",
+    "decoder_convolutions": 2,
     "patch_size": "none",
 }
 

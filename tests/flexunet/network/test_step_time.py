@@ -29,7 +29,8 @@ def test_shares_are_those_of_the_same_first_stage_where_it_was_measured():
 
 def model(filters=16):
   return run_samples.published(
-      image_size=(96, 96), base_filters=filters, num_layers=5, stem="full"
+      image_size=(96, 96), base_filters=filters, num_layers=5, stem="full",
+      decoder_convolutions=2,
   )
 
 

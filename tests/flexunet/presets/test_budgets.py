@@ -29,9 +29,6 @@ def test_every_size_has_filters_for_each_device_and_they_grow():
     assert sorted(filters.values()) == list(filters.values())
 
 
-@pytest.mark.parametrize(
-    ("given", "size"), [((None, None), "M"), (("L", None), "L"), (("L", "preview"), "L"),
-                        ((None, "preview"), "S"), ((None, "best"), "M")],
-)  # fmt: skip
-def test_a_given_size_wins_over_that_of_the_budget(given, size):
-  assert budgets.chosen_size(*given)[0] == size
+def test_a_given_size_wins_over_the_usual_one():
+  assert budgets.chosen_size("L") == ("L", "--network_size")
+  assert budgets.chosen_size(None)[0] == budgets.DEFAULT_SIZE

@@ -96,6 +96,7 @@ def warned(memory_bytes, num_sharing=1, **training):
   model = config.ModelConfig(
       image_size=(64, 96), num_classes=2, base_filters=8, base_kernels=3, num_layers=3,
       dropout_rate=0.0, normalization="none", stem="full",
+      decoder_convolutions=2,
   )  # fmt: skip
   settings = config.TrainingConfig(**{"batch_size": 16, "precision": "float32", **training})
   return forecast.memory_warning(model, settings, memory_bytes, num_sharing)

@@ -48,6 +48,25 @@ def test_stages_end_where_the_slice_has_no_edge_left(size, layers):
   assert planned(table(*size)).model.num_layers == layers
 
 
+def test_a_run_of_few_steps_on_a_cpu_gets_a_lighter_network():
+  def shape(minutes, model=(), **facts):
+    made = planned(model=model, training={"max_minutes": minutes}, **facts)
+    network = made.model
+    return network.num_layers, network.decoder_convolutions, network.dropout_rate, made.reasons
+
+  *few, reasons = shape(1.0)
+  assert few == [4, 1, 0.0]
+  for name in ("num_layers", "decoder_convolutions", "dropout_rate"):
+    assert "steps of the usual network" in reasons[name]
+  usual = [5, 2, 0.02]
+  assert list(shape(600.0)[:3]) == usual
+  assert list(shape(1.0, model={"stem": "half_refined"})[:3]) == usual  # Not compared.
+  assert list(shape(1.0, device="gpu")[:3]) == usual
+  assert list(shape(0.0)[:3]) == usual  # Without a limit nothing hurries.
+  *given, reasons = shape(1.0, model={"num_layers": 6, "dropout_rate": 0.1})
+  assert given == [6, 1, 0.1] and reasons["num_layers"] == "given"
+
+
 def test_the_reason_tells_how_far_the_network_sees():
   made = planned()
   seen = cost.receptive_fields(run_samples.published(**vars(made.model)))[0].decoder
@@ -251,14 +270,12 @@ def test_slices_with_foreground_are_seen_more_often_where_they_are_drawn():
 
 
 @pytest.mark.parametrize("name", budgets.BUDGETS)
-def test_a_budget_sets_time_and_network_and_what_is_given_wins(name):
+def test_a_budget_sets_the_time_and_what_is_given_wins(name):
   budget = budgets.BUDGETS[name]
   made = planned(training={"budget": name})
   low, high = budget.minutes / 2, budget.minutes * 2
   assert low <= made.training.max_minutes <= high and made.training.schedule == "cosine"
   assert f"--budget={name}" in made.reasons["max_minutes"]
-  filters = budgets.FILTERS["cpu"][budget.network_size]
-  assert made.model.base_filters == filters and f"--budget={name}" in made.reasons["base_filters"]
   assert planned(training={"budget": name, "max_minutes": 7.0}).training.max_minutes == 7
   given = planned(training={"budget": name, "epochs": 3}).training
   assert (given.max_minutes, given.epochs) == (0, 3)

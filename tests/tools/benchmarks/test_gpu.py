@@ -18,6 +18,7 @@ from flexunet.tools.benchmarks import gpu, gpu_rates, processes
 SHAPE = ModelConfig(
     image_size=(16, 16), num_classes=2, base_filters=2, base_kernels=3, num_layers=2,
     dropout_rate=0.1, normalization="batch", stem="full",
+    decoder_convolutions=2,
 )  # fmt: skip
 
 

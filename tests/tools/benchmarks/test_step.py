@@ -13,6 +13,7 @@ from flexunet.tools.benchmarks import step
 SHAPE = ModelConfig(
     image_size=(8, 12), num_classes=3, base_filters=4, base_kernels=3, num_layers=2,
     dropout_rate=0.0, normalization="batch", stem="full",
+    decoder_convolutions=2,
 )  # fmt: skip
 FIRST = step.Contender("first", SHAPE, 2, "float32")
 
