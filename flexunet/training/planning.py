@@ -64,7 +64,7 @@ def _few_steps(usual: Plan, facts: Facts) -> str:
   if apart or not usual.training.max_minutes:
     return ""
   steps = forecast.expected_steps(usual.model, usual.data, usual.training, facts)
-  if steps >= recipe.LONG_RUN:
+  if steps >= recipe.FEW_STEPS:
     return ""
   return f"about {steps:.2g} steps of the usual network: in so few a lighter one learns more"
 
