@@ -161,8 +161,8 @@ def test_the_network_to_start_from_gives_what_is_left_open():
 @pytest.mark.parametrize(
     ("model", "training", "rate"),
     [({}, {}, 3e-3), ({}, {"optimizer": "adam"}, 3e-3), ({}, {"optimizer": "sgd"}, 0.01),
-     # 3 steps an epoch: 99 epochs are 297 steps, 100 are 300.
-     ({}, {"epochs": 99}, 6e-3), ({}, {"epochs": 100}, 3e-3),
+     # 3 steps an epoch: 166 epochs are 498 steps, 167 are 501.
+     ({}, {"epochs": 166}, 6e-3), ({}, {"epochs": 167}, 3e-3),
      ({"normalization": "none"}, {}, 3e-4), ({}, {"learning_rate": 0.5}, 0.5)],
 )  # fmt: skip
 def test_the_learning_rate_suits_optimizer_and_normalization(model, training, rate):
@@ -178,10 +178,10 @@ def test_the_warm_up_of_a_short_run_is_short():
 
 
 def test_weights_are_averaged_in_runs_that_outlast_their_first_steps():
-  # 3 steps an epoch: 99 epochs are 297 steps, 100 are 300.
-  assert planned(training={"epochs": 99}).training.ema_momentum == 0
-  assert planned(training={"epochs": 100}).training.ema_momentum == 0.98
-  assert planned(training={"epochs": 100, "ema_momentum": 0.0}).training.ema_momentum == 0
+  # 3 steps an epoch: 166 epochs are 498 steps, 167 are 501.
+  assert planned(training={"epochs": 166}).training.ema_momentum == 0
+  assert planned(training={"epochs": 167}).training.ema_momentum == 0.98
+  assert planned(training={"epochs": 167, "ema_momentum": 0.0}).training.ema_momentum == 0
   assert planned(training={"max_minutes": 0.2}).training.ema_momentum == 0
   assert planned(training={"max_minutes": 60.0}).training.ema_momentum == 0.98
   # The epochs may end a run long before its time.
@@ -189,7 +189,7 @@ def test_weights_are_averaged_in_runs_that_outlast_their_first_steps():
 
 
 def test_a_run_keeps_one_average_of_its_weights():
-  long = {"epochs": 100}
+  long = {"epochs": 167}
   tail = planned(training={**long, "weight_average": 0.25})
   assert (tail.training.weight_average, tail.training.ema_momentum) == (0.25, 0)
   assert "--weight_average keeps another average" in tail.reasons["ema_momentum"]
@@ -201,15 +201,15 @@ def test_a_run_keeps_one_average_of_its_weights():
 
 def test_the_recipe_may_prefer_the_mean_of_the_last_share(monkeypatch):
   monkeypatch.setattr(recipe, "WEIGHT_AVERAGE", 0.2)
-  made = planned(training={"epochs": 100}).training
+  made = planned(training={"epochs": 167}).training
   assert (made.weight_average, made.ema_momentum) == (0.2, 0)
-  assert planned(training={"epochs": 99}).training.weight_average == 0
-  assert planned(training={"epochs": 100, "ema_momentum": 0.9}).training.weight_average == 0
+  assert planned(training={"epochs": 166}).training.weight_average == 0
+  assert planned(training={"epochs": 167, "ema_momentum": 0.9}).training.weight_average == 0
 
 
 @pytest.mark.parametrize("name", recipe.LEARNING_RATES)
 def test_each_optimizer_has_its_numbers(name):
-  made = planned(training={"optimizer": name, "epochs": 100}).training
+  made = planned(training={"optimizer": name, "epochs": 167}).training
   assert made.learning_rate == recipe.LEARNING_RATES[name][1]
   assert made.weight_decay == recipe.WEIGHT_DECAY.get(name, 0)
   assert made.momentum == recipe.MOMENTUM.get(name, 0)

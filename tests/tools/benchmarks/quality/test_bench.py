@@ -169,7 +169,7 @@ def test_peers_are_scored_failures_recorded_and_the_rest_goes_on(data, peer, tmp
   made = {path.name for path in (tmp_path / "out").iterdir()}
   assert made == {"results", "logs", "work", "summary.json", "table.md", "dice.png", "dice.svg"}
   left = sorted(path.name for path in (tmp_path / "out" / "work").iterdir())
-  assert left == ["blobs__broken__0.1min__seed1", "set_blobs_ffffffff"]
+  assert left == ["blobs__broken__0.1min__seed1", "set_blobs_ffffffff_form2"]
 
 
 def test_what_is_finished_is_kept_and_a_failed_training_is_tried_again(data, peer, tmp_path):
