@@ -69,6 +69,8 @@ def main(argv: Sequence[str]) -> None:
   files.check_writable(folder, "--output_dir")
   for one in sets:
     dataset_source.check_folder(one.dataset, one.data_dir, jobs.SPLITS)
+    for dataset, data_dir in one.planes:
+      dataset_source.check_folder(dataset, data_dir, jobs.SPLITS)
   planned = jobs.all_jobs(sets, systems, minutes, seeds)
   command_line.load_tensorflow()
   # They load TensorFlow: --help and wrong flags are answered without it.
