@@ -1,7 +1,7 @@
 """Runs of resume_program.py in processes of their own, which a test may kill.
 
-They are forked from a process that has imported TensorFlow and nothing else: a third of so short a
-run would be that import.
+They are forked from a process that has imported the trainer and used nothing of it: a third of so
+short a run would be that import.
 """
 
 import json
@@ -28,7 +28,6 @@ class Forked:
     self._process = server.Process(target=_run, args=(argv, self._outputs))
     with mock.patch.dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3"):
       self._process.start()
-    self.pid = self._process.pid
 
   @property
   def returncode(self) -> int | None:
@@ -39,9 +38,6 @@ class Forked:
 
   def kill(self) -> None:
     self._process.kill()
-
-  def send_signal(self, number: int) -> None:
-    os.kill(self.pid, number)
 
   def communicate(self, timeout: float = _PATIENCE_S) -> tuple[str, str]:
     self._process.join(timeout)
