@@ -1,9 +1,10 @@
 """How long a training step takes: predicted from steps that were measured once.
 
-`step_times.json` holds steps of networks of several widths on one machine, and the speed of a
-convolution alone on it, measured in the same minute (`flexunet benchmark_step_times`). On another
-machine that convolution is timed again (`devices.convolution_speed`), and the steps are scaled by
-the ratio of both. Pure Python: nothing is run here.
+`step_times.json` holds steps of networks of several widths on machines of different speed (with
+AVX-512, with AVX2), and the speed of a convolution alone on each, measured in the same minute
+(`flexunet benchmark_step_times`; what it prints under `measured` of another machine is added to the
+table). On any machine that convolution is timed again (`devices.convolution_speed`), and the steps
+are scaled by the ratio of both. Pure Python: nothing is run here.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Machine:
     cores: That training may use, of a CPU.
     precision: Of the layers' arithmetic, e.g. "mixed_bfloat16".
     convolution_speed: Operations a second of a convolution alone; None: as fast by core as the
-      machine of the table.
+      fastest machine of the table.
   """
 
   device: str = "cpu"
@@ -76,11 +77,14 @@ def speed(model: ModelConfig, machine: Machine) -> float:
   """Returns the operations a second that a training step of a network is expected to do."""
   if machine.device == "gpu":
     return _GPU_SPEED
-  entry = _entry(machine.precision)
+  entries = sorted(_entries(machine.precision), key=_speed_of_a_core)
   convolution = machine.convolution_speed
   if convolution is None:
-    convolution = entry["convolution_speed"] * machine.cores / entry["cores"]
-  share = share_of_convolution(entry["rows"], model.stem, model.base_filters)
+    convolution = _speed_of_a_core(entries[-1]) * machine.cores
+  shares = [share_of_convolution(one["rows"], model.stem, model.base_filters) for one in entries]
+  # Where convolutions are fast, the layers between them take the larger part of a step.
+  speeds = [math.log(_speed_of_a_core(one)) for one in entries]
+  share = float(np.interp(math.log(convolution / machine.cores), speeds, shares))
   return IN_TRAINER * convolution * share
 
 
@@ -105,10 +109,17 @@ def share_of_convolution(
   return float(np.interp(math.log(base_filters), np.log(widths), means))
 
 
-def _entry(precision: str) -> dict[str, Any]:
-  """Returns what was measured in a precision; in the first of the table where it was not."""
+def _entries(precision: str) -> list[dict[str, Any]]:
+  """Returns what was measured in a precision; in that of the first entry where it was not."""
   measured = table()["measured"]
-  return next((one for one in measured if one["precision"] == precision), measured[0])
+  if precision not in {one["precision"] for one in measured}:
+    precision = measured[0]["precision"]
+  return [one for one in measured if one["precision"] == precision]
+
+
+def _speed_of_a_core(entry: dict[str, Any]) -> float:
+  """Returns the operations a second and core of the convolution that was timed for an entry."""
+  return entry["convolution_speed"] / entry["cores"]
 
 
 @functools.cache

@@ -47,6 +47,22 @@ def test_a_step_takes_its_operations_by_the_speed_of_the_machine():
   )
 
 
+def test_between_measured_machines_the_share_is_interpolated():
+  slow, fast = sorted(
+      one["convolution_speed"] / one["cores"]
+      for one in step_time.table()["measured"] if one["precision"] == "float32"
+  )  # fmt: skip
+
+  def share(speed_of_a_core):
+    machine = step_time.Machine(cores=4, convolution_speed=4 * speed_of_a_core)
+    return step_time.speed(model(), machine) / (step_time.IN_TRAINER * 4 * speed_of_a_core)
+
+  # Layers that only move numbers are as slow on both, so they weigh less where convolutions do.
+  assert share(slow) > share(fast)
+  assert share(math.sqrt(slow * fast)) == pytest.approx((share(slow) + share(fast)) / 2)
+  assert share(slow / 3) == share(slow) and share(3 * fast) == share(fast)
+
+
 def test_without_a_measurement_speed_goes_by_the_cores():
   one, four = (step_time.speed(model(), step_time.Machine(cores=cores)) for cores in (1, 4))
   assert four == pytest.approx(4 * one)

@@ -1,67 +1,27 @@
-"""verify_records, dataset_report and export_images, on small built phantoms."""
+"""verify_records, on small built phantoms that are damaged."""
 
-import dataclasses
 import functools
 import json
 import pathlib
 import random
 import re
 import shutil
-import subprocess
-import sys
 
-import build_samples
 import numpy as np
 import pytest
-import scan_folders
-import tensorflow_datasets as tfds
-from PIL import Image
 
 from flexunet.core import files
 from flexunet.core.errors import InputError
-from flexunet.datasets import built_dataset, catalog, dataset_folders
+from flexunet.datasets import built_dataset, dataset_folders
 from flexunet.datasets.builder import tfrecord
 from flexunet.pipelines import dataset_source
-from flexunet.tools import export_images, verify_records
-from flexunet.tools.dataset_report import brightness, charts, page, statistics, subjects
-from flexunet.tools.phantom import layouts
-
-SIZES = {
-    "hippocampus_t1w": (24, 12, 20),
-    "hippocampus_t1w/volumes": (24, 12, 20),
-    "full_head_t1w": (20, 24, 8),
-}
-
-
-def build(dataset: str, folder: pathlib.Path, options=None) -> pathlib.Path:
-  """Builds a phantom dataset and returns its version folder."""
-  name = dataset.partition("/")[0]
-  raw = layouts.write(name, folder / "raw", subjects=4, seed=0, size=SIZES[dataset])
-  builder = catalog.builder(dataset, folder / "data", options=options)
-  builder.num_workers = 1
-  builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=raw))
-  return pathlib.Path(builder.data_path)
-
-
-@pytest.fixture(scope="module")
-def slices(tmp_path_factory):
-  return build("hippocampus_t1w", tmp_path_factory.mktemp("slices"))
-
-
-@pytest.fixture(scope="module")
-def volumes(tmp_path_factory):
-  return build("hippocampus_t1w/volumes", tmp_path_factory.mktemp("volumes"))
-
-
-@pytest.fixture(scope="module")
-def heads(tmp_path_factory):
-  return build("full_head_t1w", tmp_path_factory.mktemp("heads"))
+from flexunet.tools import verify_records
 
 
 @pytest.fixture
-def copy(slices, tmp_path):
+def copy(built_slices, tmp_path):
   """A copy of the built dataset, to be damaged; keeps the folders dataset/config/version."""
-  return pathlib.Path(shutil.copytree(slices, tmp_path / "hippocampus_t1w/slices/1.0.0"))
+  return pathlib.Path(shutil.copytree(built_slices, tmp_path / "hippocampus_t1w/slices/1.0.0"))
 
 
 def problems_of(folder: pathlib.Path) -> list[str]:
@@ -82,7 +42,7 @@ def frame_of(data: bytes, row) -> bytes:
   return data[start : start + int(row["length"]) + tfrecord.FRAME_BYTES]
 
 
-@pytest.mark.parametrize("fixture", ["slices", "volumes", "heads"])
+@pytest.mark.parametrize("fixture", ["built_slices", "built_volumes", "built_heads"])
 def test_a_built_dataset_verifies(request, fixture):
   folder = request.getfixturevalue(fixture)
   result = verify_records.verify(built_dataset.open_folder(folder))
@@ -282,7 +242,7 @@ def test_what_the_records_show_is_found_also_where_the_checksums_are_made_again(
       lambda r: r.update(dataset="other"),
       lambda r: r.update(config="other"),
       lambda r: r.update(version="2.0.0"),
-      lambda r: r.update(form="volumes"),
+      lambda r: r.update(form="built_volumes"),
       lambda r: r.update(file_format="array_record"),
       lambda r: r.update(fingerprint="0" * 64),
   )):
@@ -374,103 +334,8 @@ def test_a_damaged_report_is_one_line(copy):
     dataset_folders.find(copy)
 
 
-def test_an_exported_folder_holds_every_record_in_its_colours(slices, tmp_path):
-  dataset = built_dataset.open_folder(slices)
-  counts = export_images.export(dataset, tmp_path / "out")
-  assert counts == {name: entry["num_records"] for name, entry in dataset.splits.items()}
-  row = next(row for row in dataset.rows if int(row["pixels_hippocampus"]) > 0)
-  name = f"{row['key']}.png"
-  mask = np.asarray(Image.open(tmp_path / "out" / row["split"] / "masks" / name))
-  assert (mask == dataset.scheme.palette[1]).all(axis=-1).sum() == int(row["pixels_hippocampus"])
-  image = Image.open(tmp_path / "out" / row["split"] / "images" / name)
-  assert image.mode == "RGB" and image.size == (int(row["width"]), int(row["height"]))
-  assert not (tmp_path / "out" / "unlabeled" / "masks").exists()
-  assert json.loads((tmp_path / "out" / "palette.json").read_text())["hippocampus"] == [255, 0, 0]
-
-
-def test_an_exported_folder_builds_again_as_image_mask_with_equal_pixels(slices, tmp_path):
-  dataset = built_dataset.open_folder(slices)
-  export_images.export(dataset, tmp_path / "out", image_mode="grey")
-  pattern = r"(?P<subject>.*)_(?P<slice>\d+)$"
-  builder = catalog.builder(
-      "image_mask/hippocampus_t1w", tmp_path / "data", options={"subject_pattern": pattern})
-  builder.num_workers = 1
-  config = tfds.download.DownloadConfig(manual_dir=tmp_path / "out")
-  builder.download_and_prepare(download_config=config)
-  again = built_dataset.open_folder(pathlib.Path(builder.data_path))
-  labelled = {(row["split"], row["key"]): row["pixels_hippocampus"]
-              for row in dataset.rows if row["split"] != "unlabeled"}  # fmt: skip
-  assert {(row["split"], row["key"]): row["pixels_hippocampus"] for row in again.rows} == labelled
-
-
-def test_whole_volumes_are_no_images(volumes, tmp_path):
-  with pytest.raises(InputError, match="no images"):
-    export_images.export(built_dataset.open_folder(volumes), tmp_path / "out")
-  assert not (tmp_path / "out").exists()
-
-
-def test_an_export_into_a_folder_with_files_is_refused(slices, tmp_path):
-  (tmp_path / "mine.txt").write_text("mine")
-  with pytest.raises(InputError, match="new or an empty folder"):
-    export_images.export(built_dataset.open_folder(slices), tmp_path)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("fixture", ["slices", "volumes", "heads"])
-def test_the_report_is_one_file_with_the_counts_of_the_build(request, fixture, tmp_path):
-  dataset = built_dataset.open_folder(request.getfixturevalue(fixture))
-  page.write_report(dataset, tmp_path / "a.html")
-  html_page = (tmp_path / "a.html").read_text()
-  # Nothing is loaded from elsewhere.
-  assert not re.findall(r'(?:src|href)="(?!data:|#)', html_page)
-  assert str(len(dataset.rows)) in html_page and dataset.report["fingerprint"] in html_page
-  for name in dataset.scheme.names:
-    assert name.replace("_", " ") in html_page
-  assert "$" not in html_page.split("</style>")[1]
-  assert html_page.count("<svg") >= 5
-  image = np.asarray(Image.open(tmp_path / "a.png"))
-  assert image.shape[1] > 1000 and image.std() > 10
-
-
-def test_intensities_are_counted_by_class(slices):
-  dataset = built_dataset.open_folder(slices)
-  counts = statistics.gather(dataset).intensities.sum(axis=1)
-  labelled = [entry for name, entry in dataset.splits.items() if name != "unlabeled"]
-  assert counts.tolist() == [sum(e["pixels"][name] for e in labelled)
-                             for name in dataset.scheme.names]  # fmt: skip
-
-
-def test_the_sheet_shows_different_subjects_first(slices):
-  rows = statistics.chosen_rows(built_dataset.open_folder(slices))["hippocampus"]
-  assert len({row["subject"] for row in rows[:4]}) == 4
-
-
-def test_a_report_makes_its_folder_and_is_a_page(slices, tmp_path):
-  dataset = built_dataset.open_folder(slices)
-  page.write_report(dataset, tmp_path / "new" / "a.html")
-  assert {path.name for path in (tmp_path / "new").iterdir()} == {"a.html", "a.png"}
-  with pytest.raises(InputError, match="must end in .html"):
-    page.write_report(dataset, tmp_path / "a.txt")
-
-
-def test_a_class_that_no_pixel_has_and_volumes_without_foreground_are_charted(slices):
-  dataset = built_dataset.open_folder(slices)
-  figures = statistics.gather(dataset)
-  empty = dataclasses.replace(figures, intensities=np.zeros_like(figures.intensities))
-  rows = [{**row, "pixels_hippocampus": "0"} for row in dataset.rows]
-  drawn = charts.charts_of(dataclasses.replace(dataset, rows=rows), empty)
-  has_nothing = {chart.title for chart in drawn if chart.empty}
-  assert has_nothing == {"Intensities of each class", "Where in the volume each class occurs"}
-  assert any("(4 of 4 have none)" in chart.title for chart in drawn)
-
-
-def run_tool(tool: str, *arguments) -> subprocess.CompletedProcess:
-  command = [sys.executable, "-m", f"flexunet.tools.{tool}", *map(str, arguments)]
-  return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-@pytest.mark.slow
-def test_the_verify_command_ends_with_0_or_with_1_and_the_record(copy, tmp_path):
+def test_the_verify_command_ends_with_0_or_with_1_and_the_record(copy, tmp_path, run_tool):
   done = run_tool("verify_records", tmp_path)
   assert done.returncode == 0 and done.stdout.startswith("hippocampus_t1w/slices/1.0.0: ok, ")
   path, rows = shard_with(copy)
@@ -478,73 +343,3 @@ def test_the_verify_command_ends_with_0_or_with_1_and_the_record(copy, tmp_path)
   done = run_tool("verify_records", copy)
   assert done.returncode == 1
   assert f"{path.name}: record {rows[-1]['record']} ({rows[-1]['key']}) is missing." in done.stderr
-
-
-def test_the_report_says_who_is_in_the_dataset_and_under_which_terms(slices):
-  dataset = dataset_folders.find_one(slices)
-  page.write_report(dataset, slices / "dataset_report.html")
-  text = (slices / "dataset_report.html").read_text()
-  (slices / "dataset_report.html").unlink()
-  (slices / "dataset_report.png").unlink()
-  for subject in {row["subject"] for row in dataset.rows}:
-    assert f"<td>{subject}</td>" in text
-  assert "No subject stands in two splits" in text and "Each record is one slice" in text
-  assert "Research and education" in text and "Jafari-Khouzani et al. (2011)" in text
-  links = set(re.findall(r'href="([^#"][^"]*)"', text))
-  assert {"records.csv", "splits.json", "build_report.json"} <= links
-  assert all((slices / name).is_file() for name in links)
-
-
-def test_the_report_has_the_mean_intensity_of_each_class_and_subject(slices):
-  dataset = dataset_folders.find_one(slices)
-  figures = statistics.gather(dataset)
-  values = {}
-  for row, example in dataset.records():
-    if row["split"] != "unlabeled":
-      inside = example["image"][example["label"] == 1]
-      values.setdefault((row["split"], row["subject"]), []).extend(inside.tolist())
-  assert values.keys() == figures.grey_totals.keys()
-  shown = brightness.section(dataset, figures.grey_totals)
-  for key, pixels in values.items():
-    assert figures.grey_totals[key][1].tolist() == [len(pixels), sum(pixels)]
-    assert f">{np.mean(pixels):.0f}<" in shown
-
-
-def test_a_report_that_lies_elsewhere_has_no_links_to_files(slices, tmp_path):
-  page.write_report(dataset_folders.find_one(slices), tmp_path / "a.html")
-  assert not re.findall(r'href="[^#"]', (tmp_path / "a.html").read_text())
-
-
-def test_a_subject_in_two_splits_is_counted(slices):
-  dataset = dataset_folders.find_one(slices)
-  assert subjects.in_several_splits(dataset) == []
-  first = dataset.rows[0]
-  other = "test" if first["split"] != "test" else "train"
-  rows = [*dataset.rows, {**first, "split": other}]
-  assert subjects.in_several_splits(dataclasses.replace(dataset, rows=rows)) == [first["subject"]]
-
-
-@pytest.mark.slow
-def test_the_report_and_export_commands_write_where_they_are_told(slices, tmp_path):
-  done = run_tool("dataset_report", slices, f"--output={tmp_path / 'a.html'}")
-  assert done.returncode == 0, done.stderr
-  assert {path.name for path in tmp_path.iterdir()} == {"a.html", "a.png"}
-  done = run_tool("export_images", slices, tmp_path / "out", "--image_mode=grey")
-  assert done.returncode == 0 and "train" in done.stdout
-  picture = next((tmp_path / "out" / "train" / "images").iterdir())
-  assert Image.open(picture).mode == "L"
-
-
-def test_one_of_several_channels_is_exported(tmp_path):
-  raw = scan_folders.nnunet(tmp_path / "raw", channels=("FLAIR", "T1"))
-  for path in raw.rglob("*_0001.nii.gz"):
-    scan_folders.save(255 - scan_folders.voxels(int(path.name[5:9]) - 1000), path)
-  builder = build_samples.build("scan_label", tmp_path / "raw", tmp_path / "data")
-  dataset = dataset_folders.find_one(pathlib.Path(builder.data_path))
-  for name, feature in (("FLAIR", "image"), ("T1", "image_2")):
-    export_images.export(dataset, tmp_path / name, "grey", channel=name)
-    for row, example in dataset.records():
-      path = tmp_path / name / row["split"] / "images" / f"{row['key']}.png"
-      np.testing.assert_array_equal(np.asarray(Image.open(path)), example[feature][..., 0])
-  with pytest.raises(InputError, match="Unknown channel"):
-    export_images.export(dataset, tmp_path / "other", channel="T2")
