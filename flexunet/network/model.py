@@ -64,7 +64,7 @@ def build_model(
   outputs = [_probabilities(_main_logits(decoded[0], x, config), 1, config)]
   for stage, features in enumerate(decoded[1 : config.num_auxiliary_outputs + 1], 1):
     scale = config.first_scale * 2**stage
-    logits = keras.layers.Conv2D(config.num_classes, 1, name=f"head_{scale}")(features)
+    logits = _head(config.num_classes, f"head_{scale}")(features)
     outputs.append(_probabilities(logits, scale, config))
   if pads:
     outputs = _cropped(outputs, inputs)
@@ -99,7 +99,9 @@ def _main_logits(features, scaled, config: ModelConfig):
   """
   if config.stem == "half":
     # Each feature pixel answers for its four: a 1x1 convolution whose channels become pixels.
-    return keras.layers.Conv2DTranspose(config.num_classes, 2, strides=2, name="head")(features)
+    return keras.layers.Conv2DTranspose(
+        config.num_classes, 2, strides=2, dtype="float32", name="head"
+    )(features)  # fmt: skip
   if config.stem == "half_refined":
     refining = architecture.Stage(0, config.exit_filters, 3, 1, 0.0)
     x = keras.layers.Conv2DTranspose(
@@ -108,7 +110,14 @@ def _main_logits(features, scaled, config: ModelConfig):
     )(features)  # fmt: skip
     x = keras.layers.Concatenate(name="exit_join")([x, scaled])
     features = layers.convolution(x, refining, config, "exit")
-  return keras.layers.Conv2D(config.num_classes, 1, name="head")(features)
+  return _head(config.num_classes, "head")(features)
+
+
+def _head(num_classes: int, name: str) -> keras.layers.Layer:
+  # In float32 whatever the precision: the gradient of its bias is a sum over all pixels of a step,
+  # which TensorFlow adds up in bfloat16 on processors without AVX-512 (1,536 times 1/1,536 came to
+  # 0.25).
+  return keras.layers.Conv2D(num_classes, 1, dtype="float32", name=name)
 
 
 def _probabilities(logits, scale: int, config: ModelConfig):

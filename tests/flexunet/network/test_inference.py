@@ -70,7 +70,8 @@ def test_the_answer_is_that_of_the_network(changes):
   images = images_of(height, width, changes.get("image_channels", 1))
   expected = network(images.astype(np.float32), training=False)
   expected = expected[0] if isinstance(expected, list) else expected
-  assert np.abs(answer(network, images) - keras.ops.convert_to_numpy(expected)).max() < 1e-5
+  # Sums are in another order, and with AVX2 in steps of another length than with AVX-512.
+  assert np.abs(answer(network, images) - keras.ops.convert_to_numpy(expected)).max() < 3e-5
 
 
 def test_a_network_of_16_bit_numbers_answers_as_its_export_in_float32():
