@@ -1,5 +1,6 @@
 """Augmentation and the cache in the step on the device: the same examples, the same losses."""
 
+import functools
 import json
 
 import flagged
@@ -25,8 +26,19 @@ def data_dir(tmp_path_factory):
   return flagged.write_dataset(tmp_path_factory.mktemp("data"))
 
 
-def losses(data_dir, *given, steps=4):
-  return flagged.losses(flagged.setup(data_dir, *AUGMENTED, *given), steps)
+def losses(data_dir, *given):
+  return flagged.losses(flagged.setup(data_dir, *AUGMENTED, *given), 4)
+
+
+@pytest.fixture(scope="module")
+def host_losses(data_dir):
+  """A function that returns the losses of a step fed by the host, trained once for all tests."""
+
+  @functools.cache
+  def train(*given):
+    return losses(data_dir, "--augment_on=host", *given)
+
+  return train
 
 
 @pytest.mark.slow
@@ -60,8 +72,8 @@ def test_a_cache_on_the_device_gives_the_same_slices_without_augmentation(data_d
 
 @pytest.mark.slow
 @pytest.mark.parametrize("beside", [(), ("--deep_supervision",), ("--steps_per_execution=2",)])
-def test_steps_on_the_device_have_the_losses_of_the_host(data_dir, beside):
-  host = losses(data_dir, *beside)
+def test_steps_on_the_device_have_the_losses_of_the_host(data_dir, host_losses, beside):
+  host = host_losses(*beside)
   assert len(host) == 4 // (2 if "--steps_per_execution=2" in beside else 1)
   np.testing.assert_allclose(losses(data_dir, *ON_DEVICE, *beside), host, rtol=1e-3)
   np.testing.assert_allclose(losses(data_dir, *CACHED, *beside), host, rtol=1e-3)
@@ -69,15 +81,17 @@ def test_steps_on_the_device_have_the_losses_of_the_host(data_dir, beside):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", [ON_DEVICE, CACHED])
-def test_the_step_on_the_device_compiles_with_xla(data_dir, device):
-  host = losses(data_dir, "--jit_compile=on")
+def test_the_step_on_the_device_compiles_with_xla(data_dir, host_losses, device):
+  host = host_losses("--jit_compile=on")
   np.testing.assert_allclose(losses(data_dir, *device, "--jit_compile=on"), host, rtol=2e-3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("beside", [(), ("--jit_compile=on", "--steps_per_execution=2")])
-def test_the_input_of_a_step_is_compiled_by_itself_as_on_a_gpu(data_dir, monkeypatch, beside):
-  host = losses(data_dir, "--cache=ram", *beside)
+def test_the_input_of_a_step_is_compiled_by_itself_as_on_a_gpu(
+    data_dir, host_losses, monkeypatch, beside
+):
+  host = host_losses(*beside)
   whole = device_step.DeviceInput
   # The run itself is planned for the CPU.
   monkeypatch.setattr(

@@ -133,9 +133,10 @@ def test_weights_of_classes_and_ratios_per_image_are_those_of_one_device(options
 
 @pytest.mark.slow
 def test_gradients_are_clipped_once_they_are_summed():
-  # Far below the size of the gradients, so that clipping decides about each step.
-  assert_equal(curves(["dice_cross_entropy"], settings={**SGD, "clipvalue": 0.01}))
-  assert_equal(curves(["dice_cross_entropy"], settings={**SGD, "clipvalue": 0.0, "clipnorm": 0.02}))
+  # Far below the size of the gradients, so that clipping decides about each step. Those near the
+  # limit are rounded to either side of it.
+  for limit in ({"clipvalue": 0.01}, {"clipvalue": 0.0, "clipnorm": 0.02}):
+    assert_equal(curves(["dice_cross_entropy"], settings={**SGD, **limit}), tolerance=1e-4)
 
 
 @pytest.mark.slow
