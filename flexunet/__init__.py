@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 import os
 import pathlib
+import platform
 import types
 from typing import Any
 
@@ -31,10 +32,11 @@ _CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 if (_CHECKOUT / "setup.cfg").is_file() and (_CHECKOUT / "datasets").is_dir():
   __path__.append(str(_CHECKOUT))
 
-# TensorFlow computes convolutions by oneDNN of itself only on processors with AVX-512 VNNI or AMX;
-# on others, with AVX2, a training step takes 1.4 to 1.8 times as long without it. TensorFlow reads
-# the variable once, at its first operation. Whoever has set it is obeyed.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+# On Linux TensorFlow computes convolutions by oneDNN of itself only where a processor has VNNI, AMX
+# or AVX-512 BF16; on one with AVX2 a training step takes 1.4 to 1.7 times as long without it.
+# TensorFlow reads the variable once, at its first operation. Whoever has set it is obeyed.
+if platform.machine() in ("x86_64", "AMD64"):
+  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 # Public name -> (module, attribute; None for the module itself), imported on first use: `import
 # flexunet` must not load TensorFlow.

@@ -23,6 +23,11 @@ __all__ = [
     "logits_twin", "probability_twin", "set_class_prior",
 ]
 
+# Whatever that of the other layers: the gradient of a head's bias is a sum over all pixels of a
+# step, which TensorFlow adds up in bfloat16 on a processor with AVX2 (1,536 times 1/1,536 came to
+# 0.25).
+_HEAD_PRECISION = "float32"
+
 
 def build_model(
     config: ModelConfig = architecture.PUBLISHED, *, name: str = "flexunet", **knobs: Any
@@ -100,7 +105,7 @@ def _main_logits(features, scaled, config: ModelConfig):
   if config.stem == "half":
     # Each feature pixel answers for its four: a 1x1 convolution whose channels become pixels.
     return keras.layers.Conv2DTranspose(
-        config.num_classes, 2, strides=2, dtype="float32", name="head"
+        config.num_classes, 2, strides=2, dtype=_HEAD_PRECISION, name="head"
     )(features)  # fmt: skip
   if config.stem == "half_refined":
     refining = architecture.Stage(0, config.exit_filters, 3, 1, 0.0)
@@ -114,10 +119,7 @@ def _main_logits(features, scaled, config: ModelConfig):
 
 
 def _head(num_classes: int, name: str) -> keras.layers.Layer:
-  # In float32 whatever the precision: the gradient of its bias is a sum over all pixels of a step,
-  # which TensorFlow adds up in bfloat16 on processors without AVX-512 (1,536 times 1/1,536 came to
-  # 0.25).
-  return keras.layers.Conv2D(num_classes, 1, dtype="float32", name=name)
+  return keras.layers.Conv2D(num_classes, 1, dtype=_HEAD_PRECISION, name=name)
 
 
 def _probabilities(logits, scale: int, config: ModelConfig):
