@@ -24,6 +24,8 @@ from flexunet.reporting import charts, overlay, training_section
 from flexunet.training import callbacks
 
 _DRAWING_SHARE = 0.02  # Of the time, at most.
+# Nobody looks earlier, and a run of a minute has no time for a curve of one point.
+_FIRST_DRAWING_S = 5.0
 
 
 class History(callbacks.RunCallback):
@@ -40,7 +42,7 @@ class History(callbacks.RunCallback):
   def __init__(self, run: run_folder.RunFolder, clock: callbacks.RunClock):
     super().__init__()
     self._run, self._clock = run, clock
-    self._drawn_rows, self._next_drawing = 0, 0.0
+    self._drawn_rows, self._next_drawing = 0, time.monotonic() + _FIRST_DRAWING_S
     self.rows: list[dict[str, Any]] = []
 
   @property

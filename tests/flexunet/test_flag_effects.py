@@ -107,7 +107,7 @@ ROWS = {
                       ("--loss=cross_entropy",)),
     "class_prior": ("false", head_bias, [0.0, 0.0, 0.0]),
     "metrics": ("iou", lambda r: r.config.training.metrics, ("iou",)),
-    "precision": ("mixed_float16", lambda r: r.layer("head").compute_dtype, "float16"),
+    "precision": ("mixed_float16", lambda r: r.layer("encoder0_conv0").compute_dtype, "float16"),
     "jit_compile": ("on", lambda r: r.network.jit_compile, True),
     "steps_per_execution": ("2", lambda r: r.network.steps_per_execution, 2),
     "augmentation": ("strong", lambda r: r.config.augmentation.rotation_degrees, 30.0),

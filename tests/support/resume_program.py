@@ -22,7 +22,7 @@ def arm(moment: str) -> None:
   """Makes this process die, or be asked to end, at a moment such as "step:7" or "save:2"."""
   from flexunet.core import files
   from flexunet.reporting import report
-  from flexunet.training import callbacks, checkpoints, validation
+  from flexunet.training import callbacks, checkpointing, checkpoints, validation
 
   kind, _, number = moment.partition(":")
   left = [int(number or 1)]
@@ -60,7 +60,7 @@ def arm(moment: str) -> None:
     before(validation.Validation, "on_epoch_end",
            lambda: threading.Timer(0.02, kill_here).start())  # fmt: skip
   elif kind == "at_epoch_end":  # Scores and model are written, the checkpoint is not.
-    before(checkpoints.BackgroundWriter, "submit")
+    before(checkpointing.Checkpointer, "on_epoch_end")
   elif kind == "before_report":
     before(report, "write_report")
   elif kind == "terminate_step":
