@@ -44,8 +44,7 @@ def host_losses(data_dir):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("device", "channels"),
-    [(ON_DEVICE, ()), (CACHED, ("--image_channels=3",)),
-     ((*ON_DEVICE, "--cache=none"), ("--image_channels=3",))],
+    [(CACHED, ()), ((*ON_DEVICE, "--cache=none"), ("--image_channels=3",))],
 )  # fmt: skip
 def test_the_device_gives_the_examples_of_the_host(data_dir, device, channels):
   host = flagged.finished(flagged.setup(data_dir, *AUGMENTED, *channels))
@@ -71,7 +70,7 @@ def test_a_cache_on_the_device_gives_the_same_slices_without_augmentation(data_d
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("beside", [(), ("--deep_supervision",), ("--steps_per_execution=2",)])
+@pytest.mark.parametrize("beside", [(), ("--deep_supervision", "--steps_per_execution=2")])
 def test_steps_on_the_device_have_the_losses_of_the_host(data_dir, host_losses, beside):
   host = host_losses(*beside)
   assert len(host) == 4 // (2 if "--steps_per_execution=2" in beside else 1)
@@ -80,10 +79,9 @@ def test_steps_on_the_device_have_the_losses_of_the_host(data_dir, host_losses, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("device", [ON_DEVICE, CACHED])
-def test_the_step_on_the_device_compiles_with_xla(data_dir, host_losses, device):
-  host = host_losses("--jit_compile=on")
-  np.testing.assert_allclose(losses(data_dir, *device, "--jit_compile=on"), host, rtol=2e-3)
+def test_the_step_on_the_device_compiles_with_xla(data_dir, host_losses):
+  found = losses(data_dir, *ON_DEVICE, "--jit_compile=on")
+  np.testing.assert_allclose(found, host_losses(), rtol=2e-3)
 
 
 @pytest.mark.slow
@@ -140,9 +138,6 @@ def test_two_devices_augment_their_parts_of_a_batch(blob_data, tmp_path):
   assert code == 0, stderr
   for one, two in zip(*(json.loads(run["history"]) for run in (found, host)), strict=True):
     assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)
-  assert train("run", "--kill=terminate_step:5", augment_on="device")[0] == 128 + 15
-  code, resumed, stderr = train("run", "--resume", augment_on="device")
-  assert (code, resumed) == (0, found), stderr
   code, _, stderr = train("cached", "--cache=device", augment_on="device")
   assert code == 1 and "it lies on one device, and 2 share a batch" in stderr
 

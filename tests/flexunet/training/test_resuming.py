@@ -74,12 +74,18 @@ def test_sigterm_saves_and_says_how_to_resume(blob_data, uninterrupted, tmp_path
 
 
 @pytest.mark.slow
-def test_after_the_end_nothing_is_done_and_it_is_said(blob_data, tmp_path):
-  code, expected, _ = train(blob_data, tmp_path / "run", epochs=2)
-  model = (tmp_path / "run" / "model.keras").read_bytes()
-  code, found, stderr = train(blob_data, tmp_path / "run", "--resume", epochs=2)
+def test_after_the_end_nothing_is_done_but_a_longer_run_continues(blob_data, tmp_path):
+  run = tmp_path / "run"
+  code, expected, _ = train(blob_data, run, epochs=1)
+  model = (run / "model.keras").read_bytes()
+  code, found, stderr = train(blob_data, run, "--resume", epochs=1)
   assert code == 0 and "Nothing to do" in stderr and found == expected
-  assert (tmp_path / "run" / "model.keras").read_bytes() == model
+  code, _, stderr = train(blob_data, run, "--resume", epochs=2, batch_size=6)
+  assert code == 1 and "--batch_size was 4, now it is 6" in stderr
+  assert (run / "model.keras").read_bytes() == model
+  code, found, stderr = train(blob_data, run, "--resume", epochs=2)
+  assert code == 0, stderr
+  assert [row["epoch"] for row in json.loads(found["history"])] == [1, 2]
 
 
 @pytest.mark.slow
@@ -124,21 +130,6 @@ def test_whatever_the_optimizer_averages_and_outputs_it_ends_the_same(
   assert killed == _KILLED, stderr
   code, found, stderr = train(blob_data, tmp_path / "run", shape, "--resume", epochs=2, **knobs)
   assert (code, found) == (0, expected), stderr
-
-
-@pytest.mark.slow
-def test_a_longer_run_continues_from_the_end(blob_data, tmp_path):
-  train(blob_data, tmp_path / "run", epochs=2)
-  code, found, stderr = train(blob_data, tmp_path / "run", "--resume", epochs=3)
-  assert code == 0, stderr
-  assert [row["epoch"] for row in json.loads(found["history"])] == [1, 2, 3]
-
-
-@pytest.mark.slow
-def test_another_flag_at_resume_is_refused(blob_data, tmp_path):
-  train(blob_data, tmp_path / "run", epochs=1)
-  code, _, stderr = train(blob_data, tmp_path / "run", "--resume", epochs=1, batch_size=6)
-  assert code == 1 and "--batch_size was 4, now it is 6" in stderr
 
 
 @pytest.mark.slow

@@ -288,16 +288,6 @@ def test_the_saved_model_goes_without_the_optimizer(finished):
     assert "optimizer" not in weights and "layers" in weights
 
 
-@pytest.mark.slow
-def test_the_same_seed_gives_the_same_weights(data_dir, tmp_path):
-  weights = []
-  for name, seed in (("one", 3), ("two", 3)):
-    run, _ = train(data_dir, tmp_path / name, epochs=1, seed=seed, previews=0)
-    network = keras.saving.load_model(run.model_keras, compile=False)
-    weights.append(np.concatenate([w.ravel() for w in network.get_weights()]))
-  np.testing.assert_array_equal(weights[0], weights[1])
-
-
 def test_classes_that_a_split_lacks_are_said_kept_and_reported(tmp_path, capsys):
   splits = {"train": blobs("ab", 0), "validation": blobs("d", 100), "test": blobs("e", 200)}
   for record in splits["validation"]:

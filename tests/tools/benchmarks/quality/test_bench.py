@@ -245,7 +245,7 @@ def test_the_networks_of_an_ensemble_share_the_minutes(data, tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_our_trainer_gets_the_figure_of_its_own_evaluation(data, tmp_path):
+def test_our_trainer_gets_the_figure_of_its_own_evaluation(data, tmp_path, capsys):
   out = tmp_path / "out"
   small = ":--base_filters=4 --num_layers=2 --image_size=32,32"
   command = [
@@ -270,10 +270,10 @@ def test_our_trainer_gets_the_figure_of_its_own_evaluation(data, tmp_path):
   )
   (result,) = (files.read_json(path) for path in out.glob("results/*three*.json"))
   assert result["details"]["networks"] == 3 and result["scores"]["subjects"]
-  again = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=300)
-  assert again.returncode == 0 and "0 trainings" in again.stderr
-  refused = subprocess.run(command, capture_output=True, text=True, timeout=300)
-  assert refused.returncode == 1 and "--resume adds to them" in refused.stderr
+  program.main(program._PROGRAM.parse([*command[3:], "--resume"]))
+  assert "0 trainings" in capsys.readouterr().err
+  with pytest.raises(InputError, match="--resume adds to them"):
+    program.main(program._PROGRAM.parse([*command[3:], "--noresume"]))
 
 
 def _opened(data: pathlib.Path):
