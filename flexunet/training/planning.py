@@ -350,7 +350,7 @@ def plan_network(made: Choices, facts: Facts, few_steps: str = "") -> None:
 
 def _plan_depth(made: Choices, facts: Facts, few_steps: str) -> None:
   """Chooses stages, convolutions of the decoder and dropout."""
-  convolutions, why = recipe.DECODER_CONVOLUTIONS, "the usual two; fewer won in few steps alone"
+  convolutions, why = recipe.DECODER_CONVOLUTIONS, "the usual two; one won in shorter runs alone"
   if few_steps:
     convolutions, why = recipe.HURRIED_DECODER_CONVOLUTIONS, few_steps
   made.choose_model("decoder_convolutions", convolutions, why)

@@ -60,7 +60,7 @@ def test_a_run_of_few_steps_on_a_cpu_gets_a_lighter_network():
     assert "steps of the usual network" in reasons[name]
   usual = [5, 2, 0.02]
   assert list(shape(600.0)[:3]) == usual
-  assert list(shape(1.0, model={"stem": "half_refined"})[:3]) == usual  # Not compared.
+  assert list(shape(1.0, model={"stem": "half_refined"})[:3]) == usual  # It lost there.
   assert list(shape(1.0, device="gpu")[:3]) == usual
   assert list(shape(0.0)[:3]) == usual  # Without a limit nothing hurries.
   *given, reasons = shape(1.0, model={"num_layers": 6, "dropout_rate": 0.1})
