@@ -83,8 +83,9 @@ def test_patches_go_together_with_other_choices(data_dir, beside):
 
 
 @pytest.mark.slow
-def test_killed_within_an_epoch_and_resumed_it_ends_the_same(blob_data, tmp_path):
-  data, beside = "--patch_size=16", {"epochs": 2, "ema_momentum": 0.9}
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_killed_within_an_epoch_and_resumed_it_ends_the_same(blob_data, tmp_path, where):
+  data, beside = "--patch_size=16", {"epochs": 2, "ema_momentum": 0.9, "augment_on": where}
   code, expected, stderr = resume_runs.train(blob_data, tmp_path / "whole", data, **beside)
   assert code == 0, stderr
   killed, _, stderr = resume_runs.train(
