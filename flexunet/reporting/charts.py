@@ -376,11 +376,16 @@ def svg(chart: Chart) -> str:
   """Returns a chart as an <svg> element for a page; nothing where there is nothing to draw."""
   if chart.empty:
     return ""
+  from matplotlib.backends import backend_svg  # Loaded as late as in `_canvas`.
+
   drawn = io.StringIO()
   with _canvas(_WIDTH, chart.height, salt=chart.title) as canvas:
     _draw(chart, canvas.figure)
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    canvas.figure.savefig(drawn, format="svg", metadata=nothing, transparent=True)
+    for ground in (canvas.figure.patch, *(axis.patch for axis in canvas.figure.axes)):
+      ground.set(facecolor="none", edgecolor="none")
+    # Not `savefig`, which draws twice, the first time to find out what bbox_inches would need.
+    backend_svg.FigureCanvasSVG(canvas.figure).print_svg(drawn, metadata=nothing)
   return _inline(drawn.getvalue(), chart)
 
 

@@ -16,6 +16,13 @@ from flexunet.core.errors import InputError
 # Of a result; raised whenever its keys change their meaning.
 FORM = 1
 FOLDER = "results"
+# Figure of a training -> what its column is called, and digits.
+_FIGURES = {
+    "validation_dice": ("validation", 3),
+    "training_s": ("training s", 0),
+    "with_setup_s": ("with set-up s", 0),
+    "steps": ("steps", 0),
+}
 Result = Mapping[str, Any]
 
 
@@ -81,8 +88,9 @@ def summarize(found: Sequence[Result]) -> dict[str, Any]:
   Returns:
     `sets`, `systems`, `minutes`, `seeds` in the order of their first appearance (minutes rising),
     `entries`: one per set, system and minutes with `dice` (`mean` over seeds, of means over test
-    subjects, `low`, `high`, `seeds`), `training_s`, `with_setup_s`, `steps`, `failed` (the error
-    lines); and `means`: one per system and minutes with `dice` over the sets that it has, and
+    subjects, `low`, `high`, `seeds`), `validation_dice` (mean over seeds; None where the system
+    tells none), `training_s`, `with_setup_s`, `steps`, `failed` (the error lines); and `means`:
+    one per system and minutes with `dice` over the sets that it has, and
     `sets`, their number.
   """
   settings = [one["settings"] for one in found]
@@ -138,8 +146,9 @@ def _entry(
       "high": max(dice, default=None),
       "seeds": len(dice),
   }
-  for key in ("training_s", "with_setup_s", "steps"):
-    entry[key] = statistics.fmean(one[key] for one in done) if done else None
+  for key in _FIGURES:
+    told = [value for one in done if (value := one.get(key)) is not None]
+    entry[key] = statistics.fmean(told) if told else None
   entry["failed"] = [one["error"] for one in own if one["status"] == "failed"]
   return entry
 
@@ -148,12 +157,13 @@ def rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
   """Returns the table, the heading first: a row per minutes and system, a column per set.
 
   Dice is the mean over seeds of the mean over test subjects, with half the range over seeds; the
-  mean over sets stands only where a system has all sets. Seconds and steps are means over sets.
+  mean over sets stands only where a system has all sets. Validation Dice (of systems that tell
+  it), seconds and steps are means over sets.
   """
   by_key = {(one["set"], one["system"], one["minutes"]): one for one in summary["entries"]}
   means = {(one["system"], one["minutes"]): one for one in summary["means"]}
   table: list[tuple[str, ...]] = [
-      ("minutes", "system", "mean", *summary["sets"], "training s", "with set-up s", "steps")
+      ("minutes", "system", "mean", *summary["sets"], *(title for title, _ in _FIGURES.values()))
   ]
   for budget in summary["minutes"]:
     for system in summary["systems"]:
@@ -167,7 +177,7 @@ def rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
           system,
           f"{mean['dice']:.3f}" if whole and mean else "-",
           *map(_cell, own),
-          *(_mean(own, key) for key in ("training_s", "with_setup_s", "steps")),
+          *(_mean(own, key, digits) for key, (_, digits) in _FIGURES.items()),
       ))  # fmt: skip
   return table
 
@@ -189,7 +199,7 @@ def _cell(entry: Mapping[str, Any] | None) -> str:
   return f"{dice['mean']:.3f}{spread}{' (one failed)' if entry['failed'] else ''}"
 
 
-def _mean(entries: Sequence[Mapping[str, Any] | None], key: str) -> str:
+def _mean(entries: Sequence[Mapping[str, Any] | None], key: str, digits: int) -> str:
   values = [one[key] for one in entries if one and one[key] is not None]
   mean = statistics.fmean(values) if values else math.nan
-  return "-" if math.isnan(mean) else f"{mean:.0f}"
+  return "-" if math.isnan(mean) else f"{mean:.{digits}f}"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import shlex
@@ -19,9 +19,11 @@ from typing import Any
 
 import flexunet
 from flexunet import run_folder
+from flexunet.config import TrainingConfig
 from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.pipelines import dataset_source
+from flexunet.reporting import report, training_section
 from flexunet.tools.benchmarks.quality.jobs import FOLDS, PLANES, SPLITS, Job
 
 _PEER_PACKAGES = ("nnunetv2", "monai", "torch", "einops")
@@ -91,6 +93,9 @@ class Outcome:
     steps: Training steps.
     details: Choices of the system, as JSON.
     versions: Of its packages.
+    validation_dice: Of the network that is kept, on the validation split at the network's size, as
+      our trainer reports it. Choices are made by it, so that the test split stays unseen. None: of
+      a peer, and of several networks.
   """
 
   training_s: float
@@ -98,6 +103,7 @@ class Outcome:
   steps: int
   details: dict[str, Any]
   versions: dict[str, str]
+  validation_dice: float | None = None
 
 
 def members(job: Job, places: Places) -> list[Member]:
@@ -137,12 +143,15 @@ def train_flexunet(job: Job, networks: Sequence[Member], patience_minutes: float
   """
   found = [_train_one(job, one, job.minutes / len(networks), patience_minutes) for one in networks]
   first = found[0]
+  if len(found) == 1:
+    return first
   return dataclasses.replace(
       first,
       training_s=sum(one.training_s for one in found),
       with_setup_s=sum(one.with_setup_s for one in found),
       steps=sum(one.steps for one in found),
-      details={**first.details, "networks": len(found)} if len(found) > 1 else first.details,
+      details={**first.details, "networks": len(found)},
+      validation_dice=None,
   )
 
 
@@ -155,18 +164,32 @@ def _train_one(job: Job, one: Member, minutes: float, patience_minutes: float) -
   ]  # fmt: skip
   whole_s = run_program(command, one.places, minutes + patience_minutes)
   run = run_folder.RunFolder.open(one.places.run_dir)
-  with open(run.history_csv, newline="", encoding="utf-8") as stream:
-    last = list(csv.DictReader(stream))[-1]
+  history = report.read_history(run)
   config, manifest = run.read_config(), files.read_json(run.manifest_json)
   details = {
       **{name: getattr(config.model, name) for name in _MODEL},
       **{name: getattr(config.training, name) for name in _TRAINING},
       "mirroring": config.laterality.mirroring,
-      "validation": manifest.get("validation"),
   }
   versions = {"flexunet": flexunet.__version__, "revision": str(manifest.get("revision"))}
   versions["tensorflow"] = importlib.metadata.version("tensorflow")
-  return Outcome(float(last["seconds"]), whole_s, int(last["step"]), details, versions)
+  return Outcome(
+      training_s=history[-1]["seconds"],
+      with_setup_s=whole_s,
+      steps=int(history[-1]["step"]),
+      details=details,
+      versions=versions,
+      validation_dice=_validation_dice(history, config.training),
+  )
+
+
+def _validation_dice(
+    history: Sequence[Mapping[str, float]], training: TrainingConfig
+) -> float | None:
+  kept = training_section.kept_epoch(history, training)
+  score = next((row.get(training_section.VALIDATION_SCORE, math.nan) for row in history
+                if row["epoch"] == kept), math.nan)  # fmt: skip
+  return score if math.isfinite(score) else None
 
 
 def train_peer(

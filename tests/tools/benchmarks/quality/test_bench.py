@@ -13,6 +13,7 @@ from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.evaluation import evaluate
 from flexunet.pipelines import dataset_source
+from flexunet.reporting import report
 from flexunet.run_folder import RunFolder
 from flexunet.tools.benchmarks.quality import __main__ as program
 from flexunet.tools.benchmarks.quality import bench, exported_set, jobs, running, scoring
@@ -262,6 +263,8 @@ def test_our_trainer_gets_the_figure_of_its_own_evaluation(data, tmp_path, capsy
   alone = entries["flexunet"]
   assert alone["dice"]["mean"] == pytest.approx(scores["foreground_dice"]["mean"], abs=1e-12)
   assert 0 < alone["training_s"] < alone["with_setup_s"] and alone["steps"] > 0
+  kept = max(row["val_foreground_dice"] for row in report.read_history(RunFolder.open(run_dir)))
+  assert (alone["validation_dice"], entries["three"]["validation_dice"]) == (kept, None)
   members = sorted(out.glob("work/*/member_*/run"))
   assert [RunFolder.open(path).read_config().data.fold for path in members] == [0, 1, 2]
   metrics = files.read_json(next(out.glob("work/*/ensemble/evaluation/metrics.json")))["test"]
