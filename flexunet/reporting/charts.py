@@ -21,7 +21,6 @@ import numpy as np
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.axis import Axis
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure, SubFigure
 
 Numbers = Sequence[float] | np.ndarray  # A NumPy array is no Sequence.
@@ -376,16 +375,12 @@ def svg(chart: Chart) -> str:
   """Returns a chart as an <svg> element for a page; nothing where there is nothing to draw."""
   if chart.empty:
     return ""
-  from matplotlib.backends import backend_svg  # Loaded as late as in `_canvas`.
-
   drawn = io.StringIO()
-  with _canvas(_WIDTH, chart.height, salt=chart.title) as canvas:
+  with _canvas("svg", _WIDTH, chart.height, salt=chart.title) as canvas:
     _draw(chart, canvas.figure)
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    for ground in (canvas.figure.patch, *(axis.patch for axis in canvas.figure.axes)):
-      ground.set(facecolor="none", edgecolor="none")
     # Not `savefig`, which draws twice, the first time to find out what bbox_inches would need.
-    backend_svg.FigureCanvasSVG(canvas.figure).print_svg(drawn, metadata=nothing)
+    canvas.print_svg(drawn, metadata=nothing)
   return _inline(drawn.getvalue(), chart)
 
 
@@ -402,7 +397,7 @@ def image(charts: Sequence[Chart], columns: int) -> np.ndarray:
   columns = min(columns, len(drawn))
   rows = [drawn[start : start + columns] for start in range(0, len(drawn), columns)]
   heights = [max(chart.height for chart in row) for row in rows]
-  with _canvas(columns * _WIDTH, sum(heights)) as canvas:
+  with _canvas("agg", columns * _WIDTH, sum(heights)) as canvas:
     canvas.figure.set_dpi(_UNITS_PER_INCH * _IMAGE_SCALE)
     panels = canvas.figure.subfigures(len(rows), columns, height_ratios=heights, squeeze=False)
     for chart, panel in zip(drawn, panels.flat, strict=False):
@@ -412,21 +407,22 @@ def image(charts: Sequence[Chart], columns: int) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _canvas(width: int, height: int, salt: str = "") -> Iterator[FigureCanvasAgg]:
+def _canvas(kind: str, width: int, height: int, salt: str = "") -> Iterator[Any]:
   """Yields the canvas of an empty figure in our style, whatever the style in use elsewhere.
 
   Args:
-    width: In pixels.
-    height: In pixels.
+    kind: "svg", whose ground is clear, or "agg", of pixels on white.
+    width, height: In pixels.
     salt: Makes names inside an SVG its own; the same salt gives the same file.
   """
   # Takes half a second to load: --help and programs that draw nothing go without.
-  import matplotlib.backends.backend_agg
   import matplotlib.figure
   import matplotlib.layout_engine
   import matplotlib.style
+  from matplotlib.backends import backend_agg, backend_svg
 
-  with matplotlib.style.context(["default", {**_STYLE, "svg.hashsalt": salt}]):
+  ground = {"axes.facecolor": "none", "figure.facecolor": "none"} if kind == "svg" else {}
+  with matplotlib.style.context(["default", {**_STYLE, **ground, "svg.hashsalt": salt}]):
     # A figure of its own, not pyplot: nothing global is touched, no display is needed.
     margin = _MARGIN / _UNITS_PER_INCH
     figure = matplotlib.figure.Figure(
@@ -434,7 +430,8 @@ def _canvas(width: int, height: int, salt: str = "") -> Iterator[FigureCanvasAgg
         _UNITS_PER_INCH,
         layout=matplotlib.layout_engine.ConstrainedLayoutEngine(w_pad=margin, h_pad=margin),
     )
-    yield matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
+    canvases = {"svg": backend_svg.FigureCanvasSVG, "agg": backend_agg.FigureCanvasAgg}
+    yield canvases[kind](figure)
 
 
 def _draw(chart: Chart, figure: Figure | SubFigure) -> None:
