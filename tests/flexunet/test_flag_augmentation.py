@@ -85,6 +85,7 @@ def test_a_strength_changes_its_transformation(name):
   assert (augmented(on) != augmented(on, f"--{name}={value}")).any()
 
 
+@pytest.mark.slow
 def test_training_batches_are_augmented_and_validation_is_not(tmp_path):
   data_dir = flagged.write_dataset(tmp_path)
   plain, changed = (

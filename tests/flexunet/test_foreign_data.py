@@ -86,6 +86,7 @@ def test_classes_without_names_are_numbered_by_what_the_labels_hold(foreign, tmp
   assert "image 'scan', label 'mask'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_slices_never_count_as_subjects_without_a_word(foreign, tmp_path, capsys):
   made = run(foreign, tmp_path / "run", {"image_size": (24, 32)}, resize_mode="pad")
   capsys.readouterr()
@@ -138,6 +139,7 @@ def test_a_wrong_feature_lists_the_right_ones(foreign, tmp_path):
     run(foreign, tmp_path / "run", {"num_classes": 3}, image_key="scans", label_key="mask")
 
 
+@pytest.mark.slow
 def test_a_run_on_a_fold_is_scored_on_the_subjects_of_that_fold(tmp_path):
   folder = dataset_samples.write_dataset(
       tmp_path / "data", {"train": slices("abc", 0), "validation": slices("de", 40)}

@@ -42,6 +42,7 @@ def test_a_light_module_loads_no_framework(module):
   assert not loaded_after(f"import {module}") & _HEAVY
 
 
+@pytest.mark.slow
 def test_a_module_that_trains_would_be_seen():
   assert "tensorflow" in loaded_after("import flexunet.pipelines.order")
 

@@ -15,6 +15,7 @@ print(_pywrap_util_port.IsMklEnabled())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"), reason="others are left as TensorFlow has them"
 )

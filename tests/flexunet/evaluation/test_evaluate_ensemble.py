@@ -142,6 +142,7 @@ def test_whom_one_run_was_trained_on_the_ensemble_has_seen(make, tmp_path):
   assert not (tmp_path / "learnt").exists()
 
 
+@pytest.mark.slow
 def test_weights_are_learnt_on_validation_kept_and_used(make, tmp_path):
   # W was trained on by one of them, so V alone is left.
   runs = both(make("wrong_0"), make("right_1", train="TW"))

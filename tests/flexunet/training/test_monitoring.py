@@ -245,6 +245,7 @@ def trained_steps(monkeypatch, data_dir, path, *given):
   return run, steps
 
 
+@pytest.mark.slow
 def test_training_and_validation_share_charts_over_steps_and_runs_can_be_compared(
     monkeypatch, data_dir, tmp_path
 ):

@@ -217,6 +217,7 @@ def test_the_config_is_complete_and_reads_back(finished):
   assert manifest["versions"]["keras"] == keras.__version__
 
 
+@pytest.mark.slow
 def test_config_and_manifest_hold_no_path_of_this_machine(data_dir, tmp_path, monkeypatch):
   """As a user gives them: absolute. The run still finds its data, also when both have moved."""
   monkeypatch.setenv("XLA_FLAGS", f"--xla_dump_to={tmp_path}/dump")
@@ -250,6 +251,7 @@ def train_with_command(data_dir, folder):
   return trainer.fit(run_setup.complete(*parts, opened), folder, opened, command)
 
 
+@pytest.mark.slow
 def test_a_run_that_began_from_another_is_resumed_by_any_path_to_it(data_dir, tmp_path):
   run, _ = train(data_dir, tmp_path / "first", epochs=1)
   given = {"epochs": 1, "init_from": str(run.path)}
@@ -335,6 +337,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_time_limit_ends_the_run_with_a_model(data_dir, tmp_path):
   run, rows = train(data_dir, tmp_path / "run", max_minutes=0.05, epochs=None, previews=0)
   assert run.model_keras.is_file() and run.read_config().training.epochs > 1000
