@@ -90,8 +90,7 @@ def summarize(found: Sequence[Result]) -> dict[str, Any]:
     `entries`: one per set, system and minutes with `dice` (`mean` over seeds, of means over test
     subjects, `low`, `high`, `seeds`), `validation_dice` (mean over seeds; None where the system
     tells none), `training_s`, `with_setup_s`, `steps`, `failed` (the error lines); and `means`:
-    one per system and minutes with `dice` over the sets that it has, and
-    `sets`, their number.
+    one per system and minutes with `dice` over the sets that it has, and `sets`, their number.
   """
   settings = [one["settings"] for one in found]
   sets, systems = (list(dict.fromkeys(one[name] for one in settings)) for name in ("set", "system"))
