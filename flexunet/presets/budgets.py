@@ -27,22 +27,20 @@ class Budget:
   Attributes:
     minutes: Usual length.
     passes: How often each slice should be seen, those with foreground where they are drawn.
-    tta: Views to predict with later, as `flexunet predict --tta` takes them; "" for none.
     more: What gives a better answer than this budget, for the user.
   """
 
   minutes: float
   passes: float
-  tta: str
   more: str
 
 
 # The minutes are those of the measured recipes; passes bring a run closer to what its data need.
 BUDGETS = {
-    "preview": Budget(2.0, 10, "", "--budget=standard"),
-    "standard": Budget(15.0, 80, "", "--budget=best"),
+    "preview": Budget(2.0, 10, "--budget=standard"),
+    "standard": Budget(15.0, 80, "--budget=best"),
     "best": Budget(
-        60.0, 300, "mirror",
+        60.0, 300,
         "flexunet cross_validate with the same flags: five networks that answer as one",
     ),
 }  # fmt: skip

@@ -108,7 +108,7 @@ def more_line(run_config: config.RunConfig) -> str:
     parts = [f"--max_minutes={2 * settings.max_minutes:g}, or flexunet cross_validate"]
   else:
     parts = ["--budget=best, or flexunet cross_validate"]
-  if (budget is None or budget.tta) and run_config.laterality.mirroring:
+  if run_config.laterality.mirroring:
     parts.append("later flexunet predict --tta=mirror")
   return _line("More", "; ".join(parts))
 

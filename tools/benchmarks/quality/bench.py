@@ -131,18 +131,24 @@ def _run_job(
       log=options.folder / "logs" / f"{job.key}.txt",
   )
   try:
-    outcome, scores = _train(job, data, places, options, python)
+    outcome, scored = _train(job, data, places, options, python)
   except (JobError, InputError) as error:
     return {**result, "status": "failed", "error": str(error).splitlines()[0]}
   if not options.keep_work:
     shutil.rmtree(work, ignore_errors=True)
-  return {**result, "status": "done", **dataclasses.asdict(outcome), "scores": scores}
+  return {
+      **result,
+      "status": "done",
+      **dataclasses.asdict(outcome),
+      "scores": scored["label"],
+      "mirrored_scores": scored["mirrored"],
+  }
 
 
 def _train(
     job: Job, data: _OpenedSet, places: Places, options: Options, python: pathlib.Path
-) -> tuple[Outcome, dict[str, Any]]:
-  """Trains, predicts the test split, and returns what it took with the scores."""
+) -> tuple[Outcome, dict[str, dict[str, Any] | None]]:
+  """Trains, predicts the test split, and returns what it took with the scores of its answers."""
   if job.system.program is None:
     networks = running.members(job, places)
     outcome = running.train_flexunet(job, networks, options.patience_minutes)

@@ -3,8 +3,9 @@
 Crops around foreground and at random (RandCropByPosNegLabeld), intensities normalized per case,
 shifted and scaled, left and right exchanged where the set allows it, cases cached; DiceCELoss,
 AdamW, a cosine of the clock that ends with the time; the last weights count; sliding windows with
-Gaussian weights, which overlap by a quarter, at prediction. It runs in the environment of the peers
-and knows nothing of flexunet.
+Gaussian weights, which overlap by a quarter, at prediction, without mirrored views and, in a second
+answer, with left and right exchanged too. It runs in the environment of the peers and knows nothing
+of flexunet.
 
 Options: --network=unet|dynunet|swinunetr, --dimensions=2|3 (2: crops of slices), --patch (edge of
 a crop), --batch_size (cases a step), --crops (of each case), --learning_rate, --base_filters,
@@ -174,7 +175,7 @@ def train(
 def predict(
     task: peer_task.Task, network: torch.nn.Module, choices: dict[str, Any], precision: Any
 ) -> None:
-  """Writes the labels of the test cases."""
+  """Writes the labels of the test cases, and those of mirrored views where the set allows them."""
   network.eval()
   spatial, edge = choices["dimensions"], choices["patch"]
 
@@ -182,18 +183,26 @@ def predict(
     with precision():
       return network(windows).float()
 
+  def probabilities(part: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+      found = sliding_window_inference(
+          part[None], [edge] * spatial, sw_batch_size=8, predictor=answer, overlap=0.25,
+          mode="gaussian",
+      )  # fmt: skip
+    return found.softmax(dim=1)[0]
+
   for case in task.cases("test"):
     image = normalized(task.arrays(case)["image"])
     parts = [image] if spatial == 3 else [image[:, place] for place in range(image.shape[1])]
-    labels = []
-    for part in parts:
-      with torch.inference_mode():
-        found = sliding_window_inference(
-            torch.as_tensor(part)[None], [edge] * spatial, sw_batch_size=8, predictor=answer,
-            overlap=0.25, mode="gaussian",
-        )  # fmt: skip
-      labels.append(found.argmax(dim=1)[0].numpy())
-    task.keep(case, labels[0] if spatial == 3 else np.stack(labels))
+    labels: dict[str, list[np.ndarray]] = {"label": [], "mirrored": []}
+    for part in map(torch.as_tensor, parts):
+      found = probabilities(part)
+      labels["label"].append(found.argmax(dim=0).numpy())
+      if task.data_set["mirroring"]:
+        found = found + probabilities(part.flip(-1)).flip(-1)
+        labels["mirrored"].append(found.argmax(dim=0).numpy())
+    join = (lambda found: found[0]) if spatial == 3 else np.stack
+    task.keep(case, **{name: join(found) for name, found in labels.items() if found})
 
 
 def main(path: str) -> None:

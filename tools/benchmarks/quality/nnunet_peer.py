@@ -3,10 +3,11 @@
 What differs from its own programs: the poly schedule follows the clock and ends with the time, no
 validation is made in between (its final network does not depend on it), on sets whose sides must
 not be exchanged nothing is mirrored (as its trainer NoMirroring), and labels are predicted without
-mirrored views. It runs in the environment of the peers and knows nothing of flexunet.
+mirrored views and, in a second answer, with them, as nnU-Net does by default. It runs in the
+environment of the peers and knows nothing of flexunet.
 
 Options: --configuration=2d|3d_fullres, --memory_gb (of its planner; its default is 8),
---base_features (of the first stage; its default is 32), --tta=on.
+--base_features (of the first stage; its default is 32).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 )
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-_DEFAULTS = {"configuration": "2d", "memory_gb": 8.0, "base_features": 32, "tta": "off"}
+_DEFAULTS = {"configuration": "2d", "memory_gb": 8.0, "base_features": 32}
 _DATASET = "Dataset001_bench"
 _SUFFIX = ".nii"
 _LEARNING_RATE, _POWER = 1e-2, 0.9  # nnU-Net's.
@@ -132,12 +133,12 @@ def prepare(task: peer_task.Task, given: dict[str, Any], plans_name: str) -> flo
   return 0.0
 
 
-def predict(task: peer_task.Task, trainer: BudgetTrainer, tta: bool) -> None:
-  """Writes the labels of the test cases."""
+def predict(task: peer_task.Task, trainer: BudgetTrainer) -> None:
+  """Writes the labels of the test cases, and those of mirrored views where the set allows them."""
   trainer.set_deep_supervision_enabled(False)
   trainer.network.eval()
   predictor = nnUNetPredictor(
-      use_mirroring=tta, device=torch.device("cpu"), allow_tqdm=False,
+      use_mirroring=trainer.mirroring, device=torch.device("cpu"), allow_tqdm=False,
       perform_everything_on_device=False,
   )  # fmt: skip
   predictor.manual_initialization(
@@ -147,7 +148,12 @@ def predict(task: peer_task.Task, trainer: BudgetTrainer, tta: bool) -> None:
   )  # fmt: skip
   for case in task.cases("test"):
     image = task.arrays(case)["image"].astype(np.float32)
-    task.keep(case, predictor.predict_single_npy_array(image, {"spacing": spacing_of(case, task)}))
+    found = {}
+    for name in ("label", "mirrored") if trainer.mirroring else ("label",):
+      predictor.use_mirroring = name == "mirrored"
+      properties = {"spacing": spacing_of(case, task)}
+      found[name] = predictor.predict_single_npy_array(image, properties)
+    task.keep(case, **found)
 
 
 def main(path: str) -> None:
@@ -173,7 +179,7 @@ def main(path: str) -> None:
   training_s = trainer.train_for(budget)
   trainer.close()
   started = time.monotonic()
-  predict(task, trainer, given["tta"] == "on")
+  predict(task, trainer)
   planned = trainer.configuration_manager
   task.finish(
       training_s=training_s,

@@ -17,9 +17,10 @@ exchanged), and `cases`: `file`, `split` (train, validation or test), `subject`,
 (slice, row, column; null where unknown). A case is an NPZ file with `image` uint8 [channels,
 slices, H, W] and, but for the split test, `label` uint8 [slices, H, W].
 
-It writes for each test case `predictions/FILE`, an NPZ file with `label` uint8 [slices, H, W], and
-the answer: `training_s`, `steps`, `inference_s`, `cached_setup_s` (set-up that an earlier training
-has done), `details` (choices, as JSON), `versions`.
+It writes for each test case `predictions/FILE`, an NPZ file with `label` uint8 [slices, H, W] and,
+where `mirroring` allows it and the system can, `mirrored`: the same, of what it answers to mirrored
+views too. It writes the answer: `training_s`, `steps`, `inference_s`, `cached_setup_s` (set-up that
+an earlier training has done), `details` (choices, as JSON), `versions`.
 """
 
 from __future__ import annotations
@@ -61,10 +62,20 @@ class Task:
     with np.load(self.data / case["file"]) as stored:
       return {name: stored[name] for name in stored.files}
 
-  def keep(self, case: dict[str, Any], label: np.ndarray) -> None:
-    """Writes the predicted label of a case, [slices, H, W]."""
+  def keep(
+      self, case: dict[str, Any], label: np.ndarray, mirrored: np.ndarray | None = None
+  ) -> None:
+    """Writes the predicted labels of a case, [slices, H, W].
+
+    Args:
+      case: Of the split test.
+      label: Without mirrored views.
+      mirrored: With them; None: the set allows none.
+    """
     self.predictions.mkdir(parents=True, exist_ok=True)
-    np.savez(self.predictions / case["file"], label=np.asarray(label, np.uint8))
+    labels = {"label": label} if mirrored is None else {"label": label, "mirrored": mirrored}
+    integers = {name: np.asarray(value, np.uint8) for name, value in labels.items()}
+    np.savez(self.predictions / case["file"], **integers)
 
   def finish(self, **answer: Any) -> None:
     """Writes the answer."""

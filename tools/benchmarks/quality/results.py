@@ -18,6 +18,7 @@ FORM = 1
 FOLDER = "results"
 # Figure of a training -> what its column is called, and digits.
 _FIGURES = {
+    "mirrored_dice": ("mirrored views", 3),
     "validation_dice": ("validation", 3),
     "training_s": ("training s", 0),
     "with_setup_s": ("with set-up s", 0),
@@ -88,9 +89,10 @@ def summarize(found: Sequence[Result]) -> dict[str, Any]:
   Returns:
     `sets`, `systems`, `minutes`, `seeds` in the order of their first appearance (minutes rising),
     `entries`: one per set, system and minutes with `dice` (`mean` over seeds, of means over test
-    subjects, `low`, `high`, `seeds`), `validation_dice` (mean over seeds; None where the system
-    tells none), `training_s`, `with_setup_s`, `steps`, `failed` (the error lines); and `means`:
-    one per system and minutes with `dice` over the sets that it has, and `sets`, their number.
+    subjects, `low`, `high`, `seeds`), `mirrored_dice` (of predictions with mirrored views) and
+    `validation_dice` (means over seeds; None where the system tells none), `training_s`,
+    `with_setup_s`, `steps`, `failed` (the error lines); and `means`: one per system and minutes
+    with `dice` over the sets that it has, and `sets`, their number.
   """
   settings = [one["settings"] for one in found]
   sets, systems = (list(dict.fromkeys(one[name] for one in settings)) for name in ("set", "system"))
@@ -146,18 +148,24 @@ def _entry(
       "seeds": len(dice),
   }
   for key in _FIGURES:
-    told = [value for one in done if (value := one.get(key)) is not None]
+    told = [value for one in done if (value := _figure(one, key)) is not None]
     entry[key] = statistics.fmean(told) if told else None
   entry["failed"] = [one["error"] for one in own if one["status"] == "failed"]
   return entry
+
+
+def _figure(result: Result, key: str) -> float | None:
+  if key == "mirrored_dice":
+    return (result.get("mirrored_scores") or {}).get("foreground_dice")
+  return result.get(key)
 
 
 def rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
   """Returns the table, the heading first: a row per minutes and system, a column per set.
 
   Dice is the mean over seeds of the mean over test subjects, with half the range over seeds; the
-  mean over sets stands only where a system has all sets. Validation Dice (of systems that tell
-  it), seconds and steps are means over sets.
+  mean over sets stands only where a system has all sets. Dice with mirrored views, validation Dice
+  (of systems that tell it), seconds and steps are means over sets.
   """
   by_key = {(one["set"], one["system"], one["minutes"]): one for one in summary["entries"]}
   means = {(one["system"], one["minutes"]): one for one in summary["means"]}

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from flexunet import ensemble_folder, run_folder
+from flexunet import config, ensemble_folder, run_folder
 from flexunet.core.errors import InputError
 from flexunet.cross_validation import pooling
 from flexunet.evaluation import evaluate_ensemble, scores, summary
 from flexunet.evaluation.labelled_volumes import LabelledVolume
 from flexunet.prediction import opening
+from flexunet.prediction.predictor import Predictor, load_model
+from flexunet.prediction.test_time import ONE_VIEW, ViewOptions
 from flexunet.tools.benchmarks.quality.exported_set import TestVolume
 
 _KEPT = ("class", "status", "dice", "reference_pixels", "predicted_pixels")
 _UNKNOWN_MM = (float("nan"), float("nan"))
+# Answers without mirrored views, and with them: their names in the files of predictions.
+ANSWERS = ("label", "mirrored")
+_VIEWS = {"label": ONE_VIEW, "mirrored": ViewOptions.of("mirror")}
 
 
 def predict_with_run(
@@ -25,22 +31,40 @@ def predict_with_run(
 ) -> None:
   """Writes the labels of the test volumes as a run predicts them, in the form of a peer.
 
+  Those of mirrored views stand beside them where the run may see such.
+
   Args:
     run_dir: A trained run.
     volumes: The test split.
     predictions: Folder of the answers.
   """
   run = run_folder.RunFolder.open(run_dir)
-  options = opening.PredictionOptions(calibrated=False, clean_up=False)
-  predictor = opening.open_run(run, run.read_config(), options)
+  own = run.read_config()
+  model = load_model(run)
+  predictors = {
+      answer: opening.open_run(run, own, _options(answer), model) for answer in _answers([own])
+  }
   predictions.mkdir(parents=True, exist_ok=True)
   for one in volumes:
-    volume = one.volume
-    spacing_mm = (*volume.spacing_mm, volume.slice_spacing_mm)
-    labels = list(predictor.labels(volume.images, spacing_mm))
-    whole = [np.stack(labels)] if len(one.files) == 1 else [label[None] for label in labels]
-    for name, label in zip(one.files, whole, strict=True):
-      np.savez(predictions / name, label=label)
+    found = {answer: _of_files(one, predictor) for answer, predictor in predictors.items()}
+    for place, name in enumerate(one.files):
+      np.savez(predictions / name, **{answer: labels[place] for answer, labels in found.items()})
+
+
+def _answers(runs: Sequence[config.RunConfig]) -> Sequence[str]:
+  """Returns the kinds of answers that runs can give together."""
+  return ANSWERS if all(own.laterality.mirroring for own in runs) else ANSWERS[:1]
+
+
+def _options(answer: str) -> opening.PredictionOptions:
+  return opening.PredictionOptions(views=_VIEWS[answer], calibrated=False, clean_up=False)
+
+
+def _of_files(one: TestVolume, predictor: Predictor) -> list[np.ndarray]:
+  """Returns the predicted label of each file of a volume, uint8 [slices, H, W]."""
+  spacing_mm = (*one.volume.spacing_mm, one.volume.slice_spacing_mm)
+  labels = list(predictor.labels(one.volume.images, spacing_mm))
+  return [np.stack(labels)] if len(one.files) == 1 else [label[None] for label in labels]
 
 
 def score(
@@ -48,8 +72,8 @@ def score(
     predictions: pathlib.Path,
     class_names: Sequence[str],
     class_ids: Sequence[int] | None = None,
-) -> dict[str, Any]:
-  """Returns the scores of the predicted labels of a test split.
+) -> dict[str, dict[str, Any] | None]:
+  """Returns the scores of the predicted labels of a test split, by `ANSWERS`.
 
   Dice is of each volume and class, on the grid of the scan; a class that is empty in truth and
   prediction has none. `foreground_dice` is the mean over classes, then over volumes, as in
@@ -62,30 +86,40 @@ def score(
     class_ids: The class that each value of the answers stands for; None: its own.
 
   Returns:
-    As `_summed`.
+    Answer -> as `_summed`; None where there are none with mirrored views.
 
   Raises:
     InputError: An answer is missing, has another shape or values that are no class.
   """
   ids = np.asarray(range(len(class_names)) if class_ids is None else class_ids, np.uint8)
-  rows = [
-      row
-      for one in volumes
-      for row in _rows(one, _read(one, predictions, ids), class_names)
-  ]
-  return _summed(rows, class_names)
+  scored: dict[str, dict[str, Any] | None] = dict.fromkeys(ANSWERS)
+  for answer in ANSWERS:
+    if answer == "mirrored" and not _has_mirrored(volumes, predictions):
+      continue
+    rows = [
+        row
+        for one in volumes
+        for row in _rows(one, _read(one, predictions, answer, ids), class_names)
+    ]
+    scored[answer] = _summed(rows, class_names)
+  return scored
+
+
+def _has_mirrored(volumes: Sequence[TestVolume], predictions: pathlib.Path) -> bool:
+  with _opened(predictions / volumes[0].files[0]) as stored:
+    return "mirrored" in stored
 
 
 def score_ensemble(
     run_dirs: Sequence[pathlib.Path], folder: pathlib.Path, class_names: Sequence[str]
-) -> dict[str, Any]:
+) -> dict[str, dict[str, Any] | None]:
   """Returns what `score` does, of runs that predict the test split together.
 
-  They may be of different planes. Each counts the same.
+  They may be of different planes. Each counts the same. Mirrored views are of all or of none.
 
   Args:
     run_dirs: Trained runs; the first decides the plane in which slices are counted.
-    folder: Where the evaluation goes.
+    folder: Where the evaluations go.
     class_names: By id, background first.
 
   Raises:
@@ -93,14 +127,17 @@ def score_ensemble(
   """
   found = tuple(run_folder.RunFolder.open(path) for path in run_dirs)
   runs = ensemble_folder.RunSet(found, (1 / len(found),) * len(found))
-  options = opening.PredictionOptions(calibrated=False, clean_up=False)
-  evaluate_ensemble.evaluate_ensemble(
-      runs, ["test"], output_dir=folder, weights="equal", options=options, lesions="off",
-      show_progress=False,
-  )  # fmt: skip
-  rows = pooling.read_rows(ensemble_folder.EnsembleFolder(folder), "test")
-  kept = ("subject", "volume", *_KEPT)
-  return _summed([{name: row[name] for name in kept} for row in rows], class_names)
+  scored: dict[str, dict[str, Any] | None] = dict.fromkeys(ANSWERS)
+  for answer in _answers(runs.configs()):
+    place = folder / answer
+    evaluate_ensemble.evaluate_ensemble(
+        runs, ["test"], output_dir=place, weights="equal", options=_options(answer), lesions="off",
+        show_progress=False,
+    )  # fmt: skip
+    rows = pooling.read_rows(ensemble_folder.EnsembleFolder(place), "test")
+    kept = ("subject", "volume", *_KEPT)
+    scored[answer] = _summed([{name: row[name] for name in kept} for row in rows], class_names)
+  return scored
 
 
 def _summed(rows: Sequence[summary.Row], class_names: Sequence[str]) -> dict[str, Any]:
@@ -152,16 +189,24 @@ def _on_native_grid(volume: LabelledVolume, labels: list[np.ndarray]) -> list[np
   ]
 
 
-def _read(one: TestVolume, predictions: pathlib.Path, ids: np.ndarray) -> list[np.ndarray]:
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[Mapping[str, np.ndarray]]:
+  """Opens the predicted labels of a file; InputError where what is asked of them fails."""
+  try:
+    with np.load(path) as stored:
+      yield stored
+  except (OSError, ValueError, KeyError) as error:
+    raise InputError(f"{path} must hold the predicted label: {error}.") from error
+
+
+def _read(
+    one: TestVolume, predictions: pathlib.Path, answer: str, ids: np.ndarray
+) -> list[np.ndarray]:
   """Returns the predicted label of each slice of a volume, as the network saw it, by our ids."""
   slices: list[np.ndarray] = []
   for name in one.files:
-    path = predictions / name
-    try:
-      with np.load(path) as stored:
-        slices += list(stored["label"])
-    except (OSError, ValueError, KeyError) as error:
-      raise InputError(f"{path} must hold the predicted label: {error}.") from error
+    with _opened(predictions / name) as stored:
+      slices += list(stored[answer])
   shapes = [label.shape for label in one.volume.labels]
   if [label.shape for label in slices] != shapes:
     raise InputError(

@@ -13,6 +13,8 @@ from flexunet.core import files
 from flexunet.core.errors import InputError
 from flexunet.evaluation import evaluate
 from flexunet.pipelines import dataset_source
+from flexunet.prediction import opening
+from flexunet.prediction.test_time import ViewOptions
 from flexunet.reporting import report
 from flexunet.run_folder import RunFolder
 from flexunet.tools.benchmarks.quality import __main__ as program
@@ -107,7 +109,7 @@ def test_classes_that_nobody_can_learn_are_left_out_and_ids_come_back(tmp_path):
   truth = np.stack(volume.volume.labels)
   np.savez(tmp_path / volume.files[0], label=(truth == 2).astype(np.uint8))
   ids = exported_set.class_ids(tmp_path / "cases")
-  found = scoring.score([volume], tmp_path, dataset_samples.NAMES, ids)
+  found = scoring.score([volume], tmp_path, dataset_samples.NAMES, ids)["label"]
   assert found["per_class"] == {"dim": 0.0, "bright": 1.0}
   np.savez(tmp_path / volume.files[0], label=truth)
   with pytest.raises(InputError, match="must hold ids of classes, 0 to 1. Got: 2"):
@@ -128,7 +130,7 @@ def test_slices_with_gaps_are_cases_of_their_own_and_scored_as_a_volume(tmp_path
   assert volume.files == held
   for name, label in zip(held, volume.volume.labels, strict=True):
     np.savez(tmp_path / name, label=label[None])
-  found = scoring.score([volume], tmp_path, dataset_samples.NAMES)
+  found = scoring.score([volume], tmp_path, dataset_samples.NAMES)["label"]
   assert found["foreground_dice"] == 1.0 and len(found["volumes"]) == 2
 
 
@@ -140,7 +142,9 @@ def test_scores_are_means_over_classes_then_volumes(data, tmp_path):
   # Of the second volume the class bright is missed: Dice 1 and 0.
   label = np.where(label == 2, 0, label).astype(np.uint8)
   np.savez(tmp_path / volumes[1].files[0], label=label)
-  found = scoring.score(volumes, tmp_path, dataset_samples.NAMES)
+  scored = scoring.score(volumes, tmp_path, dataset_samples.NAMES)
+  assert scored["mirrored"] is None
+  found = scored["label"]
   assert found["foreground_dice"] == pytest.approx((1 + 0.5) / 2)
   assert found["per_class"] == {"dim": 1.0, "bright": 0.5}
   assert found["subjects"][1] == {
@@ -148,6 +152,19 @@ def test_scores_are_means_over_classes_then_volumes(data, tmp_path):
   }  # fmt: skip
   np.savez(tmp_path / volumes[1].files[0], label=label[:, :-1])
   with pytest.raises(InputError, match="must have the shape of its case"):
+    scoring.score(volumes, tmp_path, dataset_samples.NAMES)
+
+
+def test_answers_to_mirrored_views_are_scored_beside_the_others(data, tmp_path):
+  volumes = exported_set.read_test_volumes(_opened(data))
+  for one in volumes:
+    label = np.stack(one.volume.labels)
+    dim = np.where(label == 2, 0, label).astype(np.uint8)
+    np.savez(tmp_path / one.files[0], label=dim, mirrored=label)
+  scored = scoring.score(volumes, tmp_path, dataset_samples.NAMES)
+  assert [scored[answer]["foreground_dice"] for answer in scoring.ANSWERS] == [0.5, 1.0]
+  np.savez(tmp_path / volumes[1].files[0], label=label)
+  with pytest.raises(InputError, match="must hold the predicted label: .*mirrored"):
     scoring.score(volumes, tmp_path, dataset_samples.NAMES)
 
 
@@ -166,6 +183,7 @@ def test_peers_are_scored_failures_recorded_and_the_rest_goes_on(data, peer, tmp
   assert 100 < result["with_setup_s"] < 160
   assert result["settings"]["processors"] == result["machine"]["processors"]
   assert {one["subject"] for one in result["scores"]["subjects"]} == {"g", "h"}
+  assert result["mirrored_scores"] is None
   assert str(tmp_path) not in json.dumps(result)
   made = {path.name for path in (tmp_path / "out").iterdir()}
   assert made == {"results", "logs", "work", "summary.json", "table.md", "dice.png", "dice.svg"}
@@ -259,18 +277,23 @@ def test_our_trainer_gets_the_figure_of_its_own_evaluation(data, tmp_path, capsy
   found = json.loads(done.stdout)["entries"]
   entries = {entry["system"].partition(":")[0]: entry for entry in found}
   (run_dir,) = out.glob("work/*/run")
-  scores = evaluate.evaluate(RunFolder.open(run_dir), ["test"], show_progress=False)["test"]
   alone = entries["flexunet"]
-  assert alone["dice"]["mean"] == pytest.approx(scores["foreground_dice"]["mean"], abs=1e-12)
+  for views, told in (("none", alone["dice"]["mean"]), ("mirror", alone["mirrored_dice"])):
+    options = opening.PredictionOptions(views=ViewOptions.of(views))
+    (scores,) = evaluate.evaluate(
+        RunFolder.open(run_dir), ["test"], options=options, show_progress=False
+    ).values()
+    assert told == pytest.approx(scores["foreground_dice"]["mean"], abs=1e-12)
   assert 0 < alone["training_s"] < alone["with_setup_s"] and alone["steps"] > 0
   kept = max(row["val_foreground_dice"] for row in report.read_history(RunFolder.open(run_dir)))
   assert (alone["validation_dice"], entries["three"]["validation_dice"]) == (kept, None)
   members = sorted(out.glob("work/*/member_*/run"))
   assert [RunFolder.open(path).read_config().data.fold for path in members] == [0, 1, 2]
-  metrics = files.read_json(next(out.glob("work/*/ensemble/evaluation/metrics.json")))["test"]
-  assert entries["three"]["dice"]["mean"] == pytest.approx(
-      metrics["foreground_dice"]["mean"], abs=1e-12
-  )
+  three = entries["three"]
+  for answer, told in (("label", three["dice"]["mean"]), ("mirrored", three["mirrored_dice"])):
+    (metrics,) = out.glob(f"work/*/ensemble/{answer}/evaluation/metrics.json")
+    mean = files.read_json(metrics)["test"]["foreground_dice"]["mean"]
+    assert told == pytest.approx(mean, abs=1e-12)
   (result,) = (files.read_json(path) for path in out.glob("results/*three*.json"))
   assert result["details"]["networks"] == 3 and result["scores"]["subjects"]
   program.main(program._PROGRAM.parse([*command[3:], "--resume"]))

@@ -59,8 +59,10 @@ def test_each_peer_labels_the_test_cases(name, slices, tmp_path):
   outcome = running.train_peer(job, places, running.peers_python(folder), 1, 20.0)
   assert outcome.steps >= 1 and outcome.details["parameters"] > 1000
   assert 0 < outcome.training_s < outcome.with_setup_s
-  label = np.load(places.predictions / "test_00000.npz")["label"]
-  assert label.shape == (slices, 44, 52) and label.max() <= 2
+  labels = np.load(places.predictions / "test_00000.npz")
+  assert sorted(labels) == (["label", "mirrored"] if slices == 1 else ["label"])
+  for label in labels.values():
+    assert label.shape == (slices, 44, 52) and label.max() <= 2
 
 
 def test_volumes_are_asked_for_where_a_peer_needs_them(tmp_path):
