@@ -66,6 +66,7 @@ def foreign(tmp_path_factory):
 KEYS = {"image_key": "scan", "label_key": "mask"}
 
 
+@pytest.mark.slow
 def test_another_dataset_trains_and_is_scored_under_its_own_names(foreign, tmp_path):
   model = {"num_classes": 3, "image_size": (24, 32), "image_channels": 3}
   made = run(foreign, tmp_path / "run", model, resize_mode="pad", **KEYS)
@@ -98,6 +99,7 @@ def test_slices_never_count_as_subjects_without_a_word(foreign, tmp_path, capsys
   assert printed.splitlines()[1] == "validation: 6 slices, 6 volumes"
 
 
+@pytest.mark.slow
 def test_sizes_are_measured_and_the_plan_follows_them(tmp_path):
   def as_dataset(seed):
     made = [dataset_samples.blob_slice(35, 51, seed + n) for n in range(3)]

@@ -19,6 +19,7 @@ def train(data_dir, folder, *flags):
   return trainer.fit(made.config, folder, made.data)[0]
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_subjects_and_those_of_its_start_through_a_chain(
     data_dir, tmp_path, capsys
 ):

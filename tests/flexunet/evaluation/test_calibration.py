@@ -95,8 +95,10 @@ def test_the_temperature_has_the_least_negative_log_likelihood(sharpness):
     own = logits[np.arange(label.size), label] - np.log(np.exp(logits).sum(axis=1))
     return -own.mean()
 
-  tried = np.geomspace(0.05, 20, 4001)
-  best = tried[np.argmin([nll(one) for one in tried])]
+  # It has one minimum: its place to 3 %, and then to 0.1 %.
+  best = 1.0
+  for tried in (np.geomspace(0.05, 20, 201), np.geomspace(0.96, 1.04, 81)):
+    best *= tried[np.argmin([nll(best * one) for one in tried])]
   assert found == pytest.approx(best, rel=0.002)
   # What was sharpened by a factor is brought back by it, as far as 6,000 voxels show.
   assert found == pytest.approx(sharpness, rel=0.06)

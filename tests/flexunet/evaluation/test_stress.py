@@ -213,6 +213,7 @@ def test_rows_and_examples_are_written_beside_the_figures(run, data_dir, undrawn
   assert not gap.image.any() and gap.prediction.any()
 
 
+@pytest.mark.slow
 def test_the_report_and_the_terminal_show_what_was_found(run, data_dir, capsys):
   argv = ["evaluate", f"--run_dir={run.path}", f"--data_dir={data_dir}", "--stress=quick,gamma"]
   program.main(program._PROGRAM.parse(argv))

@@ -70,8 +70,11 @@ def grey_slices(count=5, height=4, width=6):
   return np.random.default_rng(7).integers(0, 4, (count, height, width)).astype(np.uint8)
 
 
-@pytest.mark.parametrize("keep_loaded", [True, False])
-@pytest.mark.parametrize("planes", [("coronal",) * 3, PLANES, ("axial", "coronal", "axial")])
+@pytest.mark.parametrize(
+    ("planes", "keep_loaded"),
+    [(("coronal",) * 3, True), (PLANES, True), (PLANES, False),
+     (("axial", "coronal", "axial"), True)],
+)  # fmt: skip
 def test_probabilities_are_the_weighted_mean_at_every_voxel(planes, keep_loaded):
   given, slices = tables(3), grey_slices()
   both = ensemble_of(

@@ -60,9 +60,10 @@ def test_a_duration_is_as_exact_as_it_is_known(seconds, text):
 def test_what_is_more_follows_from_the_budget():
   assert "--budget=standard" in lines(budget="preview", max_minutes=2.0)[3]
   assert "cross_validate" in lines(budget="best", max_minutes=60.0)[3]
-  assert "--tta=mirror" in lines(budget="best", max_minutes=60.0)[3]
   assert "--max_minutes=10" in lines(max_minutes=5.0)[3]
   assert "--budget=best" in lines()[3]
+  for budget in (None, *budgets.BUDGETS):
+    assert "--tta=mirror" in lines(budget=budget)[3]
 
 
 def test_views_are_not_proposed_to_a_run_that_must_not_be_mirrored():
@@ -70,4 +71,3 @@ def test_views_are_not_proposed_to_a_run_that_must_not_be_mirrored():
   laterality = dataclasses.replace(made.laterality, mirroring=False, reason="sides have names")
   made = dataclasses.replace(made, laterality=laterality)
   assert "tta" not in plan_lines.more_line(made)
-  assert all(budget.tta in ("", "mirror") for budget in budgets.BUDGETS.values())

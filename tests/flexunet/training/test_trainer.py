@@ -76,7 +76,12 @@ def train(data_dir, folder, **changes):
   return trainer.fit(complete, folder, opened)
 
 
-@pytest.mark.parametrize("name", ["config.json", "history.csv", "epoch_0001.png", "report.html"])
+@pytest.mark.parametrize(
+    "name",
+    ["config.json",
+     *(pytest.param(name, marks=pytest.mark.slow)
+       for name in ("history.csv", "epoch_0001.png", "report.html"))],
+)  # fmt: skip
 def test_a_disk_that_refuses_a_file_is_one_line_and_keeps_the_checkpoints(
     data_dir, tmp_path, monkeypatch, name
 ):
