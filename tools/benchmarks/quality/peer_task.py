@@ -74,7 +74,7 @@ class Task:
     """
     self.predictions.mkdir(parents=True, exist_ok=True)
     labels = {"label": label} if mirrored is None else {"label": label, "mirrored": mirrored}
-    integers = {name: np.asarray(value, np.uint8) for name, value in labels.items()}
+    integers: dict[str, Any] = {name: np.asarray(value, np.uint8) for name, value in labels.items()}
     np.savez(self.predictions / case["file"], **integers)
 
   def finish(self, **answer: Any) -> None:

@@ -48,7 +48,8 @@ def predict_with_run(
   for one in volumes:
     found = {answer: _of_files(one, predictor) for answer, predictor in predictors.items()}
     for place, name in enumerate(one.files):
-      np.savez(predictions / name, **{answer: labels[place] for answer, labels in found.items()})
+      arrays: dict[str, Any] = {answer: labels[place] for answer, labels in found.items()}
+      np.savez(predictions / name, **arrays)
 
 
 def _answers(runs: Sequence[config.RunConfig]) -> Sequence[str]:
