@@ -7,7 +7,12 @@ import sys
 import dataset_samples
 import pytest
 import skip_rules
-from skip_rules import (  # noqa: F401  pytest finds its hooks here.
+from fuzz_hooks import (  # noqa: F401  pytest finds its hooks here.
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+)
+from skip_rules import (  # noqa: F401  The same.
     pytest_collection_modifyitems,
     pytest_make_collect_report,
     pytest_runtest_makereport,

@@ -4,6 +4,8 @@
 # constraints.txt; when setup.cfg or that file has changed, it is brought up to date.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+# Where this is set, each of many short programs would compile the package anew.
+unset PYTHONDONTWRITEBYTECODE
 
 find_python() {
   local candidate

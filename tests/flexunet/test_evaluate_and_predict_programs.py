@@ -3,9 +3,9 @@
 import json
 import re
 import subprocess
-import sys
 
 import dataset_samples
+import forked
 import nibabel as nib
 import numpy as np
 import pytest
@@ -16,11 +16,8 @@ from flexunet import run_folder
 SCHEME = [{"name": name, "color": [9, 9, 200]} for name in dataset_samples.NAMES]
 
 
-def start(program: str, *flags: str) -> subprocess.CompletedProcess:
-  return subprocess.run(
-      [sys.executable, "-m", f"flexunet.{program}", *map(str, flags)],
-      capture_output=True, text=True, timeout=120,
-  )  # fmt: skip
+def start(*words) -> subprocess.CompletedProcess:
+  return subprocess.CompletedProcess(words, *forked.command(*words))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import json
 import os
 import signal
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -142,6 +142,15 @@ def category(name: str, unchecked: str = "") -> Category:
   return CATEGORIES[name]
 
 
+def add(
+    name: str, unchecked: str, counts: Mapping[str, int], details: Sequence[tuple[str, str, str]]
+) -> None:
+  """Counts what another process has tried of a category."""
+  found = CATEGORIES.setdefault(name, Category(name, unchecked))
+  found.counts.update(counts)
+  found.details += details
+
+
 class _Clock:
   """Raises TimeoutError in the block when it takes too long."""
 
@@ -166,7 +175,7 @@ def table() -> Iterator[str]:
   heads = ("tried", *VERDICTS)
   yield f"seed {SEED}, {'full' if FULL else 'short'} scale"
   yield "  ".join([f"{'category':{width}}", *(f"{head:>9}" for head in heads)])
-  for one in CATEGORIES.values():
+  for _, one in sorted(CATEGORIES.items()):
     numbers = (sum(one.counts.values()), *(one.counts[verdict] for verdict in VERDICTS))
     yield "  ".join([f"{one.name:{width}}", *(f"{number:9}" for number in numbers)])
   reasons = {one.unchecked: one.name for one in CATEGORIES.values() if one.unchecked}
@@ -186,6 +195,6 @@ def as_json() -> str:
           "unchecked_because": one.unchecked,
           "details": one.bad,
       }
-      for one in CATEGORIES.values()
+      for _, one in sorted(CATEGORIES.items())
   }
   return json.dumps({"seed": SEED, "full": FULL, "categories": rows}, indent=1)

@@ -23,14 +23,15 @@ class Forked:
   Args:
     module: Name of an importable module whose `main()` is the program.
     words: What follows the program's name on the command line.
+    cwd: Where it works; where the test does without it.
   """
 
-  def __init__(self, module: str, words: Sequence[str]):
+  def __init__(self, module: str, words: Sequence[str], cwd: os.PathLike | None = None):
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["flexunet.training.trainer"])
     self._folder = tempfile.TemporaryDirectory()
     self._outputs = [os.path.join(self._folder.name, name) for name in ("out", "err")]
-    self._process = server.Process(target=_run, args=(module, list(words), self._outputs))
+    self._process = server.Process(target=_run, args=(module, list(words), self._outputs, cwd))
     self._module = module
     with mock.patch.dict(os.environ, TF_CPP_MIN_LOG_LEVEL="3"):
       self._process.start()
@@ -54,15 +55,26 @@ class Forked:
     return out, err
 
 
-def run(module: str, words: Sequence[str]) -> tuple[int, str, str]:
+def run(
+    module: str, words: Sequence[str], cwd: os.PathLike | None = None
+) -> tuple[int, str, str]:
   """Returns (exit code, standard output, standard error) of a program that has ended."""
-  process = Forked(module, words)
+  process = Forked(module, words, cwd)
   out, err = process.communicate()
   return process.returncode, out, err
 
 
-def _run(module: str, words: list[str], outputs: list[str]) -> None:
+def command(*words: object, cwd: os.PathLike | None = None) -> tuple[int, str, str]:
+  """Returns what `run` does of `flexunet WORDS`, a program of the package as its users start it."""
+  return run("command_program", list(map(str, words)), cwd)
+
+
+def _run(
+    module: str, words: list[str], outputs: list[str], cwd: os.PathLike | None
+) -> None:
   for number, path in enumerate(outputs, 1):
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+  if cwd is not None:
+    os.chdir(cwd)
   sys.argv = [module, *words]
   importlib.import_module(module).main()

@@ -1,9 +1,8 @@
 """The sheet of transformations, on made-up slices."""
 
-import subprocess
-import sys
 
 import dataset_samples
+import forked
 import numpy as np
 import pytest
 from PIL import Image
@@ -85,11 +84,11 @@ def test_examples_are_the_richest_slices_of_different_volumes(blobs):
 
 @pytest.mark.slow
 def test_the_program_writes_a_picture_and_refuses_a_bad_output(blobs, tmp_path):
-  command = [sys.executable, "-m", "flexunet.tools.preview_augmentation", f"--data_dir={blobs}"]
+  command = ["preview_augmentation", f"--data_dir={blobs}"]
   out = tmp_path / "new" / "sheet.png"
-  done = subprocess.run([*command, f"--output={out}", "--rows=1"], capture_output=True, text=True)
-  assert done.returncode == 0, done.stderr
+  code, _, stderr = forked.command(*command, f"--output={out}", "--rows=1")
+  assert code == 0, stderr
   assert Image.open(out).width > 1000
-  bad = subprocess.run([*command, f"--output={tmp_path}/a.txt"], capture_output=True, text=True)
-  assert bad.returncode == 1
-  assert bad.stderr.startswith("error: --output must be a .png file")
+  code, _, stderr = forked.command(*command, f"--output={tmp_path}/a.txt")
+  assert code == 1
+  assert stderr.startswith("error: --output must be a .png file")

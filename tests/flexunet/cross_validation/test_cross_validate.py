@@ -1,14 +1,12 @@
 """A cross-validation as a whole: what is left to do, what is refused, kills and continuations."""
 
 import dataclasses
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import flagged
+import forked
 import pytest
 import run_samples
 
@@ -200,12 +198,8 @@ def test_a_folder_that_holds_something_and_a_dataset_of_one_fold_are_refused(dat
 
 def program(data_dir, path, *more):
   words = [f"--{name}={value}" for name, value in SETTINGS.items()]
-  return subprocess.Popen(
-      [sys.executable, "-m", "flexunet", "cross_validate", f"--data_dir={data_dir}",
-       f"--run_dir={path}", "--json", *words, *more],
-      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-      env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-  )  # fmt: skip
+  given = [f"--data_dir={data_dir}", f"--run_dir={path}", "--json", *words, *more]
+  return forked.Forked("command_program", ["cross_validate", *given])
 
 
 def with_two_folds_trained(whole, path):

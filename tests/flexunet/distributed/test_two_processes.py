@@ -24,7 +24,7 @@ STEPS = 20
 FLAGS = (
     "--num_layers=2", "--base_filters=4", "--normalization=batch", "--dropout_rate=0",
     "--batch_size=12", "--foreground_fraction=0", f"--epochs={STEPS}", "--validation_epochs=10",
-    "--early_stopping_patience=0", "--previews=1", "--augmentation=default", "--patch_size=16",
+    "--early_stopping_patience=0", "--previews=0", "--augmentation=default", "--patch_size=16",
     "--ema_momentum=0.9",
     "--precision=float32", "--keep_checkpoints=2", "--image_size=20,28",
 )  # fmt: skip
@@ -82,7 +82,7 @@ def one(compiled, data_dir, tmp_path_factory):
 @pytest.fixture(scope="module")
 def two(compiled, data_dir, tmp_path_factory):
   run = tmp_path_factory.mktemp("runs") / "two"
-  (code, out, err), other = ended(start_two(compiled, data_dir, run))
+  (code, out, err), other = ended(start_two(compiled, data_dir, run, "--previews=1"))
   assert code == 0, err
   assert other == (0, "", "")  # The first speaks for both.
   assert "Validation scores of model.keras" in out and "Gloo" not in out
@@ -134,32 +134,10 @@ def test_the_run_folder_is_that_of_any_run(two):
   assert answer.sum(axis=-1) == pytest.approx(1, abs=1e-4)
 
 
-@pytest.mark.parametrize("victim", [1, 0])
-def test_a_killed_host_ends_the_other_and_the_run_resumes_exactly(
-    compiled, data_dir, two, tmp_path, victim
+def test_signalled_and_killed_all_end_and_the_run_resumes_exactly(
+    compiled, data_dir, two, tmp_path
 ):
-  run = tmp_path / "run"
-  processes = start_two(compiled, data_dir, run)
-  wait_for_checkpoint(processes, run, 6)
-  processes[victim].kill()
-  killed = time.monotonic()
-  other = processes[1 - victim]
-  _, err = other.communicate(timeout=PATIENCE_S)
-  assert time.monotonic() - killed < launch.LATEST_END_S
-  assert other.returncode == 1
-  problems = [line for line in err.splitlines() if line.startswith("error: ")]
-  assert len(problems) == 1 and "--resume on every host" in problems[0], err
-  assert "Traceback" not in err and "stack trace" not in err
-  processes[victim].communicate()
-  assert len(table(run)) < STEPS
-  for code, _, text in ended(start_two(compiled, data_dir, run, "--resume")):
-    assert code == 0, text
-  assert numbers(run, "loss") == numbers(two, "loss")
-  for found, wanted in zip(arrays(run), arrays(two), strict=True):
-    np.testing.assert_array_equal(found, wanted)
-
-
-def test_a_signal_to_one_process_ends_all_at_one_step(compiled, data_dir, two, tmp_path):
+  """One run: asked to end, then without its second host, then without its first."""
   run = tmp_path / "run"
   processes = start_two(compiled, data_dir, run)
   wait_for_checkpoint(processes, run, 3)
@@ -167,9 +145,25 @@ def test_a_signal_to_one_process_ends_all_at_one_step(compiled, data_dir, two, t
   (code, _, err), other = ended(processes)
   assert code == other[0] == 128 + signal.SIGTERM, err
   assert "with --resume continues from there" in err
+  for victim in (1, 0):
+    processes = start_two(compiled, data_dir, run, "--resume")
+    wait_for_checkpoint(processes, run, len(table(run)) + 2)
+    processes[victim].kill()
+    killed = time.monotonic()
+    left = processes[1 - victim]
+    _, err = left.communicate(timeout=PATIENCE_S)
+    assert time.monotonic() - killed < launch.LATEST_END_S
+    assert left.returncode == 1
+    problems = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(problems) == 1 and "--resume on every host" in problems[0], err
+    assert "Traceback" not in err and "stack trace" not in err
+    processes[victim].communicate()
+    assert len(table(run)) < STEPS
   for code, _, text in ended(start_two(compiled, data_dir, run, "--resume")):
     assert code == 0, text
   assert numbers(run, "loss") == numbers(two, "loss")
+  for found, wanted in zip(arrays(run), arrays(two), strict=True):
+    np.testing.assert_array_equal(found, wanted)
 
 
 def test_another_number_of_processes_is_refused(compiled, data_dir, two, tmp_path):

@@ -26,7 +26,7 @@ images = random.integers(0, 256, (2, 13, 18, 1)).astype("float32")
 label = random.integers(0, 3, (2, 13, 18))
 network = model.build_model(
       image_size=None, image_channels=1, num_classes=3, base_filters=4, base_kernels=5,
-      num_layers=3, dropout_rate=0.0, normalization=sys.argv[1],
+      num_layers=2, dropout_rate=0.0, normalization=sys.argv[1],
     input_normalization="per_image", activation="mish",
 )
 # Kernels as they start, the rest positive: a running variance has to be.

@@ -3,11 +3,10 @@
 import csv
 import dataclasses
 import json
-import subprocess
-import sys
 
 import dataset_samples
 import flagged
+import forked
 import nibabel as nib
 import numpy as np
 import pytest
@@ -188,8 +187,9 @@ def test_trained_evaluated_and_predicted_with_cropping(tmp_path, capsys):
   head[21:51, 14:44] = True  # Around the head of subject e, whose corner is at 23 and 16.
   assert (probability[~head] == (1, 0, 0)).all() and (probability[head] != (1, 0, 0)).any()
 
-  tool = [sys.executable, "-m", "flexunet.tools.export_model", f"--run_dir={run.path}",
-          "--output=network"]  # fmt: skip
-  subprocess.run([*tool, f"--output_dir={tmp_path / 'export'}"], check=True, capture_output=True)
+  code, _, stderr = forked.command(
+      "export", f"--run_dir={run.path}", "--output=network", f"--output_dir={tmp_path / 'export'}"
+  )
+  assert code == 0, stderr
   about = json.loads((tmp_path / "export" / "export.json").read_text())
   assert about["crop_foreground"] is True and about["resize_mode"] == "pad"

@@ -10,12 +10,11 @@ import json
 import os
 import resource
 import shutil
-import subprocess
-import sys
 import zipfile
 
 import dataset_samples
 import flagged
+import forked
 import h5py
 import keras
 import numpy as np
@@ -395,12 +394,10 @@ def test_large_slices_are_scaled_down_and_small_ones_kept():
     ],
 )
 def test_the_program_ends_with_one_line_and_exit_code_1(data_dir, tmp_path, flags, message):
-  done = subprocess.run(
-      [sys.executable, "-m", "flexunet.train", f"--data_dir={data_dir}",
-       f"--run_dir={tmp_path / 'run'}", *flags], capture_output=True, text=True,
-  )  # fmt: skip
-  assert done.returncode == 1
-  assert message in done.stderr and "Traceback" not in done.stderr
+  where = (f"--data_dir={data_dir}", f"--run_dir={tmp_path / 'run'}")
+  code, _, stderr = forked.command("train", *where, *flags)
+  assert code == 1
+  assert message in stderr and "Traceback" not in stderr
   assert not (tmp_path / "run").exists()
 
 

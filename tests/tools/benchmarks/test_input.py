@@ -1,10 +1,9 @@
 """The benchmark of the input pipeline."""
 
 import json
-import subprocess
-import sys
 
 import dataset_samples
+import forked
 import pytest
 
 _NAMES = {"decode_limit", "stream", "slicing", "stream_ram", "stream_disk", "augmented",
@@ -20,13 +19,12 @@ def test_the_benchmark_prints_rates_as_json(tmp_path):
     records.append({"image": image, "label": label, "subject": f"s{index}", "volume": "v",
                     "slice_index": 0})  # fmt: skip
   data_dir = dataset_samples.write_dataset(tmp_path, {"train": records, "validation": records[:4]})
-  done = subprocess.run(
-      [sys.executable, "-m", "flexunet.tools.benchmarks.input", f"--data_dir={data_dir}",
-       "--image_size=16", "--batch_size=4", "--records=16", "--rounds=1", "--device"],
-      capture_output=True, text=True, check=False,
+  code, out, stderr = forked.command(
+      "benchmark_input", f"--data_dir={data_dir}",
+      "--image_size=16", "--batch_size=4", "--records=16", "--rounds=1", "--device",
   )  # fmt: skip
-  assert done.returncode == 0, done.stderr[-2000:]
-  found = json.loads(done.stdout)
+  assert code == 0, stderr[-2000:]
+  found = json.loads(out)
   rates = found["images_per_second"]
   assert set(rates) == _NAMES and min(rates.values()) > 0
   ratio = found["ratios"]["augmented / stream"]

@@ -1,9 +1,8 @@
 """The benchmark of prediction times both ways on real files, and keeps nothing."""
 
 import json
-import subprocess
-import sys
 
+import forked
 import nibabel as nib
 import numpy as np
 import pytest
@@ -27,13 +26,12 @@ def test_both_ways_are_timed_and_compared(tmp_path):
   for name in ("a", "b", "c"):
     nib.save(nib.Nifti1Image(voxels, np.diag([1, 1, 4, 1])), tmp_path / f"{name}.nii")
   before = sorted(tmp_path.rglob("*"))
-  done = subprocess.run(
-      [sys.executable, "-m", "flexunet", "benchmark_predict", f"--run_dir={made.path}",
-       f"--input={tmp_path}", "--rounds=2", "--volumes=2"],
-      capture_output=True, text=True, timeout=300,
+  code, out, stderr = forked.command(
+      "benchmark_predict", f"--run_dir={made.path}", f"--input={tmp_path}", "--rounds=2",
+      "--volumes=2",
   )  # fmt: skip
-  assert done.returncode == 0, done.stderr
-  figures = json.loads(done.stdout)
+  assert code == 0, stderr
+  figures = json.loads(out)
   assert figures["volumes"] == 2 and figures["peak_mib_above_network"] > 0
   assert list(figures["start_s"]) == ["imports", "network", "first_batch"]
   assert 0 < figures["share_in_network"] < 1

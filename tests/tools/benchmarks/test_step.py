@@ -1,9 +1,8 @@
 """The benchmark of a training step: what is compared, counted and printed; no time is asserted."""
 
 import json
-import subprocess
-import sys
 
+import forked
 import pytest
 
 from flexunet.core.errors import InputError
@@ -62,15 +61,14 @@ def test_the_roof_is_the_slower_of_computing_and_moving():
 
 @pytest.mark.slow
 def test_the_benchmark_prints_networks_and_layers_as_json():
-  done = subprocess.run(
-      [sys.executable, "-m", "flexunet.tools.benchmarks.step", "--image_size=8,12",
-       "--num_classes=3", "--num_layers=2", "--base_filters=4", "--dropout_rate=0",
-       "--batch_size=2", "--precision=float32", "--rounds=1", "--steps=1",
-       "--compare=stem=half batch_size=4"],
-      capture_output=True, text=True, check=False,
+  code, out, stderr = forked.command(
+      "benchmark_step", "--image_size=8,12",
+      "--num_classes=3", "--num_layers=2", "--base_filters=4", "--dropout_rate=0",
+      "--batch_size=2", "--precision=float32", "--rounds=1", "--steps=1",
+      "--compare=stem=half batch_size=4",
   )  # fmt: skip
-  assert done.returncode == 0, done.stderr[-2000:]
-  found = json.loads(done.stdout)
+  assert code == 0, stderr[-2000:]
+  found = json.loads(out)
   first, half = found["networks"]
   assert first["forward_flops"] == FIRST.forward_flops
   assert first["training_time_per_image_to_first"] == 1
