@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 
 import dataset_samples
 import forked
@@ -14,10 +13,6 @@ import run_samples
 from flexunet import run_folder
 
 SCHEME = [{"name": name, "color": [9, 9, 200]} for name in dataset_samples.NAMES]
-
-
-def start(*words) -> subprocess.CompletedProcess:
-  return subprocess.CompletedProcess(words, *forked.command(*words))
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +47,14 @@ def test_evaluate_writes_figures_cases_and_report(run, tmp_path):
   ]
   dataset_samples.write_dataset(tmp_path, {"train": records[:1], "test": records})
   flags = (f"--run_dir={run.path}", "--split=test", f"--data_dir={tmp_path}")
-  done = start("evaluate", *flags, "--json")
+  done = forked.command("evaluate", *flags, "--json")
   assert done.returncode == 0, done.stderr
   line = json.loads(done.stdout)
   assert line["volumes"] == 1 and 0 <= line["foreground_dice"] <= 1
   metrics = json.loads(run.metrics_json.read_text())
   assert metrics["test"]["foreground_dice"]["mean"] == line["foreground_dice"]
   assert run.cases_csv.is_file() and run.report_html.is_file()
-  shown = start("evaluate", *flags).stdout
+  shown = forked.command("evaluate", *flags).stdout
   assert all(len(line) <= 80 or str(run.path) in line for line in shown.splitlines())
   assert "test: 1 subject, 1 volume" in shown and f"Report  {run.report_html}" in shown
   for name, value in line["dice"].items():
@@ -73,7 +68,7 @@ def test_predict_writes_a_label_on_the_scan_even_larger_than_the_network(run, tm
   nib.save(nib.Nifti1Image(voxels, np.diag([1, 1, 4, 1])), tmp_path / "scan.nii")
   (tmp_path / "bad.nii").write_bytes(b"no volume")
   flags = (f"--run_dir={run.path}", f"--input={tmp_path}", f"--output_dir={tmp_path / 'out'}")
-  done = start("predict", *flags, "--json")
+  done = forked.command("predict", *flags, "--json")
   assert done.returncode == 1
   assert json.loads(done.stdout) == {
       "predicted": 1, "existing": 0, "failed": 1, "resampled": 0, "labels_skipped": 0,
@@ -85,10 +80,10 @@ def test_predict_writes_a_label_on_the_scan_even_larger_than_the_network(run, tm
   label = nib.load(tmp_path / "out" / "scan_label.nii")
   assert label.shape == (40, 26, 5) and label.get_data_dtype() == np.uint8
   assert (tmp_path / "out" / "scan_overlay.png").is_file()
-  again = start("predict", *flags, "--overwrite").stdout
-  rest = start("predict", *flags, "--skip_existing", "--json")
+  again = forked.command("predict", *flags, "--overwrite").stdout
+  rest = forked.command("predict", *flags, "--skip_existing", "--json")
   assert json.loads(rest.stdout)["existing"] == 1 and json.loads(rest.stdout)["predicted"] == 0
-  both = start("predict", *flags, "--skip_existing", "--overwrite")
+  both = forked.command("predict", *flags, "--skip_existing", "--overwrite")
   assert both.returncode == 1 and "Pass one of the two" in both.stderr
   assert "1 scan predicted, 1 failed" in again and f"Labels  {tmp_path / 'out'}" in again
 
@@ -99,7 +94,7 @@ def test_both_programs_predict_in_tiles_and_views_and_say_so(run, tmp_path):
   nib.save(nib.Nifti1Image(voxels, np.diag([1, 1, 4, 1])), tmp_path / "scan.nii")
   passes = ("--tile=32,24", "--overlap=8", "--tta=mirror,scales", "--tta_scales=0.9")
   flags = (f"--run_dir={run.path}", f"--input={tmp_path}", f"--output_dir={tmp_path / 'out'}")
-  done = start("predict", *flags, *passes)
+  done = forked.command("predict", *flags, *passes)
   assert done.returncode == 0, done.stderr
   lines = [line for line in done.stderr.splitlines() if line.startswith("Predicted ")]
   # Upright, rows and columns change places; the scaled view has a size of its own.
@@ -112,7 +107,7 @@ def test_both_programs_predict_in_tiles_and_views_and_say_so(run, tmp_path):
               "slice_index": k} for k, (image, label) in enumerate(images)]  # fmt: skip
   dataset_samples.write_dataset(tmp_path / "data", {"train": records[:1], "test": records})
   own = (f"--run_dir={run.path}", "--split=test", f"--data_dir={tmp_path / 'data'}")
-  done = start("evaluate", *own, *passes, "--json")
+  done = forked.command("evaluate", *own, *passes, "--json")
   assert done.returncode == 0, done.stderr
   noted = json.loads(run.metrics_json.read_text())["test"]["evaluated"]["passes"]
   assert any("3 x 3 tiles of 32x24" in line or "2 x 3 tiles of 32x24" in line for line in noted)
@@ -133,6 +128,6 @@ def test_both_programs_predict_in_tiles_and_views_and_say_so(run, tmp_path):
     ],
 )
 def test_bad_flags_end_in_one_line_and_exit_code_one(run, program, flags, message):
-  done = start(program, *(flag.format(run=run.path) for flag in flags))
+  done = forked.command(program, *(flag.format(run=run.path) for flag in flags))
   assert done.returncode == 1
   assert "Traceback" not in done.stderr and message in done.stdout + done.stderr

@@ -1,10 +1,9 @@
 """What cannot be is refused in one line, before anything is decoded, built or written."""
 
 import dataclasses
-import subprocess
-import sys
 
 import flagged
+import forked
 import keras
 import pytest
 
@@ -184,9 +183,7 @@ def test_a_dataset_of_another_palette_is_not_evaluated(data_dir, start, tmp_path
     ],
 )
 def test_the_trainer_ends_with_one_line_and_writes_nothing(data_dir, tmp_path, given, message):
-  command = [sys.executable, "-m", "flexunet.train", f"--data_dir={data_dir}"]
-  done = subprocess.run(
-      [*command, f"--run_dir={tmp_path / 'run'}", *given], capture_output=True, text=True
-  )
+  where = (f"--data_dir={data_dir}", f"--run_dir={tmp_path / 'run'}")
+  done = forked.command("train", *where, *given)
   assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
   assert not (tmp_path / "run").exists()

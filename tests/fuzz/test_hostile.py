@@ -5,9 +5,8 @@ import functools
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
 
+import forked
 import fuzz_hostile
 import fuzz_inputs
 import fuzz_judge
@@ -231,9 +230,7 @@ def programs(trained, tmp_path) -> dict[str, list[str]]:
 def test_programs_end_in_one_line_and_exit_code_one(trained, tmp_path):
   category = fuzz_judge.category("programs")
   for what, command in programs(trained, tmp_path).items():
-    done = subprocess.run(
-        [sys.executable, "-m", "flexunet", *command], capture_output=True, text=True, timeout=300
-    )
+    done = forked.command(*command)
     text = done.stderr
     fine = done.returncode == 1 and "Traceback" not in text and "Error:" not in text
     verdict = fuzz_judge.CAUGHT if fine else fuzz_judge.TRACEBACK

@@ -64,9 +64,11 @@ def run(
   return process.returncode, out, err
 
 
-def command(*words: object, cwd: os.PathLike | None = None) -> tuple[int, str, str]:
-  """Returns what `run` does of `flexunet WORDS`, a program of the package as its users start it."""
-  return run("command_program", list(map(str, words)), cwd)
+def command(*words: object, cwd: os.PathLike | None = None) -> subprocess.CompletedProcess:
+  """Runs `flexunet WORDS`, a program of the package as its users start it."""
+  return subprocess.CompletedProcess(
+      words, *run("command_program", list(map(str, words)), cwd)
+  )
 
 
 def _run(

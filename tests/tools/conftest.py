@@ -1,8 +1,6 @@
 """Small built phantoms that the tests of several tools read."""
 
 import pathlib
-import subprocess
-import sys
 
 import build_samples
 import pytest
@@ -27,14 +25,3 @@ def built_volumes(tmp_path_factory):
 @pytest.fixture(scope="session")
 def built_heads(tmp_path_factory):
   return _built("full_head_t1w", tmp_path_factory.mktemp("heads"))
-
-
-@pytest.fixture
-def run_tool():
-  """A function that runs a program of tools/ and returns how it ended and what it said."""
-
-  def run(tool: str, *arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", f"flexunet.tools.{tool}", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-  return run

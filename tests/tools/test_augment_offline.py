@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import re
-import subprocess
-import sys
 
 import build_samples
+import forked
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -235,12 +233,11 @@ def test_a_failure_on_the_way_leaves_nothing(stroke, tmp_path):
 
 @pytest.mark.slow
 def test_the_program_writes_what_the_function_writes(stroke, augmented, tmp_path):
-  command = [
-      sys.executable, "-m", "flexunet.tools.augment_offline", f"--data_dir={stroke.path}",
+  done = forked.command(
+      "augment_offline", f"--data_dir={stroke.path}",
       f"--output_dir={tmp_path}", "--copies=2", "--only_class=hemorrhagic",
       "--augmentation=none", "--rotation_probability=1", "--flip_horizontal_probability=0.5",
-  ]  # fmt: skip
-  done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+  )  # fmt: skip
   assert done.returncode == 0, done.stderr
   (report,) = tmp_path.rglob("build_report.json")
   assert build_samples.digests(report.parent) == build_samples.digests(augmented[0].path)

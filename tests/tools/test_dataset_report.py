@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+import forked
 import numpy as np
 import pytest
 from PIL import Image
@@ -106,7 +107,7 @@ def test_a_subject_in_two_splits_is_counted(built_slices):
 
 
 @pytest.mark.slow
-def test_the_command_writes_where_it_is_told(built_slices, tmp_path, run_tool):
-  done = run_tool("dataset_report", built_slices, f"--output={tmp_path / 'a.html'}")
+def test_the_command_writes_where_it_is_told(built_slices, tmp_path):
+  done = forked.command("report", built_slices, f"--output={tmp_path / 'a.html'}")
   assert done.returncode == 0, done.stderr
   assert {path.name for path in tmp_path.iterdir()} == {"a.html", "a.png"}

@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import build_samples
+import forked
 import numpy as np
 import pytest
 import scan_folders
@@ -72,8 +73,8 @@ def test_one_of_several_channels_is_exported(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_writes_where_it_is_told(built_slices, tmp_path, run_tool):
-  done = run_tool("export_images", built_slices, tmp_path / "out", "--image_mode=grey")
+def test_the_command_writes_where_it_is_told(built_slices, tmp_path):
+  done = forked.command("export_images", built_slices, tmp_path / "out", "--image_mode=grey")
   assert done.returncode == 0 and "train" in done.stdout
   picture = next((tmp_path / "out" / "train" / "images").iterdir())
   assert Image.open(picture).mode == "L"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
+import forked
 import pytest
 import run_samples
 
@@ -13,15 +12,8 @@ from flexunet.core.errors import InputError
 from flexunet.tools import inspect_model
 
 
-def started(*arguments: str) -> subprocess.CompletedProcess:
-  return subprocess.run(
-      [sys.executable, "-m", "flexunet.tools.inspect_model", *arguments],
-      capture_output=True, text=True, check=False,
-  )  # fmt: skip
-
-
 def test_json_tells_the_published_network():
-  done = started("--json", "--batch_sizes=2,4")
+  done = forked.command("inspect", "--json", "--batch_sizes=2,4")
   assert done.returncode == 0, done.stderr
   facts = json.loads(done.stdout)
   assert facts["parameters"] == 126_809_303
@@ -39,7 +31,7 @@ def test_json_tells_the_published_network():
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_one(arguments, said):
-  done = started(*arguments)
+  done = forked.command("inspect", *arguments)
   assert done.returncode == 1
   assert done.stdout == ""
   assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

@@ -3,9 +3,8 @@
 import csv
 import hashlib
 import pathlib
-import subprocess
-import sys
 
+import forked
 import nibabel as nib
 import numpy as np
 import pytest
@@ -218,12 +217,9 @@ def test_a_folder_with_files_is_refused_and_left_alone(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_writes_a_folder_and_refuses_a_bad_size(tmp_path):
-  command = [sys.executable, "-m", "flexunet.tools.phantom", "hippocampus_t1w"]
-  size = "--size=16,8,12"
-  done = subprocess.run([*command, str(tmp_path / "a"), "--subjects=2", size], capture_output=True,
-                        text=True, check=False)  # fmt: skip
+  command = ("phantom", "hippocampus_t1w")
+  done = forked.command(*command, tmp_path / "a", "--subjects=2", "--size=16,8,12")
   assert done.returncode == 0 and "10 files" in done.stdout  # Two pairs of pairs, one without.
-  done = subprocess.run([*command, str(tmp_path / "b"), "--size=16,x"], capture_output=True,
-                        text=True, check=False)  # fmt: skip
+  done = forked.command(*command, tmp_path / "b", "--size=16,x")
   assert done.returncode == 1 and done.stderr.startswith("error: --size must be whole numbers")
   assert not (tmp_path / "b").exists()

@@ -86,9 +86,9 @@ def test_examples_are_the_richest_slices_of_different_volumes(blobs):
 def test_the_program_writes_a_picture_and_refuses_a_bad_output(blobs, tmp_path):
   command = ["preview_augmentation", f"--data_dir={blobs}"]
   out = tmp_path / "new" / "sheet.png"
-  code, _, stderr = forked.command(*command, f"--output={out}", "--rows=1")
-  assert code == 0, stderr
+  done = forked.command(*command, f"--output={out}", "--rows=1")
+  assert done.returncode == 0, done.stderr
   assert Image.open(out).width > 1000
-  code, _, stderr = forked.command(*command, f"--output={tmp_path}/a.txt")
-  assert code == 1
-  assert stderr.startswith("error: --output must be a .png file")
+  done = forked.command(*command, f"--output={tmp_path}/a.txt")
+  assert done.returncode == 1
+  assert done.stderr.startswith("error: --output must be a .png file")

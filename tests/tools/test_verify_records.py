@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 
+import forked
 import numpy as np
 import pytest
 
@@ -335,11 +336,11 @@ def test_a_damaged_report_is_one_line(copy):
 
 
 @pytest.mark.slow
-def test_the_verify_command_ends_with_0_or_with_1_and_the_record(copy, tmp_path, run_tool):
-  done = run_tool("verify_records", tmp_path)
+def test_the_verify_command_ends_with_0_or_with_1_and_the_record(copy, tmp_path):
+  done = forked.command("verify", tmp_path)
   assert done.returncode == 0 and done.stdout.startswith("hippocampus_t1w/slices/1.0.0: ok, ")
   path, rows = shard_with(copy)
   path.write_bytes(path.read_bytes()[: int(rows[-1]["offset"])])
-  done = run_tool("verify_records", copy)
+  done = forked.command("verify", copy)
   assert done.returncode == 1
   assert f"{path.name}: record {rows[-1]['record']} ({rows[-1]['key']}) is missing." in done.stderr

@@ -277,8 +277,8 @@ def test_the_commands_of_the_page_run_as_they_stand(tmp_path):
       "build", "build", "verify", "train", "evaluate", "predict"]  # fmt: skip
   for words in lines:
     words = ["--epochs=2" if word == "--max_minutes=10" else word for word in words]
-    code, _, stderr = forked.command(*words[1:], cwd=tmp_path)
-    assert code == 0, f"{words}: {stderr[-2000:]}"
+    done = forked.command(*words[1:], cwd=tmp_path)
+    assert done.returncode == 0, f"{words}: {done.stderr[-2000:]}"
   label = nib.load(tmp_path / "OUT" / "s0_label.nii.gz")
   assert label.shape == (24, 28, 8)
   np.testing.assert_array_equal(label.affine, np.diag([1.5, 1.5, 3.0, 1.0]))

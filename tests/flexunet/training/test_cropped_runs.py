@@ -187,9 +187,9 @@ def test_trained_evaluated_and_predicted_with_cropping(tmp_path, capsys):
   head[21:51, 14:44] = True  # Around the head of subject e, whose corner is at 23 and 16.
   assert (probability[~head] == (1, 0, 0)).all() and (probability[head] != (1, 0, 0)).any()
 
-  code, _, stderr = forked.command(
+  done = forked.command(
       "export", f"--run_dir={run.path}", "--output=network", f"--output_dir={tmp_path / 'export'}"
   )
-  assert code == 0, stderr
+  assert done.returncode == 0, done.stderr
   about = json.loads((tmp_path / "export" / "export.json").read_text())
   assert about["crop_foreground"] is True and about["resize_mode"] == "pad"

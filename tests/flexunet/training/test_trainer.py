@@ -395,9 +395,9 @@ def test_large_slices_are_scaled_down_and_small_ones_kept():
 )
 def test_the_program_ends_with_one_line_and_exit_code_1(data_dir, tmp_path, flags, message):
   where = (f"--data_dir={data_dir}", f"--run_dir={tmp_path / 'run'}")
-  code, _, stderr = forked.command("train", *where, *flags)
-  assert code == 1
-  assert message in stderr and "Traceback" not in stderr
+  done = forked.command("train", *where, *flags)
+  assert done.returncode == 1
+  assert message in done.stderr and "Traceback" not in done.stderr
   assert not (tmp_path / "run").exists()
 
 

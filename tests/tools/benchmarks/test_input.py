@@ -19,12 +19,12 @@ def test_the_benchmark_prints_rates_as_json(tmp_path):
     records.append({"image": image, "label": label, "subject": f"s{index}", "volume": "v",
                     "slice_index": 0})  # fmt: skip
   data_dir = dataset_samples.write_dataset(tmp_path, {"train": records, "validation": records[:4]})
-  code, out, stderr = forked.command(
+  done = forked.command(
       "benchmark_input", f"--data_dir={data_dir}",
       "--image_size=16", "--batch_size=4", "--records=16", "--rounds=1", "--device",
   )  # fmt: skip
-  assert code == 0, stderr[-2000:]
-  found = json.loads(out)
+  assert done.returncode == 0, done.stderr[-2000:]
+  found = json.loads(done.stdout)
   rates = found["images_per_second"]
   assert set(rates) == _NAMES and min(rates.values()) > 0
   ratio = found["ratios"]["augmented / stream"]

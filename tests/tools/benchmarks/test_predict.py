@@ -26,12 +26,12 @@ def test_both_ways_are_timed_and_compared(tmp_path):
   for name in ("a", "b", "c"):
     nib.save(nib.Nifti1Image(voxels, np.diag([1, 1, 4, 1])), tmp_path / f"{name}.nii")
   before = sorted(tmp_path.rglob("*"))
-  code, out, stderr = forked.command(
+  done = forked.command(
       "benchmark_predict", f"--run_dir={made.path}", f"--input={tmp_path}", "--rounds=2",
       "--volumes=2",
   )  # fmt: skip
-  assert code == 0, stderr
-  figures = json.loads(out)
+  assert done.returncode == 0, done.stderr
+  figures = json.loads(done.stdout)
   assert figures["volumes"] == 2 and figures["peak_mib_above_network"] > 0
   assert list(figures["start_s"]) == ["imports", "network", "first_batch"]
   assert 0 < figures["share_in_network"] < 1

@@ -61,14 +61,14 @@ def test_the_roof_is_the_slower_of_computing_and_moving():
 
 @pytest.mark.slow
 def test_the_benchmark_prints_networks_and_layers_as_json():
-  code, out, stderr = forked.command(
+  done = forked.command(
       "benchmark_step", "--image_size=8,12",
       "--num_classes=3", "--num_layers=2", "--base_filters=4", "--dropout_rate=0",
       "--batch_size=2", "--precision=float32", "--rounds=1", "--steps=1",
       "--compare=stem=half batch_size=4",
   )  # fmt: skip
-  assert code == 0, stderr[-2000:]
-  found = json.loads(out)
+  assert done.returncode == 0, done.stderr[-2000:]
+  found = json.loads(done.stdout)
   first, half = found["networks"]
   assert first["forward_flops"] == FIRST.forward_flops
   assert first["training_time_per_image_to_first"] == 1

@@ -17,13 +17,13 @@ def test_the_benchmark_prints_step_times_and_ratios_as_json(tmp_path):
   data_dir = dataset_samples.write_dataset(
       tmp_path, {"train": records, "validation": records[:4]}
   )
-  code, out, stderr = forked.command(
+  done = forked.command(
       "benchmark_trainer", f"--data_dir={data_dir}",
       "--num_layers=2", "--base_filters=2", "--batch_size=2", "--foreground_fraction=0",
       "--rounds=1", "--steps=8", "--every=4",
   )  # fmt: skip
-  assert code == 0, stderr[-2000:]
-  found = json.loads(out)
+  assert done.returncode == 0, done.stderr[-2000:]
+  found = json.loads(done.stdout)
   times = found["ms_per_step"]
   assert found["trainer_to_bare"] == pytest.approx(times["trainer"] / times["bare"], rel=0.02)
   assert set(times) == {"bare", "trainer", "checkpoints"} and min(times.values()) > 0

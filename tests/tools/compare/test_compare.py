@@ -7,9 +7,8 @@ import dataclasses
 import json
 import pathlib
 import re
-import subprocess
-import sys
 
+import forked
 import pytest
 import run_samples
 
@@ -155,17 +154,14 @@ def test_the_page_is_self_contained_and_escapes_names(runs):
 
 
 def test_the_program_prints_tables_or_json_and_writes_a_page(runs, tmp_path):
-  command = [sys.executable, "-m", "flexunet", "compare", *map(str, runs)]
-  done = subprocess.run(
-      [*command, f"--output={tmp_path / 'page.html'}"], capture_output=True, text=True, check=True
-  )
+  done = forked.command("compare", *runs, f"--output={tmp_path / 'page.html'}")
+  assert done.returncode == 0, done.stderr
   assert "training.learning_rate" in done.stdout and "7 0 0" in done.stdout
   assert (tmp_path / "page.html").read_text().startswith("<!DOCTYPE html>")
-  printed = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
-  values = json.loads(printed.stdout)
+  values = json.loads(forked.command("compare", *runs, "--json").stdout)
   assert values["subjects"] == [f"S{place}" for place in range(7)]
   assert values["results"][0]["wins"] == 7
-  wrong = subprocess.run([*command, "--output=x.pdf"], capture_output=True, text=True, check=False)
+  wrong = forked.command("compare", *runs, "--output=x.pdf")
   assert wrong.returncode == 1 and "must end in .html" in wrong.stderr
 
 

@@ -1,8 +1,7 @@
 """Published configs become flagfiles of the trainer, by literals alone."""
 
-import subprocess
-import sys
 
+import forked
 import pytest
 
 from flexunet import config
@@ -215,9 +214,8 @@ def test_a_preset_is_the_published_recipe_of_its_dataset(name, tmp_path):
 def test_the_program_writes_a_flagfile_and_warns_of_what_it_does_not_know(tmp_path):
   source = tmp_path / "train_eval_infer.config"
   source.write_text(TEXT.replace("patience = 10", "patiense = 10"))
-  command = [sys.executable, "-m", "flexunet.tools.convert_config", str(source)]
   target = tmp_path / "recipe.flags"
-  done = subprocess.run([*command, f"--output={target}"], capture_output=True, text=True)
+  done = forked.command("convert_config", source, f"--output={target}")
   assert done.returncode == 0 and "patiense" in done.stderr and "--epochs=100" in target.read_text()
-  strict = subprocess.run([*command, "--strict"], capture_output=True, text=True)
+  strict = forked.command("convert_config", source, "--strict")
   assert strict.returncode == 1 and "patiense" in strict.stderr
