@@ -4,7 +4,6 @@ import pathlib
 import subprocess
 import sys
 
-import dataset_samples
 import pytest
 import skip_rules
 from fuzz_hooks import (  # noqa: F401  pytest finds its hooks here.
@@ -66,6 +65,9 @@ def jax_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def blob_data(tmp_path_factory):
+  # Heavy: TensorFlow. The process that hands out tests to others reads this file and needs none.
+  import dataset_samples
+
   folder = tmp_path_factory.mktemp("data")
 
   def blobs(subjects, seed):

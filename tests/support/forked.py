@@ -66,14 +66,10 @@ def run(
 
 def command(*words: object, cwd: os.PathLike | None = None) -> subprocess.CompletedProcess:
   """Runs `flexunet WORDS`, a program of the package as its users start it."""
-  return subprocess.CompletedProcess(
-      words, *run("command_program", list(map(str, words)), cwd)
-  )
+  return subprocess.CompletedProcess(words, *run("command_program", list(map(str, words)), cwd))
 
 
-def _run(
-    module: str, words: list[str], outputs: list[str], cwd: os.PathLike | None
-) -> None:
+def _run(module: str, words: list[str], outputs: list[str], cwd: os.PathLike | None) -> None:
   for number, path in enumerate(outputs, 1):
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
   if cwd is not None:

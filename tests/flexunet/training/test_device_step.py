@@ -16,6 +16,8 @@ from flexunet.training import device_step, devices, input_pipeline, resuming
 
 # Dropout is redrawn for each network that a test builds.
 AUGMENTED = ("--augmentation=strong", "--dropout_rate=0", "--precision=float32")
+# Enough where losses are compared, and compiled sooner; examples are compared with all of them.
+TURNED = ("--augmentation=none", "--rotation_probability=1", "--gamma_probability=1")
 DEEP = ("--deep_supervision", "--num_layers=3")
 ON_DEVICE = ("--augment_on=device",)
 CACHED = ("--cache=device",)
@@ -70,7 +72,7 @@ def test_a_cache_on_the_device_gives_the_same_slices_without_augmentation(data_d
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("beside", [(), (*DEEP, "--steps_per_execution=2")])
+@pytest.mark.parametrize("beside", [TURNED, (*TURNED, *DEEP, "--steps_per_execution=2")])
 def test_steps_on_the_device_have_the_losses_of_the_host(data_dir, host_losses, beside):
   host = host_losses(*beside)
   assert len(host) == 4 // (2 if "--steps_per_execution=2" in beside else 1)
