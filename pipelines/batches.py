@@ -146,6 +146,7 @@ def _example_of(
   """Returns what makes an example of a batch, as in the module's docstring, of a step's entry."""
   load = _gather_one(cache) if cache is not None else loader
 
+  @tf_data.plain_graph
   def example(entry):
     loaded = load(entry["row"])
     image, label = loaded["image"], loaded["label"]
@@ -243,9 +244,12 @@ def evaluation_batches(
 
   filled = -(-count // batch_size) * batch_size
   part = batch_size // host.count
-  positions = tf.data.Dataset.range(filled // host.count).map(
-      lambda place: place // part * batch_size + host.index * part + place % part
-  )
+
+  @tf_data.plain_graph
+  def position_of(place):
+    return place // part * batch_size + host.index * part + place % part
+
+  positions = tf.data.Dataset.range(filled // host.count).map(position_of)
   return _batched(positions, example, part, threads or tf_data.default_threads())
 
 

@@ -182,7 +182,11 @@ def decode_all(loader: Loader, cache: ExampleCache) -> None:
   """Writes every example of the loader into the arrays of the cache."""
   examples = tf_data.untuned(
       tf.data.Dataset.range(loader.num_rows)
-      .map(loader, num_parallel_calls=tf_data.default_threads(), deterministic=True)
+      .map(
+          tf_data.plain_graph(loader),
+          num_parallel_calls=tf_data.default_threads(),
+          deterministic=True,
+      )
       .batch(_FILL_BATCH)
       .prefetch(2)
   )

@@ -47,6 +47,10 @@ class PatchSampler:
   augmentation: AugmentationConfig | None = None
   separate_channels: bool = False
 
+  def plain(self) -> PatchSampler:
+    """Returns the same without augmentation."""
+    return dataclasses.replace(self, augmentation=None)
+
   def __call__(
       self, images: tf.Tensor, labels: tf.Tensor, entries: Mapping[str, tf.Tensor]
   ) -> tuple[tf.Tensor, tf.Tensor]:

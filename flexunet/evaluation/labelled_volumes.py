@@ -161,7 +161,7 @@ def read_volumes(
   records = tf_data.untuned(
       tf.data.Dataset.from_tensor_slices(rows)
       .map(
-          lambda row: features.deserialize_example(reader.serialized(row)),
+          tf_data.plain_graph(lambda row: features.deserialize_example(reader.serialized(row))),
           num_parallel_calls=tf_data.default_threads(),
           deterministic=True,
       )

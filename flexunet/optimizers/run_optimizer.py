@@ -49,7 +49,12 @@ def make(settings: config.TrainingConfig) -> keras.optimizers.Optimizer:
   if settings.optimizer == "sgd":
     options["nesterov"] = settings.momentum > 0
   kind = kinds[settings.optimizer]
-  parts = (_TailAverage, _ForRuns) if settings.weight_average else (_ForRuns,)
+  parts: list[type] = [_TailAverage if settings.weight_average else _MovingAverage, _ForRuns]
+  if settings.optimizer in ("adam", "adamw") and keras.config.backend() == "tensorflow":
+    # It imports TensorFlow, whose operations it is made of; other backends run without.
+    from flexunet.optimizers.fused_adam import FusedAdam
+
+    parts.append(FusedAdam)
   optimizer = type(kind.__name__, (*parts, kind), {})(**options)
   if options.get("weight_decay") is not None:
     optimizer.exclude_from_weight_decay(var_names=_NOT_DECAYED)
@@ -93,7 +98,23 @@ class _ForRuns:
     return grads_and_vars  # They are sums already.
 
 
-class _TailAverage:
+class _MovingAverage:
+  """Keras' moving average, its momentum computed once and not for each variable."""
+
+  def _share_of_newest(self):
+    """Returns how much of an average the weights after this step are, float32 []."""
+    begun = ops.cast(self.iterations > 0, "float32")  # type: ignore[attr-defined]
+    return 1.0 - begun * self.ema_momentum  # type: ignore[attr-defined]
+
+  def _update_model_variables_moving_average(self, trainable_variables):
+    share = self._share_of_newest()
+    pairs = zip(trainable_variables, self._model_variables_moving_average, strict=True)
+    for variable, average in pairs:
+      old, new = average.value, variable.value  # Of the backend: traced far sooner than Keras'.
+      average.assign(old + ops.cast(share, average.dtype) * (new - old))
+
+
+class _TailAverage(_MovingAverage):
   """Makes Keras' moving average the plain mean of all steps since `averaging` became 1.
 
   As long as it is 0 the average is the weights themselves. Stochastic weight averaging (Izmailov et
@@ -116,10 +137,7 @@ class _TailAverage:
         for name in ("averaging", "averaged_steps")
     )  # fmt: skip
 
-  def _update_model_variables_moving_average(self, trainable_variables):
+  def _share_of_newest(self):
     count = self.averaging * (self.averaged_steps + 1.0)
     self.averaged_steps.assign(count)
-    share = 1.0 / ops.maximum(count, 1.0)
-    pairs = zip(trainable_variables, self._model_variables_moving_average, strict=True)
-    for variable, average in pairs:
-      average.assign(average + ops.cast(share, average.dtype) * (variable - average))
+    return 1.0 / ops.maximum(count, 1.0)

@@ -52,6 +52,11 @@ class DeviceInput:
   ignores: bool = False
   patches: PatchSampler | None = None
 
+  def plain(self) -> DeviceInput:
+    """Returns the same without augmentation."""
+    patches = self.patches and self.patches.plain()
+    return dataclasses.replace(self, augmentation=None, patches=patches)
+
   def __call__(self, batch: dict[str, Any]) -> tuple[Any, Any, Any]:
     """Returns image uint8 [B, h, w, C], label uint8 [B, h, w] and weight float32.
 

@@ -168,9 +168,13 @@ class Streams:
         self._batches(epoch_order, start_step, num_steps, self.augment, self.patches)
     )
 
-  def local(self) -> Streams:
-    """Returns the same streams, whole batches of them computed by this process."""
-    return dataclasses.replace(self, service=None, host=batches.Host())
+  def plain(self) -> Streams:
+    """Returns the same streams not augmented, whole batches of them computed by this process."""
+    patches, on_device = (part and part.plain() for part in (self.patches, self.device_input))
+    return dataclasses.replace(
+        self, augment=None, patches=patches, device_input=on_device, service=None,
+        host=batches.Host(),
+    )  # fmt: skip
 
   def _batches(
       self,
@@ -231,15 +235,14 @@ class Streams:
       return tf_data.untuned(entries.prefetch(2))
     images = self._batches(epoch_order, start_step, num_steps)
     channels = self.train.channels  # Repeated grey is repeated on the device.
-    return tf.data.Dataset.zip((images, entries)).map(
-        lambda batch, entry: {
-            "image": batch["image"][..., :channels],
-            "label": batch["label"],
-            **{name: value for name, value in entry.items() if name != "row"},
-        },
-        num_parallel_calls=1,
-        deterministic=True,
-    )
+
+    @tf_data.plain_graph
+    def together(batch, entry):
+      drawn = {name: value for name, value in entry.items() if name != "row"}
+      return {"image": batch["image"][..., :channels], "label": batch["label"], **drawn}
+
+    pairs = tf.data.Dataset.zip((images, entries))
+    return pairs.map(together, num_parallel_calls=1, deterministic=True)
 
   def validation(self, rows: np.ndarray | None = None) -> tf.data.Dataset:
     """Returns all held-out batches, or those of some rows int64 [N], as `evaluate` takes them.
@@ -382,15 +385,16 @@ def pixel_shares(
 ) -> np.ndarray | None:
   """Returns the share of each class among the pixels a run trains on, float64 [classes].
 
-  By the table of the slices; of patches, whose place decides what they hold, over the first steps.
-  None: unknown, or not asked for.
+  By the table of the slices; of patches, whose place decides what they hold, over the first steps,
+  not augmented: that would be compiled for this alone. None: unknown, or not asked for.
   """
   if run_config.data.patch_hw is None or not run_config.training.class_prior:
     return drawn_pixel_shares(table, epoch_order)
   counts = np.zeros(max(2, run_config.model.num_classes), np.float64)
   steps = max(1, math.ceil(_PATCHES_COUNTED / epoch_order.batch_size))
-  for batch in streams.local().training(epoch_order, 0, steps):
-    _, label, weight = streams.finished(batch)
+  plain = streams.plain()
+  for batch in plain.training(epoch_order, 0, steps):
+    _, label, weight = plain.finished(batch)
     ids, weights = label.numpy(), weight.numpy()
     weights = np.broadcast_to(weights if weights.ndim == 3 else weights[:, None, None], ids.shape)
     counts += np.bincount(ids.ravel(), weights.ravel(), minlength=len(counts))

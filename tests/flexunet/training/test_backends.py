@@ -34,11 +34,15 @@ network.set_weights([
     random.normal(0, 1, w.shape) * (2 / np.prod(w.shape[:-1])) ** 0.5 if w.ndim > 1
     else random.uniform(0.5, 1, w.shape) for w in network.get_weights()
 ])
-probability = keras.ops.convert_to_numpy(network(images, training=False))
+probability = network.predict(images, verbose=0)
 weight = np.array([1.0, 0.5], "float32")
 found = {"probability": float(probability[1, 12, 17, 2]), "mean": float((probability**2).mean())}
-for name in losses.LOSSES:
-  found[name] = float(losses.make(name, 3)(label, probability, weight))
+def costs(*batch):
+  return {name: losses.make(name, 3)(*batch) for name in losses.LOSSES}
+if keras.config.backend() == "jax":  # Otherwise it would compile each operation by itself.
+  import jax
+  costs = jax.jit(costs)
+found |= {name: float(value) for name, value in costs(label, probability, weight).items()}
 confusion = metrics.ConfusionMetrics(3)
 confusion.update_state(label, probability, weight)
 found |= {name: float(value) for name, value in confusion.result().items()}

@@ -34,8 +34,9 @@ def test_the_network_that_is_kept_sees_whole_slices_and_shares_its_weights(data_
   assert deep.kept(image).shape == (1, *deep.kept.input_shape[1:3], 3)
 
 
-def test_half_of_the_patches_hold_foreground_and_shares_count_their_pixels(data_dir):
-  run = flagged.setup(data_dir, *PATCHES)
+@pytest.mark.parametrize("where", ["ram", "device"])
+def test_half_of_the_patches_hold_foreground_and_shares_count_their_pixels(data_dir, where):
+  run = flagged.setup(data_dir, *PATCHES, f"--cache={where}")
   assert (run.order.centered, run.order.drawn) == (4, 4)
   counts = np.zeros(3)
   for _, label in flagged.finished(run, steps=256 // 8):
@@ -43,6 +44,11 @@ def test_half_of_the_patches_hold_foreground_and_shares_count_their_pixels(data_
     counts += np.bincount(label.ravel(), minlength=3)
   shares = input_pipeline.pixel_shares(run.config, run.data.train, run.order, run.streams)
   np.testing.assert_allclose(shares, counts / counts.sum())
+  augmented = flagged.setup(data_dir, *PATCHES, *AUGMENTED, f"--cache={where}")
+  changed = input_pipeline.pixel_shares(
+      augmented.config, augmented.data.train, augmented.order, augmented.streams
+  )
+  np.testing.assert_array_equal(changed, shares)  # Counted before anything is augmented.
 
 
 @pytest.mark.slow

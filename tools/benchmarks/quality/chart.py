@@ -49,7 +49,7 @@ def draw(
   named = [system for system in summary["systems"] if system in lines]
   figure.legend(
       [lines[system] for system in named], named, loc="outside lower center",
-      ncols=min(4, len(named) or 1), frameon=False, fontsize=8,
+      ncols=min(4, 2 * columns, len(named) or 1), frameon=False, fontsize=8,
   )  # fmt: skip
   path.parent.mkdir(parents=True, exist_ok=True)
   png, svg = (path.with_name(path.name + suffix) for suffix in (".png", ".svg"))
