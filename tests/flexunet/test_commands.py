@@ -2,6 +2,7 @@
 
 import configparser
 import importlib
+import json
 import os
 import pathlib
 import re
@@ -16,24 +17,51 @@ from flexunet import __main__ as commands
 from flexunet import run_folder
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# Runs the command with the words given, and fails where TensorFlow or Keras would be loaded.
+# Imports the programs and forks itself for each line of [words, stdout, stderr], which then is the
+# command; it fails where TensorFlow or Keras would be loaded. A start by itself is mostly imports.
 LIGHT = """
-import sys
+import gc, importlib, json, os, signal, sys
 class Forbid:
   def find_spec(self, name, path=None, target=None):
     if name in ("tensorflow", "keras"):
       raise RuntimeError(f"{name} was loaded")
 sys.meta_path.insert(0, Forbid())
 from flexunet import __main__ as commands
-commands.main(["flexunet", *sys.argv[1:]])
+for module, *_ in commands.COMMANDS.values():
+  importlib.import_module(module)
+gc.freeze()
+for line in sys.stdin:
+  words, *outputs = json.loads(line)
+  child = os.fork()
+  if not child:
+    break
+  print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+  sys.exit()
+signal.alarm(120)
+for number, path in enumerate([os.devnull, *outputs]):
+  os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+commands.main(["flexunet", *words])
 """
 
 
-def start(*words: object) -> subprocess.CompletedProcess:
-  return subprocess.run(
-      [sys.executable, "-c", LIGHT, *map(str, words)],
-      capture_output=True, text=True, timeout=120, env={**os.environ, "COLUMNS": "80"},
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+  """Returns what runs `flexunet WORDS` without TensorFlow and returns how it ended."""
+  outputs = [tmp_path_factory.mktemp("outputs") / name for name in ("out", "err")]
+  light = subprocess.Popen(
+      [sys.executable, "-c", LIGHT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+      env={**os.environ, "COLUMNS": "80"},
   )  # fmt: skip
+
+  def run(*words: object) -> subprocess.CompletedProcess:
+    light.stdin.write(json.dumps([[*map(str, words)], *map(str, outputs)]) + "\n")
+    light.stdin.flush()
+    code = int(light.stdout.readline())
+    return subprocess.CompletedProcess(words, code, *(path.read_text() for path in outputs))
+
+  with light:
+    yield run
 
 
 def test_the_overview_has_a_line_of_80_columns_for_every_command(capsys):
@@ -72,7 +100,7 @@ def test_the_command_and_its_four_sisters_are_installed():
 
 
 @pytest.mark.parametrize("command", commands.COMMANDS)
-def test_the_help_of_a_program_names_every_flag_and_loads_no_tensorflow(command):
+def test_the_help_of_a_program_names_every_flag_and_loads_no_tensorflow(command, start):
   done = start(command, "--help")
   assert (done.returncode, done.stderr) == (0, "")
   program = importlib.import_module(commands.COMMANDS[command][0])._PROGRAM
@@ -84,7 +112,7 @@ def test_the_help_of_a_program_names_every_flag_and_loads_no_tensorflow(command)
   assert f"flexunet {command} " in done.stdout
 
 
-def test_the_help_of_training_begins_with_what_is_used_most():
+def test_the_help_of_training_begins_with_what_is_used_most(start):
   text = start("train", "--help").stdout
   first = text.split("Most used:")[1].split("\n\n")[0]
   flags = re.findall(r"^  --(?:\[no\])?(\w+)", first, re.MULTILINE)
@@ -111,6 +139,19 @@ def places(tmp_path_factory):
   (root / "empty").mkdir()
   (root / "file").write_text("")
   return {"data": data, "run": run.path, "empty": root / "empty", "root": root}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """Returns (folder of a built dataset with a test split, folder of a run with a network)."""
+  root = tmp_path_factory.mktemp("trained")
+  image, label = dataset_samples.blob_slice(20, 26, seed=1)
+  records = [{"image": image, "label": label, "subject": "a", "volume": "a", "slice_index": 0}]
+  data = dataset_samples.write_dataset(root, {"train": records, "test": records})
+  run = run_folder.RunFolder.create(root / "run")
+  run.write_config(run_samples.run_config())
+  run.model_keras.write_bytes(b"")
+  return data, run.path
 
 
 TRAIN = ("train", "--data_dir={data}", "--run_dir={root}/new")
@@ -163,7 +204,7 @@ RUN = "--run_dir={run}"
     ],
 )
 def test_what_is_wrong_with_a_path_or_a_flag_is_said_before_tensorflow_is_loaded(
-    words, message, places
+    words, message, places, start
 ):
   done = start(*(word.format(**places) for word in words))
   assert done.returncode == 1 and done.stdout == ""
@@ -190,17 +231,12 @@ def test_what_is_wrong_with_a_path_or_a_flag_is_said_before_tensorflow_is_loaded
     ],
 )
 def test_what_is_wrong_beside_a_trained_run_is_said_before_tensorflow_is_loaded(
-    words, message, places, tmp_path
+    words, message, places, trained, start
 ):
-  image, label = dataset_samples.blob_slice(20, 26, seed=1)
-  records = [{"image": image, "label": label, "subject": "a", "volume": "a", "slice_index": 0}]
-  data = dataset_samples.write_dataset(tmp_path, {"train": records, "test": records})
-  run = run_folder.RunFolder.create(tmp_path / "run")
-  run.write_config(run_samples.run_config())
-  run.model_keras.write_bytes(b"")
+  data, run = trained
   given = [word.format(**places) for word in words]
   given += [f"--data_dir={data}"] if words[0] == "evaluate" else []
-  done = start(*given, f"--run_dir={run.path}")
+  done = start(*given, f"--run_dir={run}")
   assert done.returncode == 1
   (line,) = done.stderr.splitlines()
   assert line.startswith("error: ") and message in line
