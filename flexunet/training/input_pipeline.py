@@ -170,10 +170,9 @@ class Streams:
 
   def plain(self) -> Streams:
     """Returns the same streams not augmented, whole batches of them computed by this process."""
-    patches, on_device = (part and part.plain() for part in (self.patches, self.device_input))
     return dataclasses.replace(
-        self, augment=None, patches=patches, device_input=on_device, service=None,
-        host=batches.Host(),
+        self, augment=None, patches=self.patches and self.patches.plain(), service=None,
+        device_input=self.device_input and self.device_input.plain(), host=batches.Host(),
     )  # fmt: skip
 
   def _batches(
