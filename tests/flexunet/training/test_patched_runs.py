@@ -34,7 +34,7 @@ def test_the_network_that_is_kept_sees_whole_slices_and_shares_its_weights(data_
   assert deep.kept(image).shape == (1, *deep.kept.input_shape[1:3], 3)
 
 
-@pytest.mark.parametrize("where", ["ram", "device"])
+@pytest.mark.parametrize("where", ["ram", pytest.param("device", marks=pytest.mark.slow)])
 def test_half_of_the_patches_hold_foreground_and_shares_count_their_pixels(data_dir, where):
   run = flagged.setup(data_dir, *PATCHES, f"--cache={where}")
   assert (run.order.centered, run.order.drawn) == (4, 4)
