@@ -12,6 +12,7 @@ from flexunet.core.errors import InputError
 from flexunet.tools import inspect_model
 
 
+@pytest.mark.slow
 def test_json_tells_the_published_network():
   done = forked.command("inspect", "--json", "--batch_sizes=2,4")
   assert done.returncode == 0, done.stderr

@@ -17,7 +17,10 @@ from flexunet.pipelines.dataset_source import open_dataset
 NAME = "hippocampus_t1w"
 
 
-@pytest.fixture(scope="module", params=[0.7, 3.0], ids=["finer", "coarser"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(0.7, id="finer", marks=pytest.mark.slow), pytest.param(3.0, id="coarser")],
+)
 def built(request, tmp_path_factory):
   """A builder whose scans of about 1 mm were resampled, and its opened dataset."""
   folder = tmp_path_factory.mktemp("native")

@@ -153,6 +153,7 @@ def test_the_page_is_self_contained_and_escapes_names(runs):
   assert not re.search(r'(?:src|href)="(?!#|data:)', html)
 
 
+@pytest.mark.slow
 def test_the_program_prints_tables_or_json_and_writes_a_page(runs, tmp_path):
   done = forked.command("compare", *runs, f"--output={tmp_path / 'page.html'}")
   assert done.returncode == 0, done.stderr
