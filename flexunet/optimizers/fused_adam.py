@@ -1,4 +1,4 @@
-"""Adam and AdamW by TensorFlow's own kernel: one pass over a variable instead of a dozen.
+"""Adam and AdamW by TensorFlow's own kernel, one operation a variable instead of a dozen.
 
 Keras writes the step as a dozen operations on each variable, all of which are traced before the
 first step; it comes seconds sooner without them. Numbers are those of Keras but for rounding, and

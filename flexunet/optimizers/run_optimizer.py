@@ -110,7 +110,7 @@ class _MovingAverage:
     share = self._share_of_newest()
     pairs = zip(trainable_variables, self._model_variables_moving_average, strict=True)
     for variable, average in pairs:
-      old, new = average.value, variable.value  # Of the backend: traced far sooner than Keras'.
+      old, new = average.value, variable.value  # Of the backend: less to trace than Keras'.
       average.assign(old + ops.cast(share, average.dtype) * (new - old))
 
 

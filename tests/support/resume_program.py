@@ -100,6 +100,7 @@ def fingerprint(run) -> dict[str, str]:
     h5py.File(weights).visititems(
         lambda _, one: kept.append(one[()]) if isinstance(one, h5py.Dataset) else None
     )
+  assert kept
   return {
       **{group: digest(arrays) for group, arrays in checkpoint.arrays.items()},
       "kept": digest(kept),
